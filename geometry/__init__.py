@@ -1,0 +1,46 @@
+"""Poses, cameras, boxes and grids: the one place where frames and units are defined (see README.md here)."""
+
+from .boxes import (
+    bev_iou,
+    bev_nms,
+    box_corners,
+    box_corners_bev,
+    boxes_from_legacy,
+    boxes_to_legacy,
+    points_in_boxes,
+    transform_boxes,
+)
+from .cameras import PinholeCamera
+from .grids import BevGrid, VoxelGrid
+from .poses import (
+    invert_pose,
+    matrix_to_quaternion,
+    pose,
+    quaternion_to_matrix,
+    rotation_z,
+    transform_points,
+    wrap_angle,
+    yaw_of,
+)
+
+__all__ = [
+    "BevGrid",
+    "PinholeCamera",
+    "VoxelGrid",
+    "bev_iou",
+    "bev_nms",
+    "box_corners",
+    "box_corners_bev",
+    "boxes_from_legacy",
+    "boxes_to_legacy",
+    "invert_pose",
+    "matrix_to_quaternion",
+    "points_in_boxes",
+    "pose",
+    "quaternion_to_matrix",
+    "rotation_z",
+    "transform_boxes",
+    "transform_points",
+    "wrap_angle",
+    "yaw_of",
+]
