@@ -1,0 +1,6 @@
+"""drivestack: surround-view camera images to 3D objects, one encoder for every task.
+
+Importing this package is light: no room (`geometry`, `ops`, `backbone`, `bev`, ...) loads until it is asked for.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Image encoders and what belongs to them: InternImage, ResNet, FPN, checkpoints."""

@@ -1,0 +1,1 @@
+"""Every experiment as a short Python config that derives from a base."""

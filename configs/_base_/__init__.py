@@ -1,0 +1,1 @@
+"""What configs derive from: model, schedule, runtime."""

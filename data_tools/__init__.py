@@ -1,0 +1,1 @@
+"""Readers, transforms, clips, sampler and the synthetic world."""

@@ -1,0 +1,1 @@
+"""Centrelines, traffic elements and how they connect, on top of the bird's-eye view."""

@@ -1,0 +1,1 @@
+"""Voxel occupancy on top of the bird's-eye view."""
