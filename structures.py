@@ -26,7 +26,8 @@ class CameraView:
     global_from_camera: NDArray[np.float64]
     """[4, 4], at the camera's own time."""
     lidar_from_camera: NDArray[np.float64]
-    """[4, 4], ego motion between the two sensors' times included: camera -> ego at camera time -> global -> ego at LiDAR time -> LiDAR."""
+    """[4, 4], with the ego motion between the two sensors' times:
+    camera -> ego at camera time -> global -> ego at LiDAR time -> LiDAR."""
     timestamp_us: int
     sample_data_token: str = ""
 

@@ -135,9 +135,7 @@ def bev_iou(boxes_a: Array, boxes_b: Array) -> NDArray[np.float64]:
     return iou
 
 
-def bev_nms(
-    boxes: Array, scores: Array, iou_threshold: float, max_num: int | None = None
-) -> NDArray[np.int64]:
+def bev_nms(boxes: Array, scores: Array, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:
     """Greedy non-maximum suppression on footprints: kept indices, best score first (NumPy).
 
     boxes: [n, >=7]; scores: [n]; a box goes if its IoU with a better kept one exceeds ``iou_threshold``.

@@ -17,7 +17,7 @@ class PinholeCamera:
     """A pinhole camera without distortion.
 
     intrinsics: [3, 3] float64 with last row (0, 0, 1); width_px, height_px: image size.
-    Raises ValueError if the matrix is not a finite pinhole matrix with positive focal lengths or the size is not positive.
+    Raises ValueError if the matrix is not a finite pinhole matrix or the size is not positive.
     """
 
     intrinsics: NDArray[np.float64]
@@ -50,7 +50,7 @@ class PinholeCamera:
         return uvw[..., :2] / safe[..., None], depth_m
 
     def rays(self) -> NDArray[np.float64]:
-        """Unit viewing directions [H, W, 3] in the camera frame through the pixel coordinates (u, v) = (column, row)."""
+        """Unit viewing directions [H, W, 3] in the camera frame through the pixels (u, v) = (column, row)."""
         u, v = np.meshgrid(np.arange(self.width_px), np.arange(self.height_px))
         pixels = np.stack([u, v, np.ones_like(u)], -1).astype(np.float64)  # [H, W, 3]
         directions = pixels @ np.linalg.inv(self.intrinsics).T

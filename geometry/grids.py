@@ -50,9 +50,7 @@ class BevGrid:
     def cells_of(self, points_m: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Cells (ix, iy) [..., 2] that hold the points [..., >=2] in metres, and which points are inside the grid."""
         p = np.asarray(points_m, dtype=np.float64)
-        cells = np.floor((p[..., :2] - [self.x_min, self.y_min]) / [self.cell_x_m, self.cell_y_m]).astype(
-            np.int64
-        )
+        cells = np.floor((p[..., :2] - [self.x_min, self.y_min]) / [self.cell_x_m, self.cell_y_m]).astype(np.int64)
         inside = ((cells >= 0) & (cells < [self.num_x, self.num_y])).all(-1)
         return cells, inside
 

@@ -96,9 +96,7 @@ def pose(rotation: ArrayLike, translation: ArrayLike) -> NDArray[np.float64]:
     if r.shape == (4,):
         r = quaternion_to_matrix(r)
     if r.shape != (3, 3) or t.shape != (3,):
-        raise ValueError(
-            f"pose needs a rotation [3, 3] or [4] and a translation [3], got {r.shape} and {t.shape}"
-        )
+        raise ValueError(f"pose needs a rotation [3, 3] or [4] and a translation [3], got {r.shape} and {t.shape}")
     if not np.allclose(r @ r.T, np.eye(3), atol=1e-3) or np.linalg.det(r) < 0 or not np.all(np.isfinite(t)):
         raise ValueError(f"not a rigid transform: rotation {r.tolist()}, translation {t.tolist()}")
     out = np.eye(4)
