@@ -97,6 +97,20 @@ class Frame:
         return self.annotations.boxes_in(invert_pose(self.global_from_lidar))
 
 
+def past_lidar_from_current(current: Frame, past: Frame) -> NDArray[np.float64]:
+    """[4, 4]: points of the current LIDAR frame in the past (or future) keyframe's LIDAR frame, by ego motion alone.
+
+    As upstream, the current frame's LiDAR mounting stands for both (spec/bevformer.md section 2.3; equal on nuScenes,
+    where the mounting is constant within a scene).
+    """
+    return (
+        invert_pose(current.ego_from_lidar)
+        @ invert_pose(past.global_from_ego)
+        @ current.global_from_ego
+        @ current.ego_from_lidar
+    )
+
+
 @dataclass
 class MonoTargets:
     """Labels of one image for the perspective head (after image augmentation, un-flipped)."""
