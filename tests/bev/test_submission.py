@@ -14,7 +14,8 @@ from drivestack.errors import DataError, SubmissionError
 from drivestack.geometry import boxes_from_legacy, pose
 from drivestack.structures import Detections, Frame
 
-CLASSES = "barrier bicycle bus car construction_vehicle motorcycle pedestrian traffic_cone trailer truck".split()
+CLASSES = ["barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian"]
+CLASSES += ["traffic_cone", "trailer", "truck"]
 
 
 def make_frame(token: str, ego_from_lidar=None, global_from_ego=None) -> Frame:
@@ -228,7 +229,7 @@ def test_too_many_boxes(tmp_path: Path) -> None:
         ("hello", "not JSON"),
         ("", "not JSON"),
         ("[1, 2]", "no JSON object"),
-        ('{"meta": %s, "results": {"a": [], "b": [], "a": []}}' % json.dumps(dict(CAMERA_META)), "'a' appears twice"),
+        (f'{{"meta": {json.dumps(dict(CAMERA_META))}, "results": {{"a": [], "b": [], "a": []}}}}', "'a' appears twice"),
     ],
 )
 def test_files_that_are_not_a_submission(tmp_path: Path, text: str, fragment: str) -> None:
