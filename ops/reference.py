@@ -1,0 +1,124 @@
+"""Pure-PyTorch twins of the operators: the exact mathematics, slowly. They are the fallback and the test oracle.
+
+    DCNv3                          InternImage, arXiv 2211.05778 (the published formula, taps column by column)
+    multi-scale deformable attn.   Deformable DETR, arXiv 2010.04159
+
+Both are written from the bilinear formula in pixel coordinates (pixel centres at integers), not with grid_sample: its
+normalised coordinates round, which spoils float64 and moves gradients across whole pixels. Every step is a
+differentiable PyTorch operation, so double backward, float64, autocast and any device work.
+
+Shapes: N or B batch, H W input size, Ho Wo output size, G groups, K taps, D channels of a group or head, C = G * D,
+S value tokens over all levels, M heads, Q queries, L levels, P points.
+"""
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is float64, else float32: coordinates and sums are never kept in half precision."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def output_size(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(Ho, Wo) of a convolution window slid over an image of (H, W)."""
+    height, width = (
+        (s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size, kernel_size, stride, padding, dilation)
+    )
+    return height, width
+
+
+def tap_grid(kernel_size: Pair, dilation: Pair, remove_center: bool) -> tuple[list[int], list[int]]:
+    """Pixel offsets (x, y) of the K taps from the window's anchor: x in the outer loop, y in the inner."""
+    (kernel_h, kernel_w), (dilation_h, dilation_w) = kernel_size, dilation
+    center_x, center_y = dilation_w * (kernel_w - 1) // 2, dilation_h * (kernel_h - 1) // 2
+    taps = [
+        (i * dilation_w - center_x, j * dilation_h - center_y)
+        for i in range(kernel_w)
+        for j in range(kernel_h)
+        if not (remove_center and (i, j) == (kernel_w // 2, kernel_h // 2))
+    ]
+    return [x for x, _ in taps], [y for _, y in taps]
+
+
+def _bilinear(rows: Tensor, first_row: Tensor, pixel_stride: int, x: Tensor, y: Tensor, height: int, width: int):
+    """Sample [..., D] at (x, y) [...] from images that lie in `rows` [R, D], zero outside.
+
+    Pixel (iy, ix) of the image of a sample is row `first_row + (iy * width + ix) * pixel_stride`.
+    """
+    inside = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN: such a point samples nothing
+    x, y = torch.where(inside, x, -2.0), torch.where(inside, y, -2.0)
+    x0, y0 = x.detach().floor(), y.detach().floor()
+    weight_x, weight_y = (x0 + 1 - x, x - x0), (y0 + 1 - y, y - y0)
+    x0, y0 = x0.long(), y0.long()
+    sample = 0
+    for iy, wy in zip((y0, y0 + 1), weight_y):
+        for ix, wx in zip((x0, x0 + 1), weight_x):
+            valid = (ix >= 0) & (ix < width) & (iy >= 0) & (iy < height)
+            row = first_row + (iy.clamp(0, height - 1) * width + ix.clamp(0, width - 1)) * pixel_stride
+            corner = rows.index_select(0, row.flatten()).view(*row.shape, rows.shape[1])  # [..., D]
+            sample = sample + torch.where(valid, wy * wx, 0.0).unsqueeze(-1) * corner
+    return sample
+
+
+def dcnv3_reference(
+    value: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Tensor:
+    """Twin of `drivestack.ops.dcnv3`, arguments already checked."""
+    n, height, width, channels = value.shape
+    out_h, out_w = output_size((height, width), kernel_size, stride, padding, dilation)
+    grid_x, grid_y = tap_grid(kernel_size, dilation, remove_center)
+    k = len(grid_x)
+    dtype, device = compute_dtype(value, offset, mask), value.device
+
+    offset = offset.to(dtype).reshape(n, out_h, out_w, groups, k, 2)
+    anchor_x = torch.arange(out_w, dtype=dtype, device=device) * stride[1] - padding[1]
+    anchor_y = torch.arange(out_h, dtype=dtype, device=device) * stride[0] - padding[0]
+    anchor_x = anchor_x + dilation[1] * (kernel_size[1] - 1) // 2  # [Wo]
+    anchor_y = anchor_y + dilation[0] * (kernel_size[0] - 1) // 2  # [Ho]
+    step_x = offset_scale * (torch.tensor(grid_x, dtype=dtype, device=device) + offset[..., 0])
+    step_y = offset_scale * (torch.tensor(grid_y, dtype=dtype, device=device) + offset[..., 1])
+    x = anchor_x.view(1, 1, out_w, 1, 1) + step_x  # [N, Ho, Wo, G, K]
+    y = anchor_y.view(1, out_h, 1, 1, 1) + step_y
+
+    image = torch.arange(n, device=device).view(n, 1, 1, 1, 1) * (height * width * groups)
+    first_row = image + torch.arange(groups, device=device).view(1, 1, 1, groups, 1)
+    rows = value.to(dtype).reshape(-1, channels // groups)  # row (n, y, x, g)
+    sample = _bilinear(rows, first_row, groups, x, y, height, width)  # [N, Ho, Wo, G, K, D]
+    mask = mask.to(dtype).reshape(n, out_h, out_w, groups, k, 1)
+    return (sample * mask).sum(4).reshape(n, out_h, out_w, channels).to(value.dtype)
+
+
+def ms_deform_attn_reference(
+    value: Tensor, spatial_shapes: list[Pair], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Twin of `drivestack.ops.ms_deform_attn`, arguments already checked."""
+    b, s, m, d = value.shape
+    q, n_points = sampling_locations.shape[1], sampling_locations.shape[4]
+    dtype, device = compute_dtype(value, sampling_locations, attention_weights), value.device
+    rows = value.to(dtype).reshape(-1, d)  # row (b, s, m)
+    locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+
+    batch = torch.arange(b, device=device).view(b, 1, 1, 1) * (s * m)
+    head = batch + torch.arange(m, device=device).view(1, 1, m, 1)
+    out = value.new_zeros((b, q, m, d), dtype=dtype)
+    start = 0
+    for level, (height, width) in enumerate(spatial_shapes):
+        x = locations[:, :, :, level, :, 0] * width - 0.5  # [B, Q, M, P]
+        y = locations[:, :, :, level, :, 1] * height - 0.5
+        first_row = (head + start * m).expand(b, q, m, n_points)
+        sample = _bilinear(rows, first_row, m, x, y, height, width)  # [B, Q, M, P, D]
+        out = out + (sample * weights[:, :, :, level].unsqueeze(-1)).sum(3)
+        start += height * width
+    return out.reshape(b, q, m * d).to(value.dtype)
