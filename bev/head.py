@@ -21,6 +21,7 @@ from ..geometry import BevGrid
 from ..structures import Detections
 from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
 from .decoder import inverse_sigmoid
+from .history import evaluation_mode
 from .losses import mean_over_ranks, sigmoid_focal_loss
 from .matching import UNMATCHED, HungarianMatcher
 
@@ -153,16 +154,18 @@ class BEVFormerHead(nn.Module):
 
         feats: T frames of levels [B, N, C, h, w]; image_from_lidar [B, T, N, 4, 4]; image_size_px [B, T, N, 2]
         (height, width); padded_size (H, W); frame_valid [B, T] bool; current: index of the current frame along T;
-        bda [B, 3, 3] or None. Past and future frames carry no gradient (released training recipe).
+        bda [B, 3, 3] or None. Past and future frames carry no gradient and are encoded
+        as in evaluation (released training recipe).
         """
         bev_query, bev_pos = self.bev_embedding.weight, self.positional_encoding()  # [num_y * num_x, C]
         bevs = []
         for t, levels in enumerate(feats):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and t == current):
-                bev = self.transformer.encode(
-                    list(levels), image_from_lidar[:, t], image_size_px[:, t], padded_size, bev_query, bev_pos, bda
-                )
-            bevs.append(bev)
+            arguments = list(levels), image_from_lidar[:, t], image_size_px[:, t], padded_size, bev_query, bev_pos, bda
+            if t == current:
+                bevs.append(self.transformer.encode(*arguments))
+            else:
+                with torch.no_grad(), evaluation_mode(self.transformer):
+                    bevs.append(self.transformer.encode(*arguments))
         bev = self.transformer.fuse(bevs, frame_valid)  # [B, num_y * num_x, C]
         return bev.transpose(1, 2).unflatten(2, (self.grid.num_y, self.grid.num_x))
 
