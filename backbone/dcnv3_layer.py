@@ -1,0 +1,131 @@
+"""The DCNv3 layer: projections, offset and mask branches around the operator `ops.dcnv3`.
+
+InternImage, arXiv 2211.05778, section 3.1. Released code MIT; written anew with the released parameter names.
+
+Shape legend: N images, H height, W width, C channels, G groups, K taps of the kernel (without a removed centre).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import dcnv3
+from .layers import build_activation, build_norm
+
+
+class DCNv3(nn.Module):
+    """Deformable convolution v3 as a layer, [N, H, W, C] -> [N, H, W, C].
+
+    Offsets and masks are predicted per input pixel from a depthwise convolution of the input, so the output has
+    the size of the input: the stride is 1 and the padding is the kernel's half width.
+
+    Args:
+        channels: C, a multiple of `group`.
+        kernel_size: side of the deformable kernel.
+        dw_kernel_size: side of the depthwise kernel in front of the offset and mask branches (odd);
+            None takes `kernel_size`.
+        stride, pad, dilation: as for a convolution; anything that would change H and W is refused, `pad=None`
+            takes the fitting value.
+        group: G; the channels of a group share sampling locations and masks.
+        offset_scale: multiplies offsets and the regular grid alike.
+        act_layer, norm_layer: of the depthwise branch, see `layers`.
+        center_feature_scale: blend each output with its own input value by a learned gate per group (H, G).
+        remove_center: leave the central tap out (odd kernels only).
+
+    Raises:
+        ValueError: for arguments that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        pad: int | None = None,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ):
+        super().__init__()
+        if group < 1 or channels % group:
+            raise ValueError(f"channels={channels} is not a multiple of group={group}")
+        if remove_center and kernel_size % 2 == 0:
+            raise ValueError(f"remove_center needs an odd kernel_size, got {kernel_size}")
+        reach = dilation * (kernel_size - 1)
+        pad = reach // 2 if pad is None else pad
+        if stride != 1 or 2 * pad != reach:
+            raise ValueError(
+                f"kernel_size={kernel_size}, stride={stride}, pad={pad}, dilation={dilation} change the size of "
+                "the map, but offsets and masks come from every input pixel: use stride=1 and "
+                "pad=dilation*(kernel_size-1)/2"
+            )
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        if dw_kernel_size % 2 == 0:
+            raise ValueError(f"dw_kernel_size must be odd to keep the size of the map, got {dw_kernel_size}")
+
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.pad = pad
+        self.dilation = dilation
+        self.group = group
+        self.offset_scale = offset_scale
+        self.remove_center = remove_center
+        self.num_taps = kernel_size * kernel_size - int(remove_center)
+
+        # Bare parameters, and first: so they stand in the released checkpoints.
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.center_feature_scale = center_feature_scale
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels),
+            build_norm(channels, norm_layer, source="NCHW", target="NHWC"),
+            build_activation(act_layer),
+        )
+        self.offset = nn.Linear(channels, group * self.num_taps * 2)
+        self.mask = nn.Linear(channels, group * self.num_taps)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero offsets and equal masks: the fresh layer averages a box between two xavier projections."""
+        for branch in (self.offset, self.mask):
+            nn.init.zeros_(branch.weight)
+            nn.init.zeros_(branch.bias)
+        for projection in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, h, w, _ = x.shape
+        value = self.input_proj(x)  # [N, H, W, C]
+        guide = self.dw_conv(x.permute(0, 3, 1, 2))  # [N, H, W, C]
+        offset = self.offset(guide)  # [N, H, W, G*K*2]
+        mask = self.mask(guide).view(n, h, w, self.group, self.num_taps).softmax(-1)
+        y = dcnv3(
+            value,
+            offset.to(value.dtype),
+            mask.flatten(3).to(value.dtype),  # [N, H, W, G*K]
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.pad,
+            dilation=self.dilation,
+            groups=self.group,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+        )
+        if self.center_feature_scale:
+            gate = F.linear(guide, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
+            gate = gate.sigmoid().unsqueeze(-1)  # [N, H, W, G, 1]
+            grouped = (n, h, w, self.group, -1)
+            y = torch.lerp(y.view(grouped), value.view(grouped), gate.to(y.dtype)).flatten(3)
+        return self.output_proj(y)

@@ -1,0 +1,104 @@
+"""Small parts of InternImage: norms between memory layouts, activation, MLP, stem, downsampling.
+
+InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions, arXiv 2211.05778.
+Released code MIT; this file is written anew and keeps only the parameter names of the released checkpoints.
+
+The trunk is channels-last (NHWC). A convolution sees the same memory through a permuted view, which PyTorch
+recognises as its `channels_last` format: no copy is made in either direction.
+
+Shape legend: N images, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+ACTIVATIONS = {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}
+NORMS = ("LN", "BN")
+
+
+class ToChannelsLast(nn.Module):
+    """[N, C, H, W] -> [N, H, W, C], a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class ToChannelsFirst(nn.Module):
+    """[N, H, W, C] -> [N, C, H, W], a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+def build_activation(name: str) -> nn.Module:
+    """Build one of the activations of the released models; raises ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"act_layer={name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", target: str = "NHWC"):
+    """Build a norm that reads layout `source` and returns layout `target` ("NHWC" or "NCHW").
+
+    The permutations are entries of the returned `nn.Sequential`, so that the norm's index, and with it the
+    key in a checkpoint, is the published one: 0 where the source layout fits the norm already, else 1.
+    """
+    if norm_layer not in NORMS:
+        raise ValueError(f"norm_layer={norm_layer!r}: choose one of {', '.join(NORMS)}")
+    if norm_layer == "LN":
+        native, norm = "NHWC", nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+    else:
+        native, norm = "NCHW", nn.BatchNorm2d(channels)
+    to_layout = {"NHWC": ToChannelsLast, "NCHW": ToChannelsFirst}
+    parts: list[nn.Module] = [norm]
+    if source != native:
+        parts.insert(0, to_layout[native]())
+    if target != native:
+        parts.append(to_layout[target]())
+    return nn.Sequential(*parts)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between, over the last axis ([..., C] -> [..., C])."""
+
+    def __init__(self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.act = build_activation(act_layer)
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1(x)))  # [..., 4C]
+        return self.drop(self.fc2(x))  # [..., C]
+
+
+class Stem(nn.Module):
+    """Image [N, 3, H, W] -> tokens [N, H/4, W/4, C] by two 3x3 convolutions of stride 2."""
+
+    def __init__(self, out_channels: int, in_channels: int = 3, act_layer: str = "GELU", norm_layer: str = "LN"):
+        super().__init__()
+        half = out_channels // 2
+        self.conv1 = nn.Conv2d(in_channels, half, 3, stride=2, padding=1)
+        self.norm1 = build_norm(half, norm_layer, source="NCHW", target="NCHW")
+        self.act = build_activation(act_layer)
+        self.conv2 = nn.Conv2d(half, out_channels, 3, stride=2, padding=1)
+        self.norm2 = build_norm(out_channels, norm_layer, source="NCHW", target="NHWC")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.act(self.norm1(self.conv1(images)))  # [N, C/2, H/2, W/2]
+        return self.norm2(self.conv2(x))  # [N, H/4, W/4, C]
+
+
+class Downsample(nn.Module):
+    """[N, H, W, C] -> [N, H/2, W/2, 2C] by a 3x3 convolution of stride 2 without bias."""
+
+    def __init__(self, channels: int, norm_layer: str = "LN"):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = build_norm(2 * channels, norm_layer, source="NCHW", target="NHWC")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)))
