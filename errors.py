@@ -23,3 +23,7 @@ class CheckpointError(DrivestackError):
 
 class SubmissionError(DrivestackError):
     """A submission file breaks the rules of its benchmark."""
+
+
+class TrainingError(DrivestackError):
+    """Training met a number that is not finite."""

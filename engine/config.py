@@ -1,0 +1,88 @@
+"""Config files: pure Python, found by name or path, changed by ``a.b=value`` overrides."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError, DrivestackError
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configs."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:
+    """A config by file path, or by the name of a shipped one, with overrides applied. Raises ConfigError.
+
+    ``overrides`` maps dotted keys to values, or lists ``key=value`` with Python literals (other text is a string):
+    ``["train_cfg.max_iters=100", "optim_wrapper.optimizer.lr=1e-4"]``.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".py":
+        path = CONFIG_FOLDER / f"{name_or_path}.py"
+    if not path.is_file():
+        raise ConfigError(f"{name_or_path}: no such config. Name a .py file or one of: {', '.join(config_names())}.")
+    try:
+        config = Config.fromfile(path, lazy_import=True)
+    except DrivestackError:
+        raise
+    except Exception as error:  # a config is code: whatever it raises, the reader needs the file's name
+        raise ConfigError(f"{path}: cannot be read as a config: {type(error).__name__}: {error}") from error
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [parse_override(text) for text in overrides]
+    for key, value in pairs:
+        override(config, key, value)
+    config.config_name = path.stem
+    return config
+
+
+def override(config: Config, key: str, value: Any) -> None:
+    """Set the dotted ``key``. Raises ConfigError where a part of it on the way does not exist."""
+    *parents, last = key.split(".")
+    node: Any = config
+    for parent in parents:
+        try:
+            node = node[int(parent)] if isinstance(node, (list, tuple)) else node[parent]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise ConfigError(f"override {key}: the config has no '{parent}' there.") from None
+    try:
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (TypeError, ValueError, IndexError):
+        raise ConfigError(f"override {key}: '{last}' cannot be set there.") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"a.b=3"`` to ``("a.b", 3)``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r}: write it as key=value, for example train_cfg.max_iters=100.")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def build_model(config: Config) -> nn.Module:
+    """The model a config describes, with fresh weights."""
+    model = MODELS.build(config.model)
+    if hasattr(model, "init_weights"):
+        model.init_weights()
+    return model
+
+
+def build_dataset(dataset_config: Mapping[str, Any]) -> Dataset:
+    """The dataset that a part of a config describes, such as ``config.test_dataset``."""
+    return DATASETS.build(dataset_config)

@@ -1,0 +1,79 @@
+"""Prediction over a dataset, scene by scene in time order, so that a model with history sees what a car would see."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from ..data_tools.clip_dataset import collate_clips
+from ..data_tools.sampler import SceneOrderSampler
+from ..structures import Detections
+
+logger = logging.getLogger("drivestack")
+
+
+@dataclass
+class Predictions:
+    """What a model found, and how long it took."""
+
+    detections: dict[str, Detections] = field(default_factory=dict)
+    """One entry per keyframe, by sample token."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """``samples``, ``seconds`` in all, ``model_seconds_per_sample`` and ``data_seconds_per_sample``."""
+
+
+def predict(
+    model: BaseModel,
+    dataset: Dataset,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Predictions:
+    """Run ``model.predict`` on every clip of ``dataset``; the model is put into eval mode on ``device``.
+
+    With batch_size 1 each batch is given the history that the one before returned, so a dataset of current frames
+    only is enough for a model over time (bev/model.py). With larger batches, whole clips are needed.
+    device: default where the model already is. A bar on a terminal, a line every tenth elsewhere.
+    """
+    device = next(model.parameters()).device if device is None else torch.device(device)
+    model.eval().to(device)
+    sampler = SceneOrderSampler(dataset, rank=0, world_size=1)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_clips)
+    found = Predictions()
+    history: Any = None
+    model_s = 0.0
+    start = time.monotonic()
+    on_terminal = progress and sys.stderr.isatty()
+    batches = track(loader, "predict", total=len(loader), transient=True) if on_terminal else loader
+    for number, batch in enumerate(batches, 1):
+        batch = batch.to(device)
+        began = time.monotonic()
+        detections, history = model.predict(batch, history if batch_size == 1 else None)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        model_s += time.monotonic() - began
+        found.detections |= {detection.token: detection for detection in detections}
+        if progress and not on_terminal and (number * 10 // len(loader)) > ((number - 1) * 10 // len(loader)):
+            logger.info("predict %d/%d  %.2f s per sample", number, len(loader), model_s / len(found.detections))
+    found.timing = _timing(len(found.detections), time.monotonic() - start, model_s)
+    return found
+
+
+def _timing(samples: int, seconds: float, model_s: float) -> Mapping[str, float]:
+    return {
+        "samples": samples,
+        "seconds": round(seconds, 3),
+        "model_seconds_per_sample": round(model_s / max(samples, 1), 4),
+        "data_seconds_per_sample": round((seconds - model_s) / max(samples, 1), 4),
+    }

@@ -1,0 +1,70 @@
+"""One optimiser wrapper for fp32, bf16 and fp16, on CPU and GPU, that never steps on a gradient that is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor, nn
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@OPTIM_WRAPPERS.register_module()
+class PrecisionOptimWrapper(OptimWrapper):
+    """Mixed precision by name. (MMEngine's AmpOptimWrapper refuses to run without a GPU.)
+
+    ``precision`` is "fp32", "bf16" or "fp16"; only fp16 scales its loss, and a step that overflows is then skipped
+    and the scale halved. In fp32 and bf16 such a step raises FloatingPointError before the optimiser moves.
+    ``clip_grad`` as in OptimWrapper; without it the norm is still measured and checked.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        precision: str = "fp32",
+        clip_grad: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(optimizer, clip_grad=clip_grad or {"max_norm": math.inf}, **kwargs)
+        self.autocast_dtype = AUTOCAST_DTYPES[precision]
+        self.device_type = optimizer.param_groups[0]["params"][0].device.type
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
+        self.gradient_norm = math.nan
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        enabled = self.autocast_dtype is not None
+        with (
+            super().optim_context(model),
+            torch.autocast(self.device_type, self.autocast_dtype, enabled=enabled),
+        ):
+            yield
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs: Any) -> None:
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient_norm = float(self.clip_func(parameters, **self.clip_grad_kwargs))
+        if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
+            raise FloatingPointError(f"gradient norm is {self.gradient_norm} although the loss is finite")
+        self.scaler.step(self.optimizer, **kwargs)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "loss_scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        scaler_state = state.pop("loss_scaler")
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler_state)
+        super().load_state_dict(state)

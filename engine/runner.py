@@ -1,0 +1,114 @@
+"""MMEngine's Runner with checkpoints that are safe to read, atomic to write, and refuse another model's weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..errors import CheckpointError
+from ..files import atomic_path
+from . import checkpoints
+
+
+class TrainRunner(Runner):
+    """Differs from Runner in how it wraps the model for DDP (gloo on CPU too) and in its checkpoint files."""
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        device = local_device()
+        model = model.to(device)
+        if not self.distributed:
+            return model
+        if self.cfg.get("sync_bn") and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return MMDistributedDataParallel(
+            module=model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+        )
+
+    def build_logger(self, log_level: int | str = "WARNING", **kwargs: Any) -> MMLogger:
+        """MMEngine's warnings on standard error; progress goes to log.jsonl (hooks.TellProgress), not to its files."""
+        Path(self.log_dir).rmdir()
+        return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level=log_level)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """`drivestack doctor` tells the environment; MMEngine's own report starts compilers to ask their versions."""
+
+    def dump_config(self) -> None:
+        """The whole config, overrides included, as ``work_dir/config.json``."""
+        if self.rank == 0:
+            text = json.dumps(self.cfg.to_dict(), indent=1, default=lambda value: getattr(value, "__name__", str(value)))
+            with atomic_path(Path(self.work_dir) / "config.json") as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its DDP wrapper."""
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+    def save_training_state(self, path: Path, iteration: int) -> None:
+        """Write all that resuming after ``iteration`` iterations needs. Call on rank 0 only."""
+        checkpoint = {
+            "meta": {
+                "iter": iteration,
+                "seed": self.seed,
+                "world_size": self.world_size,
+                "config": self.cfg.get("config_name", ""),
+                "torch": torch.__version__.split("+")[0],
+            },
+            "state_dict": dict(self.bare_model.state_dict()),
+            "optimizer": self.optim_wrapper.state_dict(),
+            "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers or []],
+        }
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)  # EMA moves its weights into state_dict
+        checkpoints.save_checkpoint(checkpoint, path)
+
+    def load_or_resume(self) -> None:
+        """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
+        if self._has_loaded or self._load_from is None:
+            return
+        if self._resume:
+            self._resume_from(Path(self._load_from))
+        else:
+            checkpoint = {"state_dict": checkpoints.read_weights(self._load_from)}
+            checkpoints.load_state(self.bare_model, checkpoint["state_dict"], str(self._load_from))
+            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        self._has_loaded = True
+
+    def _resume_from(self, path: Path) -> None:
+        checkpoint = checkpoints.read_checkpoint(path)
+        meta = checkpoint.get("meta", {})
+        if "optimizer" not in checkpoint or "iter" not in meta:
+            raise CheckpointError(f"{path}: holds weights but no training state. Use it with load_from, not resume.")
+        for key, mine in (("seed", self.seed), ("world_size", self.world_size)):
+            if meta[key] != mine:
+                raise CheckpointError(
+                    f"{path}: trained with {key} {meta[key]}, this run has {key} {mine}. "
+                    "Resume with the same, or start a new work_dir with load_from."
+                )
+        names = [name for name in ("state_dict", "ema_state_dict") if name in checkpoint]
+        for name in names:  # check both before the EMA hook swaps and loads them
+            weights = {key.removeprefix("module."): value for key, value in checkpoint[name].items() if key != "steps"}
+            checkpoints.load_state(self.bare_model, weights, f"{path} ({name})")
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        checkpoints.load_state(self.bare_model, checkpoint["state_dict"], str(path))
+        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        for scheduler, state in zip(self.param_schedulers or [], checkpoint["param_schedulers"]):
+            scheduler.load_state_dict(state)
+        self.train_loop.iter = meta["iter"]
+
+
+def local_device() -> torch.device:
+    """The GPU of this process (torchrun's LOCAL_RANK), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,105 @@
+"""Training: config in, checkpoints out, on one process or on many under torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook, ParamSchedulerHook
+from mmengine.visualization import Visualizer
+
+from ..errors import CheckpointError
+from . import checkpoints
+from .config import load_config
+from .hooks import KeepCheckpoints, TellProgress
+from .loop import ResumableTrainLoop
+from .runner import TrainRunner, local_device
+
+logger = logging.getLogger("drivestack")
+
+
+def train(
+    config: str | Path | Config,
+    work_dir: str | Path,
+    *,
+    resume: bool | str | Path = False,
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    load_from: str | Path | None = None,
+    max_minutes: float | None = None,
+) -> Path:
+    """Train and return the path of the last checkpoint, ``work_dir/iter_N.pth``.
+
+    config: file, shipped name or Config; keys as in configs/_base_/runtime.py.
+    resume: True or "auto" goes on from work_dir's last checkpoint, or starts where there is none; or a checkpoint.
+    seed: overrides the config's. On the CPU, one seed is one result, whether or not the run was interrupted.
+    load_from: start from these weights (.pth or .safetensors), iteration 0.
+    max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
+    Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
+
+    Raises ConfigError, CheckpointError, TrainingError (a loss or gradient that is not finite).
+    """
+    if not isinstance(config, Config):
+        config = load_config(config, overrides)
+    work_dir = Path(work_dir).resolve()
+    start = find_start(work_dir, resume) or load_from
+    checkpoints.close_unsafe_loaders()
+    seed = config.get("seed", 0) if seed is None else seed
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    hooks: list[Any] = [
+        dict(type=KeepCheckpoints, **config.get("checkpoint", {})),
+        dict(type=TellProgress, interval=config.get("log_interval", 50)),
+    ]
+    if config.get("ema"):
+        hooks.append(dict(type=EMAHook, **config.ema))
+    runner = TrainRunner(
+        model=config.model,
+        work_dir=str(work_dir),
+        train_dataloader=config.train_dataloader,
+        train_cfg=dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=config.train_cfg.max_iters),
+        optim_wrapper=config.optim_wrapper,
+        param_scheduler=config.get("param_scheduler"),
+        default_hooks=dict(
+            runtime_info=None,
+            timer=None,
+            sampler_seed=None,
+            logger=None,
+            param_scheduler=dict(type=ParamSchedulerHook),
+            checkpoint=None,
+        ),
+        custom_hooks=hooks,
+        load_from=None if start is None else str(start),
+        resume=bool(resume) and start is not None,
+        launcher="pytorch" if "WORLD_SIZE" in os.environ else "none",
+        env_cfg=dict(dist_cfg=dict(backend="nccl" if device.type == "cuda" else "gloo")),
+        randomness=dict(seed=seed),
+        visualizer=dict(type=Visualizer),
+        log_level="WARNING",
+        cfg=config,
+    )
+    if start is not None:
+        logger.info("%s %s", "resuming" if resume else "starting from", start)
+    runner.train()
+    if runner.distributed:
+        torch.distributed.barrier()  # rank 0 may still be writing
+        torch.distributed.destroy_process_group()
+    return work_dir / f"iter_{runner.iter}.pth"
+
+
+def find_start(work_dir: Path, resume: bool | str | Path) -> Path | None:
+    """The checkpoint to resume from, None to start afresh."""
+    if not resume:
+        return None
+    if resume is True or resume == "auto":
+        return checkpoints.latest_checkpoint(work_dir)
+    path = Path(resume)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint to resume from.")
+    return path
