@@ -1,0 +1,287 @@
+"""Clips of frames, augmented and ready for a model: the dataset behind training, evaluation and prediction.
+
+Shapes: T frames of a clip, N cameras, n boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from mmengine.registry import DATASETS
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError, DataError
+from ..structures import CameraView, Frame, past_lidar_from_current
+from .checks import check_frames
+from .collate import ClipSample
+from .ground_truth import ground_truth
+from .images import load_image
+from .info_pickle import read_info_pickle
+from .mono_targets import mono_targets
+from .nuscenes_reader import read_nuscenes
+from .transforms import (
+    BdaDraw,
+    BdaSettings,
+    ImageDraw,
+    ImagePlacement,
+    ImageSettings,
+    PhotometricDraw,
+    PhotometricSettings,
+    augment_image,
+    resize_image,
+)
+
+logger = logging.getLogger("drivestack")
+
+Settings = TypeVar("Settings")
+
+
+def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
+    """Settings given as an object, or as keyword arguments by a config."""
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "type"}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{getattr(cls, '__name__', cls)}: {error}") from None
+
+
+@DATASETS.register_module()
+class ClipDataset(Dataset):
+    """Clips around every keyframe of one or several data sets.
+
+    Sources (one of):
+        frames: Frames at hand.
+        dataroots, version, split: nuScenes roots (or sets in its schema), read with nuscenes-devkit.
+        info_pickles: published info files; ``dataroots`` gives one folder of images for each (or one for all).
+
+    What a clip is:
+        classes: names of the labels 0, 1, ...
+        frame_offsets: keyframes of a clip relative to the current one, e.g. (-1, 0); 0 must be among them. A
+            neighbour is found by time within the scene; frames before its start or after its end are marked missing.
+        camera_names: cameras and their order; default: those of the first frame.
+        image, photometric, bda: settings of the augmentations (objects of transforms.py, or dicts of their fields);
+            photometric and bda None: off. All draws happen in training only.
+        pc_range, use_valid_flag: which objects are ground truth, see ground_truth.py.
+        mono: also give per-image targets for the perspective head.
+
+    How it is used:
+        training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
+        seed: ``dataset[index, draw]`` is a pure function of (seed, draw, index); ``dataset[index]`` has draw 0.
+        cache_images: keep cropped and resized images in memory (``image.resample`` 'area' only): 3 bytes per pixel
+            of network input. With loader workers call ``preload`` first, or every worker keeps its own.
+
+    Raises ConfigError for settings that contradict one another, DataError for data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        frames: Sequence[Frame] | None = None,
+        dataroots: str | Sequence[str] | None = None,
+        version: str = "v1.0-trainval",
+        split: str = "train",
+        info_pickles: str | Sequence[str] | None = None,
+        frame_offsets: Sequence[int] = (0,),
+        camera_names: Sequence[str] | None = None,
+        image: ImageSettings | Mapping[str, Any] = ImageSettings(),  # noqa: B008 (frozen)
+        photometric: PhotometricSettings | Mapping[str, Any] | None = None,
+        bda: BdaSettings | Mapping[str, Any] | None = None,
+        pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        use_valid_flag: bool = True,
+        mono: bool = False,
+        training: bool = False,
+        seed: int = 0,
+        cache_images: bool = False,
+    ) -> None:
+        self.dataroots = [dataroots] if isinstance(dataroots, (str, Path)) else list(dataroots or ())
+        self.version, self.split = version, split
+        if frames is not None:
+            check_frames(frames)
+            self.frames = list(frames)
+        elif info_pickles is not None:
+            self.frames = self._read_info_pickles(info_pickles)
+        else:
+            self.frames = [frame for root in self.dataroots for frame in read_nuscenes(root, version, split)]
+        if not self.frames:
+            raise ConfigError("ClipDataset has no frames: give frames, dataroots or info_pickles")
+        self.classes = tuple(classes)
+        self.frame_offsets = tuple(sorted(set(frame_offsets)))
+        if 0 not in self.frame_offsets:
+            raise ConfigError(f"frame_offsets must contain 0 (the current frame), got {tuple(frame_offsets)}")
+        self.image = _settings(ImageSettings, image)
+        self.photometric = _settings(PhotometricSettings, photometric)
+        self.bda = _settings(BdaSettings, bda)
+        self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
+        self.mono, self.training, self.seed = mono, training, seed
+        if cache_images and self.image.resample != "area":
+            raise ConfigError(f"cache_images needs image.resample 'area', got {self.image.resample!r}")
+        self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
+
+        self.camera_names = tuple(camera_names or (view.name for view in self.frames[0].cameras))
+        self._index: dict[str, int] = {}
+        for i, frame in enumerate(self.frames):
+            if self._index.setdefault(frame.token, i) != i:
+                raise DataError(f"sample {frame.token} occurs twice: two data roots hold the same scenes; give one")
+            self._views(frame)
+
+    def _read_info_pickles(self, paths: str | Sequence[str]) -> list[Frame]:
+        files = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        roots = self.dataroots * len(files) if len(self.dataroots) == 1 else self.dataroots
+        if len(roots) != len(files):
+            raise ConfigError(f"{len(files)} info_pickles need one data root each, or one for all; got {len(roots)}")
+        return [frame for file, root in zip(files, roots) for frame in read_info_pickle(file, root)]
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """What the engine hands to evaluators."""
+        return {"classes": self.classes, "dataroots": self.dataroots, "version": self.version, "split": self.split}
+
+    @property
+    def scene_tokens(self) -> list[str]:
+        """Scene of each clip, for the samplers."""
+        return [frame.scene_token for frame in self.frames]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> ClipSample:
+        """The clip at an index, or at (index, draw) as the samplers yield it."""
+        index, draw = item if isinstance(item, tuple) else (item, 0)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        index %= len(self)
+        rng = np.random.default_rng([self.seed, draw, index])
+        if not self.training:
+            return self._clip(self.frames[index], self.image.test_draw, None, None)
+        image_draw = self.image.draw(rng)
+        bda_draw = self.bda.draw(rng) if self.bda is not None else None
+        frame = self._labelled(index, image_draw, bda_draw, rng)
+        return self._clip(frame, image_draw, bda_draw, rng if self.photometric is not None else None)
+
+    def neighbours(self, frame: Frame) -> list[Frame | None]:
+        """The T frames of a clip, None where the scene has none."""
+        return [self._neighbour(frame, offset) for offset in self.frame_offsets]
+
+    def preload(self) -> None:
+        """Fills the image cache."""
+        if self._cache is None:
+            raise ConfigError("preload needs cache_images=True")
+        for i, frame in enumerate(self.frames):
+            for view in self._views(frame):
+                self._source(view, frame)
+            if (i + 1) % 500 == 0 or i + 1 == len(self.frames):
+                logger.info("image cache: %d of %d frames", i + 1, len(self.frames))
+
+    def _neighbour(self, frame: Frame, offset: int) -> Frame | None:
+        for _ in range(abs(offset)):
+            token = frame.prev_token if offset < 0 else frame.next_token
+            at = self._index.get(token)
+            if at is None or self.frames[at].scene_token != frame.scene_token:
+                return None
+            frame = self.frames[at]
+        return frame
+
+    def _views(self, frame: Frame) -> list[CameraView]:
+        by_name = {view.name: view for view in frame.cameras}
+        missing = [name for name in self.camera_names if name not in by_name]
+        if missing:
+            raise DataError(
+                f"sample {frame.token} (scene {frame.scene_name}): no image of camera {', '.join(missing)}; "
+                f"it has {', '.join(by_name)}: correct camera_names, or the data"
+            )
+        return [by_name[name] for name in self.camera_names]
+
+    def _placement(self, view: CameraView, draw: ImageDraw) -> ImagePlacement:
+        return ImagePlacement.of(view.camera, self.image.crop, draw.height_px)
+
+    def _labelled(self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw | None, rng: np.random.Generator) -> Frame:
+        """The frame at the index, or the first of a random order that has something to learn from."""
+        if self._has_targets(self.frames[index], image_draw, bda_draw):
+            return self.frames[index]
+        for other in rng.permutation(len(self)):
+            if self._has_targets(self.frames[other], image_draw, bda_draw):
+                return self.frames[other]
+        raise DataError(
+            f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has a ground-truth box of the "
+            f"classes {', '.join(self.classes)} within pc_range {self.pc_range}; use a split with annotations, or "
+            "widen the classes or the range"
+        )
+
+    def _has_targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw | None) -> bool:
+        if not len(self._ground_truth(frame, bda_draw)[1]):
+            return False
+        return not self.mono or any(target is not None for target in self._mono(frame, image_draw))
+
+    def _ground_truth(self, frame: Frame, bda_draw: BdaDraw | None) -> tuple[NDArray, NDArray]:
+        return ground_truth(frame, self.classes, self.pc_range, self.use_valid_flag, bda_draw)
+
+    def _mono(self, frame: Frame, draw: ImageDraw) -> list:
+        return [
+            mono_targets(frame.annotations, view, self.classes, self._placement(view, draw))
+            for view in self._views(frame)
+        ]
+
+    def _clip(
+        self, frame: Frame, draw: ImageDraw, bda_draw: BdaDraw | None, rng: np.random.Generator | None
+    ) -> ClipSample:
+        shape = len(self.frame_offsets), len(self.camera_names)
+        images: list[list[NDArray[np.float32]] | None] = []
+        image_from_lidar = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
+        for t, neighbour in enumerate(self.neighbours(frame)):
+            if neighbour is None:
+                images.append(None)
+                continue
+            lidar_from_current = past_lidar_from_current(frame, neighbour)
+            images.append([])
+            for n, view in enumerate(self._views(neighbour)):
+                camera = self._placement(view, draw).camera(view.camera)
+                camera_from_lidar = np.linalg.inv(view.lidar_from_camera)
+                image_from_lidar[t, n] = camera.image_from_camera @ camera_from_lidar @ lidar_from_current
+                photometric = self.photometric.draw(rng) if rng is not None else None
+                images[t].append(self._image(view, neighbour, draw, photometric))
+        views = self._views(frame)
+        intrinsics = [self._placement(view, draw).camera(view.camera).intrinsics for view in views]
+        boxes, labels = self._ground_truth(frame, bda_draw)
+        labelled = frame.annotations is not None
+        return ClipSample(
+            images=images,
+            frame_offsets=self.frame_offsets,
+            image_from_lidar=image_from_lidar.astype(np.float32),
+            image_flipped=draw.flip,
+            bda=(bda_draw or BdaDraw()).matrix.astype(np.float32),
+            intrinsics=np.stack(intrinsics).astype(np.float32),
+            lidar_from_camera=np.stack([view.lidar_from_camera for view in views]).astype(np.float32),
+            frame=frame,
+            gt_boxes=boxes if labelled else None,
+            gt_labels=labels if labelled else None,
+            mono=self._mono(frame, draw) if self.mono and labelled else [],
+        )
+
+    def _image(
+        self, view: CameraView, frame: Frame, draw: ImageDraw, photometric: PhotometricDraw | None
+    ) -> NDArray[np.float32]:
+        placement = self._placement(view, draw)
+        source = self._source(view, frame)
+        if self._cache is not None:  # already cropped
+            whole = (0, 0, source.shape[1], source.shape[0])
+            placement = ImagePlacement(*whole, placement.width_px, placement.height_px)
+        return augment_image(source, placement, self.image, draw.flip, photometric)
+
+    def _source(self, view: CameraView, frame: Frame) -> NDArray[np.uint8]:
+        """The decoded image, or its cached crop at the largest height that this dataset asks for."""
+        if self._cache is None:
+            return load_image(view, frame.token)
+        if view.image_path not in self._cache:
+            height_px = max(self.image.train_heights_px) if self.training else self.image.test_height_px
+            placement = self._placement(view, ImageDraw(height_px))
+            crop = placement.crop(load_image(view, frame.token))
+            self._cache[view.image_path] = resize_image(crop, placement.width_px, placement.height_px, "area").copy()
+        return self._cache[view.image_path]

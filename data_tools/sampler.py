@@ -1,0 +1,138 @@
+"""Which clip comes next: an endless, resumable training order and a scene-by-scene evaluation order.
+
+A sampler yields ``(index, draw)``: the clip and the number that seeds its augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATA_SAMPLERS
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+
+class HasScenes(Protocol):
+    scene_tokens: Sequence[str]
+    """Scene of each clip, in dataset order: a scene's clips follow each other in time."""
+
+
+def scene_runs(scene_tokens: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Indices of consecutive clips of one scene, scene by scene in dataset order."""
+    codes = np.unique(np.asarray(scene_tokens), return_inverse=True)[1]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    return np.split(np.arange(len(codes)), starts[1:])
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(Sampler):
+    """An endless shuffled order that is a pure function of (seed, position).
+
+    dataset: anything with ``scene_tokens``; run_length: so many clips of one scene stay together in time order (1:
+    every clip for itself); rank, world_size: which share this process draws (default: from torch.distributed).
+
+    Every epoch visits each clip once. The global order is dealt out to the ranks like cards, so together they see
+    what one process would. ``draw`` is the position in the global order, hence new in every epoch.
+
+    ``state_dict``: the position of this rank. With prefetching workers the sampler runs ahead of the trainer, which
+    therefore states how many samples it has used: ``state_dict(consumed)``, or ``load_state_dict({"position": n})``.
+    """
+
+    def __init__(
+        self,
+        dataset: HasScenes,
+        seed: int | None = None,
+        run_length: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if run_length < 1:
+            raise ValueError(f"run_length must be at least 1, got {run_length}")
+        default_rank, default_world_size = get_dist_info()
+        self.scenes = scene_runs(dataset.scene_tokens)
+        self.size = len(dataset.scene_tokens)
+        self.seed = 0 if seed is None else seed
+        self.run_length = run_length
+        self.rank = default_rank if rank is None else rank
+        self.world_size = default_world_size if world_size is None else world_size
+        self.position = 0
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """All clip indices in the order of one epoch."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            if self.run_length == 1:
+                order = rng.permutation(self.size)
+            else:
+                runs = []
+                for scene in self.scenes:
+                    # A random first cut, so that a clip is not always at the same place of its run.
+                    cuts = np.arange(rng.integers(1, self.run_length + 1), len(scene), self.run_length)
+                    runs += np.split(scene, cuts)
+                order = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+            self._epoch = epoch, order
+        return self._epoch[1]
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(index, draw) that this rank yields at a position."""
+        draw = position * self.world_size + self.rank
+        return int(self.order(draw // self.size)[draw % self.size]), draw
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        while True:
+            item = self.at(self.position)
+            self.position += 1
+            yield item
+
+    def __len__(self) -> int:
+        """Samples of this rank per epoch (rounded up); the iterator itself does not end."""
+        return -(-self.size // self.world_size)
+
+    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+        return {"position": self.position if consumed is None else consumed, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = int(state["position"])
+        self.seed = int(state.get("seed", self.seed))
+        self._epoch = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by epoch-based loops; the order here already differs from epoch to epoch."""
+
+
+@DATA_SAMPLERS.register_module()
+class SceneOrderSampler(Sampler):
+    """Each clip once, in scene and time order; every rank gets whole, neighbouring scenes (never a part of one).
+
+    Ranks may differ in length, by about a scene. Yields plain indices: evaluation draws nothing.
+    """
+
+    def __init__(
+        self,
+        dataset: HasScenes,
+        seed: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        del seed  # the engine gives one to every sampler
+        default_rank, default_world_size = get_dist_info()
+        rank = default_rank if rank is None else rank
+        world_size = default_world_size if world_size is None else world_size
+        scenes = scene_runs(dataset.scene_tokens)
+        total = len(dataset.scene_tokens)
+        mine = []
+        for scene in scenes:
+            middle = (scene[0] + scene[-1] + 1) / 2  # a scene belongs to the rank in whose equal share its middle lies
+            if min(int(middle * world_size / total), world_size - 1) == rank:
+                mine.append(scene)
+        self.indices = np.concatenate(mine) if mine else np.zeros(0, np.int64)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices.tolist())
+
+    def __len__(self) -> int:
+        return len(self.indices)
