@@ -169,7 +169,7 @@ def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = False) -> S
             raise CheckpointError(f"{path}: a safetensors file holds one set of weights, use_ema does not apply")
         state = _read_safetensors(path)
     else:
-        state = _find_weights(_read_pickle(path), path, use_ema)
+        state = _find_weights(read_pth(path), path, use_ema)
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -214,7 +214,8 @@ def _safe_globals() -> list[Any]:
     return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *legacy, *modern, (_YacsConfig, "yacs.config.CfgNode")]
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pth(path: Path) -> Any:
+    """What a .pth file holds, on the CPU. Raises CheckpointError if it is broken or holds more than data."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):

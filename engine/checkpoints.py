@@ -2,21 +2,19 @@
 
 A training checkpoint is a dict of tensors and plain values: ``meta``, ``state_dict`` (the averaged weights where EMA
 is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``. `export_weights` publishes
-its ``state_dict`` as safetensors.
+its ``state_dict`` as safetensors. Weights alone are read by backbone.checkpoint.load_checkpoint.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
+from ..backbone.checkpoint import read_pth, save_safetensors
 from ..errors import CheckpointError
 from ..files import atomic_path
 
@@ -38,68 +36,17 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint on the CPU. Raises CheckpointError if it is missing, broken or holds more than data."""
+    """A whole training checkpoint on the CPU. Raises CheckpointError if it is missing, broken or holds more than data."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    checkpoint = read_pth(path)
+    if not isinstance(checkpoint, dict) or not {"meta", "state_dict", "optimizer"} <= checkpoint.keys():
         raise CheckpointError(
-            f"{path}: refused, because it holds Python objects beside tensors, and reading those could run code "
-            f"({str(error).splitlines()[0][:200]}). Re-save its state dict as safetensors where you trust it."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: broken or cut short ({str(error).splitlines()[0][:200]}). Copy it again or take an older one."
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights.")
-    return checkpoint
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a training checkpoint (EMA weights where it has them) or a safetensors file."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        checkpoint = read_checkpoint(path)
-        return checkpoint.get("state_dict", checkpoint)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file.")
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises its own type, not exported under a stable name
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}). Copy it again.") from error
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Put the weights at ``path`` into ``model``. Raises CheckpointError unless names and shapes fit exactly."""
-    load_state(model, read_weights(path), str(path))
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Strict load_state_dict that says how many names differ and which come first; ``source`` is for the message."""
-    own = model.state_dict()
-    differences = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
-        "of another shape": [
-            f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-            for name in own
-            if name in state and state[name].shape != own[name].shape
-        ],
-    }
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in differences.items()
-        if names
-    ]
-    if found:
-        raise CheckpointError(
-            f"{source}: weights of another model than the config describes: {'; '.join(found)}. "
-            "Use the config that this checkpoint was trained with."
+            f"{path}: holds no training state (meta, state_dict, optimizer). If it holds weights, start from them "
+            "with load_from."
         )
-    model.load_state_dict(state)
+    return checkpoint
 
 
 def export_weights(
@@ -110,18 +57,14 @@ def export_weights(
 ) -> Path:
     """Publish the (EMA) weights of a training checkpoint as safetensors, floating-point tensors as ``dtype``.
 
-    ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the iteration, the seed
-    and the precision.
+    ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the config's name, the
+    iteration, the seed and the precision. Raises CheckpointError as read_checkpoint.
     """
     content = read_checkpoint(checkpoint)
-    meta = content["meta"]
-    header = {"iteration": str(meta["iter"]), "seed": str(meta["seed"]), "dtype": str(dtype).removeprefix("torch.")}
-    tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
-        for name, value in content["state_dict"].items()
-    }
-    with atomic_path(out) as temporary:
-        save_file(tensors, temporary, metadata=header | dict(metadata or {}))
+    notes = {key: content["meta"][key] for key in ("config", "iter", "seed")}
+    state = content["state_dict"]
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    save_safetensors(state, out, notes | {"dtype": str(dtype).removeprefix("torch.")} | dict(metadata or {}))
     return Path(out)
 
 
@@ -131,12 +74,12 @@ def close_unsafe_loaders() -> None:
     ``init_cfg=dict(type="Pretrained", checkpoint=...)`` goes through them.
     """
 
-    def local(path: str, map_location: Any) -> dict[str, Any]:
-        return read_checkpoint(path)
+    def load_from_local(path: str, map_location: Any) -> Any:
+        return read_pth(Path(path))
 
-    def remote(path: str, map_location: Any) -> dict[str, Any]:
+    def load_from_afar(path: str, map_location: Any) -> Any:
         raise CheckpointError(f"{path}: download the file, check where it comes from, and name the local copy.")
 
-    CheckpointLoader.register_scheme("", local, force=True)
+    CheckpointLoader.register_scheme("", load_from_local, force=True)
     for scheme in [prefix for prefix in CheckpointLoader._schemes if prefix]:
-        CheckpointLoader.register_scheme(scheme, remote, force=True)
+        CheckpointLoader.register_scheme(scheme, load_from_afar, force=True)

@@ -13,6 +13,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backbone.checkpoint import load_checkpoint, load_state
 from ..errors import CheckpointError
 from ..files import atomic_path
 from . import checkpoints
@@ -79,28 +80,23 @@ class TrainRunner(Runner):
         if self._resume:
             self._resume_from(Path(self._load_from))
         else:
-            checkpoint = {"state_dict": checkpoints.read_weights(self._load_from)}
-            checkpoints.load_state(self.bare_model, checkpoint["state_dict"], str(self._load_from))
-            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+            load_checkpoint(self.bare_model, self._load_from)
+            self.call_hook("after_load_checkpoint", checkpoint={"state_dict": self.bare_model.state_dict()})
         self._has_loaded = True
 
     def _resume_from(self, path: Path) -> None:
         checkpoint = checkpoints.read_checkpoint(path)
-        meta = checkpoint.get("meta", {})
-        if "optimizer" not in checkpoint or "iter" not in meta:
-            raise CheckpointError(f"{path}: holds weights but no training state. Use it with load_from, not resume.")
+        meta = checkpoint["meta"]
         for key, mine in (("seed", self.seed), ("world_size", self.world_size)):
             if meta[key] != mine:
                 raise CheckpointError(
                     f"{path}: trained with {key} {meta[key]}, this run has {key} {mine}. "
                     "Resume with the same, or start a new work_dir with load_from."
                 )
-        names = [name for name in ("state_dict", "ema_state_dict") if name in checkpoint]
-        for name in names:  # check both before the EMA hook swaps and loads them
-            weights = {key.removeprefix("module."): value for key, value in checkpoint[name].items() if key != "steps"}
-            checkpoints.load_state(self.bare_model, weights, f"{path} ({name})")
+        # Before the EMA hook swaps raw and averaged weights: does this belong to the model at all?
+        load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        checkpoints.load_state(self.bare_model, checkpoint["state_dict"], str(path))
+        load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
         self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
         for scheduler, state in zip(self.param_schedulers or [], checkpoint["param_schedulers"]):
             scheduler.load_state_dict(state)
