@@ -158,9 +158,12 @@ class BEVFormerHead(nn.Module):
         as in evaluation (released training recipe).
         """
         bev_query, bev_pos = self.bev_embedding.weight, self.positional_encoding()  # [num_y * num_x, C]
-        bevs = []
+        bevs: list[Tensor | None] = []
         for t, levels in enumerate(feats):
-            arguments = list(levels), image_from_lidar[:, t], image_size_px[:, t], padded_size, bev_query, bev_pos, bda
+            if t != current and not frame_valid[:, t].any():
+                bevs.append(None)
+                continue
+            arguments = levels, image_from_lidar[:, t], image_size_px[:, t], padded_size, bev_query, bev_pos, bda
             if t == current:
                 bevs.append(self.transformer.encode(*arguments))
             else:
@@ -187,7 +190,7 @@ class BEVFormerHead(nn.Module):
             valid = torch.cat([extra.valid.new_ones(batch, self.num_query), extra.valid], 1)
 
         hidden, references = self.transformer.decode(
-            bev.flatten(2).transpose(1, 2), query, query_pos, reference, groups, self.reg_branches
+            bev.flatten(2).transpose(1, 2), query, query_pos, reference, self.reg_branches, groups
         )
         logits, codes = [], []
         for layer, (cls_branch, reg_branch) in enumerate(zip(self.cls_branches, self.reg_branches)):

@@ -178,6 +178,17 @@ class BevProposals(nn.Module):
         return Proposals(reference, scores, torch.ones_like(cells, dtype=torch.bool), codes)
 
 
+def augment_boxes(boxes: Tensor, bda: Tensor) -> Tensor:
+    """Boxes [m, 9] after a BEV augmentation [3, 3] (flip @ scale @ rotation about z)."""
+    plane = bda[:2, :2].to(boxes)
+    scale = torch.linalg.det(plane).abs().sqrt()
+    heading = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin()], 1) @ plane.T
+    yaw = torch.atan2(heading[:, 1], heading[:, 0])
+    return torch.cat(
+        [boxes[:, :3] @ bda.to(boxes).T, boxes[:, 3:6] * scale, yaw[:, None], boxes[:, 7:] @ plane.T], dim=1
+    )
+
+
 @MODELS.register_module()
 class PerspectiveProposals(nn.Module):
     """The paper's proposals: boxes seen by the cameras, suppressed in BEV.
@@ -194,13 +205,24 @@ class PerspectiveProposals(nn.Module):
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
-    def proposals(self, boxes: Sequence[Tensor], scores: Sequence[Tensor], labels: Sequence[Tensor]) -> Proposals:
-        """Proposals of B samples from boxes [m, 9] in the LIDAR frame of all their views, scores [m], labels [m]."""
+    def proposals(
+        self,
+        boxes: Sequence[Tensor],
+        scores: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        bda: Tensor | None = None,
+    ) -> Proposals:
+        """Proposals of B samples from boxes [m, 9] in the LIDAR frame of all their views, scores [m], labels [m].
+
+        bda [B, 3, 3] takes them into the frame of an augmented BEV map (training).
+        """
         batch, device = len(boxes), self.pc_range.device
         reference = torch.full((batch, self.num_proposals, 3), 0.5, device=device)
         class_scores = torch.zeros(batch, self.num_proposals, self.num_classes, device=device)
         codes = torch.zeros(batch, self.num_proposals, CODE_SIZE, device=device)
         valid = torch.zeros(batch, self.num_proposals, dtype=torch.bool, device=device)
+        if bda is not None:
+            boxes = [augment_boxes(own, matrix) for own, matrix in zip(boxes, bda)]
         for b in range(batch):
             centre = normalise_points(boxes[b][:, :3], self.pc_range)
             inside = ((centre[:, :2] > 0) & (centre[:, :2] < 1)).all(-1) & boxes[b].isfinite().all(-1)
