@@ -1,0 +1,336 @@
+"""The still part of a scene: ground, kerbs, paint, buildings, trees, poles, lights, signs, benches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .layout import LANE_WIDTH_M, Layout, Street, TrafficElement
+from .mesh import Colour, Material, Mesh, Semantic, ball, beam, box, flat_strip, from_triangles, frustum, join
+from .overlap import Footprints
+
+_WALLS: list[Colour] = [
+    (0.62, 0.42, 0.34), (0.72, 0.66, 0.56), (0.55, 0.56, 0.58), (0.8, 0.76, 0.68), (0.48, 0.36, 0.3), (0.66, 0.6, 0.62),
+    (0.58, 0.62, 0.55), (0.82, 0.8, 0.78),
+]  # fmt: skip
+_GREY: Colour = (0.35, 0.36, 0.37)
+_LIGHTS = {"red": (1.0, 0.1, 0.08), "yellow": (1.0, 0.75, 0.1), "green": (0.1, 0.9, 0.35)}
+_SIGNS = {
+    "speed_limit": (0.85, 0.1, 0.1),
+    "no_parking": (0.12, 0.2, 0.7),
+    "pedestrian_crossing": (0.1, 0.35, 0.8),
+    "give_way": (0.9, 0.85, 0.8),
+}
+
+
+@dataclass(frozen=True)
+class Forecourt:
+    """A paved yard between sidewalk and building: s0..s1 along the street, d0..d1 (signed) across it."""
+
+    street: Street
+    s0: float
+    s1: float
+    d0: float
+    d1: float
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """The joined mesh, the footprints nothing may stand in, and the yards where vehicles may park."""
+
+    mesh: Mesh
+    blocked: Footprints
+    forecourts: tuple[Forecourt, ...]
+
+
+def build_scenery(layout: Layout, rng: np.random.Generator) -> Scenery:
+    """Everything that does not move and is not annotated."""
+    blocked = Footprints()
+    parts = [_ground(layout)]
+    for street in layout.streets:
+        parts += _surface(layout, street)
+    parts += _crosswalks(layout)
+    houses, forecourts = _buildings(layout, rng, blocked)
+    parts += houses
+    parts += [_element(e) for e in layout.elements]
+    for e in layout.elements:
+        blocked.add(e.centre[:2], 0.0, (0.4, 0.4))
+    parts += _furniture(layout, rng, blocked)
+    return Scenery(join(parts), blocked, tuple(forecourts))
+
+
+def _ground(layout: Layout) -> Mesh:
+    points = np.concatenate([street.table_xy for street in layout.streets])
+    low, high = points.min(0) - 150, points.max(0) + 150
+    corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
+    vertices = np.c_[corners, np.full(4, -0.03)]
+    uv = corners[np.array([[0, 1, 2], [0, 2, 3]])]
+    ground = from_triangles(vertices, [[0, 1, 2], [0, 2, 3]], (0.33, 0.4, 0.22), Material.GRASS, uv)
+    return ground.labelled(Semantic.TERRAIN)
+
+
+def _ribbon(
+    street: Street, s0: float, s1: float, d0: float, d1: float, z: float, colour: Colour, material: Material
+) -> Mesh:
+    s = np.linspace(s0, s1, max(int((s1 - s0) / 3), 1) + 1)
+    return flat_strip(street.at(s, max(d0, d1))[0], street.at(s, min(d0, d1))[0], s, z, colour, material)
+
+
+def _surface(layout: Layout, street: Street) -> list[Mesh]:
+    main = street is layout.main
+    start = 0.0 if main else layout.main.lanes_half_m
+    parts = [
+        _ribbon(street, start - (30 if main else 0), street.length_m + 30, -street.kerb_m, street.kerb_m, 0.0 if main else -0.006,
+                (0.27, 0.27, 0.28), Material.ASPHALT).labelled(Semantic.DRIVEABLE_SURFACE)
+    ]  # fmt: skip
+    runs = {side: layout.open_runs(0.0, side) if main else [(layout.main.kerb_m, street.length_m)] for side in (1, -1)}
+    for side in (1, -1):
+        for s0, s1 in runs[side]:
+            walk0 = s0 if main else s0 + 4.0
+            walk = _ribbon(
+                street,
+                walk0,
+                s1,
+                side * street.kerb_m,
+                side * street.sidewalk_edge_m,
+                -0.01,
+                (0.56, 0.55, 0.53),
+                Material.SLABS,
+            )
+            parts.append(walk.labelled(Semantic.SIDEWALK))
+            parts.append(_kerb(street, s0, s1, side * street.kerb_m))
+            dashes = np.arange(s0 + 2, s1 - 2, 6.5)  # marks of the parking bays
+            parts += [
+                _ribbon(street, s, s + 0.12, side * street.lanes_half_m, side * street.kerb_m, 0.006, (0.8, 0.8, 0.78), Material.PLAIN)
+                .labelled(Semantic.DRIVEABLE_SURFACE) for s in dashes
+            ]  # fmt: skip
+    lines = (
+        layout.open_runs(3.0, 1)
+        if main and layout.junctions
+        else [(0.0 if main else layout.main.kerb_m + 3, street.length_m)]
+    )
+    if main and layout.junctions:
+        cuts = [(j.s - j.half_m - 3, j.s + j.half_m + 3) for j in layout.junctions]
+        edges = [0.0, *(c for cut in cuts for c in cut), street.length_m]
+        lines = list(zip(edges[::2], edges[1::2]))
+    for s0, s1 in lines:
+        for d in (0.09, -0.09):
+            parts.append(_paint(street, s0, s1, d - 0.06, d + 0.06, (0.85, 0.68, 0.15)))
+        for side in (1, -1):
+            edge = side * street.lanes_half_m
+            parts.append(_paint(street, s0, s1, edge - 0.06, edge + 0.06, (0.82, 0.82, 0.8)))
+            for k in range(1, street.lanes_per_direction):
+                d = side * k * LANE_WIDTH_M
+                parts += [
+                    _paint(street, s, s + 3, d - 0.07, d + 0.07, (0.85, 0.85, 0.83)) for s in np.arange(s0, s1 - 3, 8.0)
+                ]
+    return parts
+
+
+def _paint(street: Street, s0: float, s1: float, d0: float, d1: float, colour: Colour) -> Mesh:
+    return _ribbon(street, s0, s1, d0, d1, 0.006, colour, Material.ASPHALT).labelled(Semantic.DRIVEABLE_SURFACE)
+
+
+def _kerb(street: Street, s0: float, s1: float, d: float) -> Mesh:
+    """A stone 12 cm high and wide along the edge of the road."""
+    s = np.linspace(s0, s1, max(int((s1 - s0) / 3), 1) + 1)
+    sign = np.sign(d)
+    inner, outer = street.at(s, d)[0], street.at(s, d + sign * 0.15)[0]
+    n = len(s)
+    top = flat_strip(inner, outer, s, 0.12, (0.68, 0.67, 0.65))
+    i = np.arange(n - 1)
+    walls = []
+    for line in (inner, outer):
+        vertices = np.concatenate([np.c_[line, np.full(n, -0.02)], np.c_[line, np.full(n, 0.12)]])
+        walls.append(
+            from_triangles(
+                vertices, np.concatenate([np.c_[i, i + 1, i + n], np.c_[i + 1, i + n + 1, i + n]]), (0.62, 0.61, 0.6)
+            )
+        )
+    return join([top, *walls]).labelled(Semantic.SIDEWALK)
+
+
+def _crosswalks(layout: Layout) -> list[Mesh]:
+    white = (0.85, 0.85, 0.83)
+    parts = []
+    for junction in layout.junctions:
+        for s, approach in ((junction.s - junction.half_m - 2.6, -1), (junction.s + junction.half_m + 0.1, 1)):
+            main = layout.main
+            for d in np.arange(-main.lanes_half_m + 0.4, main.lanes_half_m - 0.4, 1.0):
+                parts.append(_paint(main, s, s + 2.5, d, d + 0.5, white))
+            stop = s - 1.0 if approach < 0 else s + 3.1
+            parts.append(_paint(main, stop, stop + 0.4, 0.2 * approach, approach * (main.lanes_half_m - 0.1), white))
+        for street in junction.streets:
+            s = layout.main.kerb_m + 0.1
+            for d in np.arange(-street.lanes_half_m + 0.4, street.lanes_half_m - 0.4, 1.0):
+                parts.append(_paint(street, s, s + 2.5, d, d + 0.5, white))
+            parts.append(_paint(street, s + 3.1, s + 3.5, 0.2, street.lanes_half_m - 0.1, white))
+    return parts
+
+
+def _buildings(layout: Layout, rng: np.random.Generator, blocked: Footprints) -> tuple[list[Mesh], list[Forecourt]]:
+    """Houses along all streets; about half of them stand back behind a paved yard."""
+    parts, forecourts = [], []
+    for street in layout.streets:
+        is_main = street is layout.main
+        for side in (1, -1):
+            runs = layout.open_runs(5.0, side) if is_main else [(layout.main.sidewalk_edge_m + 1, street.length_m)]
+            for s0, s1 in runs:
+                s = s0
+                while s < s1 - 6:
+                    width = min(rng.uniform(12, 24), s1 - s)
+                    setback = rng.uniform(10, 15) if rng.random() < 0.6 else rng.uniform(0.3, 1.5)
+                    depth, height = rng.uniform(9, 13), float(rng.choice([7.0, 10.2, 13.4, 16.6]))
+                    edge = street.sidewalk_edge_m
+                    point, heading = street.at(s + width / 2, side * (edge + setback + depth / 2))
+                    half = (width / 2 - 0.2, depth / 2)
+                    if _clear_of_streets(layout, point, float(heading), half) and not blocked.hits(
+                        point, float(heading), half
+                    ):
+                        blocked.add(point, float(heading), half)
+                        parts.append(_house(point, float(heading), (width - 0.4, depth, height), rng))
+                        if setback > 5:
+                            yard = Forecourt(street, s, s + width, side * edge, side * (edge + setback))
+                            forecourts.append(yard)
+                            z, shade = -0.02, rng.uniform(0.36, 0.52)
+                            parts.append(
+                                _ribbon(street, s, s + width, yard.d0, yard.d1, z, (shade, shade, shade * 0.97), Material.SLABS)
+                                .labelled(Semantic.OTHER_FLAT)
+                            )  # fmt: skip
+                    s += width
+    for street in layout.streets:  # the view ends at a house across the street
+        ends = [(street.length_m + 14, street)] + ([(-14.0, street)] if street is layout.main else [])
+        for s, _ in ends:
+            point, heading = street.at(s)
+            blocked.add(point, float(heading), (6, 30))
+            parts.append(_house(point, float(heading), (12.0, 60.0, 13.4), rng))
+    return parts, forecourts
+
+
+def _clear_of_streets(layout: Layout, centre, yaw: float, half) -> bool:
+    """No corner or edge point of the rectangle lies on a street or sidewalk."""
+    u, v = np.meshgrid(np.linspace(-half[0], half[0], 7), np.linspace(-half[1], half[1], 5))
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    points = np.stack([cos * u - sin * v, sin * u + cos * v], -1).reshape(-1, 1, 2) + centre
+    for street in layout.streets:
+        line = street.table_xy[None]
+        if np.linalg.norm(points - line, axis=-1).min() < street.sidewalk_edge_m - 0.2:
+            return False
+    return True
+
+
+def _house(point, heading: float, size, rng: np.random.Generator) -> Mesh:
+    l, w, h = size
+    wall = np.asarray(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.85, 1.1)
+    wall = tuple(np.clip(wall, 0, 1))
+    parts = [
+        box((0, 0, h / 2), (l, w, h), wall, Material.FACADE),
+        box((0, 0, h + 0.2), (l + 0.3, w + 0.3, 0.4), tuple(0.75 * np.asarray(wall))),
+        box((0, 0, 3.35), (l + 0.16, w + 0.16, 0.22), tuple(0.85 * np.asarray(wall))),
+    ]
+    if rng.random() < 0.5:
+        parts.append(box((0, 0, h + 1.2), (l, w, 1.8), (0.4, 0.2, 0.16), Material.RIBS, (0.9, 0.3, 0)))
+    return join(parts).moved(float(point[0]), float(point[1]), 0, heading).labelled(Semantic.MANMADE)
+
+
+def _element(e: TrafficElement) -> Mesh:
+    """Pole with a signal head of three lamps, or with a sign plate."""
+    x, y, z = e.centre
+    l, w, h = e.size_lwh
+    pole = frustum((-0.12 - l / 2, 0, 0), 0.07, 0.06, z + h / 2 - 0.05, _GREY, sides=8)
+    parts = [pole]
+    if e.kind == "light":
+        parts.append(box((0, 0, z), (l, w, h), (0.08, 0.09, 0.09)))
+        for k, colour in enumerate(("red", "yellow", "green")):
+            lit = colour == e.state
+            shade = np.asarray(_LIGHTS[colour]) * (1.0 if lit else 0.18)
+            lamp = ball(
+                (l / 2, 0, z + h * (0.32 - 0.32 * k)),
+                (0.05, 0.13, 0.13),
+                tuple(shade),
+                Material.LAMP if lit else Material.PLAIN,
+                4,
+                8,
+            )
+            parts.append(lamp)
+    else:
+        colour = _SIGNS[e.state]
+        angle = np.arange(12) * 2 * np.pi / 12 + (0 if e.state != "give_way" else np.pi / 2)
+        if e.state == "give_way":
+            angle = np.array([np.pi / 2, -5 * np.pi / 6, -np.pi / 6]) + np.pi
+        elif e.state == "pedestrian_crossing":
+            angle = np.arange(4) * np.pi / 2 + np.pi / 4
+        for scale, shift, shade in ((1.0, 0.0, colour), (0.7, 0.012, (0.95, 0.95, 0.93))):
+            rim = np.c_[np.full(len(angle), shift), 0.35 * scale * np.cos(angle), z + 0.35 * scale * np.sin(angle)]
+            fan = np.array([[0, i, i + 1] for i in range(1, len(angle) - 1)])
+            parts.append(from_triangles(rim, fan, shade))
+    return join(parts).moved(x, y, 0, e.yaw_rad).labelled(Semantic.MANMADE)
+
+
+def _furniture(layout: Layout, rng: np.random.Generator, blocked: Footprints) -> list[Mesh]:
+    """Trees, street lamps, bins and benches along the sidewalks."""
+    parts = []
+    for street in layout.streets:
+        start = 0.0 if street is layout.main else layout.main.sidewalk_edge_m + 2
+        for side in (1, -1):
+            runs = layout.open_runs(5.0, side) if street is layout.main else [(start, street.length_m)]
+            for s0, s1 in runs:
+                for s in np.arange(s0 + rng.uniform(1, 8), s1, 11.0):
+                    kind = rng.choice(["tree", "lamp", "bin", "bench"], p=[0.45, 0.25, 0.15, 0.15])
+                    point, heading = street.at(s, side * (street.kerb_m + 0.9))
+                    yaw = float(heading) + (0 if side < 0 else np.pi)
+                    half = {"tree": (0.25, 0.25), "lamp": (0.15, 0.15), "bin": (0.3, 0.3), "bench": (0.9, 0.35)}[
+                        str(kind)
+                    ]
+                    if blocked.hits(point, yaw, (half[0] + 0.4, half[1] + 0.2)):
+                        continue
+                    blocked.add(point, yaw, half)
+                    mesh = _FURNITURE[str(kind)](rng)
+                    parts.append(mesh.moved(float(point[0]), float(point[1]), 0, yaw))
+    return parts
+
+
+def _tree(rng: np.random.Generator) -> Mesh:
+    trunk_h, crown = rng.uniform(2.2, 3.0), rng.uniform(1.1, 1.7)
+    green = tuple(np.clip(np.array([0.2, 0.34, 0.12]) * rng.uniform(0.75, 1.3) + rng.normal(0, 0.02, 3), 0.03, 1))
+    parts = [frustum((0, 0, 0), 0.16, 0.1, trunk_h + 0.5, (0.3, 0.22, 0.15), sides=7)]
+    for _ in range(4):
+        offset = rng.normal(0, 0.45, 3) * [1, 1, 0.6]
+        parts.append(
+            ball(
+                offset + [0, 0, trunk_h + crown * 0.8],
+                crown * rng.uniform(0.65, 0.95, 3),
+                green,
+                Material.FOLIAGE,
+                6,
+                9,
+            )
+        )
+    return join(parts).labelled(Semantic.VEGETATION)
+
+
+def _lamp_post(rng: np.random.Generator) -> Mesh:
+    del rng
+    arm = beam((0, 0, 6.4), (0, 1.6, 6.7), 0.1, _GREY)  # reaches over the road, which lies to the left of the pole
+    head = box((0, 1.7, 6.68), (0.3, 0.6, 0.12), (0.8, 0.8, 0.75))
+    return join([frustum((0, 0, 0), 0.11, 0.06, 6.5, _GREY, sides=8), arm, head]).labelled(Semantic.MANMADE)
+
+
+def _bin(rng: np.random.Generator) -> Mesh:
+    colour = [(0.15, 0.3, 0.2), (0.3, 0.3, 0.32), (0.2, 0.25, 0.4)][rng.integers(3)]
+    return join([frustum((0, 0, 0), 0.24, 0.28, 0.85, colour), frustum((0, 0, 0.85), 0.3, 0.2, 0.1, _GREY)]).labelled(
+        Semantic.MANMADE
+    )
+
+
+def _bench(rng: np.random.Generator) -> Mesh:
+    del rng
+    wood = (0.45, 0.3, 0.18)
+    legs = [box((x, 0, 0.22), (0.08, 0.45, 0.44), _GREY) for x in (-0.6, 0.6)]
+    return join(
+        [box((0, 0, 0.46), (1.6, 0.5, 0.06), wood), box((0, -0.24, 0.72), (1.6, 0.05, 0.4), wood), *legs]
+    ).labelled(Semantic.MANMADE)
+
+
+_FURNITURE = {"tree": _tree, "lamp": _lamp_post, "bin": _bin, "bench": _bench}
