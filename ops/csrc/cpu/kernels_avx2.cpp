@@ -1,0 +1,26 @@
+// The kernels compiled for AVX2. Standard headers stay above the target, so that nothing of theirs that the linker may
+// share with the other objects is compiled for it.
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,bmi2")
+#endif
+#define DRIVESTACK_ISA avx2
+#define DRIVESTACK_VECTOR_BYTES 32
+#include "kernels.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+const drivestack::Kernels* drivestack::kernels_avx2() { return &drivestack::avx2::table; }
+#else
+const drivestack::Kernels* drivestack::kernels_avx2() { return nullptr; }
+#endif
