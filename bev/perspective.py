@@ -377,7 +377,11 @@ class NuscenesDD3D(nn.Module):
             boxes, confidence = self._boxes(at, classes, point, inv_intrinsics.expand(len(index), 3, 3))
             score_3d = score * confidence.sigmoid()
 
-        kept = batched_nms(boxes_2d, score_3d, classes, self.nms_iou)[: self.max_per_image]
+        solid = (boxes_2d[:, 2:] > boxes_2d[:, :2]).all(1).nonzero().flatten()  # the ReLU can give boxes without area
+        kept = solid[batched_nms(boxes_2d[solid], score_3d[solid], classes[solid], self.nms_iou)]
+        if len(kept) > self.max_per_image:
+            # as released: the 2D score decides who stays, the 3D score the order
+            kept = kept[score[kept].topk(self.max_per_image).indices.sort().values]
         return CameraDetections(
             boxes_2d[kept],
             None if boxes is None else boxes[kept],
