@@ -143,9 +143,9 @@ class BEVFormerV2(BaseModel):
     def _dense(self, bev: Tensor) -> object:
         return None if self.bev_proposals is None else self.bev_proposals(bev)
 
-    def _mono(self, levels: Levels) -> object:
-        """Outputs of the perspective head on the current frame's images, all B * N of them."""
-        return self.fcos3d_bbox_head([level.flatten(0, 1) for level in levels[: self.num_perspective_levels]])
+    def _mono(self, levels: Levels, labelled: list[bool] | None = None) -> object:
+        """Outputs of the perspective head on the current frame's B * N images, or on the labelled ones of them."""
+        return self.fcos3d_bbox_head([level.flatten(0, 1) for level in levels[: self.num_perspective_levels]], labelled)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -158,8 +158,8 @@ class BEVFormerV2(BaseModel):
         losses: dict[str, Tensor] = {}
         dense, mono = self._dense(features.bev), None
         if self.fcos3d_bbox_head is not None:
-            mono = self._mono(levels)
             targets = [target for cameras in batch.mono for target in cameras]
+            mono = self._mono(levels, [target is not None for target in targets])
             terms = self.fcos3d_bbox_head.loss(mono, batch.intrinsics.flatten(0, 1), targets)
             losses |= {f"{name}_mono": value for name, value in terms.items()}
         if dense is not None:
