@@ -31,9 +31,12 @@ class GroupSelfAttention(nn.Module):
         self.attn = nn.MultiheadAttention(embed_dims, num_heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, query: Tensor, query_pos: Tensor | None = None, groups: int = 1) -> Tensor:
+    def forward(
+        self, query: Tensor, query_pos: Tensor | None = None, groups: int = 1, valid: Tensor | None = None
+    ) -> Tensor:
         """``query``, ``query_pos`` [B, Q, C] with the groups one after the other along Q; the query is added.
 
+        ``valid`` [B, Q / groups] bool, the same in each group: nobody attends to queries where it is False (padding).
         Raises ValueError where Q is not a multiple of ``groups``.
         """
         batch, num_queries, channels = query.shape
@@ -42,7 +45,8 @@ class GroupSelfAttention(nn.Module):
         folded = (batch * groups, num_queries // groups, channels)
         value = query.reshape(folded)
         positioned = value if query_pos is None else (query + query_pos).reshape(folded)
-        answer = self.attn(positioned, positioned, value, need_weights=False)[0]
+        padding = None if valid is None else ~valid.repeat_interleave(groups, 0)  # [B * G, Q / G]
+        answer = self.attn(positioned, positioned, value, key_padding_mask=padding, need_weights=False)[0]
         return query + self.dropout(answer.reshape(query.shape))
 
 
@@ -68,9 +72,16 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(embed_dims) for _ in range(3))
 
     def forward(
-        self, query: Tensor, query_pos: Tensor, bev: Tensor, bev_shapes: Shapes, reference_xy: Tensor, groups: int
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        bev: Tensor,
+        bev_shapes: Shapes,
+        reference_xy: Tensor,
+        groups: int,
+        valid: Tensor | None,
     ) -> Tensor:
-        query = self.norms[0](self.attentions[0](query, query_pos, groups))
+        query = self.norms[0](self.attentions[0](query, query_pos, groups, valid))
         query = self.norms[1](self.attentions[1](query, bev, bev_shapes, reference_xy, query_pos))
         return self.norms[2](self.ffns[0](query))
 
@@ -92,16 +103,18 @@ class ObjectDecoder(nn.Module):
         bev_shape: tuple[int, int],
         reg_branches: Sequence[Callable[[Tensor], Tensor]] | None = None,
         groups: int = 1,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states [R, B, Q, C] after each layer and reference points [R + 1, B, Q, 3], the given ones first.
 
         ``query``, ``query_pos`` [B, Q, C]; ``reference_points`` [B, Q, 3], fractions of the point range;
         ``bev`` [B, H, C] on a (num_y, num_x) grid. ``reg_branches[r]`` maps the state of layer r to box codes whose
-        slots 0, 1 and 4 are offsets of x, y, z before the sigmoid. Refined points carry no gradient.
+        slots 0, 1 and 4 are offsets of x, y, z before the sigmoid. Refined points carry no gradient. ``valid`` as in
+        ``GroupSelfAttention``.
         """
         states, references = [], [reference_points]
         for i, layer in enumerate(self.layers):
-            query = layer(query, query_pos, bev, [bev_shape], references[-1][..., :2], groups)
+            query = layer(query, query_pos, bev, [bev_shape], references[-1][..., :2], groups, valid)
             reference = references[-1]
             if reg_branches is not None:
                 with torch.no_grad():

@@ -82,7 +82,7 @@ def _branch(channels: int, out: int, num_layers: int, norm: bool) -> nn.Sequenti
 class BEVFormerHead(nn.Module):
     """Object detection by queries on a BEV map.
 
-    transformer: module (or its config) with ``encode``, ``fuse``, ``decode`` and ``reference_points`` (transformer.py).
+    transformer: module (or its config) with ``encode``, ``fuse``, ``decode`` and ``initial_references``.
     num_classes, num_query: classes and queries of one group; num_groups: query groups in training (Group DETR; 1 is
     the plain head). At test time only the first group is asked.
     pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV grid and of normalised references, metres.
@@ -180,7 +180,7 @@ class BEVFormerHead(nn.Module):
         groups = self.num_groups if self.training else 1
         embedding = self.query_embedding.weight[: groups * self.num_query]
         query_pos, query = (x.expand(batch, -1, -1) for x in embedding.chunk(2, dim=1))  # [B, G * Q, C]
-        reference = self.transformer.reference_points(query_pos).sigmoid()  # [B, G * Q, 3]
+        reference = self.transformer.initial_references(query_pos)  # [B, G * Q, 3]
         valid = None
         if extra is not None:
             query, query_pos, reference = (
@@ -190,7 +190,7 @@ class BEVFormerHead(nn.Module):
             valid = torch.cat([extra.valid.new_ones(batch, self.num_query), extra.valid], 1)
 
         hidden, references = self.transformer.decode(
-            bev.flatten(2).transpose(1, 2), query, query_pos, reference, self.reg_branches, groups
+            bev.flatten(2).transpose(1, 2), query, query_pos, reference, self.reg_branches, groups, valid
         )
         logits, codes = [], []
         for layer, (cls_branch, reg_branch) in enumerate(zip(self.cls_branches, self.reg_branches)):

@@ -157,13 +157,12 @@ class BevTransformer(nn.Module):
         maps = [bev.transpose(1, 2).unflatten(2, (self.grid.num_y, self.grid.num_x)) for bev in filled]
         return self.fusion(torch.cat(maps, 1))
 
-    def learned_queries(self, query_embed: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Content, position [B, Q, C] and reference points [B, Q, 3] in [0, 1] of an embedding [Q, 2 C]:
-        its first half is the position, its second half the content.
+    def initial_references(self, query_pos: Tensor) -> Tensor:
+        """Reference points [..., 3] in [0, 1] of query positions [..., C]; in float32 under autocast too, since half
+        precision is off by a third of a cell of 200.
         """
-        query_pos, query = query_embed.split(self.embed_dims, 1)
-        reference_points = self.reference_points(query_pos).float().sigmoid()
-        return tuple(t.expand(batch, -1, -1) for t in (query, query_pos, reference_points))
+        with torch.autocast(query_pos.device.type, enabled=False):
+            return self.reference_points(query_pos.to(self.reference_points.weight.dtype)).sigmoid()
 
     def decode(
         self,
@@ -173,14 +172,16 @@ class BevTransformer(nn.Module):
         reference_points: Tensor,
         reg_branches: Sequence[Callable[[Tensor], Tensor]] | None = None,
         groups: int = 1,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states [layers, B, Q, C] and reference points [layers + 1, B, Q, 3] in [0, 1], the given ones first.
 
         ``bev`` [B, H, C]; ``query`` (content), ``query_pos`` [B, Q, C]; ``reference_points`` [B, Q, 3]; the queries of
-        all ``groups`` (Group DETR, training) one group after the other, Q / groups each. See ``ObjectDecoder``.
+        all ``groups`` (Group DETR, training) one group after the other, Q / groups each; ``valid`` [B, Q / groups] is
+        False for padding, to which no query attends. See ``ObjectDecoder``.
         """
         shape = (self.grid.num_y, self.grid.num_x)
-        return self.decoder(query, query_pos, reference_points, bev, shape, reg_branches, groups)
+        return self.decoder(query, query_pos, reference_points, bev, shape, reg_branches, groups, valid)
 
 
 @MODELS.register_module()

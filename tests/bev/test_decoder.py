@@ -37,6 +37,18 @@ def test_groups_do_not_see_one_another(case):
         module(query, query_pos, groups=5)
 
 
+def test_nobody_attends_to_padding(case):
+    ref = case("group_mha_train")
+    module = GroupSelfAttention(32, 4).eval()
+    module.load_state_dict(ref.weights("group_mha_train"))
+    query, query_pos = ref["in.query"].transpose(0, 1), ref["in.query_pos"].transpose(0, 1)
+    valid = torch.arange(8).expand(2, 8) < torch.tensor([[8], [5]])  # sample 1: three of each group's eight are padding
+    padded = module(query, query_pos, 3, valid)
+    kept = torch.cat([torch.arange(8 * g, 8 * g + 5) for g in range(3)])
+    close(padded[1:, kept], module(query[1:, kept], query_pos[1:, kept], 3), 1e-6)
+    close(padded[:1], module(query[:1], query_pos[:1], 3), 1e-6)
+
+
 def branches(ref) -> nn.ModuleList:
     made = nn.ModuleList(
         nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)) for _ in range(3)

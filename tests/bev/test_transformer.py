@@ -61,7 +61,8 @@ class Upstream:
         """Fused BEV, states and references where only the given frames exist."""
         bevs = [self.encode(t) if t in present else None for t in self.frames]
         bev = self.model.fuse(bevs, torch.tensor([[t in present for t in self.frames]]))
-        query, query_pos, points = self.model.learned_queries(self.ref["in.object_query_embed"], 1)
+        query_pos, query = self.ref["in.object_query_embed"][None].chunk(2, 2)
+        points = self.model.initial_references(query_pos)
         return bev, *self.model.decode(bev, query, query_pos, points, self.branches)
 
 
@@ -164,8 +165,8 @@ def test_rectangular_grid_trains_in_groups_with_augmentation():
     )
     assert bev.shape == (2, 54, 32)
     fused = model.fuse([bev], torch.ones(2, 1, dtype=torch.bool))
-    queries = model.learned_queries(torch.randn(10, 64), 2)
-    states, references = model.decode(fused, *queries, groups=2)
+    query, query_pos = torch.randn(2, 10, 32), torch.randn(2, 10, 32)
+    states, references = model.decode(fused, query, query_pos, model.initial_references(query_pos), groups=2)
     assert states.shape == (2, 2, 10, 32) and references.shape == (3, 2, 10, 3)
     (states.sum() * states.mean() + references.sum()).backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
