@@ -1,8 +1,8 @@
 """Builds what pyproject.toml cannot say: the root folder is the package `drivestack`, and the C++ operators.
 
-The operators are optional. Without a C++ compiler, or if the build fails, the installation succeeds, says so in one line,
-and the PyTorch twins serve. `python setup.py build_ext --inplace` builds them into ops/ without installing anything.
-DRIVESTACK_BUILD_OPS=0 leaves them out.
+The operators are optional. Without a C++ compiler, or if the build fails, the installation succeeds, says so in one
+line, and the PyTorch twins serve. `python setup.py build_ext --inplace` builds them into ops/ without installing
+anything. DRIVESTACK_BUILD_OPS=0 leaves them out.
 """
 
 import os
@@ -15,11 +15,18 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine")
-SOURCES = ["ops/csrc/register_cpu.cpp", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops/csrc/cpu").glob("*.cpp")))]
+SOURCES = [
+    "ops/csrc/register_cpu.cpp",
+    *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops/csrc/cpu").glob("*.cpp"))),
+]
 HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops/csrc").rglob("*.*")) if p.suffix in (".h", ".inl")]
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support
 # -ffast-math is left out on purpose: it would flip denormal handling for the whole process.
 FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+
+
+def say(message: str) -> None:
+    print(f"drivestack: {message}; the slow PyTorch twins of the C++ operators will serve.", file=sys.stderr)
 
 
 def extension_and_command():
@@ -35,7 +42,10 @@ def extension_and_command():
         elif not shutil.which((os.environ.get("CXX") or "c++").split()[0]):
             skip = "no C++ compiler found (install g++ or clang, or set CXX)"
     if skip:
-        print(f"drivestack: building without the C++ operators: {skip}. The slow PyTorch twins will serve.", file=sys.stderr)
+        print(
+            f"drivestack: building without the C++ operators: {skip}. The slow PyTorch twins will serve.",
+            file=sys.stderr,
+        )
         return [], build_ext
 
     class OptionalBuild(BuildExtension):
@@ -47,7 +57,10 @@ def extension_and_command():
                 if asked_for:
                     raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                print(f"drivestack: the C++ operators did not build ({reason}); the slow PyTorch twins will serve.", file=sys.stderr)
+                print(
+                    f"drivestack: the C++ operators did not build ({reason}); the slow PyTorch twins will serve.",
+                    file=sys.stderr,
+                )
                 self.extensions = []
 
     extension = CppExtension(
