@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import DataError, SubmissionError
 from ..files import write_json
-from .submission import check_submission, split_tokens
+from .submission_check import check_submission, split_tokens
 
 TP_ERRORS: Mapping[str, str] = {
     "trans_err": "mATE",

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivestack.bev.submission import CAMERA_META, NuScenesSubmission, attribute_of, check_submission, split_tokens
+from drivestack.bev.submission import CAMERA_META, NuScenesSubmission, attribute_of, read_detections
+from drivestack.bev.submission_check import check_submission, split_tokens
 from drivestack.errors import DataError, SubmissionError
 from drivestack.geometry import boxes_from_legacy, pose
 from drivestack.structures import Detections, Frame
@@ -128,6 +129,19 @@ def test_round_trip_is_valid(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == content
     assert check_submission(path, ["a", "b"]) == []
     assert [p.name for p in path.parent.iterdir()] == ["submission.json"]
+
+
+def test_reading_gives_the_written_boxes(tmp_path: Path) -> None:
+    turn = pose([0.9, 0.0, 0.0, np.sqrt(1 - 0.81)], [600.0, 1600.0, 0.5])
+    frame = make_frame("a", pose(np.eye(3), np.array([0.9, 0, 1.8])), turn)
+    written = make_detections("a", [CAR, CAR[:6] + [-2.0, 0.5, -0.3]], [0.9, 0.4], [3, 9])
+    path = tmp_path / "submission.json"
+    NuScenesSubmission.from_detections([written], [frame], CLASSES).write(path)
+    read = read_detections(path, [frame, make_frame("elsewhere")], CLASSES)
+    assert read.keys() == {"a"}
+    np.testing.assert_allclose(read["a"].boxes, written.boxes, atol=1e-4)
+    np.testing.assert_allclose(read["a"].scores, written.scores)
+    np.testing.assert_array_equal(read["a"].labels, written.labels)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

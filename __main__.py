@@ -1,0 +1,8 @@
+"""`python -m drivestack`: the same as the command `drivestack`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

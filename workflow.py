@@ -1,0 +1,184 @@
+"""What the verbs of the command line share: open data, load a model, run it, say what came out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
+
+    from .structures import Detections, Frame
+
+logger = logging.getLogger("drivestack")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where frames come from: a nuScenes split, an info pickle, or (nothing given) the config's test dataset."""
+
+    dataroot: str | None = None
+    version: str | None = None
+    split: str | None = None
+    info_pickle: str | None = None
+
+    def read(self) -> list[Frame]:
+        """The frames of a source that is fully given. Raises ConfigError if it is not, DataError if unreadable."""
+        from .data_tools.info_pickle import read_info_pickle
+        from .data_tools.nuscenes_reader import read_nuscenes
+
+        if self.dataroot is None:
+            raise ConfigError("no data named: give --dataroot with --version and --split, or with --info-pickle")
+        if self.info_pickle is not None:
+            return read_info_pickle(self.info_pickle, self.dataroot)
+        if self.version is None or self.split is None:
+            raise ConfigError("--dataroot needs --version and --split, for example --version v1.0-trainval --split val")
+        return read_nuscenes(self.dataroot, self.version, self.split)
+
+    def completed(self, config: Config) -> Source:
+        """This source, or the one of ``config.test_dataset`` where nothing is given."""
+        if self.dataroot is not None:
+            return self
+        if self.info_pickle is not None or self.version is not None or self.split is not None:
+            raise ConfigError("--version, --split and --info-pickle need --dataroot, the folder that holds the images")
+        dataset = config.get("test_dataset", {})
+        roots = dataset.get("dataroots") or []
+        roots = [roots] if isinstance(roots, (str, Path)) else list(roots)
+        if len(roots) != 1:
+            raise ConfigError(f"the config's test_dataset has {len(roots)} data roots; name one with --dataroot")
+        pickles = dataset.get("info_pickles")
+        pickle = pickles if isinstance(pickles, (str, Path)) or not pickles else pickles[0]
+        version, split = dataset.get("version", "v1.0-trainval"), dataset.get("split", "val")
+        return Source(str(roots[0]), version, split, None if pickle is None else str(pickle))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Predictions on a list of frames."""
+
+    frames: list[Frame]
+    detections: dict[str, Detections]
+    """By sample token."""
+    class_names: list[str]
+    times_s: dict[str, float]
+
+    def submission(self):
+        """The NuScenesSubmission of all frames."""
+        from .bev.submission import NuScenesSubmission
+
+        return NuScenesSubmission.from_detections(self.detections.values(), self.frames, self.class_names)
+
+
+def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> nn.Module:
+    """The config's model with the weights of a checkpoint; with None random ones from ``seed``.
+
+    Raises CheckpointError if the file is missing, broken or of another model.
+    """
+    import torch
+
+    from .engine.checkpoints import load_weights
+    from .engine.config import build_model
+
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint; train one with `drivestack train`, or check the path")
+    torch.manual_seed(seed)
+    model = build_model(config)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device: str | None = None) -> Outcome:
+    """Predict every frame with the test pipeline of the config. Raises DataError where an image cannot be used."""
+    from .engine.config import build_dataset
+    from .engine.inference import predict
+    from .engine.runner import local_device
+
+    settings = dict(config.test_dataset)
+    for source_key in ("dataroots", "version", "split", "info_pickles"):
+        settings.pop(source_key, None)
+    offsets = tuple(config.model.get("frame_offsets", (0,)))
+    if offsets[-1] == 0:  # past frames come out of the model's history: one encoder pass per frame
+        offsets = (0,)
+    settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
+    dataset = build_dataset(settings)
+    start = time.monotonic()
+    found = predict(model, dataset, device=device or local_device())
+    times_s = {"predict": round(time.monotonic() - start, 2), **found.timing}
+    return Outcome(list(frames), found.detections, list(settings["classes"]), times_s)
+
+
+def labelled_split(source: Source) -> tuple[str, str, str]:
+    """(dataroot, version, split) to score on. Raises ConfigError where they are not known."""
+    if source.info_pickle is not None or not (source.dataroot and source.version and source.split):
+        raise ConfigError("scores need the tables of the set: give --dataroot, --version and --split, no info pickle")
+    return source.dataroot, source.version, source.split
+
+
+def score_table(scores: Mapping[str, Any]) -> list[str]:
+    """The scores as lines of text: the two sums, the errors, and a row per class."""
+    errors = scores["tp_errors"]
+    lines = [
+        f"NDS {scores['nds']:.4f}    mAP {scores['map']:.4f}    "
+        + "  ".join(f"{name} {_digits(value)}" for name, value in errors.items()),
+        "",
+        f"{'class':<22}{'AP':>8}" + "".join(f"{name[1:]:>8}" for name in errors) + f"{'labels':>9}{'boxes':>8}",
+    ]
+    for name, ap in sorted(scores["ap"].items(), key=lambda entry: -entry[1]):
+        row = "".join(f"{_digits(value):>8}" for value in scores["tp_errors_per_class"][name].values())
+        labels, boxes = (scores[key].get(name, 0) for key in ("num_ground_truths", "num_predictions"))
+        lines.append(f"{name:<22}{ap:>8.3f}{row}{labels:>9}{boxes:>8}")
+    return lines
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def draw_pictures(
+    frames: Iterable[Frame],
+    detections: Mapping[str, Detections],
+    class_names: Sequence[str],
+    folder: Path,
+    score_threshold: float,
+) -> list[Path]:
+    """One PNG per frame, ``scene_token.png``; the paths."""
+    from .data_tools.visualise import View, render_frame, save_picture
+
+    view = View(score_threshold=score_threshold)
+    paths = []
+    for frame in frames:
+        path = folder / f"{frame.scene_name}_{frame.timestamp_us}_{frame.token[:8]}.png"
+        save_picture(render_frame(frame, detections.get(frame.token), class_names, view), path)
+        paths.append(path)
+    return paths
+
+
+def choose_frames(frames: Sequence[Frame], scene: str | None, tokens: Sequence[str], limit: int) -> list[Frame]:
+    """Frames to draw: named samples, a scene, or all; of more than ``limit``, evenly spread ones.
+
+    Raises DataError for a scene or sample that the frames do not hold.
+    """
+    if scene is not None:
+        scenes = sorted({frame.scene_name for frame in frames})
+        if scene not in scenes:
+            raise DataError(
+                f"no scene {scene!r} here; there are {', '.join(scenes[:10])}{', ...' * (len(scenes) > 10)}"
+            )
+        frames = [frame for frame in frames if frame.scene_name == scene]
+    if tokens:
+        by_token = {frame.token: frame for frame in frames}
+        missing = [token for token in tokens if token not in by_token]
+        if missing:
+            raise DataError(f"no sample {missing[0]!r} among the {len(by_token)} chosen; check split and token")
+        return [by_token[token] for token in tokens]
+    if len(frames) <= limit:
+        return list(frames)
+    return [frames[i * len(frames) // limit] for i in range(limit)]
