@@ -42,10 +42,7 @@ def extension_and_command():
         elif not shutil.which((os.environ.get("CXX") or "c++").split()[0]):
             skip = "no C++ compiler found (install g++ or clang, or set CXX)"
     if skip:
-        print(
-            f"drivestack: building without the C++ operators: {skip}. The slow PyTorch twins will serve.",
-            file=sys.stderr,
-        )
+        say(skip)
         return [], build_ext
 
     class OptionalBuild(BuildExtension):
@@ -57,10 +54,7 @@ def extension_and_command():
                 if asked_for:
                     raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                print(
-                    f"drivestack: the C++ operators did not build ({reason}); the slow PyTorch twins will serve.",
-                    file=sys.stderr,
-                )
+                say(f"the build failed ({reason})")
                 self.extensions = []
 
     extension = CppExtension(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from drivestack.ops import backend_report, dcnv3, ms_deform_attn
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 # side, channels, groups of InternImage-T's four stages
 DCNV3_SHAPES = ((56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32))
 # name, batch, queries, heads, head channels, points, levels
