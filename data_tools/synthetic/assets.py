@@ -60,7 +60,7 @@ def _plates(l: float, z: float) -> list[Mesh]:
 
 
 def _wheels(xs, w: float, radius: float, width: float) -> list[Mesh]:
-    return [wheel(x, side * (w / 2 - width / 2 - 0.01), radius, width) for x in xs for side in (1, -1)]
+    return [wheel(x, side * (w / 2 - width / 2), radius, width) for x in xs for side in (1, -1)]
 
 
 def car(l: float, w: float, h: float, rng: np.random.Generator) -> Mesh:
@@ -73,8 +73,8 @@ def car(l: float, w: float, h: float, rng: np.random.Generator) -> Mesh:
     x0, x1 = rear * l, front * l
     cabin_h = h - belt
     parts = [
-        box((0, 0, (0.2 + belt) / 2), (l - 0.04, w, belt - 0.2), paint, Material.PAINT),
-        box((0, 0, 0.3), (l, w * 0.98, 0.2), tuple(0.35 * np.asarray(paint))),
+        box((0, 0, (0.2 + belt) / 2), (l - 0.04, w - 0.06, belt - 0.2), paint, Material.PAINT),
+        box((0, 0, 0.3), (l, w - 0.05, 0.2), tuple(0.35 * np.asarray(paint))),
         box(((x0 + x1) / 2, 0, belt + cabin_h / 2 - 0.03), (x1 - x0, w * 0.92, cabin_h - 0.06), _GLASS, Material.GLASS,
             (0.7, 0.82, -0.04 * l)),
         box(((x0 + x1) / 2 - 0.04 * l, 0, h - 0.04), ((x1 - x0) * 0.71, w * 0.77, 0.08), paint, Material.PAINT),
@@ -85,7 +85,7 @@ def car(l: float, w: float, h: float, rng: np.random.Generator) -> Mesh:
             parts.append(beam((x, side * w * 0.46, belt), (x - 0.03 * l, side * w * 0.385, h - 0.05), 0.07, paint))
     parts += _lamps(l, w, 0.42 * h, 0.46 * h, 0.13 * h, 0.2 * w)
     parts += _plates(l, 0.27 * h)
-    parts += _wheels((0.3 * l, -0.3 * l), w, min(0.34, 0.2 * h), 0.22)
+    parts += _wheels((0.3 * l, -0.3 * l), w, min(0.36, 0.21 * h), 0.22)
     return join(parts)
 
 
@@ -98,7 +98,7 @@ def truck(l: float, w: float, h: float, rng: np.random.Generator) -> Mesh:
     x = l / 2 - cab_l / 2
     parts = [
         box((0, 0, 0.62), (l - 0.06, w * 0.8, 0.24), _DARK),
-        box((x, 0, (0.45 + 0.55 * cab_h) / 2), (cab_l, w * 0.96, 0.55 * cab_h - 0.45), paint, Material.PAINT),
+        box((x, 0, (0.45 + 0.55 * cab_h) / 2), (cab_l - 0.04, w * 0.96, 0.55 * cab_h - 0.45), paint, Material.PAINT),
         box((x - 0.02 * l, 0, 0.75 * cab_h), (cab_l - 0.04 * l, w * 0.93, 0.4 * cab_h), paint, Material.PAINT,
             (0.86, 0.92, -0.02 * l)),
         box((x + cab_l * 0.37, 0, 0.74 * cab_h), (0.18 * cab_l, w * 0.86, 0.3 * cab_h), _GLASS, Material.GLASS,
@@ -122,19 +122,19 @@ def bus(l: float, w: float, h: float, rng: np.random.Generator) -> Mesh:
     )
     low, high = 0.4 * h, 0.8 * h
     parts = [
-        box((0, 0, (0.3 + low) / 2), (l - 0.04, w, low - 0.3), paint, Material.PAINT),
-        box((0, 0, (low + high) / 2), (l - 0.1, w - 0.06, high - low), _GLASS, Material.GLASS),
-        box((0, 0, (high + h) / 2), (l - 0.04, w, h - high), paint, Material.PAINT, (0.98, 0.92, 0)),
+        box((0, 0, (0.3 + low) / 2), (l - 0.04, w - 0.06, low - 0.3), paint, Material.PAINT),
+        box((0, 0, (low + high) / 2), (l - 0.1, w - 0.12, high - low), _GLASS, Material.GLASS),
+        box((0, 0, (high + h) / 2), (l - 0.04, w - 0.06, h - high), paint, Material.PAINT, (0.98, 0.92, 0)),
         box((l / 2 - 0.03, 0, 0.88 * h), (0.06, 0.62 * w, 0.1 * h), _AMBER, Material.LAMP),
         box((l / 2 - 0.04, 0, 0.34 * h), (0.06, w * 0.9, 0.12 * h), _GLASS, Material.GLASS),
         box((-l / 2 + 0.03, 0, 0.5 * h), (0.06, w * 0.96, 0.34 * h), tuple(0.75 * np.asarray(paint)), Material.RIBS),
     ]
     for x in np.linspace(-l / 2 + 0.3, l / 2 - 0.3, 7):  # posts between the windows
         parts += [
-            box((x, side * (w / 2 - 0.02), (low + high) / 2), (0.12, 0.04, high - low), paint) for side in (1, -1)
+            box((x, side * (w / 2 - 0.05), (low + high) / 2), (0.12, 0.06, high - low), paint) for side in (1, -1)
         ]
     for x in (0.36 * l, -0.05 * l):
-        parts.append(box((x, -w / 2 + 0.015, 0.42 * h), (1.2, 0.03, 0.62 * h), _DARK, Material.GLASS))
+        parts.append(box((x, -w / 2 + 0.025, 0.42 * h), (1.2, 0.05, 0.62 * h), _DARK, Material.GLASS))
     parts += _lamps(l, w, 0.2 * h, 0.24 * h, 0.14, 0.38)
     parts += _plates(l, 0.16 * h)
     parts += _wheels((0.29 * l, -0.27 * l), w, 0.48, 0.3)
@@ -200,7 +200,7 @@ def _person(h: float, stride: float, width: float, depth: float, rng: np.random.
         _pick([(0.12, 0.13, 0.2), (0.3, 0.27, 0.22), (0.2, 0.22, 0.26), (0.5, 0.45, 0.4)], rng),
     )
     skin, hair = _pick(_SKIN, rng, 0.02), _pick([(0.1, 0.08, 0.06), (0.35, 0.22, 0.1), (0.6, 0.5, 0.3)], rng, 0.02)
-    hip, shoulder = 0.48 * h, 0.82 * h
+    hip, shoulder = 0.48 * h, 0.84 * h
     parts = []
     for side in (1, -1):
         y = side * 0.13 * width / 0.5
@@ -215,6 +215,7 @@ def _person(h: float, stride: float, width: float, depth: float, rng: np.random.
         )
     parts += [
         box((0, 0, (hip + shoulder) / 2), (0.24, width * 0.72, shoulder - hip), top, Material.PLAIN, (1.05, 1.15, 0)),
+        frustum((0, 0, shoulder - 0.02), 0.06, 0.06, h - 0.2 - shoulder, skin, sides=6),
         ball((0.02, 0, h - 0.115), (0.095, 0.085, 0.115), skin),
         ball((-0.015, 0, h - 0.09), (0.1, 0.092, 0.09), hair),
     ]

@@ -19,15 +19,15 @@ from .scenery import Forecourt, Scenery
 
 # Objects placed per 70 m of main street; about half of them are seen at a time. Cones and barriers come in groups.
 _STILL_PER_70M = {
-    "bus": 2.2, "trailer": 2.6, "construction_vehicle": 2.6, "truck": 2.2, "car": 6.0, "motorcycle": 2.6, "bicycle": 2.8,
+    "bus": 2.5, "trailer": 2.6, "construction_vehicle": 2.6, "truck": 2.2, "car": 5.4, "motorcycle": 2.6, "bicycle": 2.8,
     "pedestrian": 3.6,
 }  # fmt: skip
-_MOVING_PER_70M = {"car": 2.0, "truck": 0.5, "bus": 0.4, "motorcycle": 0.9, "bicycle": 1.0, "pedestrian": 3.0}
-_WORKS_PER_70M = 2.4
+_MOVING_PER_70M = {"car": 3.0, "truck": 0.6, "bus": 0.5, "motorcycle": 1.2, "bicycle": 1.3, "pedestrian": 3.6}
+_WORKS_PER_70M = 2.0
 _SPEED_MPS = {"pedestrian": (1.0, 1.5), "bicycle": (2.5, 5.0), "motorcycle": (3.0, 7.0)}
 _VEHICLE_SPEED_MPS = (2.0, 8.0)
 _STEP_S = 0.25  # collisions are looked for at this pace
-_AHEAD_M, _BEHIND_M = 42.0, 36.0
+_AHEAD_M, _BEHIND_M = 36.0, 28.0
 _ABSENT = 1e6
 
 

@@ -16,6 +16,7 @@ from .mesh import Material, Mesh
 
 _SHADOW_OFFSET_M = 0.02
 _NOISE_SIZE = 256
+_EXPOSURE = 1.35
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ def _noise(x: np.ndarray, y: np.ndarray, cells_per_m: float) -> np.ndarray:
     i = np.floor(x * cells_per_m).astype(np.int32) & (_NOISE_SIZE - 1)
     j = np.floor(y * cells_per_m).astype(np.int32) & (_NOISE_SIZE - 1)
     return _NOISE[i, j]
+
+
+def _smooth_noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The noise table at cell coordinates, bilinear."""
+    i, j = np.floor(x), np.floor(y)
+    a, b = x - i, y - j
+    i, j = i.astype(np.int32) & (_NOISE_SIZE - 1), j.astype(np.int32) & (_NOISE_SIZE - 1)
+    i1, j1 = (i + 1) & (_NOISE_SIZE - 1), (j + 1) & (_NOISE_SIZE - 1)
+    return (1 - a) * ((1 - b) * _NOISE[i, j] + b * _NOISE[i, j1]) + a * ((1 - b) * _NOISE[i1, j] + b * _NOISE[i1, j1])
 
 
 def _asphalt(colour, uv, point, fade):
@@ -151,8 +161,8 @@ def sky_colour(directions: np.ndarray, light) -> np.ndarray:
         1 - (1 - up) ** 3
     )
     plane = directions[:, :2] / np.maximum(directions[:, 2:], 0.04)
-    cloud = np.clip(_noise(plane[:, 0], plane[:, 1], 9.0) * 0.5 + _noise(plane[:, 1], plane[:, 0], 2.5), 0, 1)
-    sky += (0.18 * cloud * np.clip(directions[:, 2] * 4, 0, 1))[:, None]
+    cloud = _smooth_noise(plane[:, 0] * 18, plane[:, 1] * 18) + 0.5 * _smooth_noise(plane[:, 1] * 55, plane[:, 0] * 55)
+    sky += (0.2 * np.clip(cloud, 0, 1) * np.clip(directions[:, 2] * 4, 0, 1))[:, None]
     glow = np.clip(directions @ np.asarray(light.sun_direction, np.float32), 0, 1) ** 24
     return (sky + glow[:, None] * 0.5 * np.asarray(light.sun_colour, np.float32)).astype(np.float32)
 
@@ -208,7 +218,7 @@ def shade(caster: RayCaster, origin: np.ndarray, directions: np.ndarray, hits: H
 
 
 def to_image(linear: np.ndarray, height_px: int, width_px: int, rng: np.random.Generator) -> np.ndarray:
-    """[H, W, 3] uint8: exposure, gamma and a little sensor noise."""
-    value = np.sqrt(np.clip(linear * np.float32(0.72), 0, 1)) * 255
+    """[H, W, 3] uint8: filmic exposure, gamma and a little sensor noise."""
+    value = np.sqrt(1 - np.exp(-np.float32(_EXPOSURE) * linear)) * 255
     value += rng.standard_normal(value.shape, np.float32) * np.float32(1.8)
     return np.clip(value + 0.5, 0, 255).astype(np.uint8).reshape(height_px, width_px, 3)

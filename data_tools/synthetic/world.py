@@ -132,5 +132,5 @@ def _draw_light(rng: np.random.Generator) -> Light:
         plain(ambient),
         plain(zenith),
         plain(horizon),
-        float(rng.uniform(1 / 400, 1 / 150)),
+        float(rng.uniform(1 / 600, 1 / 250)),
     )
