@@ -36,7 +36,7 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A whole training checkpoint on the CPU. Raises CheckpointError if it is missing, broken or holds more than data."""
+    """A training checkpoint on the CPU. Raises CheckpointError if it is missing, broken or holds more than data."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file.")

@@ -32,7 +32,9 @@ class KeepCheckpoints(Hook):
         self.keep = keep
         self.saved_at = -1
 
-    def after_train_iter(self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         if self.every_n_train_iters(runner, self.interval):
             self._save(runner, runner.iter + 1)
 
@@ -76,7 +78,9 @@ class TellProgress(Hook):
             self.task = self.bar.add_task("train", total=runner.max_iters, completed=runner.iter, told="")
             self.bar.start()
 
-    def after_train_iter(self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         self.count += 1
         self.data_time_s += runner.train_loop.data_time_s
         for name, value in outputs.items():
@@ -114,7 +118,9 @@ class TellProgress(Hook):
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         terms = " ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items())
-        told = f"{terms}  lr {record['lr']:.2e}  {per_iteration_s:.2f} s/it (data {record['data_seconds_per_iter']:.2f})"
+        told = (
+            f"{terms}  lr {record['lr']:.2e}  {per_iteration_s:.2f} s/it (data {record['data_seconds_per_iter']:.2f})"
+        )
         if self.bar:
             self.bar.update(self.task, told=f"loss {means['loss']:.3g}  {per_iteration_s:.2f} s/it")
         else:

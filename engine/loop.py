@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,8 @@ class ResumableTrainLoop(BaseLoop):
         super().__init__(runner, dataloader)
         if not hasattr(self.dataloader.sampler, "load_state_dict"):
             raise ConfigError(
-                f"train_dataloader.sampler: {type(self.dataloader.sampler).__name__} cannot resume; use ResumableSampler."
+                f"train_dataloader.sampler: {type(self.dataloader.sampler).__name__} cannot resume; "
+                "use ResumableSampler."
             )
         self.max_iters = max_iters
         self.max_minutes = max_minutes
@@ -65,7 +65,8 @@ class ResumableTrainLoop(BaseLoop):
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         deadline = math.inf if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
-        batches = self._batches()
+        self.dataloader.sampler.load_state_dict({"position": self.iter * self.dataloader.batch_size})
+        batches = iter(self.dataloader)  # draws a random number, so before the first reseed
         while self.iter < self.max_iters and not self.stop_training:
             self.runner.model.train()
             reseed(self.runner.seed, self.iter, get_rank())
@@ -78,10 +79,6 @@ class ResumableTrainLoop(BaseLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
-
-    def _batches(self) -> Iterator[Any]:
-        self.dataloader.sampler.load_state_dict({"position": self.iter * self.dataloader.batch_size})
-        yield from self.dataloader
 
     def _run_iteration(self, batch: Any) -> None:
         runner = self.runner

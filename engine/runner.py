@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,13 @@ class TrainRunner(Runner):
         return MMDistributedDataParallel(
             module=model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             find_unused_parameters=self.cfg.get("find_unused_parameters", False),
         )
 
     def build_logger(self, log_level: int | str = "WARNING", **kwargs: Any) -> MMLogger:
         """MMEngine's warnings on standard error; progress goes to log.jsonl (hooks.TellProgress), not to its files."""
-        Path(self.log_dir).rmdir()
+        with suppress(FileNotFoundError):  # another rank was faster
+            Path(self.log_dir).rmdir()
         return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level=log_level)
 
     def _log_env(self, env_cfg: dict) -> None:
@@ -47,7 +48,9 @@ class TrainRunner(Runner):
     def dump_config(self) -> None:
         """The whole config, overrides included, as ``work_dir/config.json``."""
         if self.rank == 0:
-            text = json.dumps(self.cfg.to_dict(), indent=1, default=lambda value: getattr(value, "__name__", str(value)))
+            text = json.dumps(
+                self.cfg.to_dict(), indent=1, default=lambda value: getattr(value, "__name__", str(value))
+            )
             with atomic_path(Path(self.work_dir) / "config.json") as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from mmengine.config import Config
@@ -53,12 +54,16 @@ def train(
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    distributed = "WORLD_SIZE" in os.environ
+    if distributed:  # MMEngine's own start asks for a GPU
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     hooks: list[Any] = [
         dict(type=KeepCheckpoints, **config.get("checkpoint", {})),
         dict(type=TellProgress, interval=config.get("log_interval", 50)),
     ]
     if config.get("ema"):
         hooks.append(dict(type=EMAHook, **config.ema))
+    hooks += config.get("custom_hooks", [])
     runner = TrainRunner(
         model=config.model,
         work_dir=str(work_dir),
@@ -77,17 +82,17 @@ def train(
         custom_hooks=hooks,
         load_from=None if start is None else str(start),
         resume=bool(resume) and start is not None,
-        launcher="pytorch" if "WORLD_SIZE" in os.environ else "none",
-        env_cfg=dict(dist_cfg=dict(backend="nccl" if device.type == "cuda" else "gloo")),
+        launcher="pytorch" if distributed else "none",
         randomness=dict(seed=seed),
         visualizer=dict(type=Visualizer),
         log_level="WARNING",
+        experiment_name=uuid4().hex,  # MMEngine shares state between runners of one name
         cfg=config,
     )
     if start is not None:
         logger.info("%s %s", "resuming" if resume else "starting from", start)
     runner.train()
-    if runner.distributed:
+    if distributed:
         torch.distributed.barrier()  # rank 0 may still be writing
         torch.distributed.destroy_process_group()
     return work_dir / f"iter_{runner.iter}.pth"

@@ -1,6 +1,6 @@
 """A regression small enough to train in a second, with everything that makes resuming hard: dropout, EMA, schedules.
 
-Run as a program it trains once: ``python toy.py WORK_DIR MAX_ITERS [--resume] [--sleep S] [--world-batch N] ...``
+Run as a program it trains once: ``python toy.py WORK_DIR MAX_ITERS [--resume] [--sleep S] [--batch-size N] ...``
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import CosineAnnealingLR, LinearLR
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -76,7 +79,16 @@ class ToyModel(BaseModel):
         return losses
 
 
-def toy_config(max_iters: int, batch_size: int = 4, precision: str = "fp32", noise: float = 0.1, **model: object) -> Config:
+class DumpWeights(Hook):
+    """Every rank's own weights, to compare them."""
+
+    def after_train(self, runner: Runner) -> None:
+        torch.save(runner.bare_model.state_dict(), Path(runner.work_dir) / f"rank{runner.rank}.pt")
+
+
+def toy_config(
+    max_iters: int, batch_size: int = 4, precision: str = "fp32", noise: float = 0.1, **model: object
+) -> Config:
     return Config(
         dict(
             model=dict(type=ToyModel, **model),
@@ -101,6 +113,7 @@ def toy_config(max_iters: int, batch_size: int = 4, precision: str = "fp32", noi
             ema=dict(momentum=0.1),
             checkpoint=dict(interval=5, keep=2),
             log_interval=5,
+            custom_hooks=[dict(type=DumpWeights)],
             seed=3,
         )
     )

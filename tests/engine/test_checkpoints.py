@@ -1,0 +1,91 @@
+"""Checkpoint files: safe to read, whole when written, published as safetensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from drivestack.backbone.checkpoint import read_metadata, read_state_dict
+from drivestack.engine import checkpoints
+from drivestack.engine.train import train
+from drivestack.errors import CheckpointError
+
+
+class Trap:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_checkpoints_with_code_inside_are_refused_everywhere(toy: Any, tmp_path: Path) -> None:
+    sprung, path = tmp_path / "sprung", tmp_path / "trap.pth"
+    torch.save({"meta": Trap(sprung), "state_dict": {}, "optimizer": {}}, path)
+    checkpoints.close_unsafe_loaders()
+    for attempt in (
+        lambda: checkpoints.read_checkpoint(path),
+        lambda: train(toy.toy_config(2), tmp_path / "a", resume=path),
+        lambda: train(toy.toy_config(2), tmp_path / "b", load_from=path),
+        lambda: CheckpointLoader.load_checkpoint(str(path)),
+    ):
+        with pytest.raises(CheckpointError, match=r"trap\.pth"):
+            attempt()
+    assert not sprung.exists()
+    with pytest.raises(CheckpointError, match="download the file"):
+        CheckpointLoader.load_checkpoint("https://example.org/weights.pth")
+
+
+def test_training_never_asks_torch_to_unpickle_objects(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: (asked.append(k.get("weights_only")), load(*a, **k))[1])
+    train(toy.toy_config(2), tmp_path)
+    train(toy.toy_config(4), tmp_path, resume=True)
+    assert asked and all(flag is True for flag in asked)
+
+
+def test_cut_short_checkpoint_is_named(toy: Any, tmp_path: Path) -> None:
+    path = train(toy.toy_config(2), tmp_path)
+    whole = path.read_bytes()
+    for size in (0, 100, len(whole) - 200):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"iter_2\.pth"):
+            checkpoints.read_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.save_checkpoint({"a": torch.ones(3)}, tmp_path / "iter_1.pth")
+
+    def fail(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save_checkpoint({"a": torch.zeros(3)}, tmp_path / "iter_2.pth")
+    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "iter_1.pth"
+    assert {path.name for path in tmp_path.iterdir()} == {"iter_1.pth", "last_checkpoint"}
+
+
+def test_weights_are_published_with_their_story(toy: Any, tmp_path: Path) -> None:
+    path = train(toy.toy_config(5), tmp_path)
+    averaged = checkpoints.read_checkpoint(path)["state_dict"]
+    out = checkpoints.export_weights(path, tmp_path / "w.safetensors", {"command": "make demo"}, torch.float16)
+    published = read_state_dict(out)
+    assert published.keys() == averaged.keys()
+    for name, value in averaged.items():
+        assert torch.equal(published[name], value.half())
+    story = read_metadata(out)
+    assert story["iter"] == "5" and story["seed"] == "3"
+    assert story["dtype"] == "float16" and story["command"] == "make demo"
+    train(toy.toy_config(1), tmp_path / "from", load_from=out)

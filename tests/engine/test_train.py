@@ -1,0 +1,165 @@
+"""Training: interrupted is the same as undisturbed, two ranks are the same as one, bad numbers stop it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drivestack.engine.checkpoints import latest_checkpoint, read_checkpoint
+from drivestack.engine.optim import PrecisionOptimWrapper
+from drivestack.engine.train import train
+from drivestack.errors import CheckpointError, ConfigError, TrainingError
+
+
+def assert_same(a: Any, b: Any, place: str = "") -> None:
+    """Bitwise equality of nested containers of tensors."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for key in a:
+            assert_same(a[key], b[key], f"{place}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), place
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{place}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), place
+    else:
+        assert a == b, place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(toy.toy_config(20), tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_resumed_equals_undisturbed_bitwise(toy: Any, tmp_path: Path, precision: str) -> None:
+    whole = train(toy.toy_config(20, precision=precision), tmp_path / "whole")
+    train(toy.toy_config(9, precision=precision), tmp_path / "parts")
+    parts = train(toy.toy_config(20, precision=precision), tmp_path / "parts", resume="auto")
+    assert_same(read_checkpoint(whole), read_checkpoint(parts))
+
+
+def test_averaged_weights_are_published_and_raw_ones_resumed(undisturbed: Path) -> None:
+    checkpoint = read_checkpoint(undisturbed)
+    raw = checkpoint["ema_state_dict"]["module.net.0.weight"]
+    assert not torch.equal(raw, checkpoint["state_dict"]["net.0.weight"])
+    trained = torch.load(undisturbed.parent / "rank0.pt", weights_only=True)
+    assert torch.equal(raw, trained["net.0.weight"])
+
+
+def test_killed_at_random_moments_ends_with_the_same_weights(
+    toy_program: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    rng = random.Random(5)
+    command = [sys.executable, str(toy_program), str(tmp_path), "20", "--resume", "--interval", "3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        before = latest_checkpoint(tmp_path)
+        process = subprocess.Popen([*command, "--sleep", "0.05"], env=environment)
+        while latest_checkpoint(tmp_path) == before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        read_checkpoint(latest_checkpoint(tmp_path))  # whole, whatever moment it was
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert_same(read_checkpoint(undisturbed), read_checkpoint(tmp_path / "iter_20.pth"))
+
+
+def test_two_gloo_ranks_equal_one_process_with_the_whole_batch(toy: Any, toy_program: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(toy_program), str(tmp_path / "two"), "12", "--batch-size", "2", "--dropout", "0"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_same(ranks[0], ranks[1])
+    train(toy.toy_config(12, batch_size=4, dropout=0.0), tmp_path / "one")
+    one = torch.load(tmp_path / "one" / "rank0.pt", weights_only=True)
+    for name, value in one.items():
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_non_finite_loss_names_term_iteration_and_samples(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"iteration 7: loss term loss_edge = nan, on samples sample\d+") as caught:
+        train(toy.toy_config(20, nan_at=7), tmp_path)
+    assert "loss_square" not in str(caught.value)
+    assert latest_checkpoint(tmp_path).name == "iter_5.pth"
+    good = train(toy.toy_config(5), tmp_path / "good")
+    assert_same(read_checkpoint(good), read_checkpoint(tmp_path / "iter_5.pth"))
+    assert {path.name for path in tmp_path.glob("*.*")} == {"iter_5.pth", "config.json", "log.jsonl"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_non_finite_gradient_stops_before_the_step(precision: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    wrapper = PrecisionOptimWrapper(torch.optim.AdamW([weight], lr=1.0), precision, clip_grad={"max_norm": 1.0})
+    with pytest.raises(FloatingPointError, match="gradient norm is inf"):
+        wrapper.update_params(weight.sqrt().sum())
+    assert weight.item() == 0
+
+
+def test_fp16_skips_an_overflowing_step_and_lowers_the_scale() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    wrapper = PrecisionOptimWrapper(torch.optim.AdamW([weight], lr=1.0), "fp16")
+    scale = wrapper.scaler.get_scale()
+    wrapper.update_params(weight.sqrt().sum())
+    assert weight.item() == 0
+    assert wrapper.scaler.get_scale() == scale / 2
+
+
+def test_old_checkpoints_go_and_the_log_has_every_interval(undisturbed: Path) -> None:
+    assert sorted(path.name for path in undisturbed.parent.glob("*.pth")) == ["iter_15.pth", "iter_20.pth"]
+    records = [json.loads(line) for line in (undisturbed.parent / "log.jsonl").read_text().splitlines()]
+    assert [record["iter"] for record in records] == [5, 10, 15, 20]
+    last = records[-1]
+    assert last["loss"] == pytest.approx(last["loss_square"] + last["loss_edge"])
+    assert all(math.isfinite(value) for value in last.values())
+    assert not list(undisturbed.parent.glob(".*"))
+
+
+def test_time_budget_saves_and_resuming_goes_on(toy: Any, undisturbed: Path, tmp_path: Path) -> None:
+    first = train(toy.toy_config(20), tmp_path, max_minutes=0.0)
+    assert first.name == "iter_1.pth"
+    assert_same(read_checkpoint(undisturbed), read_checkpoint(train(toy.toy_config(20), tmp_path, resume=True)))
+
+
+def test_load_from_starts_at_iteration_zero_with_the_weights(toy: Any, undisturbed: Path, tmp_path: Path) -> None:
+    config = toy.toy_config(1)
+    config.optim_wrapper.optimizer.update(lr=0.0, weight_decay=0.0)
+    path = train(config, tmp_path, load_from=undisturbed)
+    for name, value in read_checkpoint(undisturbed)["state_dict"].items():
+        assert torch.equal(value, read_checkpoint(path)["state_dict"][name])
+
+
+def test_another_models_checkpoint_is_refused(toy: Any, undisturbed: Path, tmp_path: Path) -> None:
+    for how in ({"resume": undisturbed}, {"load_from": undisturbed}):
+        with pytest.raises(CheckpointError, match=r"net\.0\.weight"):
+            train(toy.toy_config(20, hidden=8), tmp_path, **how)
+    with pytest.raises(CheckpointError, match="seed 3, this run has seed 4"):
+        train(toy.toy_config(20), tmp_path, resume=undisturbed, seed=4)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_missing_checkpoint_is_named(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
+        train(toy.toy_config(2), tmp_path, resume=tmp_path / "nowhere.pth")
+
+
+def test_a_sampler_that_cannot_resume_is_refused(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(2)
+    config.train_dataloader.sampler = dict(type="DefaultSampler", shuffle=True)
+    with pytest.raises(ConfigError, match="DefaultSampler cannot resume"):
+        train(config, tmp_path)
