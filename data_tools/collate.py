@@ -1,4 +1,8 @@
-"""Clips to a Batch: images of mixed sizes are padded right and bottom with zeros.
+"""Clips to a Batch: images of mixed sizes are padded with zeros, right and bottom.
+
+A mirrored image is padded on the left instead: mirroring its features back then puts the image at the left and the
+padding at the right, where the matrices expect them. (Upstream pads right in both cases, which shifts the features of
+mirrored images by the padding: 16 px at heights 544, 608, 672 and 736.)
 
 Shapes: B clips, T frames, N cameras, H, W padded image.
 """
@@ -63,7 +67,8 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
     for b, sample in enumerate(samples):
         for t, views in enumerate(sample.images):
             for n, view in enumerate(views or ()):
-                images[b, t, n, :, : view.shape[1], : view.shape[2]] = torch.from_numpy(view)
+                left = width - view.shape[2] if sample.image_flipped else 0
+                images[b, t, n, :, : view.shape[1], left : left + view.shape[2]] = torch.from_numpy(view)
 
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
