@@ -140,12 +140,11 @@ def bev_nms(boxes: Array, scores: Array, iou_threshold: float, max_num: int | No
 
     boxes: [n, >=7]; scores: [n]; a box goes if its IoU with a better kept one exceeds ``iou_threshold``.
     """
+    boxes = np.asarray(boxes, dtype=np.float64)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    iou = bev_iou(boxes, boxes)
     kept: list[int] = []
-    for i in order:
-        if max_num is not None and len(kept) >= max_num:
-            break
-        if not kept or iou[i, kept].max() <= iou_threshold:
-            kept.append(int(i))
+    while len(order) and (max_num is None or len(kept) < max_num):
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        order = rest[bev_iou(boxes[best : best + 1], boxes[rest])[0] <= iou_threshold]
     return np.array(kept, dtype=np.int64)
