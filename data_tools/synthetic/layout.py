@@ -135,7 +135,7 @@ def build_layout(rng: np.random.Generator, length_m: float, reach: tuple[float, 
     main = _street("main", ORIGIN_M, heading, step, int(rng.choice([1, 2], p=[0.6, 0.4])))
     junctions = []
     if kind != "winding" and rng.random() < 0.8:
-        place = rng.uniform(reach[0] + 25, max(reach[1] - 15, reach[0] + 30))
+        place = rng.uniform(reach[0] + 5, reach[1] - 2)
         sides = [(1, -1), (1,), (-1,)][rng.choice(3, p=[0.5, 0.25, 0.25])]
         centre, at_heading = main.at(place)
         branches = []
