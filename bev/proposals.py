@@ -20,7 +20,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..geometry import bev_nms
-from .box_coder import CODE_SIZE, encode_boxes, normalise_points
+from ..structures import Detections
+from .box_coder import CODE_SIZE, decode_boxes, encode_boxes, normalise_points
 from .head import ExtraQueries
 from .losses import gaussian_focal_loss, mean_over_ranks
 
@@ -167,15 +168,31 @@ class BevProposals(nn.Module):
 
     @torch.no_grad()
     def proposals(self, outs: DenseOutputs) -> Proposals:
-        """The best P peaks: cells where some class is highest in its 3 x 3 neighbourhood."""
-        scores = outs.heat.sigmoid()
-        peaks = scores * (F.max_pool2d(scores, 3, stride=1, padding=1) == scores)
-        best = peaks.amax(1).flatten(1)  # [B, cells]
+        """The best P cells in which some class peaks."""
+        best = self._peaks(outs).amax(1).flatten(1)  # [B, cells]
         _, cells = best.topk(min(self.num_proposals, best.shape[1]))  # [B, P]
         codes = outs.codes.flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, CODE_SIZE))
         reference = normalise_points(codes[..., [0, 1, 4]], self.pc_range).clamp(0.001, 0.999)
-        scores = scores.flatten(2).transpose(1, 2).gather(1, cells[..., None].expand(-1, -1, self.num_classes))
+        scores = outs.heat.sigmoid().flatten(2).transpose(1, 2)  # [B, cells, K]
+        scores = scores.gather(1, cells[..., None].expand(-1, -1, self.num_classes))
         return Proposals(reference, scores, torch.ones_like(cells, dtype=torch.bool), codes)
+
+    @torch.no_grad()
+    def predict(self, outs: DenseOutputs, tokens: Sequence[str], max_num: int = 300) -> list[Detections]:
+        """The peaks themselves as detections: what the dense branch finds without the decoder."""
+        found = []
+        for peaks, codes, token in zip(self._peaks(outs), outs.codes.flatten(1, 2), tokens):
+            scores, index = peaks.flatten().topk(min(max_num, peaks.numel()))
+            labels, cells = index // len(codes), index % len(codes)
+            boxes = decode_boxes(codes[cells])
+            found.append(Detections(token, *(x.cpu().numpy() for x in (boxes, scores, labels))))
+        return found
+
+    @staticmethod
+    def _peaks(outs: DenseOutputs) -> Tensor:
+        """Scores [B, K, num_y, num_x] where they are the highest of their 3 x 3 neighbourhood, 0 elsewhere."""
+        scores = outs.heat.sigmoid()
+        return scores * (F.max_pool2d(scores, 3, stride=1, padding=1) == scores)
 
 
 def augment_boxes(boxes: Tensor, bda: Tensor) -> Tensor:
