@@ -201,8 +201,18 @@ def save_safetensors(
         save_file(tensors, temporary, {key: str(value) for key, value in (metadata or {}).items()})
 
 
-class _YacsConfig(dict):
+class _YacsConfig:
     """Stands in for the training options (yacs.config.CfgNode) in InternImage's classification checkpoints."""
+
+    def __new__(cls) -> OrderedDict:  # the restricted unpickler fills no other kind of mapping
+        return OrderedDict()
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands in for `getattr`, which MMEngine's checkpoints use to name the methods of HistoryBuffer, and only that."""
+    if owner is not HistoryBuffer:
+        raise pickle.UnpicklingError(f"refused getattr({owner!r}, {name!r})")
+    return getattr(HistoryBuffer, name)
 
 
 def _safe_globals() -> list[Any]:
@@ -211,7 +221,8 @@ def _safe_globals() -> list[Any]:
     dtypes = [type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64, "U1")]
     legacy = [(scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct")]
     modern = [(scalar, "numpy._core.multiarray.scalar"), (array, "numpy._core.multiarray._reconstruct")]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *legacy, *modern, (_YacsConfig, "yacs.config.CfgNode")]
+    stand_ins = [(_history_method, "builtins.getattr"), (_YacsConfig, "yacs.config.CfgNode")]
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *legacy, *modern, *stand_ins]
 
 
 def read_pth(path: Path) -> Any:

@@ -108,9 +108,7 @@ def detection_policies(
     return policies
 
 
-def block_index(
-    name: str, depths: Sequence[int], post_norm_block_ids: Sequence[int] | None = None
-) -> int | None:
+def block_index(name: str, depths: Sequence[int], post_norm_block_ids: Sequence[int] | None = None) -> int | None:
     """Number of the block, through all levels, that a trunk parameter learns with.
 
     `STEM` for the stem, None for what is not of the trunk. A norm after block b of level 2 counts with that block if
@@ -132,9 +130,7 @@ def block_index(
     return sum(depths[: min(level + 1, len(depths) - 1)])
 
 
-def param_groups(
-    named_parameters: NamedParameters, policies: Mapping[str, ParamPolicy], base_lr: float
-) -> list[dict]:
+def param_groups(named_parameters: NamedParameters, policies: Mapping[str, ParamPolicy], base_lr: float) -> list[dict]:
     """Optimizer parameter groups, one per group name, trainable parameters only."""
     groups: dict[str, dict] = {}
     for name, parameter in named_parameters:
