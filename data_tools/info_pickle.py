@@ -44,7 +44,7 @@ for _core in (_NUMPY_1, _NUMPY_2):
     _ALLOWED[_core + ".multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]
     _ALLOWED[_core + ".multiarray", "scalar"] = np.float64(0).__reduce__()[0]
     _ALLOWED[_core + ".numeric", "_frombuffer"] = np.empty(1).__reduce_ex__(5)[0]
-for _kind in (set, frozenset, bytearray, complex, list, dict, tuple):
+for _kind in (set, frozenset, bytes, bytearray, complex, list, dict, tuple):
     _ALLOWED["builtins", _kind.__name__] = _ALLOWED["__builtin__", _kind.__name__] = _kind
 
 
