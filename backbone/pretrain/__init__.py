@@ -1,0 +1,1 @@
+"""2D pretraining of the image encoders: room for classification, detection and segmentation pipelines."""
