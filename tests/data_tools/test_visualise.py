@@ -92,8 +92,8 @@ def test_one_camera_is_enough(frame: Frame) -> None:
 
 def test_ground_truth_is_green_and_in_the_right_cameras(frame: Frame) -> None:
     picture = render_frame(frame, None, ["car"], VIEW)
-    assert count_of(picture, GROUND_TRUTH, tile("CAM_FRONT", frame)) > 30
-    assert count_of(picture, GROUND_TRUTH, tile("CAM_BACK_LEFT", frame)) > 30
+    assert count_of(picture, GROUND_TRUTH, tile("CAM_FRONT", frame)) > 10
+    assert count_of(picture, GROUND_TRUTH, tile("CAM_BACK_LEFT", frame)) > 10
     assert count_of(picture, GROUND_TRUTH, tile("CAM_FRONT_RIGHT", frame)) == 0
 
 
@@ -108,7 +108,7 @@ def test_predictions_have_their_class_colour_above_the_threshold(frame: Frame) -
     boxes[1, :2] = [3, -12]  # in the LIDAR frame: behind
     found = Detections("token", boxes, np.array([0.9, 0.2], np.float32), np.array([0, 0]))
     picture = render_frame(replace(frame, annotations=None), found, ["bus"], VIEW)
-    assert count_of(picture, CLASS_COLOURS["bus"], tile("CAM_FRONT", frame)) > 30
+    assert count_of(picture, CLASS_COLOURS["bus"], tile("CAM_FRONT", frame)) > 10
     assert count_of(picture, CLASS_COLOURS["bus"], tile("CAM_BACK", frame)) == 0
 
 

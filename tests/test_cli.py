@@ -1,0 +1,301 @@
+"""The command line: help, exit codes, one-line errors, and the verbs on a tiny synthetic set.
+
+The model here is an oracle that repeats the labels, so the whole way from files to official scores must give 1.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from safetensors.torch import save_file
+
+from drivestack.cli import build_parser, main
+from drivestack.structures import Detections
+
+VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "visualize"]
+VERBS += ["export-weights", "doctor"]
+CLASSES = ["barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian"]
+CLASSES += ["traffic_cone", "trailer", "truck"]
+
+
+@MODELS.register_module()
+class OracleForTests(BaseModel):
+    """Finds every labelled object that a sensor hit."""
+
+    def __init__(self, frame_offsets: tuple[int, ...] = (0,)) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def predict(self, batch, history):
+        assert batch.frame_offsets == (0,)
+        found = []
+        for frame in batch.frames:
+            labels = frame.annotations
+            keep = [i for i, n in enumerate(labels.names) if n and labels.num_lidar_points[i] > 0]
+            boxes = np.nan_to_num(frame.lidar_boxes()[keep]).astype(np.float32)
+            scores = np.full(len(keep), 0.8, dtype=np.float32)
+            label_ids = np.array([CLASSES.index(labels.names[i]) for i in keep], dtype=np.int64)
+            found.append(Detections(frame.token, boxes, scores, label_ids))
+        return found, history
+
+    def forward(self, batch, mode: str = "predict"):
+        return self.predict(batch, None)[0]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "data"
+    arguments = ["--split", "val", "--scenes", "1", "--keyframes", "3", "--image-width", "96", "--workers", "1"]
+    assert main(["synthesize", str(folder), *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Path:
+    path = root.parent / "oracle.py"
+    path.write_text(
+        f"""
+model = dict(type="OracleForTests", frame_offsets=(-1, 0))
+test_dataset = dict(
+    type="ClipDataset",
+    classes={CLASSES!r},
+    dataroots={str(root)!r},
+    version="v1.0-trainval",
+    split="val",
+    frame_offsets=(-1, 0),
+    image=dict(test_height_px=32),
+)
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(root: Path) -> Path:
+    path = root.parent / "oracle.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    return path
+
+
+def source(root: Path, split: str = "val") -> list[str]:
+    return ["--dataroot", str(root), "--version", "v1.0-trainval", "--split", split]
+
+
+@pytest.fixture(scope="module")
+def submission(root: Path, config: Path, weights: Path) -> Path:
+    path = root.parent / "submission.json"
+    assert main(["predict", str(config), str(weights), *source(root), "--out", str(path)]) == 0
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"drivestack {verb}" in text.split("examples:")[1]
+
+
+def test_the_verbs_tested_are_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    (verbs,) = (action for action in build_parser()._actions if action.metavar == "VERB")
+    assert list(verbs.choices) == VERBS
+
+
+def test_no_verb_and_unknown_verb_stop_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["fly"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- verbs
+
+
+def test_evaluate_scores_the_oracle_with_one(
+    root: Path, config: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(config), str(weights), "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "NDS" in text
+    assert "mAVE" in text
+    scores = json.loads((tmp_path / "metrics_summary.json").read_text())
+    present = [name for name, count in scores["num_ground_truths"].items() if count]
+    assert len(present) >= 3
+    for name in present:
+        assert scores["ap"][name] == pytest.approx(1, abs=1e-6), name
+        errors = scores["tp_errors_per_class"][name]
+        assert max(errors[key] for key in ("mATE", "mASE") if errors[key] is not None) < 0.01
+
+
+def test_check_and_score_of_the_predicted_submission(
+    submission: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-submission", str(submission), *source(root)]) == 0
+    assert "is valid; all 3 samples are there" in capsys.readouterr().out
+    assert main(["score", str(submission), *source(root)]) == 0
+    assert "mAP" in capsys.readouterr().out
+
+
+def test_predict_works_without_labels(
+    root: Path, config: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlabelled = tmp_path / "unlabelled"
+    shutil.copytree(root, unlabelled)
+    for table in ("sample_annotation", "instance"):
+        (unlabelled / "v1.0-trainval" / f"{table}.json").write_text("[]")
+
+    def nothing(self, batch, history):
+        empty = np.zeros((0, 9), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        return [Detections(token, *empty) for token in batch.tokens], history
+
+    monkeypatch.setattr(OracleForTests, "predict", nothing)
+    out = tmp_path / "submission.json"
+    assert main(["predict", str(config), str(weights), *source(unlabelled), "--out", str(out)]) == 0
+    assert main(["check-submission", str(out), *source(unlabelled)]) == 0
+
+
+def test_visualize_draws_pictures_and_a_clip(submission: Path, root: Path, tmp_path: Path) -> None:
+    arguments = [*source(root), "--submission", str(submission), "--out", str(tmp_path / "p")]
+    assert main(["visualize", *arguments, "--max", "2", "--clip", str(tmp_path / "clip.gif")]) == 0
+    assert len(list((tmp_path / "p").glob("*.png"))) == 2
+    assert (tmp_path / "clip.gif").stat().st_size > 1000
+
+
+def test_demo_writes_all_it_promises(
+    config: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", str(tmp_path), "--config", str(config), "--weights", str(weights)]
+    arguments += ["--scenes", "1", "--keyframes", "2", "--pictures", "1", "--workers", "1"]
+    assert main(["demo", *arguments]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {"nds", "map", "ap", "tp_errors", "seeds", "times"} <= metrics.keys()
+    assert metrics["nds"] > 0.2
+    assert (tmp_path / "submission.json").is_file()
+    assert (tmp_path / "clip.gif").is_file()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+    text = capsys.readouterr().out
+    for fragment in ("NDS", "metrics.json", "clip.gif", "time"):
+        assert fragment in text
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The one line of error that the arguments give."""
+    capsys.readouterr()
+    assert main(arguments) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_wrong_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(["visualize", *source(tmp_path / "nowhere"), "--out", str(tmp_path / "p")], capsys)
+    assert "nowhere" in line
+    assert not (tmp_path / "p").exists()
+
+
+def test_missing_table(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(root, tmp_path / "data")
+    (tmp_path / "data" / "v1.0-trainval" / "ego_pose.json").unlink()
+    assert "ego_pose.json" in fails(["visualize", *source(tmp_path / "data")], capsys)
+
+
+def test_truncated_image(
+    root: Path, config: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(root, tmp_path / "data")
+    image = sorted((tmp_path / "data" / "samples" / "CAM_BACK").iterdir())[1]
+    image.write_bytes(image.read_bytes()[:-40])
+    out = tmp_path / "submission.json"
+    for arguments in (
+        ["predict", str(config), str(weights), *source(tmp_path / "data"), "--out", str(out)],
+        ["visualize", *source(tmp_path / "data"), "--out", str(tmp_path / "p")],
+    ):
+        line = fails(arguments, capsys)
+        assert "camera CAM_BACK" in line
+        assert image.name in line
+    assert not out.exists()
+
+
+def test_checkpoint_of_another_config(root: Path, config: Path, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3), "head": torch.zeros(1)}, other)
+    line = fails(["predict", str(config), str(other), "--out", str(tmp_path / "s.json")], capsys)
+    assert "other.safetensors" in line
+    assert "head" in line
+    assert not (tmp_path / "s.json").exists()
+    assert "no such checkpoint" in fails(["predict", str(config), str(tmp_path / "none.pth")], capsys)
+
+
+def test_submission_with_a_missing_sample(
+    submission: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(submission.read_text())
+    token, _ = content["results"].popitem()
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(content))
+    fails(["check-submission", str(broken), *source(root)], capsys, code=1)
+    line = fails(["score", str(broken), *source(root), "--out", str(tmp_path / "scores")], capsys)
+    assert f"sample {token}: is missing from the results" in line
+    assert not (tmp_path / "scores").exists()
+
+
+def test_check_lists_the_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"meta": {}, "results": {"a": 1, "b": 2}}))
+    assert main(["check-submission", str(path), "--limit", "3"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[-1] == "... and 4 more (--limit shows more)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["train", "no_such_config"], "no_such_config"),
+        (["evaluate", "CONFIG", "WEIGHTS", "--set", "model.x.y=1"], "model.x.y"),
+        (["evaluate", "CONFIG", "WEIGHTS", "--split", "val"], "--dataroot"),
+        (["predict", "CONFIG", "WEIGHTS", "--dataroot", "ROOT"], "--version"),
+        (["predict", "CONFIG", "WEIGHTS", "--perturb-calibration", "mix"], "'mix'"),
+        (["visualize", "--dataroot", "ROOT", "--version", "v1.0-trainval", "--split", "val", "--scene", "x"], "'x'"),
+        (["visualize", "--dataroot", "ROOT", "--version", "v1.0-trainval", "--split", "val", "--sample", "y"], "'y'"),
+        (["check-submission", "nowhere.json"], "nowhere.json"),
+        (["synthesize", "ROOT", "--seed", "99"], "another synthetic dataset"),
+        (["demo", "--weights", "nowhere.safetensors", "--config", "CONFIG"], "nowhere.safetensors"),
+    ],
+)
+def test_user_errors_take_one_line(
+    arguments: list[str], fragment: str, root: Path, config: Path, weights: Path, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"CONFIG": str(config), "WEIGHTS": str(weights), "ROOT": str(root)}
+    assert fragment in fails([names.get(a, a) for a in arguments], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    from drivestack.errors import DataError
+
+    with pytest.raises(DataError):
+        main(["check-submission", str(tmp_path / "nowhere.json"), "--debug"])
+
+
+def test_a_full_disk_is_an_error_not_a_traceback(submission: Path, root: Path, tmp_path: Path, capsys) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder must be")
+    line = fails(["score", str(submission), *source(root), "--out", str(blocked / "scores")], capsys)
+    assert "blocked" in line
