@@ -105,6 +105,16 @@ def test_gradients_agree_with_upstream(upstream):
     upstream.ref.check_gradients(states[-1].transpose(0, 1), leaves, upstream.model)
 
 
+def test_autocast_stays_near(upstream):
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        bev, states, references = upstream.run("tm2", "tm1", "t0")
+    exact = upstream.ref
+    assert references.dtype == torch.float32
+    close(references[0], exact["out.full.init_reference"])
+    assert (bev.float().transpose(0, 1) - exact["out.full.bev_embed"]).abs().mean() < 0.03
+    assert (states.float().transpose(1, 2) - exact["out.full.inter_states"]).abs().mean() < 0.03
+
+
 def test_samples_of_a_batch_may_miss_different_frames(upstream):
     maps = [upstream.encode(t) for t in upstream.frames]
     valid = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
