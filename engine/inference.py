@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from ..data_tools.clip_dataset import collate_clips
+from ..data_tools.collate import collate_clips
 from ..data_tools.sampler import SceneOrderSampler
 from ..structures import Detections
 
