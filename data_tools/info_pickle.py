@@ -140,12 +140,15 @@ def _annotations(
     """Boxes [n, 9] of the LIDAR frame as annotations."""
     rotation = global_from_lidar[:3, :3]
     n = len(boxes)
-    # The files turned a horizontal global velocity into the LIDAR frame and kept x and y of it: undo just that.
-    velocity = boxes[:, 7:9] @ np.linalg.inv(rotation[:2, :2])
+    # nuScenes boxes stand upright in the global frame. The files turned their heading and velocity, both horizontal,
+    # into the LIDAR frame (tilted by a degree or two) and kept x and y: undo just that.
+    upright = np.linalg.inv(rotation[:2, :2])
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], 1) @ upright
+    velocity = boxes[:, 7:9] @ upright
     return Annotations(
         names=names,
         centre_global_m=boxes[:, :3] @ rotation.T + global_from_lidar[:3, 3],
-        rotation_global=rotation @ rotation_z(boxes[:, 6]),
+        rotation_global=rotation_z(np.arctan2(heading[:, 1], heading[:, 0])),
         size_lwh_m=boxes[:, 3:6],
         velocity_global_mps=velocity,
         attributes=[""] * n,
