@@ -259,10 +259,15 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
             ]  # fmt: skip
             elements.append(
                 TrafficElement(
-                    f"sign-{'LR'[side < 0]}{s:.0f}", "sign", str(rng.choice(signs)), (float(point[0]), float(point[1]), 2.4),
-                    (0.06, 0.7, 0.7), float(facing), tuple(nearest),
+                    f"sign-{'LR'[side < 0]}{s:.0f}",
+                    "sign",
+                    str(rng.choice(signs)),
+                    (float(point[0]), float(point[1]), 2.4),
+                    (0.06, 0.7, 0.7),
+                    float(facing),
+                    tuple(nearest),
                 )
-            )  # fmt: skip
+            )
     return tuple(elements)
 
 

@@ -24,15 +24,17 @@ _JPEG_QUALITY = 90
 
 CATEGORY_OF_CLASS = {
     "car": "vehicle.car", "truck": "vehicle.truck", "bus": "vehicle.bus.rigid", "trailer": "vehicle.trailer",
-    "construction_vehicle": "vehicle.construction", "pedestrian": "human.pedestrian.adult", "motorcycle": "vehicle.motorcycle",
-    "bicycle": "vehicle.bicycle", "traffic_cone": "movable_object.trafficcone", "barrier": "movable_object.barrier",
+    "construction_vehicle": "vehicle.construction", "pedestrian": "human.pedestrian.adult", "motorcycle":
+    "vehicle.motorcycle", "bicycle": "vehicle.bicycle", "traffic_cone": "movable_object.trafficcone", "barrier":
+    "movable_object.barrier",
 }  # fmt: skip
 _CATEGORIES = [
-    "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.wheelchair", "human.pedestrian.stroller",
-    "human.pedestrian.personal_mobility", "human.pedestrian.police_officer", "human.pedestrian.construction_worker", "animal",
-    "vehicle.car", "vehicle.motorcycle", "vehicle.bicycle", "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.truck",
-    "vehicle.construction", "vehicle.emergency.ambulance", "vehicle.emergency.police", "vehicle.trailer",
-    "movable_object.barrier", "movable_object.trafficcone", "movable_object.pushable_pullable", "movable_object.debris",
+    "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.wheelchair",
+    "human.pedestrian.stroller", "human.pedestrian.personal_mobility", "human.pedestrian.police_officer",
+    "human.pedestrian.construction_worker", "animal", "vehicle.car", "vehicle.motorcycle", "vehicle.bicycle",
+    "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.truck", "vehicle.construction",
+    "vehicle.emergency.ambulance", "vehicle.emergency.police", "vehicle.trailer", "movable_object.barrier",
+    "movable_object.trafficcone", "movable_object.pushable_pullable", "movable_object.debris",
     "static_object.bicycle_rack",
 ]  # fmt: skip
 _ATTRIBUTES = [
@@ -71,12 +73,17 @@ def fixed_tables(image_width_px: int) -> dict[str, list[dict]]:
     mounts = [_mount(c.name, c.ego_from_camera, c.camera.intrinsics.tolist()) for c in rig]
     mounts.append(_mount(LIDAR_CHANNEL, ego_from_lidar(), []))
     return {
-        "category": [{"token": token("category", n), "name": n, "description": "synthetic", "index": i + 1} for i, n in enumerate(_CATEGORIES)],
+        "category": [
+            {"token": token("category", n), "name": n, "description": "synthetic", "index": i + 1}
+            for i, n in enumerate(_CATEGORIES)
+        ],
         "attribute": [{"token": token("attribute", n), "name": n, "description": "synthetic"} for n in _ATTRIBUTES],
-        "visibility": [{"token": t, "level": level, "description": f"visibility of {level[1:]} %"} for t, level in _VISIBILITIES],
+        "visibility": [
+            {"token": t, "level": level, "description": f"visibility of {level[1:]} %"} for t, level in _VISIBILITIES
+        ],
         "sensor": sensors,
         "calibrated_sensor": mounts,
-    }  # fmt: skip
+    }
 
 
 def _mount(channel: str, ego_from_sensor: np.ndarray, intrinsics: list) -> dict:
@@ -152,7 +159,7 @@ def write_scene(world: World, root: Path, image_width_px: int, on_keyframe=None)
             "first_sample_token": samples[0],
             "last_sample_token": samples[-1],
             "name": name,
-            "description": f"synthetic street, {world.layout.kind}, {len(world.layout.junctions)} junction(s), seed {world.seed}",
+            "description": f"synthetic {world.layout.kind} street, {len(world.layout.junctions)} junctions, seed {world.seed}",
         }
     )
     folder = root / "synthetic" / name
@@ -174,8 +181,18 @@ def _ego_pose(pose_token: str, timestamp_us: int, global_from_ego: np.ndarray) -
     }
 
 
-def _write_sensors(root: Path, log_name: str, key, k: int, num_keyframes: int, timestamp_us: int, sample: str, pose_token: str,
-                   seen: Observation, rig: tuple[RigCamera, ...]) -> list[dict]:  # fmt: skip
+def _write_sensors(
+    root: Path,
+    log_name: str,
+    key,
+    k: int,
+    num_keyframes: int,
+    timestamp_us: int,
+    sample: str,
+    pose_token: str,
+    seen: Observation,
+    rig: tuple[RigCamera, ...],
+) -> list[dict]:
     rows = []
     channels = [(p.name, "jpg", p.image.shape[:2]) for p in seen.pictures] + [(LIDAR_CHANNEL, "pcd.bin", (0, 0))]
     for (channel, ending, (height_px, width_px)), picture in zip(channels, [*seen.pictures, None]):

@@ -13,14 +13,14 @@ import numpy as np
 
 from .assets import MEAN_SIZE_LWH, RIDDEN_HEIGHT_M, build_object
 from .layout import LANE_WIDTH_M, Layout, walk_lanes
-from .mesh import Mesh
+from .mesh import Mesh, Semantic
 from .overlap import Footprints, rectangles_overlap
 from .scenery import Forecourt, Scenery
 
 # Objects placed per 70 m of main street; about half of them are seen at a time. Cones and barriers come in groups.
 _STILL_PER_70M = {
-    "bus": 2.5, "trailer": 2.6, "construction_vehicle": 2.6, "truck": 2.2, "car": 5.4, "motorcycle": 2.6, "bicycle": 2.8,
-    "pedestrian": 3.6,
+    "bus": 2.5, "trailer": 2.6, "construction_vehicle": 2.6, "truck": 2.2, "car": 5.4, "motorcycle": 2.6,
+    "bicycle": 2.8, "pedestrian": 3.6,
 }  # fmt: skip
 _MOVING_PER_70M = {"car": 3.0, "truck": 0.6, "bus": 0.5, "motorcycle": 1.2, "bicycle": 1.3, "pedestrian": 3.6}
 _WORKS_PER_70M = 2.0
@@ -120,11 +120,8 @@ class _Crowd:
         centre, yaw, present = motion.poses(self.times_s)
         if not present.any():
             return False
-        if self.still.hits(
-            centre[present][:: 1 if motion.speed_mps else len(centre)],
-            yaw[present][:: 1 if motion.speed_mps else len(yaw)],
-            grown,
-        ):
+        once = slice(None) if motion.speed_mps else slice(1)
+        if self.still.hits(centre[present][once], yaw[present][once], grown):
             return False
         centre = np.where(present[:, None], centre, _ABSENT)
         return not any(rectangles_overlap(centre, yaw, grown, c, y, h).any() for c, y, h in self.moving)
@@ -132,7 +129,7 @@ class _Crowd:
     def add(self, name: str, size, motion: Motion, attribute: str, ridden: bool = False) -> None:
         instance = len(self.objects) + 1
         mesh = build_object(name, size, self.rng, ridden)
-        labelled = mesh.labelled(_semantic_of(mesh), instance)
+        labelled = mesh.labelled(Semantic[name.upper()], instance)
         self.objects.append(WorldObject(instance, name, tuple(float(v) for v in size), attribute, motion, labelled))
         half = np.array(size[:2]) / 2
         if motion.speed_mps:
@@ -140,10 +137,6 @@ class _Crowd:
             self.moving.append((np.where(present[:, None], centre, _ABSENT), yaw, half))
         else:
             self.still.add(motion.path_xy[0], motion.heading_rad, half)
-
-
-def _semantic_of(mesh: Mesh):
-    return mesh.semantic[0]
 
 
 def _size(name: str, rng: np.random.Generator, ridden: bool = False) -> np.ndarray:
@@ -209,7 +202,7 @@ class _Spots:
     def _junction_in_reach(self) -> bool:
         return any(self.reach[0] < j.s < self.reach[1] for j in self.layout.junctions)
 
-    def _s(self, side: int, length: float):
+    def along(self, side: int, length: float):
         """A street and an s along it where `length` metres do not reach into a junction."""
         rng = self.rng
         if self._junction_in_reach() and rng.random() < 0.2:
@@ -222,12 +215,12 @@ class _Spots:
                 return self.main, s
         return None, s
 
-    def _side(self) -> int:
+    def side(self) -> int:
         return int(self.rng.choice([-1, 1]))
 
     def parking(self, size, name: str):
-        side = self._side()
-        street, s = self._s(side, size[0])
+        side = self.side()
+        street, s = self.along(side, size[0])
         if street is None:
             return None
         point, heading = street.at(s, side * (street.lanes_half_m + 1.72 + self.rng.normal(0, 0.06)))
@@ -251,8 +244,8 @@ class _Spots:
         return point, heading + turn
 
     def sidewalk(self, size, name: str):
-        side = self._side()
-        street, s = self._s(side, size[0])
+        side = self.side()
+        street, s = self.along(side, size[0])
         if street is None:
             return None
         d = self.rng.uniform(street.kerb_m + 0.2 + size[0] / 2, street.sidewalk_edge_m - size[0] / 2)
@@ -346,9 +339,9 @@ def _walk(layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: fl
 def _add_works(crowd: _Crowd, spots: _Spots, rng: np.random.Generator) -> None:
     """Road works on the parking strip: a line of cones towards the lane, barriers at the ends, perhaps a machine."""
     for _ in range(20):
-        side = spots._side()
+        side = spots.side()
         length = rng.uniform(5, 11)
-        street, s = spots._s(side, length)
+        street, s = spots.along(side, length)
         if street is None:
             continue
         heading_way = 0.0 if side < 0 else np.pi

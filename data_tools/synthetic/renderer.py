@@ -149,8 +149,8 @@ def _ribs(colour, uv, point, fade):
 
 
 _TEXTURES = {
-    Material.ASPHALT: _asphalt, Material.SLABS: _slabs, Material.GRASS: _grass, Material.FACADE: _facade, Material.BRICK: _bricks,
-    Material.FOLIAGE: _foliage, Material.STRIPES: _stripes, Material.RIBS: _ribs,
+    Material.ASPHALT: _asphalt, Material.SLABS: _slabs, Material.GRASS: _grass, Material.FACADE: _facade,
+    Material.BRICK: _bricks, Material.FOLIAGE: _foliage, Material.STRIPES: _stripes, Material.RIBS: _ribs,
 }  # fmt: skip
 
 

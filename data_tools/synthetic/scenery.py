@@ -81,9 +81,17 @@ def _surface(layout: Layout, street: Street) -> list[Mesh]:
     main = street is layout.main
     start = 0.0 if main else layout.main.lanes_half_m
     parts = [
-        _ribbon(street, start - (30 if main else 0), street.length_m + 30, -street.kerb_m, street.kerb_m, 0.0 if main else -0.006,
-                (0.27, 0.27, 0.28), Material.ASPHALT).labelled(Semantic.DRIVEABLE_SURFACE)
-    ]  # fmt: skip
+        _ribbon(
+            street,
+            start - (30 if main else 0),
+            street.length_m + 30,
+            -street.kerb_m,
+            street.kerb_m,
+            0.0 if main else -0.006,
+            (0.27, 0.27, 0.28),
+            Material.ASPHALT,
+        ).labelled(Semantic.DRIVEABLE_SURFACE)
+    ]
     runs = {side: layout.open_runs(0.0, side) if main else [(layout.main.kerb_m, street.length_m)] for side in (1, -1)}
     for side in (1, -1):
         for s0, s1 in runs[side]:
@@ -102,18 +110,21 @@ def _surface(layout: Layout, street: Street) -> list[Mesh]:
             parts.append(_kerb(street, s0, s1, side * street.kerb_m))
             dashes = np.arange(s0 + 2, s1 - 2, 6.5)  # marks of the parking bays
             parts += [
-                _ribbon(street, s, s + 0.12, side * street.lanes_half_m, side * street.kerb_m, 0.006, (0.8, 0.8, 0.78), Material.PLAIN)
-                .labelled(Semantic.DRIVEABLE_SURFACE) for s in dashes
-            ]  # fmt: skip
-    lines = (
-        layout.open_runs(3.0, 1)
-        if main and layout.junctions
-        else [(0.0 if main else layout.main.kerb_m + 3, street.length_m)]
-    )
-    if main and layout.junctions:
-        cuts = [(j.s - j.half_m - 3, j.s + j.half_m + 3) for j in layout.junctions]
-        edges = [0.0, *(c for cut in cuts for c in cut), street.length_m]
-        lines = list(zip(edges[::2], edges[1::2]))
+                _ribbon(
+                    street,
+                    s,
+                    s + 0.12,
+                    side * street.lanes_half_m,
+                    side * street.kerb_m,
+                    0.006,
+                    (0.8, 0.8, 0.78),
+                    Material.PLAIN,
+                ).labelled(Semantic.DRIVEABLE_SURFACE)
+                for s in dashes
+            ]
+    cuts = [(j.s - j.half_m - 3, j.s + j.half_m + 3) for j in layout.junctions] if main else []
+    edges = [0.0 if main else layout.main.kerb_m + 3, *(c for cut in cuts for c in cut), street.length_m]
+    lines = zip(edges[::2], edges[1::2])
     for s0, s1 in lines:
         for d in (0.09, -0.09):
             parts.append(_paint(street, s0, s1, d - 0.06, d + 0.06, (0.85, 0.68, 0.15)))
@@ -195,13 +206,20 @@ def _buildings(layout: Layout, rng: np.random.Generator, blocked: Footprints) ->
                             forecourts.append(yard)
                             z, shade = -0.02, rng.uniform(0.36, 0.52)
                             parts.append(
-                                _ribbon(street, s, s + width, yard.d0, yard.d1, z, (shade, shade, shade * 0.97), Material.SLABS)
-                                .labelled(Semantic.OTHER_FLAT)
-                            )  # fmt: skip
+                                _ribbon(
+                                    street,
+                                    s,
+                                    s + width,
+                                    yard.d0,
+                                    yard.d1,
+                                    z,
+                                    (shade, shade, shade * 0.97),
+                                    Material.SLABS,
+                                ).labelled(Semantic.OTHER_FLAT)
+                            )
                     s += width
     for street in layout.streets:  # the view ends at a house across the street
-        ends = [(street.length_m + 14, street)] + ([(-14.0, street)] if street is layout.main else [])
-        for s, _ in ends:
+        for s in [street.length_m + 14, *([-14.0] if street is layout.main else [])]:
             point, heading = street.at(s)
             blocked.add(point, float(heading), (6, 30))
             parts.append(_house(point, float(heading), (12.0, 60.0, 13.4), rng))
@@ -221,32 +239,32 @@ def _clear_of_streets(layout: Layout, centre, yaw: float, half) -> bool:
 
 
 def _house(point, heading: float, size, rng: np.random.Generator) -> Mesh:
-    l, w, h = size
+    length, w, h = size
     wall = np.asarray(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.85, 1.1)
     wall = tuple(np.clip(wall, 0, 1))
     parts = [
-        box((0, 0, h / 2), (l, w, h), wall, Material.FACADE),
-        box((0, 0, h + 0.2), (l + 0.3, w + 0.3, 0.4), tuple(0.75 * np.asarray(wall))),
-        box((0, 0, 3.35), (l + 0.16, w + 0.16, 0.22), tuple(0.85 * np.asarray(wall))),
+        box((0, 0, h / 2), (length, w, h), wall, Material.FACADE),
+        box((0, 0, h + 0.2), (length + 0.3, w + 0.3, 0.4), tuple(0.75 * np.asarray(wall))),
+        box((0, 0, 3.35), (length + 0.16, w + 0.16, 0.22), tuple(0.85 * np.asarray(wall))),
     ]
     if rng.random() < 0.5:
-        parts.append(box((0, 0, h + 1.2), (l, w, 1.8), (0.4, 0.2, 0.16), Material.RIBS, (0.9, 0.3, 0)))
+        parts.append(box((0, 0, h + 1.2), (length, w, 1.8), (0.4, 0.2, 0.16), Material.RIBS, (0.9, 0.3, 0)))
     return join(parts).moved(float(point[0]), float(point[1]), 0, heading).labelled(Semantic.MANMADE)
 
 
 def _element(e: TrafficElement) -> Mesh:
     """Pole with a signal head of three lamps, or with a sign plate."""
     x, y, z = e.centre
-    l, w, h = e.size_lwh
-    pole = frustum((-0.12 - l / 2, 0, 0), 0.07, 0.06, z + h / 2 - 0.05, _GREY, sides=8)
+    length, w, h = e.size_lwh
+    pole = frustum((-0.12 - length / 2, 0, 0), 0.07, 0.06, z + h / 2 - 0.05, _GREY, sides=8)
     parts = [pole]
     if e.kind == "light":
-        parts.append(box((0, 0, z), (l, w, h), (0.08, 0.09, 0.09)))
+        parts.append(box((0, 0, z), (length, w, h), (0.08, 0.09, 0.09)))
         for k, colour in enumerate(("red", "yellow", "green")):
             lit = colour == e.state
             shade = np.asarray(_LIGHTS[colour]) * (1.0 if lit else 0.18)
             lamp = ball(
-                (l / 2, 0, z + h * (0.32 - 0.32 * k)),
+                (length / 2, 0, z + h * (0.32 - 0.32 * k)),
                 (0.05, 0.13, 0.13),
                 tuple(shade),
                 Material.LAMP if lit else Material.PLAIN,
@@ -256,7 +274,7 @@ def _element(e: TrafficElement) -> Mesh:
             parts.append(lamp)
     else:
         colour = _SIGNS[e.state]
-        angle = np.arange(12) * 2 * np.pi / 12 + (0 if e.state != "give_way" else np.pi / 2)
+        angle = np.arange(12) * 2 * np.pi / 12
         if e.state == "give_way":
             angle = np.array([np.pi / 2, -5 * np.pi / 6, -np.pi / 6]) + np.pi
         elif e.state == "pedestrian_crossing":
@@ -278,7 +296,7 @@ def _furniture(layout: Layout, rng: np.random.Generator, blocked: Footprints) ->
             for s0, s1 in runs:
                 for s in np.arange(s0 + rng.uniform(1, 8), s1, 11.0):
                     kind = rng.choice(["tree", "lamp", "bin", "bench"], p=[0.45, 0.25, 0.15, 0.15])
-                    point, heading = street.at(s, side * (street.kerb_m + 0.9))
+                    point, heading = street.at(s, side * (street.kerb_m + (2.1 if kind == "tree" else 0.9)))
                     yaw = float(heading) + (0 if side < 0 else np.pi)
                     half = {"tree": (0.25, 0.25), "lamp": (0.15, 0.15), "bin": (0.3, 0.3), "bench": (0.9, 0.35)}[
                         str(kind)
@@ -292,11 +310,11 @@ def _furniture(layout: Layout, rng: np.random.Generator, blocked: Footprints) ->
 
 
 def _tree(rng: np.random.Generator) -> Mesh:
-    trunk_h, crown = rng.uniform(2.2, 3.0), rng.uniform(1.1, 1.7)
+    trunk_h, crown = rng.uniform(2.6, 3.4), rng.uniform(1.0, 1.4)
     green = tuple(np.clip(np.array([0.2, 0.34, 0.12]) * rng.uniform(0.75, 1.3) + rng.normal(0, 0.02, 3), 0.03, 1))
     parts = [frustum((0, 0, 0), 0.16, 0.1, trunk_h + 0.5, (0.3, 0.22, 0.15), sides=7)]
     for _ in range(4):
-        offset = rng.normal(0, 0.45, 3) * [1, 1, 0.6]
+        offset = rng.uniform(-0.5, 0.5, 3)
         parts.append(
             ball(
                 offset + [0, 0, trunk_h + crown * 0.8],
