@@ -30,6 +30,7 @@ CLASSIFICATION_PREFIXES = (
     "meta_norm.",
     "meta_head.",
 )
+FIRST_BLOCK = "levels.0.blocks.0.norm1.0.weight"
 CENTRE_TAP = 4  # of a 3x3 kernel's nine, whatever their order
 
 
@@ -48,13 +49,16 @@ def adapt_internimage(model: nn.Module, state: StateDict) -> tuple[StateDict, li
     wanted = model.state_dict()
     state = {re.sub(r"\.layer_scale([12])$", r".gamma\1", key): value for key, value in state.items()}
     if not any(key.startswith(CLASSIFICATION_PREFIXES) for key in wanted):
-        kept = {key: value for key, value in state.items() if not key.startswith(CLASSIFICATION_PREFIXES)}
-        if len(kept) < len(state):
-            notes.append("left out the classification head")
-        state = kept
+        surplus: tuple[str, ...] = CLASSIFICATION_PREFIXES
+    else:
+        surplus = () if "head.weight" in wanted else ("head.",)
+    kept = {key: value for key, value in state.items() if not key.startswith(surplus)}
+    if len(kept) < len(state):
+        notes.append("left out the classification head")
+    state = kept
     scales = [key for key in wanted if key.endswith((".gamma1", ".gamma2"))]
-    # Only where the checkpoint has the block but none of the scales: a lost key must stay an error.
-    if not any(key in state for key in scales) and all(_sibling(key) in state for key in scales) and scales:
+    # Only where the checkpoint has blocks but none of the scales: a lost key must stay an error.
+    if scales and FIRST_BLOCK in state and not any(key in state for key in scales):
         state.update({key: torch.ones_like(wanted[key], device="cpu") for key in scales})
         notes.append("no branch scales gamma1, gamma2: they are 1")
     cut = 0
@@ -66,11 +70,6 @@ def adapt_internimage(model: nn.Module, state: StateDict) -> tuple[StateDict, li
     if cut:
         notes.append("removed the centre taps of offsets and masks")
     return state, notes
-
-
-def _sibling(scale_key: str) -> str:
-    """A parameter of the block that a branch scale belongs to."""
-    return scale_key.rsplit(".", 1)[0] + ".norm1.0.weight"
 
 
 def remove_centre_tap(rows: Tensor, values_per_tap: int) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModule
 
 from drivestack.backbone import (
     CBInternImage,
@@ -252,6 +253,11 @@ def test_classification_weights_serve_as_features(classifier, tmp_path):
             torch.testing.assert_close(a, b)
 
 
+def test_pooled_features_need_no_classes(classifier):
+    model = InternImageClassifier(**TINY, num_classes=0)
+    assert load_state(model, classifier.state_dict()).clean
+
+
 def test_a_lost_branch_scale_is_still_an_error():
     state = dict(InternImage(**TINY, layer_scale=1.0).state_dict())
     del state["levels.0.blocks.0.gamma1"]
@@ -285,9 +291,10 @@ def test_hugging_face_names(tmp_path):
 def test_init_weights_loads_what_pretrained_names(tmp_path, classifier):
     path = tmp_path / "weights.safetensors"
     save_safetensors(classifier, path)
-    encoder = InternImage(**TINY, pretrained=str(path))
-    encoder.init_weights()
-    assert torch.equal(encoder.patch_embed.conv1.weight, classifier.patch_embed.conv1.weight)
+    model = BaseModule()  # MMEngine's runner starts at the whole model
+    model.img_backbone = InternImage(**TINY, pretrained=str(path))
+    model.init_weights()
+    assert torch.equal(model.img_backbone.patch_embed.conv1.weight, classifier.patch_embed.conv1.weight)
 
     composite = CBInternImage(**TINY, pretrained=str(path))
     composite.init_weights()

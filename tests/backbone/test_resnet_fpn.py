@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from drivestack.backbone import FPN, FeatureInfo, ResNet
+from drivestack.backbone import FPN, FeatureInfo, ResNet, load_checkpoint
 from drivestack.backbone.resnet import ModulatedDeformConv2d
 
 EXTRA = {"add_extra_convs": "on_output", "relu_before_extra_convs": True}
@@ -136,3 +137,17 @@ def test_pyramid_without_extra_convolutions_takes_every_second_pixel():
 def test_wrong_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_caffe_style_training_statistics_equal_the_released_code(reference_dir):
+    """Running statistics after one training step of a whole BEVFormer v2: every layer before them took part."""
+    with np.load(reference_dir / "bev" / "e2e_v2_train_noaug.npz") as file:
+        images = torch.from_numpy(file["in.img"])[0, 1]  # the current frame; history runs in evaluation mode
+        after = {
+            key.removeprefix("out.bn_after."): torch.from_numpy(file[key]) for key in file.files if "bn_after" in key
+        }
+    model = ResNet(style="caffe", out_indices=(1, 2, 3), base_channels=8)
+    load_checkpoint(model, reference_dir / "bev" / "e2e_v2_train_noaug.safetensors", prefix="img_backbone.")
+    model.train()(images)
+    for key in ("bn1.running_mean", "layer4.2.bn3.running_var"):
+        torch.testing.assert_close(model.state_dict()[key], after[f"img_backbone.{key}"], atol=1e-5, rtol=1e-5)
