@@ -1,0 +1,139 @@
+"""The machinery around the kernels: fallback, choice of backend, torch.library, torch.compile."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import drivestack.ops.backend as backend_module
+from drivestack.ops import BackendFallbackWarning, BackendUnavailableError, backend_report, dcnv3, ms_deform_attn
+from drivestack.ops.backend import BACKEND_VARIABLE, Extension
+
+
+def dcnv3_inputs(dtype=torch.float32, **options):
+    value = torch.randn(2, 5, 6, 16, dtype=dtype, **options)
+    return value, torch.randn(2, 5, 6, 36, dtype=dtype, **options), torch.rand(2, 5, 6, 18, dtype=dtype, **options)
+
+
+def msda_inputs(dtype=torch.float32, **options):
+    value, locations = torch.randn(2, 20, 2, 8, dtype=dtype, **options), torch.rand(2, 7, 2, 1, 3, 2, dtype=dtype)
+    return value, locations.requires_grad_(value.requires_grad), torch.rand(2, 7, 2, 1, 3, dtype=dtype, **options)
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    monkeypatch.setattr(backend_module, "_extension", Extension(None, None, "no compiled operators in /here"))
+    monkeypatch.setattr(backend_module, "_warned", set())
+    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+
+
+def test_missing_extension_warns_once_and_the_twin_serves(no_extension):
+    value, locations, weights = msda_inputs()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first = dcnv3(*dcnv3_inputs(), groups=2)
+        dcnv3(*dcnv3_inputs(), groups=2)
+        ms_deform_attn(value, [(4, 5)], locations, weights)
+    fallbacks = [w for w in caught if w.category is BackendFallbackWarning]
+    assert first.shape == (2, 5, 6, 16) and len(fallbacks) == 1
+    assert "no compiled operators" in str(fallbacks[0].message) and "build_ext --inplace" in str(fallbacks[0].message)
+    assert fallbacks[0].filename.endswith("dcnv3.py") or fallbacks[0].filename == __file__
+    report = backend_report()
+    assert report["backend"] == "reference" and report["reason"] and "build_ext" in report["fix"]
+
+
+def test_asking_for_missing_kernels_raises(no_extension):
+    with pytest.raises(BackendUnavailableError, match=r"no compiled operators.*build_ext --inplace"):
+        dcnv3(*dcnv3_inputs(), groups=2, backend="cpp")
+
+
+def test_a_broken_shared_object_is_a_reason_not_a_crash(tmp_path, monkeypatch):
+    (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
+    monkeypatch.setattr(backend_module, "_FOLDER", tmp_path)
+    found = backend_module._load()
+    assert "does not load" in found.reason and found.instruction_set is None
+
+
+def test_the_argument_wins_over_the_environment(monkeypatch, no_extension):
+    monkeypatch.setenv(BACKEND_VARIABLE, "cpp")
+    dcnv3(*dcnv3_inputs(), groups=2, backend="reference")
+    with pytest.raises(BackendUnavailableError):
+        dcnv3(*dcnv3_inputs(), groups=2)
+    monkeypatch.setenv(BACKEND_VARIABLE, "fast")
+    with pytest.raises(ValueError, match=f"{BACKEND_VARIABLE} must be one of auto, cpp, reference; got 'fast'"):
+        dcnv3(*dcnv3_inputs(), groups=2)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        dcnv3(*dcnv3_inputs(), groups=2, backend="cuda")
+
+
+def test_importing_loads_no_library():
+    code = "import drivestack.ops, drivestack.ops.backend as b; assert b._extension is None"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=120)
+
+
+@pytest.fixture
+def kernels():
+    if backend_report()["reason"]:
+        pytest.skip(backend_report()["reason"])
+
+
+def test_instruction_set_from_the_environment(kernels):
+    code = "from drivestack.ops import backend_report; print(backend_report()['instruction_set'])"
+    environment = os.environ | {"DRIVESTACK_OPS_ISA": "baseline"}
+    out = subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120, capture_output=True)
+    assert out.stdout.decode().strip() == "baseline"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(kernels, dtype, requires_grad):
+    window = (3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False)
+    options = {"requires_grad": requires_grad}
+    tensors = dcnv3_inputs(dtype, **options)
+    value, locations, weights = msda_inputs(**options)
+    value = value.detach().to(dtype).requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.drivestack.dcnv3.default, (*tensors, *window))
+    torch.library.opcheck(torch.ops.drivestack.ms_deform_attn.default, (value, [4, 5], locations, weights))
+    if dtype == torch.float32:
+        grad_out = torch.randn(2, 5, 6, 16, **options)
+        torch.library.opcheck(torch.ops.drivestack.dcnv3_backward.default, (grad_out, *tensors, *window))
+        args = (torch.randn(2, 7, 16, **options), value, [4, 5], locations, weights)
+        torch.library.opcheck(torch.ops.drivestack.ms_deform_attn_backward.default, args)
+
+
+def test_direct_calls_with_wrong_sizes_stay_inside_their_memory(kernels):
+    value, offset, mask = dcnv3_inputs()
+    with pytest.raises(RuntimeError, match="offset or mask does not fit"):
+        torch.ops.drivestack.dcnv3(value, offset[:, :2], mask, 3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False)
+    value, locations, weights = msda_inputs()
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        torch.ops.drivestack.ms_deform_attn(value, [400, 500], locations, weights)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_compiles_without_graph_breaks(kernels, backend):
+    value, offset, mask = dcnv3_inputs(requires_grad=True)
+    attended, locations, weights = msda_inputs(requires_grad=True)
+
+    def function(value, offset, mask, attended, locations, weights):
+        first = dcnv3(value, offset, mask, groups=2, backend=backend)
+        return first.sum() + ms_deform_attn(attended, ((4, 5),), locations, weights, backend=backend).square().sum()
+
+    inputs = (value, offset, mask, attended, locations, weights)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(function(*inputs), inputs)
+    for found, wanted in zip(torch.autograd.grad(compiled(*inputs), inputs), expected):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_keeps_coordinates_in_float32(kernels):
+    """Values come in bfloat16, locations from float32 reference points: both are taken as they are."""
+    value, locations, weights = msda_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ms_deform_attn(value.bfloat16(), ((4, 5),), locations, weights)
+    exact = ms_deform_attn(value.bfloat16().float(), ((4, 5),), locations, weights)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
