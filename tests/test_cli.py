@@ -62,9 +62,11 @@ def config(root: Path) -> Path:
     path = root.parent / "oracle.py"
     path.write_text(
         f"""
+from drivestack.data_tools.clip_dataset import ClipDataset
+
 model = dict(type="OracleForTests", frame_offsets=(-1, 0))
 test_dataset = dict(
-    type="ClipDataset",
+    type=ClipDataset,
     classes={CLASSES!r},
     dataroots={str(root)!r},
     version="v1.0-trainval",
