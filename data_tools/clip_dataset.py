@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
-from ..structures import CameraView, Frame, past_lidar_from_current
+from ..structures import CameraView, Frame, MonoTargets, past_lidar_from_current
 from .checks import check_frames
 from .collate import ClipSample
 from .ground_truth import ground_truth
@@ -39,6 +39,8 @@ from .transforms import (
 logger = logging.getLogger("drivestack")
 
 Settings = TypeVar("Settings")
+Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None]]
+"""Boxes [n, 9], labels [n], per-image targets (empty list: not asked for, or no annotations)."""
 
 
 def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
@@ -160,11 +162,12 @@ class ClipDataset(Dataset):
         index %= len(self)
         rng = np.random.default_rng([self.seed, draw, index])
         if not self.training:
-            return self._clip(self.frames[index], self.image.test_draw, None, None)
+            frame, draw = self.frames[index], self.image.test_draw
+            return self._clip(frame, draw, BdaDraw(), self._targets(frame, draw, BdaDraw()), None)
         image_draw = self.image.draw(rng)
-        bda_draw = self.bda.draw(rng) if self.bda is not None else None
-        frame = self._labelled(index, image_draw, bda_draw, rng)
-        return self._clip(frame, image_draw, bda_draw, rng if self.photometric is not None else None)
+        bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
+        frame, targets = self._labelled(index, image_draw, bda_draw, rng)
+        return self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
 
     def neighbours(self, frame: Frame) -> list[Frame | None]:
         """The T frames of a clip, None where the scene has none."""
@@ -202,35 +205,37 @@ class ClipDataset(Dataset):
     def _placement(self, view: CameraView, draw: ImageDraw) -> ImagePlacement:
         return ImagePlacement.of(view.camera, self.image.crop, draw.height_px)
 
-    def _labelled(self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw | None, rng: np.random.Generator) -> Frame:
-        """The frame at the index, or the first of a random order that has something to learn from."""
-        if self._has_targets(self.frames[index], image_draw, bda_draw):
-            return self.frames[index]
-        for other in rng.permutation(len(self)):
-            if self._has_targets(self.frames[other], image_draw, bda_draw):
-                return self.frames[other]
+    def _labelled(
+        self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw, rng: np.random.Generator
+    ) -> tuple[Frame, Targets]:
+        """The frame at the index, or the first of a random order that has something to learn from; and its targets."""
+        for candidates in ([index], rng.permutation(len(self))):
+            for i in candidates:
+                targets = self._targets(self.frames[i], image_draw, bda_draw)
+                _, labels, mono = targets
+                if len(labels) and (not self.mono or any(image is not None for image in mono)):
+                    return self.frames[i], targets
         raise DataError(
             f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has a ground-truth box of the "
             f"classes {', '.join(self.classes)} within pc_range {self.pc_range}; use a split with annotations, or "
             "widen the classes or the range"
         )
 
-    def _has_targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw | None) -> bool:
-        if not len(self._ground_truth(frame, bda_draw)[1]):
-            return False
-        return not self.mono or any(target is not None for target in self._mono(frame, image_draw))
-
-    def _ground_truth(self, frame: Frame, bda_draw: BdaDraw | None) -> tuple[NDArray, NDArray]:
-        return ground_truth(frame, self.classes, self.pc_range, self.use_valid_flag, bda_draw)
-
-    def _mono(self, frame: Frame, draw: ImageDraw) -> list:
-        return [
-            mono_targets(frame.annotations, view, self.classes, self._placement(view, draw))
-            for view in self._views(frame)
-        ]
+    def _targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw) -> Targets:
+        boxes, labels = ground_truth(frame, self.classes, self.pc_range, self.use_valid_flag, bda_draw)
+        notes, mono = frame.annotations, []
+        if self.mono and notes is not None:
+            views = self._views(frame)
+            mono = [mono_targets(notes, view, self.classes, self._placement(view, image_draw)) for view in views]
+        return boxes, labels, mono
 
     def _clip(
-        self, frame: Frame, draw: ImageDraw, bda_draw: BdaDraw | None, rng: np.random.Generator | None
+        self,
+        frame: Frame,
+        draw: ImageDraw,
+        bda_draw: BdaDraw,
+        targets: Targets,
+        rng: np.random.Generator | None,
     ) -> ClipSample:
         shape = len(self.frame_offsets), len(self.camera_names)
         images: list[list[NDArray[np.float32]] | None] = []
@@ -249,20 +254,20 @@ class ClipDataset(Dataset):
                 images[t].append(self._image(view, neighbour, draw, photometric))
         views = self._views(frame)
         intrinsics = [self._placement(view, draw).camera(view.camera).intrinsics for view in views]
-        boxes, labels = self._ground_truth(frame, bda_draw)
+        boxes, labels, mono = targets
         labelled = frame.annotations is not None
         return ClipSample(
             images=images,
             frame_offsets=self.frame_offsets,
             image_from_lidar=image_from_lidar.astype(np.float32),
             image_flipped=draw.flip,
-            bda=(bda_draw or BdaDraw()).matrix.astype(np.float32),
+            bda=bda_draw.matrix.astype(np.float32),
             intrinsics=np.stack(intrinsics).astype(np.float32),
             lidar_from_camera=np.stack([view.lidar_from_camera for view in views]).astype(np.float32),
             frame=frame,
             gt_boxes=boxes if labelled else None,
             gt_labels=labels if labelled else None,
-            mono=self._mono(frame, draw) if self.mono and labelled else [],
+            mono=mono,
         )
 
     def _image(

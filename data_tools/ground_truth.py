@@ -17,7 +17,7 @@ def ground_truth(
     classes: Sequence[str],
     pc_range: Sequence[float],
     use_valid_flag: bool = True,
-    bda: BdaDraw | None = None,
+    bda: BdaDraw = BdaDraw(),  # noqa: B008 (frozen)
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Boxes [n, 9] and labels [n] of a frame; none if it has no annotations.
 
@@ -32,8 +32,7 @@ def ground_truth(
     labels = np.array([label_of.get(name, -1) for name in notes.names], dtype=np.int64)
     boxes = frame.lidar_boxes()
     boxes[:, 7:] = np.nan_to_num(boxes[:, 7:])
-    if bda is not None:
-        boxes = bda.boxes(boxes)
+    boxes = bda.boxes(boxes)
     points = notes.num_lidar_points + (notes.num_radar_points if use_valid_flag else 0)
     low, high = np.array(pc_range[:2]), np.array(pc_range[3:5])
     inside = ((boxes[:, :2] > low) & (boxes[:, :2] < high)).all(1)
