@@ -39,7 +39,7 @@ int64_t grain(int64_t work_per_task) { return std::max<int64_t>(1, kWorkPerTask 
 // Tasks per image of a backward pass, so that every thread has one.
 int64_t split(int64_t images, int64_t slices) {
   const int64_t threads = torch::stable::get_num_threads();
-  return std::min(slices, (threads + images - 1) / std::max<int64_t>(1, images));
+  return std::max<int64_t>(1, std::min(slices, (threads + images - 1) / std::max<int64_t>(1, images)));
 }
 
 // A zeroed accumulator for the gradient to `like`: float for half types.
