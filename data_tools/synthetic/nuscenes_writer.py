@@ -159,7 +159,7 @@ def write_scene(world: World, root: Path, image_width_px: int, on_keyframe=None)
             "first_sample_token": samples[0],
             "last_sample_token": samples[-1],
             "name": name,
-            "description": f"synthetic {world.layout.kind} street, {len(world.layout.junctions)} junctions, seed {world.seed}",
+            "description": f"{world.layout.kind} street, {len(world.layout.junctions)} junctions, seed {world.seed}",
         }
     )
     folder = root / "synthetic" / name
