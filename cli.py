@@ -230,10 +230,10 @@ def _run_synthesize(options: argparse.Namespace) -> int:
 
 def _train(verbs: Any) -> None:
     examples = [
-        "drivestack train tiny",
-        "drivestack train tiny --work-dir runs/mine --set train_cfg.max_iters=2000 --seed 1",
-        "drivestack train tiny --work-dir runs/mine --resume        # after a kill, or when time ran out",
-        "torchrun --nproc-per-node 8 -m drivestack train t1",
+        "drivestack train bevformerv2_tiny_synthetic",
+        "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --set train_cfg.max_iters=2000 --seed 1",
+        "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --resume   # after a kill",
+        "torchrun --nproc-per-node 8 -m drivestack train bevformerv2_r50_t1_24ep",
     ]
     parser = _verb(verbs, "train", _run_train, "train a model", examples)
     _add_config(parser)
@@ -284,10 +284,10 @@ def _predicted(options: argparse.Namespace):
 
 def _predict(verbs: Any) -> None:
     examples = [
-        "drivestack predict tiny weights/demo_tiny.safetensors \\",
+        "drivestack predict bevformerv2_tiny_synthetic weights/bevformerv2_tiny_synthetic.safetensors \\",
         "    --dataroot data/synthetic --version v1.0-trainval --split val --out submission.json",
-        "drivestack predict t1 t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
-        "drivestack predict t1 t1.pth --info-pickle infos_val.pkl --dataroot data/nuscenes",
+        "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
+        "drivestack predict bevformerv2_r50_t1_24ep t1.pth --info-pickle infos_val.pkl --dataroot data/nuscenes",
     ]
     parser = _verb(verbs, "predict", _run_predict, "run a model and write a valid nuScenes submission", examples)
     _add_model(parser)
@@ -306,8 +306,8 @@ def _run_predict(options: argparse.Namespace) -> int:
 
 def _evaluate(verbs: Any) -> None:
     examples = [
-        "drivestack evaluate tiny runs/tiny/iter_6000.pth",
-        "drivestack evaluate t1 t1.pth --dataroot data/nuscenes --version v1.0-trainval --split val",
+        "drivestack evaluate bevformerv2_tiny_synthetic runs/bevformerv2_tiny_synthetic/iter_12000.pth",
+        "drivestack evaluate bevformerv2_r50_t1_24ep t1.pth --dataroot D --version v1.0-trainval --split val",
     ]
     summary = "run a model and score it with the official nuScenes evaluation"
     parser = _verb(verbs, "evaluate", _run_evaluate, summary, examples)
@@ -421,7 +421,7 @@ def _run_visualize(options: argparse.Namespace) -> int:
 
 
 def _export(verbs: Any) -> None:
-    examples = ["drivestack export-weights runs/tiny/iter_6000.pth tiny.safetensors --half"]
+    examples = ["drivestack export-weights runs/bevformerv2_tiny_synthetic/iter_6000.pth tiny.safetensors --half"]
     summary = "publish the weights of a training checkpoint as safetensors"
     parser = _verb(verbs, "export-weights", _run_export, summary, examples)
     parser.add_argument("checkpoint", metavar="CHECKPOINT")

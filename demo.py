@@ -19,8 +19,8 @@ from .workflow import draw_pictures, load_model, run_model
 logger = logging.getLogger("drivestack")
 
 ROOT = Path(__file__).resolve().parent
-DEMO_CONFIG = "tiny"
-DEMO_WEIGHTS = ROOT / "weights" / "demo_tiny.safetensors"
+DEMO_CONFIG = "bevformerv2_tiny_synthetic"
+DEMO_WEIGHTS = ROOT / "weights" / "bevformerv2_tiny_synthetic.safetensors"
 VERSION, SPLIT = "v1.0-trainval", "val"
 
 

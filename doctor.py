@@ -117,7 +117,7 @@ def _weights() -> Finding:
     from .demo import DEMO_WEIGHTS
 
     if not DEMO_WEIGHTS.is_file():
-        fix = "check the file out of git again, or train: `drivestack train tiny`"
+        fix = "check the file out of git again, or train: `drivestack train bevformerv2_tiny_synthetic`"
         return Finding(NOTE, "demo weights", f"{DEMO_WEIGHTS} is missing", fix)
     return Finding(OK, "demo weights", f"{DEMO_WEIGHTS} ({DEMO_WEIGHTS.stat().st_size / 2**20:.1f} MB)")
 
