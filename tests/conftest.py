@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ def reference_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_real() -> Path:
-    """Folder of real data samples beside the checkout; tests that need it are skipped elsewhere."""
-    for folder in (ROOT.parent / "shared" / "real", ROOT / "shared" / "real"):
+    """Folder of real data samples beside the checkout, or in $DRIVESTACK_SHARED_REAL; skips the test elsewhere."""
+    named = os.environ.get("DRIVESTACK_SHARED_REAL")
+    for folder in ([Path(named)] if named else [ROOT.parent / "shared" / "real", ROOT / "shared" / "real"]):
         if folder.is_dir():
             return folder
-    pytest.skip("no shared/real folder beside this checkout")
+    pytest.skip("no shared/real folder beside this checkout and none in $DRIVESTACK_SHARED_REAL")
