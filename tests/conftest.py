@@ -25,7 +25,7 @@ def reference_dir() -> Path:
 def shared_real() -> Path:
     """Folder of real data samples beside the checkout, or in $DRIVESTACK_SHARED_REAL; skips the test elsewhere."""
     named = os.environ.get("DRIVESTACK_SHARED_REAL")
-    for folder in ([Path(named)] if named else [ROOT.parent / "shared" / "real", ROOT / "shared" / "real"]):
+    for folder in [Path(named)] if named else [ROOT.parent / "shared" / "real", ROOT / "shared" / "real"]:
         if folder.is_dir():
             return folder
     pytest.skip("no shared/real folder beside this checkout and none in $DRIVESTACK_SHARED_REAL")
