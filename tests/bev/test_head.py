@@ -164,7 +164,7 @@ def test_nan_predictions_are_named(labels):
     outs = random_outputs()
     with torch.no_grad():
         outs.box_codes[0, 1, 3, 0] = math.nan
-    with pytest.raises(FloatingPointError, match="decoder layer 0, sample 1.*box"):
+    with pytest.raises(FloatingPointError, match=r"decoder layer 0, sample 1.*box"):
         tiny_head().loss(outs, [labels[0]] * 2, [labels[1]] * 2)
 
 

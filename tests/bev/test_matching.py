@@ -79,7 +79,7 @@ def test_padding_is_never_matched():
 def test_nan_is_named(term, which):
     inputs = [torch.zeros(1, 3, 2), torch.zeros(1, 3, 10)]
     inputs[which][0, 1, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=f"decoder layer 4, sample 1.*{term}"):
+    with pytest.raises(FloatingPointError, match=rf"decoder layer 4, sample 1.*{term}"):
         HungarianMatcher().match(
             *inputs, torch.zeros(1, 10), torch.zeros(1, dtype=torch.long), "decoder layer 4, sample 1"
         )
