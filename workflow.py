@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
+    import torch
     from mmengine.config import Config
     from torch import nn
 
@@ -83,7 +84,7 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
     """
     import torch
 
-    from .engine.checkpoints import load_weights
+    from .backbone.checkpoint import load_checkpoint
     from .engine.config import build_model
 
     if checkpoint is not None and not Path(checkpoint).is_file():
@@ -91,7 +92,7 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
     torch.manual_seed(seed)
     model = build_model(config)
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        load_checkpoint(model, checkpoint)
     return model
 
 
@@ -101,6 +102,8 @@ def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device:
     from .engine.inference import predict
     from .engine.runner import local_device
 
+    if "test_dataset" not in config:
+        raise ConfigError("the config has no test_dataset; it says how images become network input, and the classes")
     settings = dict(config.test_dataset)
     for source_key in ("dataroots", "version", "split", "info_pickles"):
         settings.pop(source_key, None)
@@ -110,9 +113,22 @@ def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device:
     settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
     dataset = build_dataset(settings)
     start = time.monotonic()
-    found = predict(model, dataset, device=device or local_device())
-    times_s = {"predict": round(time.monotonic() - start, 2), **found.timing}
+    found = predict(model, dataset, device=_device(device) if device else local_device())
+    times_s = {"predict": round(time.monotonic() - start, 2)}
+    times_s |= {name: value for name, value in found.timing.items() if name.endswith("_per_sample")}
     return Outcome(list(frames), found.detections, list(settings["classes"]), times_s)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"no device {name!r} here; leave --device out, and see `drivestack doctor`")
+    return device
 
 
 def labelled_split(source: Source) -> tuple[str, str, str]:

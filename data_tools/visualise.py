@@ -110,7 +110,9 @@ def render_frame(
             left = gap + (columns - len(row)) * (tile_width + gap) // 2 + i * (tile_width + gap)
             canvas.paste(tile, (left, bar + j * (tile_height + gap)))
     canvas.paste(_bev_panel(frame, truth, found, height, view, unit), (gap + columns * (tile_width + gap), bar))
-    _title(canvas, frame, truth, found, bar, gap, unit)
+    counts = [f"{len(truth.boxes)} labelled"] if len(truth.boxes) else []
+    counts += [f"{len(found.boxes)} predicted"] if detections is not None else []
+    _title(canvas, frame, "    ".join(counts), bar, gap, unit)
     _legend(canvas, truth, found, view, bar, gap, unit)
     return canvas.reduce(OVERSAMPLING)
 
@@ -378,15 +380,13 @@ def _draw_lidar(panel: Image.Image, frame: Frame, pixels) -> None:
 # ------------------------------------------------------------------------------------------------ title and legend
 
 
-def _title(canvas: Image.Image, frame: Frame, truth: _Drawn, found: _Drawn, bar: int, gap: int, unit: float) -> None:
+def _title(canvas: Image.Image, frame: Frame, counts: str, bar: int, gap: int, unit: float) -> None:
     time = datetime.fromtimestamp(frame.timestamp_us / 1e6, tz=UTC)
     text = f"{frame.scene_name}    {time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d} UTC    sample {frame.token}"
     draw = ImageDraw.Draw(canvas)
     draw.text((gap + 4 * unit, bar / 2), text, fill=TEXT, font=_font(16 * unit), anchor="lm")
-    counts = [f"{len(truth.boxes)} labelled"] if len(truth.boxes) else []
-    counts += [f"{len(found.boxes)} predicted"] if len(found.boxes) else []
     at = (canvas.size[0] - gap - 4 * unit, bar / 2)
-    draw.text(at, "    ".join(counts), fill=QUIET_TEXT, font=_font(14 * unit), anchor="rm")
+    draw.text(at, counts, fill=QUIET_TEXT, font=_font(14 * unit), anchor="rm")
 
 
 def _legend(canvas: Image.Image, truth: _Drawn, found: _Drawn, view: View, bar: int, gap: int, unit: float) -> None:

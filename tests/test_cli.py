@@ -271,6 +271,8 @@ def test_check_lists_the_problems(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["train", "no_such_config"], "no_such_config"),
         (["evaluate", "CONFIG", "WEIGHTS", "--set", "model.x.y=1"], "model.x.y"),
         (["evaluate", "CONFIG", "WEIGHTS", "--split", "val"], "--dataroot"),
+        (["predict", "CONFIG", "WEIGHTS", "--device", "abacus"], "'abacus'"),
+        (["predict", "CONFIG", "WEIGHTS", "--device", "cuda:99"], "'cuda:99'"),
         (["predict", "CONFIG", "WEIGHTS", "--dataroot", "ROOT"], "--version"),
         (["predict", "CONFIG", "WEIGHTS", "--perturb-calibration", "mix"], "'mix'"),
         (["visualize", "--dataroot", "ROOT", "--version", "v1.0-trainval", "--split", "val", "--scene", "x"], "'x'"),
