@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine")
@@ -27,6 +28,13 @@ FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-m
 
 def say(message: str) -> None:
     print(f"drivestack: {message}; the slow PyTorch twins of the C++ operators will serve.", file=sys.stderr)
+
+
+class BuildWithoutSetup(build_py):
+    """The root folder is a package, so this very file would go into the wheel."""
+
+    def find_package_modules(self, package, package_dir):
+        return [m for m in super().find_package_modules(package, package_dir) if m[:2] != ("drivestack", "setup")]
 
 
 def extension_and_command():
@@ -74,6 +82,6 @@ setup(
     package_dir={"drivestack": "."},
     packages=["drivestack", *(f"drivestack.{name}" for name in packages)],
     ext_modules=extensions,
-    cmdclass={"build_ext": build_command},
+    cmdclass={"build_ext": build_command, "build_py": BuildWithoutSetup},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {},
 )
