@@ -35,6 +35,7 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterabl
         raise ConfigError(f"{name_or_path}: no such config. Name a .py file or one of: {', '.join(config_names())}.")
     try:
         config = Config.fromfile(path, lazy_import=True)
+        _import_all(config._cfg_dict)
     except DrivestackError:
         raise
     except Exception as error:  # a config is code: whatever it raises, the reader needs the file's name
@@ -44,6 +45,13 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterabl
         override(config, key, value)
     config.config_name = path.stem
     return config
+
+
+def _import_all(node: Any) -> None:
+    """Import what a config names, so that a misspelt class is found now and not when it is first built."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    for child in children:
+        _import_all(child)
 
 
 def override(config: Config, key: str, value: Any) -> None:
@@ -76,11 +84,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def build_model(config: Config) -> nn.Module:
-    """The model a config describes, with fresh weights."""
-    model = MODELS.build(config.model)
-    if hasattr(model, "init_weights"):
-        model.init_weights()
-    return model
+    """The model a config describes, with fresh weights (`pretrained` ones are loaded when training starts)."""
+    return MODELS.build(config.model)
 
 
 def build_dataset(dataset_config: Mapping[str, Any]) -> Dataset:

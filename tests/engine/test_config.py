@@ -40,3 +40,7 @@ def test_missing_and_broken_configs_are_named(tmp_path: Path) -> None:
     broken.write_text("from torch.nn import Linear\nx = = 1\n")
     with pytest.raises(ConfigError, match=r"broken\.py"):
         load_config(broken)
+    misspelt = tmp_path / "misspelt.py"
+    misspelt.write_text("from torch.nn import Linaer\nmodel = dict(parts=[dict(type=Linaer)])\n")
+    with pytest.raises(ConfigError, match=r"misspelt\.py.*Linaer"):
+        load_config(misspelt)

@@ -1,0 +1,8 @@
+"""How a run saves, tells and seeds; the keys that `drivestack train` reads beside model, data and optimiser."""
+
+seed = 0
+checkpoint = dict(interval=1000, keep=2)  # iterations between checkpoints; how many are kept
+log_interval = 50
+ema = None  # dict(momentum=0.0002): average the weights, publish the average
+sync_bn = True  # BatchNorm statistics over all GPUs
+find_unused_parameters = False  # DDP: True where a part of the model may get no gradient

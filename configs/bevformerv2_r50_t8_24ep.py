@@ -1,0 +1,12 @@
+"""t1 with the seven previous keyframes fused in. Release: mAP 0.460, NDS 0.553, 40 GB per GPU."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .bevformerv2_r50_t1_24ep import *
+
+frames = (-7, -6, -5, -4, -3, -2, -1, 0)
+model.frame_offsets = frames
+model.pts_bbox_head.transformer.frames = frames
+train_dataloader.dataset.frame_offsets = frames
+test_dataset.frame_offsets = frames

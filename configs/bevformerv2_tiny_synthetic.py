@@ -1,0 +1,120 @@
+"""A BEVFormer v2 that two CPU cores train in about an hour on the synthetic world: the model of `make demo`.
+
+One frame, 320 x 128 pixel images, an InternImage of 32 channels, a BEV of 56 x 56 cells of 1.5 m. Proposals come from
+centre heat maps on the BEV map (bev/proposals.py): their dense supervision is what lets the decoder converge in so
+few iterations.
+"""
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from drivestack.backbone.fpn import FPN
+from drivestack.backbone.internimage import InternImage
+from drivestack.bev.head import BEVFormerHead
+from drivestack.bev.model import BEVFormerV2
+from drivestack.bev.proposals import BevProposals, HybridQueries
+from drivestack.bev.transformer import BevTransformer
+from drivestack.data_tools.clip_dataset import ClipDataset
+from drivestack.data_tools.collate import collate_clips
+from drivestack.data_tools.sampler import ResumableSampler
+from drivestack.engine.optim import PrecisionOptimWrapper
+
+class_names = [
+    "barrier",
+    "bicycle",
+    "bus",
+    "car",
+    "construction_vehicle",
+    "motorcycle",
+    "pedestrian",
+    "traffic_cone",
+    "trailer",
+    "truck",
+]
+pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
+bev_size = (56, 56)
+channels = 64
+num_classes = len(class_names)
+max_iters = 12000
+
+model = dict(
+    type=BEVFormerV2,
+    img_backbone=dict(type=InternImage, channels=32, depths=(1, 2, 5, 2), groups=(2, 4, 8, 16), out_indices=(1, 2, 3)),
+    img_neck=dict(type=FPN, in_channels=(64, 128, 256), out_channels=channels, num_outs=3),
+    pts_bbox_head=dict(
+        type=BEVFormerHead,
+        transformer=dict(
+            type=BevTransformer,
+            point_range=pc_range,
+            bev_size=bev_size,
+            embed_dims=channels,
+            num_heads=4,
+            num_levels=3,
+            encoder_layers=2,
+            decoder_layers=2,
+            ffn_dims=128,
+            dropout=0.0,
+        ),
+        num_classes=num_classes,
+        num_query=40,
+        num_groups=3,
+        embed_dims=channels,
+        num_decoder_layers=2,
+        pc_range=pc_range,
+        bev_size=bev_size,
+        post_center_range=[-50.0, -50.0, -10.0, 50.0, 50.0, 10.0],
+    ),
+    bev_proposals=dict(
+        type=BevProposals,
+        in_channels=channels,
+        num_classes=num_classes,
+        pc_range=pc_range,
+        num_proposals=120,
+        min_radius_cells=1.0,
+    ),
+    hybrid_queries=dict(type=HybridQueries, channels=channels, num_classes=num_classes),
+    num_bev_levels=3,
+    grid_mask=False,
+)
+
+image = dict(
+    train_heights_px=(128,),
+    test_height_px=128,
+    flip=True,
+    mean=(110.0, 110.0, 110.0),
+    std=(60.0, 60.0, 60.0),
+    resample="area",
+)
+dataset = dict(
+    type=ClipDataset,
+    dataroots=["data/synthetic"],
+    version="v1.0-trainval",
+    classes=class_names,
+    image=image,
+    pc_range=pc_range,
+)
+train_dataloader = dict(
+    dataset=dict(**dataset, split="train", training=True, bda=dict(), cache_images=True),
+    sampler=dict(type=ResumableSampler),
+    batch_size=1,
+    num_workers=0,
+    collate_fn=collate_clips,
+)
+test_dataset = dict(**dataset, split="val")
+test_batch_size = 1
+
+optim_wrapper = dict(
+    type=PrecisionOptimWrapper,
+    precision="fp32",
+    optimizer=dict(type=AdamW, lr=6e-4, weight_decay=0.01),
+    clip_grad=dict(max_norm=10.0),
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=300),
+    dict(type=CosineAnnealingLR, eta_min=6e-6, by_epoch=False, begin=300, end=max_iters),
+]
+train_cfg = dict(max_iters=max_iters)
+ema = dict(momentum=0.002)
+checkpoint = dict(interval=500, keep=2)
+log_interval = 50
+seed = 0
