@@ -64,7 +64,7 @@ class BEVFormerV2(BaseModel):
         super().__init__()
         self.frame_offsets = tuple(frame_offsets)
         if 0 not in self.frame_offsets or list(self.frame_offsets) != sorted(set(self.frame_offsets)):
-            raise ValueError(f"frame_offsets ascend, differ and hold 0 (the current frame), got {self.frame_offsets}")
+            raise ValueError(f"frame_offsets are ascending, distinct and hold 0 (now), got {self.frame_offsets}")
         if (perspective_proposals or bev_proposals) and hybrid_queries is None:
             raise ValueError("proposals become decoder queries through hybrid_queries: configure it as well")
         if perspective_proposals and fcos3d_bbox_head is None:
@@ -78,6 +78,9 @@ class BEVFormerV2(BaseModel):
         self.bev_proposals = build(bev_proposals)
         self.hybrid_queries = build(hybrid_queries)
         self.grid_mask = GridMask() if grid_mask else None
+        fused = self.pts_bbox_head.transformer.frames
+        if fused != self.frame_offsets:
+            raise ValueError(f"frame_offsets {self.frame_offsets} of the model, but its transformer fuses {fused}")
 
     # ---- images to features --------------------------------------------------------------------------------------
 
