@@ -125,7 +125,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors of this config")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors of this config, or 'random'")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses, to see that they matter"
@@ -275,7 +275,7 @@ def _predicted(options: argparse.Namespace):
 
     config = load_config(options.config, options.overrides)
     source = _source(options).completed(config)
-    model = load_model(config, options.checkpoint)
+    model = load_model(config, None if options.checkpoint == "random" else options.checkpoint)
     frames = source.read()
     if options.perturb_calibration is not None:
         frames = perturb_calibration(frames, options.perturb_calibration)
@@ -287,7 +287,7 @@ def _predict(verbs: Any) -> None:
         "drivestack predict bevformerv2_tiny_synthetic weights/bevformerv2_tiny_synthetic.safetensors \\",
         "    --dataroot data/synthetic --version v1.0-trainval --split val --out submission.json",
         "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
-        "drivestack predict bevformerv2_r50_t1_24ep t1.pth --info-pickle infos_val.pkl --dataroot data/nuscenes",
+        "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
     ]
     parser = _verb(verbs, "predict", _run_predict, "run a model and write a valid nuScenes submission", examples)
     _add_model(parser)

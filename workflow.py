@@ -171,7 +171,7 @@ def draw_pictures(
     view = View(score_threshold=score_threshold)
     paths = []
     for frame in frames:
-        path = folder / f"{frame.scene_name}_{frame.timestamp_us}_{frame.token[:8]}.png"
+        path = folder / f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
         save_picture(render_frame(frame, detections.get(frame.token), class_names, view), path)
         paths.append(path)
     return paths
