@@ -36,8 +36,8 @@ class Proposals:
     """[B, P, K] score of each class; 0 in the padding"""
     valid: Tensor
     """[B, P] bool"""
-    codes: Tensor | None = None
-    """[B, P, 10] boxes in metres (box_coder), where the source knows them"""
+    codes: Tensor
+    """[B, P, 10] boxes in metres (box_coder); 0 in the padding"""
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def sine_embedding(reference: Tensor, num_feats: int, temperature: float = 20.0)
 
 @MODELS.register_module()
 class HybridQueries(nn.Module):
-    """Decoder queries from proposals: content from the BEV map at the place and the class scores, position from it.
+    """Decoder queries from proposals: content from the BEV map at the place, class scores and box; position from it.
 
     channels: C; num_classes: K.
     """
@@ -277,6 +277,7 @@ class HybridQueries(nn.Module):
         self.bev_norm = nn.LayerNorm(channels)
         self.bev_proj = nn.Linear(channels, channels)
         self.score_proj = nn.Linear(num_classes, channels)
+        self.box_proj = nn.Linear(CODE_SIZE - 2, channels)
         self.position = nn.Sequential(
             nn.Linear(3 * num_feats, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels)
         )
@@ -287,6 +288,7 @@ class HybridQueries(nn.Module):
         grid = reference[:, :, None, :2] * 2 - 1  # [B, P, 1, 2]
         # float32 under autocast too: half precision is a tenth of a cell on a 200-cell map
         sampled = F.grid_sample(bev.float(), grid, align_corners=False)[..., 0].transpose(1, 2)  # [B, P, C]
-        query = self.bev_proj(self.bev_norm(sampled)) + self.score_proj(proposals.scores)
+        box = proposals.codes[..., 2:].clamp(-10, 10)  # all but x and y, which the position tells
+        query = self.bev_proj(self.bev_norm(sampled)) + self.score_proj(proposals.scores) + self.box_proj(box)
         query_pos = self.position(sine_embedding(reference, self.num_feats))
         return ExtraQueries(query, query_pos, reference, proposals.valid)

@@ -190,10 +190,12 @@ def test_queries_read_the_map_at_their_place():
     bev = torch.randn(2, 8, NUM_Y, NUM_X, requires_grad=True)
     reference = torch.rand(2, 5, 3)
     reference[0, 0, :2] = torch.tensor([(7 + 0.5) / NUM_X, (3 + 0.5) / NUM_Y])
-    proposals = Proposals(reference, torch.rand(2, 5, 3), torch.ones(2, 5, dtype=torch.bool))
+    codes = torch.randn(2, 5, 10)
+    proposals = Proposals(reference, torch.rand(2, 5, 3), torch.ones(2, 5, dtype=torch.bool), codes)
     extra = queries(bev, proposals)
     assert extra.query.shape == extra.query_pos.shape == (2, 5, 8)
     expected = queries.bev_proj(queries.bev_norm(bev[0, :, 3, 7])) + queries.score_proj(proposals.scores[0, 0])
+    expected = expected + queries.box_proj(codes[0, 0, 2:])
     torch.testing.assert_close(extra.query[0, 0], expected)
     extra.query[0, 0].sum().backward()
     reached = bev.grad.abs().sum((0, 1)) > 1e-7
