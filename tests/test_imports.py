@@ -24,12 +24,7 @@ NOT_AT_IMPORT = (
 PROGRAM = """
 import importlib, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"{{name}} is not part of the smallest install", name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules.update(dict.fromkeys({absent!r}))  # None: not there
 for name in {modules!r}:
     try:
         importlib.import_module(name)
@@ -52,12 +47,12 @@ def module_names(root: Path) -> list[str]:
 def test_every_module_imports_with_the_smallest_install(repository_root: Path) -> None:
     names = module_names(repository_root)
     assert {"drivestack.cli", "drivestack.bev.model", "drivestack.engine.train"} <= set(names)
-    program = PROGRAM.format(absent=set(NOT_AT_IMPORT), modules=names)
+    program = PROGRAM.format(absent=NOT_AT_IMPORT, modules=names)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
 
 
 def test_importing_the_package_is_light() -> None:
-    program = "import sys, drivestack; sys.exit(', '.join({'torch', 'numpy', 'mmengine'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, f"import drivestack loads {done.stderr}"
+    program = "import sys, drivestack; sys.stdout.write(' '.join({'torch', 'numpy', 'mmengine'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/", check=True)
+    assert done.stdout == ""
