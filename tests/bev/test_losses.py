@@ -64,3 +64,12 @@ def test_giou_of_boxes_without_area_is_finite():
 def test_one_process_is_its_own_mean():
     value = torch.tensor(3.0)
     assert mean_over_ranks(value) is value
+
+
+def test_normalisers_are_averaged_over_ranks(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(5))  # the other rank has 5
+    value = torch.tensor([3.0, 1.0])
+    assert mean_over_ranks(value).tolist() == [4.0, 3.0]
+    assert value.tolist() == [3.0, 1.0]
