@@ -64,5 +64,5 @@ format: $(STAMP)
 	@$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis *.egg-info ops/*.so
+	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis *.egg-info ops/*.so $(VENV)/.installed-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
