@@ -21,7 +21,7 @@ from ..errors import DrivestackError
 BACKENDS = ("auto", "cpp", "reference")
 BACKEND_VARIABLE = "DRIVESTACK_OPS_BACKEND"
 # Raised together with kInterfaceVersion in csrc/register_cpu.cpp whenever a schema changes.
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 _FOLDER = Path(__file__).resolve().parent
 
 

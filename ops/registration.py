@@ -28,6 +28,8 @@ _SCHEMAS = {
         "(Tensor grad_out, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
         "Tensor attention_weights) -> (Tensor, Tensor, Tensor)"
     ),
+    "softmax_rows": "(Tensor logits) -> Tensor",
+    "softmax_rows_backward": "(Tensor grad_out, Tensor out) -> Tensor",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"drivestack::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -65,6 +67,16 @@ def _(grad_out, value, offset, mask, *_window):
 @torch.library.register_fake("drivestack::ms_deform_attn_backward")
 def _(grad_out, value, spatial_shapes, sampling_locations, attention_weights):
     return tuple(t.new_empty(t.shape) for t in (value, sampling_locations, attention_weights))
+
+
+@torch.library.register_fake("drivestack::softmax_rows")
+def _(logits):
+    return logits.new_empty(logits.shape)
+
+
+@torch.library.register_fake("drivestack::softmax_rows_backward")
+def _(grad_out, out):
+    return out.new_empty(out.shape)
 
 
 def _double_backward(twin: Callable[..., Tensor], grads: Sequence[Tensor | None], grad_out: Tensor, *inputs: Tensor):
@@ -119,9 +131,31 @@ def _msda_backward_grad(ctx, *grads):
     return to_grad_out, to_value, None, to_locations, to_weights
 
 
+def _softmax_setup(ctx, inputs, output):
+    ctx.save_for_backward(output)
+
+
+def _softmax_grad(ctx, grad_out):
+    return torch.ops.drivestack.softmax_rows_backward(grad_out, *ctx.saved_tensors)
+
+
+def _softmax_backward_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _softmax_backward_grad(ctx, grad):
+    grad_out, out = ctx.saved_tensors
+    inner = (grad * out).sum(-1, keepdim=True)
+    return out * (grad - inner), grad * (grad_out - (grad_out * out).sum(-1, keepdim=True)) - grad_out * inner
+
+
 torch.library.register_autograd("drivestack::dcnv3", _dcnv3_grad, setup_context=_dcnv3_setup)
 torch.library.register_autograd("drivestack::dcnv3_backward", _dcnv3_backward_grad, setup_context=_dcnv3_backward_setup)
 torch.library.register_autograd("drivestack::ms_deform_attn", _msda_grad, setup_context=_msda_setup)
 torch.library.register_autograd(
     "drivestack::ms_deform_attn_backward", _msda_backward_grad, setup_context=_msda_backward_setup
+)
+torch.library.register_autograd("drivestack::softmax_rows", _softmax_grad, setup_context=_softmax_setup)
+torch.library.register_autograd(
+    "drivestack::softmax_rows_backward", _softmax_backward_grad, setup_context=_softmax_backward_setup
 )

@@ -7,6 +7,7 @@ namespace {
 #include "taps.inl"
 #include "dcnv3.inl"
 #include "ms_deform_attn.inl"
+#include "softmax.inl"
 
 template <class T> void narrow_to(const float* from, T* to, int64_t begin, int64_t end) {
   constexpr int N = kLanes<float>;
@@ -21,7 +22,8 @@ void narrow(Dtype dtype, const float* from, void* to, int64_t begin, int64_t end
 
 #define DS_STRING_OF(x) #x
 #define DS_STRING(x) DS_STRING_OF(x)
-constexpr Kernels table = {DS_STRING(DRIVESTACK_ISA), dcnv3_forward, dcnv3_backward, ms_deform_attn_forward, ms_deform_attn_backward, narrow};
+constexpr Kernels table = {DS_STRING(DRIVESTACK_ISA), dcnv3_forward, dcnv3_backward, ms_deform_attn_forward, ms_deform_attn_backward,
+                           softmax_forward, softmax_backward, narrow};
 
 }  // namespace
 }  // namespace DRIVESTACK_ISA

@@ -2,6 +2,7 @@
 // share with the other objects is compiled for it.
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 

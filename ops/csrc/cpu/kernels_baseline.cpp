@@ -1,6 +1,7 @@
 // The kernels compiled for whatever the compiler takes by default: SSE2 on x86-64, NEON on ARM.
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 
