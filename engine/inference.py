@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from rich.progress import track
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data_tools.collate import collate_clips
@@ -32,7 +32,7 @@ class Predictions:
 
 
 def predict(
-    model: BaseModel,
+    model: nn.Module,
     dataset: Dataset,
     *,
     batch_size: int = 1,
