@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from .errors import DataError, SubmissionError
 from .files import write_json
 from .workflow import draw_pictures, load_model, run_model
@@ -29,8 +31,8 @@ class DemoRecipe:
     """What decides the demo's scenes. Training uses other seeds and the train split (configs, docs/synthetic.md)."""
 
     seed: int = 90_001
-    num_scenes: int = 8
-    keyframes_per_scene: int = 10
+    num_scenes: int = 10
+    keyframes_per_scene: int = 8
     image_width_px: int = 640
 
     @property
@@ -122,6 +124,7 @@ def run_demo(
     result = scores | {
         "config": config_name,
         "weights": None if weights is None else Path(weights).name,
+        "weights_made_by": _header(weights),
         "calibration_perturbation": perturbation,
         "seeds": {"scenes": recipe.seed},
         "data": asdict(recipe),
@@ -135,3 +138,11 @@ def run_demo(
     }
     write_json(out / "metrics.json", result, indent=2)
     return result
+
+
+def _header(weights: str | Path | None) -> dict[str, str]:
+    """What a safetensors file says about its making: command, seed, commit, data."""
+    if weights is None or Path(weights).suffix != ".safetensors":
+        return {}
+    with safe_open(weights, framework="pt") as file:
+        return dict(file.metadata() or {})
