@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import dcnv3
+from ..ops import dcnv3, softmax_rows
 from .layers import build_activation, build_norm
 
 
@@ -110,7 +110,7 @@ class DCNv3(nn.Module):
         value = self.input_proj(x)  # [N, H, W, C]
         guide = self.dw_conv(x.permute(0, 3, 1, 2))  # [N, H, W, C]
         offset = self.offset(guide)  # [N, H, W, G*K*2]
-        mask = self.mask(guide).view(n, h, w, self.group, self.num_taps).softmax(-1)
+        mask = softmax_rows(self.mask(guide).view(n, h, w, self.group, self.num_taps))
         y = dcnv3(
             value,
             offset.to(value.dtype),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops import ms_deform_attn
+from ..ops import ms_deform_attn, softmax_rows
 
 Shapes = Sequence[tuple[int, int]]
 """(height, width) of each map, in the order in which their tokens are concatenated."""
@@ -120,7 +120,7 @@ class BevDeformableAttention(DeformableAttention):
         Returns [B, Q, C] with the query itself (without its position) added.
         """
         offsets, logits = self._predict(query if query_pos is None else query + query_pos)
-        weights = logits.flatten(3).softmax(-1).view(logits.shape)
+        weights = softmax_rows(logits.flatten(3)).view(logits.shape)
         locations = reference_points[:, :, None, None, None] + offsets / cells_to_normalised(spatial_shapes, query)
         return self._project(self._sample(value, spatial_shapes, locations, weights), query)
 
@@ -161,7 +161,7 @@ class TemporalSelfAttention(DeformableAttention):
         current = query if current is None else current
         positioned = query if query_pos is None else query + query_pos
         offsets, logits = self._predict(torch.cat([self.offset_context(previous, current), positioned], -1))
-        weights = logits.softmax(-1) * 0.5  # softmax per map, then the mean of both
+        weights = softmax_rows(logits) * 0.5  # softmax per map, then the mean of both
         reference = reference_points[:, :, None, :, None]  # [B, Q, 1, 2, 1, 2]
         locations = reference + offsets / cells_to_normalised([bev_shape], query)
         if alone:  # one map, sampled at the points of both: the same sum without a second copy of the map
@@ -191,7 +191,7 @@ class MSDeformableAttention3D(DeformableAttention):
         if self.num_points % num_pillar:
             raise ValueError(f"num_points {self.num_points} is not a multiple of the {num_pillar} points of a pillar")
         offsets, logits = self._predict(query)
-        weights = logits.flatten(3).softmax(-1).view(logits.shape)
+        weights = softmax_rows(logits.flatten(3)).view(logits.shape)
         offsets = offsets / cells_to_normalised(spatial_shapes, query)
         offsets = offsets.unflatten(4, (-1, num_pillar))  # [B, Q, M, L, P / D, D, 2]
         locations = (offsets + reference_points[:, :, None, None, None]).flatten(4, 5)
