@@ -67,7 +67,7 @@ def take_picture(
 ) -> CameraPicture:
     """Render one camera at the given ego pose."""
     world_from_camera = world_from_ego @ camera.ego_from_camera
-    rays = camera.camera.rays()
+    rays = camera.rays
     height_px, width_px = rays.shape[:2]
     directions = (rays.reshape(-1, 3) @ world_from_camera[:3, :3].T).astype(np.float32)
     origin = world_from_camera[:3, 3]

@@ -167,6 +167,12 @@ def sky_colour(directions: np.ndarray, light) -> np.ndarray:
     return (sky + glow[:, None] * 0.5 * np.asarray(light.sun_colour, np.float32)).astype(np.float32)
 
 
+def _surface_coordinates(uv_corners: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Corner coordinates [R, 3, 2] blended with barycentric weights [R, 2]."""
+    first, second, third = uv_corners[:, 0], uv_corners[:, 1], uv_corners[:, 2]
+    return first + weight[:, :1] * (second - first) + weight[:, 1:] * (third - first)
+
+
 def shade(caster: RayCaster, origin: np.ndarray, directions: np.ndarray, hits: Hits, light) -> np.ndarray:
     """[R, 3] linear colours of rays from `origin` [3] along `directions` [R, 3]."""
     out = np.empty(directions.shape, np.float32)
@@ -178,19 +184,14 @@ def shade(caster: RayCaster, origin: np.ndarray, directions: np.ndarray, hits: H
     normal = caster.normals[face]
     normal = np.where((np.einsum("ij,ij->i", normal, direction) > 0)[:, None], -normal, normal)
     weight = hits.barycentric[seen]
-    uv_corner = mesh.uv[face]  # [R, 3, 2]
-    uv = (
-        uv_corner[:, 0]
-        + weight[:, :1] * (uv_corner[:, 1] - uv_corner[:, 0])
-        + weight[:, 1:] * (uv_corner[:, 2] - uv_corner[:, 0])
-    )
     colour = np.square(mesh.colour)[face]
     material = mesh.material[face]
     fade = np.clip(1.4 - distance / 22, 0, 1)
     for kind, texture in _TEXTURES.items():
         of_kind = np.flatnonzero(material == kind)
         if len(of_kind):
-            colour[of_kind] = texture(colour[of_kind], uv[of_kind], point[of_kind], fade[of_kind])
+            uv = _surface_coordinates(mesh.uv[face[of_kind]], weight[of_kind])
+            colour[of_kind] = texture(colour[of_kind], uv, point[of_kind], fade[of_kind])
     sun_direction = np.asarray(light.sun_direction, np.float32)
     facing = normal @ sun_direction
     lit = np.flatnonzero(facing > 0)

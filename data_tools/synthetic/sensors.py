@@ -7,6 +7,7 @@ LIDAR_TOP x right, y forward, z up. Pixel index (u, v) samples the image plane a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class RigCamera:
     name: str
     camera: PinholeCamera
     ego_from_camera: np.ndarray  # [4, 4]
+
+    @cached_property
+    def rays(self) -> np.ndarray:
+        """[H, W, 3] unit viewing directions in the camera frame."""
+        return self.camera.rays()
 
 
 def camera_rig(image_width_px: int) -> tuple[RigCamera, ...]:
