@@ -149,7 +149,8 @@ def load_state(
     if not report.clean:
         report = _with_hint(report, state, own)
         if strict:
-            raise CheckpointError(f"the checkpoint does not fit the model; use the config that it was trained with\n{report}")
+            fix = "use the config that it was trained with"
+            raise CheckpointError(f"the checkpoint does not fit the model; {fix}\n{report}")
         logger.warning("%s", report)
     model.load_state_dict(fitting, strict=False)
     return report
