@@ -1,6 +1,6 @@
 """A BEVFormer v2 that two CPU cores train in about an hour on the synthetic world: the model of `make demo`.
 
-One frame, 480 x 160 pixel images, an InternImage of 32 channels, a BEV of 56 x 56 cells of 1.5 m. Proposals come from
+One frame, 384 x 128 pixel images, an InternImage of 32 channels, a BEV of 56 x 56 cells of 1.5 m. Proposals come from
 centre heat maps on the BEV map (bev/proposals.py): their dense supervision is what lets the decoder converge in so
 few iterations.
 """
@@ -35,7 +35,7 @@ pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
 bev_size = (56, 56)
 channels = 64
 num_classes = len(class_names)
-max_iters = 14000
+max_iters = 13000
 
 model = dict(
     type=BEVFormerV2,
@@ -79,8 +79,8 @@ model = dict(
 
 image = dict(
     crop=(0.0, 0.4, 1.0, 1.0),  # the street begins a little above the horizon
-    train_heights_px=(160,),
-    test_height_px=160,
+    train_heights_px=(128,),
+    test_height_px=128,
     flip=True,
     mean=(110.0, 110.0, 110.0),
     std=(60.0, 60.0, 60.0),
