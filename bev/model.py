@@ -22,6 +22,8 @@ from ..structures import Batch, BevFeatures, Detections, past_lidar_from_current
 from .gridmask import GridMask
 from .head import ExtraQueries, QueryOutputs
 from .history import History, PastFrame, evaluation_mode, find_past, prune
+from .perspective import PerspectiveOutputs
+from .proposals import DenseOutputs
 
 Levels = list[Tensor]
 """Feature maps [B, N, C, h, w], finest first."""
@@ -128,7 +130,9 @@ class BEVFormerV2(BaseModel):
 
     # ---- BEV to boxes --------------------------------------------------------------------------------------------
 
-    def _extra_queries(self, bev: Tensor, dense: object, mono: object, batch: Batch) -> ExtraQueries | None:
+    def _extra_queries(
+        self, bev: Tensor, dense: DenseOutputs | None, mono: PerspectiveOutputs | None, batch: Batch
+    ) -> ExtraQueries | None:
         """Decoder queries from the proposals of both sources, or None where neither is configured."""
         found = []
         if self.bev_proposals is not None:
@@ -143,10 +147,10 @@ class BEVFormerV2(BaseModel):
             *(torch.cat([getattr(q, f) for q in queries], 1) for f in ("query", "query_pos", "reference", "valid"))
         )
 
-    def _dense(self, bev: Tensor) -> object:
+    def _dense(self, bev: Tensor) -> DenseOutputs | None:
         return None if self.bev_proposals is None else self.bev_proposals(bev)
 
-    def _mono(self, levels: Levels, labelled: list[bool] | None = None) -> object:
+    def _mono(self, levels: Levels, labelled: list[bool] | None = None) -> PerspectiveOutputs:
         """Outputs of the perspective head on the current frame's B * N images, or on the labelled ones of them."""
         return self.fcos3d_bbox_head([level.flatten(0, 1) for level in levels[: self.num_perspective_levels]], labelled)
 
