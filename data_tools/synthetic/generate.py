@@ -92,6 +92,8 @@ def _checked(recipe: Recipe) -> Recipe:
         if count < 1:
             raise ValueError(f"the number of {name} scenes must be at least 1, got {count}")
         scene_name(name, count - 1)
+    if recipe.seed < 0:
+        raise ValueError(f"the seed must not be negative, got {recipe.seed}")
     if recipe.keyframes_per_scene < 1 or recipe.image_width_px < 32:
         raise ValueError(
             "keyframes_per_scene must be at least 1 and image_width_px at least 32, got "

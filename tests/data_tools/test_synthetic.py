@@ -254,6 +254,7 @@ def test_foreign_folder_is_refused(tmp_path):
         ({"num_scenes": {"val": 151}}, "150 scene names"),
         ({"num_scenes": 0}, "at least 1"),
         ({"image_width_px": 8}, "at least 32"),
+        ({"seed": -1}, "must not be negative"),
     ],
 )
 def test_bad_arguments_name_the_fault_and_write_nothing(tmp_path, changes, message):
