@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -92,10 +93,10 @@ class TellProgress(Hook):
             self._tell(runner, done)
             self._restart()
 
-    def after_train(self, runner: TrainRunner) -> None:
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
         if self.bar:
             self.bar.stop()
-            self.bar = None
 
     def _restart(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
@@ -115,6 +116,8 @@ class TellProgress(Hook):
             "seconds_per_iter": round(per_iteration_s, 4),
             "data_seconds_per_iter": round(self.data_time_s / self.count, 4),
         }
+        if not math.isfinite(record["gradient_norm"]):  # a step that fp16 skipped; JSON has no infinity
+            record["gradient_norm"] = None
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         terms = " ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items())

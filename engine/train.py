@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.visualization import Visualizer
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from . import checkpoints
 from .config import load_config
 from .hooks import KeepCheckpoints, TellProgress
@@ -57,10 +57,8 @@ def train(
     distributed = "WORLD_SIZE" in os.environ
     if distributed:  # MMEngine's own start asks for a GPU
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    hooks: list[Any] = [
-        dict(type=KeepCheckpoints, **config.get("checkpoint", {})),
-        dict(type=TellProgress, interval=config.get("log_interval", 50)),
-    ]
+    progress = TellProgress(config.get("log_interval", 50))
+    hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
     if config.get("ema"):
         hooks.append(dict(type=EMAHook, **config.ema))
     hooks += config.get("custom_hooks", [])
@@ -91,7 +89,10 @@ def train(
     )
     if start is not None:
         logger.info("%s %s", "resuming" if resume else "starting from", start)
-    runner.train()
+    try:
+        runner.train()
+    finally:
+        progress.close()
     if distributed:
         torch.distributed.barrier()  # rank 0 may still be writing
         torch.distributed.destroy_process_group()
@@ -100,10 +101,16 @@ def train(
 
 def find_start(work_dir: Path, resume: bool | str | Path) -> Path | None:
     """The checkpoint to resume from, None to start afresh."""
+    last = checkpoints.latest_checkpoint(work_dir)
     if not resume:
+        if last is not None:
+            raise ConfigError(
+                f"{work_dir}: holds a run that reached {last.stem}. Go on with it (--resume), or choose another "
+                "--work-dir."
+            )
         return None
     if resume is True or resume == "auto":
-        return checkpoints.latest_checkpoint(work_dir)
+        return last
     path = Path(resume)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint to resume from.")

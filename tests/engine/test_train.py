@@ -67,10 +67,10 @@ def test_killed_at_random_moments_ends_with_the_same_weights(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(2):
         before = latest_checkpoint(tmp_path)
-        process = subprocess.Popen([*command, "--sleep", "0.05"], env=environment)
+        process = subprocess.Popen([*command, "--sleep", "0.2"], env=environment)
         while latest_checkpoint(tmp_path) == before and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.5))
         assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -151,6 +151,11 @@ def test_another_models_checkpoint_is_refused(toy: Any, undisturbed: Path, tmp_p
     with pytest.raises(CheckpointError, match="seed 3, this run has seed 4"):
         train(toy.toy_config(20), tmp_path, resume=undisturbed, seed=4)
     assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(toy: Any, undisturbed: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reached iter_20.*--resume"):
+        train(toy.toy_config(20), undisturbed.parent)
 
 
 def test_missing_checkpoint_is_named(toy: Any, tmp_path: Path) -> None:
