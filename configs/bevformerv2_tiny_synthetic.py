@@ -107,7 +107,7 @@ test_batch_size = 1
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,
     precision="bf16",
-    optimizer=dict(type=AdamW, lr=7e-4, weight_decay=0.01),
+    optimizer=dict(type=AdamW, lr=7e-4, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
