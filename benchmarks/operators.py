@@ -1,8 +1,8 @@
-"""Times the C++ operators against the grid_sample formulation in plain PyTorch, side by side in one process.
+"""Times the C++ operators against plain PyTorch (the grid_sample formulation), side by side in one process.
 
     python benchmarks/operators.py [--threads 2] [--rounds 15] [--dtype float32] [--json FILE]
 
-Every row is first checked against the float64 twin. Ours and the peer then take turns, and the medians are compared:
+Every row is checked against the float64 twin. Ours and the peer then take turns, and the medians are compared:
 trust the ratios, not the milliseconds. Shapes: the stages of InternImage-T at 224 x 224, and the attention calls of
 BEVFormer (batch 1).
 """
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drivestack.ops import backend_report, dcnv3, ms_deform_attn
+from drivestack.ops import backend_report, dcnv3, ms_deform_attn, softmax_rows
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 # side, channels, groups of InternImage-T's four stages
@@ -57,6 +57,7 @@ class Case:
     ours: Callable[..., Tensor]
     peer: Callable[..., Tensor]
     twin: Callable[..., Tensor]
+    peer_name: str = "PyTorch grid_sample"
 
 
 def grid_sample_dcnv3(value: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
@@ -129,6 +130,18 @@ def cases() -> Iterator[Case]:
             lambda v, lo, w, s=shapes: ms_deform_attn(v, s, lo, w, backend="reference"),
         )
 
+    taps = randn(1, 56, 56, 4, 9)
+    plain = lambda x: x.softmax(-1)
+    yield Case(
+        "softmax_rows",
+        "56x56 G=4 K=9",
+        (taps,),
+        lambda x: softmax_rows(x, backend="cpp"),
+        plain,
+        plain,
+        "torch.softmax",
+    )
+
 
 def results(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], backward: bool) -> tuple[Tensor, ...]:
     if not backward:
@@ -136,7 +149,7 @@ def results(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], backwar
             return (function(*inputs),)
     inputs = tuple(t.detach().requires_grad_() for t in inputs)
     out = function(*inputs)
-    return out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out))
+    return out.detach(), *torch.autograd.grad(out, inputs, out.detach())
 
 
 def error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
@@ -162,7 +175,7 @@ def measure(case: Case, dtype: torch.dtype, backward: bool, rounds: int) -> Row:
     ours, peer = statistics.median(times["ours"]), statistics.median(times["peer"])
     label = "forward+backward" if backward else "forward"
     name = str(dtype).removeprefix("torch.")
-    return Row(case.op, case.shape, name, "cpu", label, ours, "PyTorch grid_sample", peer, peer / ours, worst)
+    return Row(case.op, case.shape, name, "cpu", label, ours, case.peer_name, peer, peer / ours, worst)
 
 
 def main() -> None:

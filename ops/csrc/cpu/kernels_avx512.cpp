@@ -1,5 +1,5 @@
-// The kernels compiled for AVX512. Standard headers stay above the target, so that nothing of theirs that the linker may
-// share with the other objects is compiled for it.
+// The kernels compiled for AVX512. Standard headers stay above the target, so that nothing of theirs that the linker
+// may share with the other objects is compiled for it.
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -11,7 +11,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")
 #endif

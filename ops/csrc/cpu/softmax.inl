@@ -10,21 +10,25 @@ DS_INLINE Full<float> exp_of(Full<float> x) {  // relative error 2e-7 for x <= 0
   const Full<float> n = convert<float, N, int32_t>(i);
   const Full<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Full<float> p = broadcast<float>(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + c;
   return (p * r * r + r + 1.f) * bits_as<Full<float>>((i + 127) << 23);
 }
 
 // Rows stand in columns of the block, so that every lane works on a row of its own.
-template <class T> DS_INLINE void load_rows(const T* from, int64_t rows, int64_t length, float* block) {
+template <class T>
+DS_INLINE void load_rows(const T* from, int64_t rows, int64_t length, float* block) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t k = 0; k < length; ++k) block[k * kLanes<float> + row] = load<1>(from + row * length + k);
 }
-template <class T> DS_INLINE void store_rows(const float* block, int64_t rows, int64_t length, T* to) {
+template <class T>
+DS_INLINE void store_rows(const float* block, int64_t rows, int64_t length, T* to) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t k = 0; k < length; ++k) store<1>(to + row * length + k, block[k * kLanes<float> + row]);
 }
 
-template <class T> void softmax_block_rows(int64_t length, const T* logits, T* out, int64_t begin, int64_t end) {
+template <class T>
+void softmax_block_rows(int64_t length, const T* logits, T* out, int64_t begin, int64_t end) {
   constexpr int N = kLanes<float>;
   alignas(64) float block[kLongestRow * N] = {};
   for (int64_t row = begin; row < end; row += N) {
@@ -46,7 +50,9 @@ template <class T> void softmax_block_rows(int64_t length, const T* logits, T* o
   }
 }
 
-template <class T> void softmax_backward_block_rows(int64_t length, const T* grad_out, const T* out, T* grad_logits, int64_t begin, int64_t end) {
+template <class T>
+void softmax_backward_block_rows(int64_t length, const T* grad_out, const T* out, T* grad_logits, int64_t begin,
+                                 int64_t end) {
   constexpr int N = kLanes<float>;
   alignas(64) float y[kLongestRow * N] = {}, g[kLongestRow * N] = {};
   for (int64_t row = begin; row < end; row += N) {
@@ -55,15 +61,20 @@ template <class T> void softmax_backward_block_rows(int64_t length, const T* gra
     load_rows(grad_out + row * length, rows, length, g);
     Full<float> dot{};
     for (int64_t k = 0; k < length; ++k) dot += load_full<float>(y + k * N) * load_full<float>(g + k * N);
-    for (int64_t k = 0; k < length; ++k) store<N>(g + k * N, load_full<float>(y + k * N) * (load_full<float>(g + k * N) - dot));
+    for (int64_t k = 0; k < length; ++k)
+      store<N>(g + k * N, load_full<float>(y + k * N) * (load_full<float>(g + k * N) - dot));
     store_rows(g, rows, length, grad_logits + row * length);
   }
 }
 
-template <class F> void dispatch_single_precision(Dtype dtype, F f) {
-  if (dtype == Dtype::f32) f(float{});
-  else if (dtype == Dtype::bf16) f(BFloat16{});
-  else f(Half{});
+template <class F>
+void dispatch_single_precision(Dtype dtype, F f) {
+  if (dtype == Dtype::f32)
+    f(float{});
+  else if (dtype == Dtype::bf16)
+    f(BFloat16{});
+  else
+    f(Half{});
 }
 void softmax_forward(int64_t length, Dtype dtype, const void* logits, void* out, int64_t begin, int64_t end) {
   dispatch_single_precision(dtype, [&](auto type) {
@@ -71,9 +82,11 @@ void softmax_forward(int64_t length, Dtype dtype, const void* logits, void* out,
     softmax_block_rows<T>(length, static_cast<const T*>(logits), static_cast<T*>(out), begin, end);
   });
 }
-void softmax_backward(int64_t length, Dtype dtype, const void* grad_out, const void* out, void* grad_logits, int64_t begin, int64_t end) {
+void softmax_backward(int64_t length, Dtype dtype, const void* grad_out, const void* out, void* grad_logits,
+                      int64_t begin, int64_t end) {
   dispatch_single_precision(dtype, [&](auto type) {
     using T = decltype(type);
-    softmax_backward_block_rows<T>(length, static_cast<const T*>(grad_out), static_cast<const T*>(out), static_cast<T*>(grad_logits), begin, end);
+    softmax_backward_block_rows<T>(length, static_cast<const T*>(grad_out), static_cast<const T*>(out),
+                                   static_cast<T*>(grad_logits), begin, end);
   });
 }

@@ -2,7 +2,8 @@
 
 // Zeroed scratch memory, aligned to cache lines, one allocation per range of tasks.
 struct Arena {
-  char* base = nullptr; size_t used = 0, size = 0;
+  char* base = nullptr;
+  size_t used = 0, size = 0;
   explicit Arena(size_t bytes) : size((bytes + 127) / 64 * 64) {
     base = static_cast<char*>(std::aligned_alloc(64, size));
     if (!base) std::abort();
@@ -11,33 +12,46 @@ struct Arena {
   ~Arena() { std::free(base); }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  template <class T> T* take(int64_t n) { T* p = reinterpret_cast<T*>(base + used); used += (n * sizeof(T) + 63) / 64 * 64; return p; }
+  template <class T>
+  T* take(int64_t n) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += (n * sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
 };
 inline int64_t padded(int64_t taps) { return (taps + 31) / 16 * 16; }
 
 // Corners 0..3: top-left, top-right, bottom-left, bottom-right. Offsets are in elements from channel 0 of the image.
-template <class S> struct Taps {
-  Index<S>* offset[4]; S* weight[4];
+template <class S>
+struct Taps {
+  Index<S>* offset[4];
+  S* weight[4];
   static size_t bytes(int64_t n) { return 8 * (padded(n) * sizeof(S) + 64); }
   Taps(Arena& arena, int64_t n) {
-    for (int c = 0; c < 4; ++c) { offset[c] = arena.take<Index<S>>(padded(n)); weight[c] = arena.take<S>(padded(n)); }
+    for (int c = 0; c < 4; ++c) {
+      offset[c] = arena.take<Index<S>>(padded(n));
+      weight[c] = arena.take<S>(padded(n));
+    }
   }
 };
 // What the backward pass needs besides: one-dimensional weights (zero where the corner is outside) and validity masks.
-template <class S> struct TapAxes {
+template <class S>
+struct TapAxes {
   Full<S> low_x, high_x, low_y, high_y, mask;
   FullIndex<S> has_low_x, has_high_x, has_low_y, has_high_y;
 };
 
 // Taps that do not lie strictly within one pixel around the image, and NaN, get weight zero and a safe offset.
 template <class S, bool kBackward>
-DS_INLINE void make_taps(Full<S> x, Full<S> y, Full<S> mask, FullIndex<S> width, FullIndex<S> height, FullIndex<S> first,
-                         FullIndex<S> row, Index<S> column, const Taps<S>& taps, int64_t t, TapAxes<S>* axes) {
+DS_INLINE void make_taps(Full<S> x, Full<S> y, Full<S> mask, FullIndex<S> width, FullIndex<S> height,
+                         FullIndex<S> first, FullIndex<S> row, Index<S> column, const Taps<S>& taps, int64_t t,
+                         TapAxes<S>* axes) {
   constexpr int N = kLanes<S>;
   using U = Vec<UIndex<S>, N>;
   FullIndex<S> inside = FullIndex<S>(x > S(-1)) & FullIndex<S>(x < convert<S, N, Index<S>>(width)) &
                         FullIndex<S>(y > S(-1)) & FullIndex<S>(y < convert<S, N, Index<S>>(height));
-  x = select<S>(inside, x, broadcast<S>(-2)); y = select<S>(inside, y, broadcast<S>(-2));
+  x = select<S>(inside, x, broadcast<S>(-2));
+  y = select<S>(inside, y, broadcast<S>(-2));
   Full<S> lx, ly;
   FullIndex<S> ix = floor_of<S>(x, lx), iy = floor_of<S>(y, ly);
   FullIndex<S> has_x0 = FullIndex<S>(U(ix) < U(width)), has_x1 = FullIndex<S>(U(ix + 1) < U(width));
@@ -46,12 +60,20 @@ DS_INLINE void make_taps(Full<S> x, Full<S> y, Full<S> mask, FullIndex<S> width,
   Full<S> wy0 = keep<S>(has_y0, S(1) - ly), wy1 = keep<S>(has_y1, ly);
   FullIndex<S> x0 = clamp<S>(ix, width - 1) * column, x1 = clamp<S>(ix + 1, width - 1) * column;
   FullIndex<S> y0 = clamp<S>(iy, height - 1) * row + first, y1 = clamp<S>(iy + 1, height - 1) * row + first;
-  store_raw(taps.offset[0] + t, y0 + x0); store_raw(taps.offset[1] + t, y0 + x1);
-  store_raw(taps.offset[2] + t, y1 + x0); store_raw(taps.offset[3] + t, y1 + x1);
-  if (kBackward) *axes = {wx0, wx1, wy0, wy1, mask, has_x0, has_x1, has_y0, has_y1};
-  else { wy0 *= mask; wy1 *= mask; }
-  store_raw(taps.weight[0] + t, wy0 * wx0); store_raw(taps.weight[1] + t, wy0 * wx1);
-  store_raw(taps.weight[2] + t, wy1 * wx0); store_raw(taps.weight[3] + t, wy1 * wx1);
+  store_raw(taps.offset[0] + t, y0 + x0);
+  store_raw(taps.offset[1] + t, y0 + x1);
+  store_raw(taps.offset[2] + t, y1 + x0);
+  store_raw(taps.offset[3] + t, y1 + x1);
+  if (kBackward)
+    *axes = {wx0, wx1, wy0, wy1, mask, has_x0, has_x1, has_y0, has_y1};
+  else {
+    wy0 *= mask;
+    wy1 *= mask;
+  }
+  store_raw(taps.weight[0] + t, wy0 * wx0);
+  store_raw(taps.weight[1] + t, wy0 * wx1);
+  store_raw(taps.weight[2] + t, wy1 * wx0);
+  store_raw(taps.weight[3] + t, wy1 * wx1);
 }
 
 // out[0 .. NV * VW) = sum over n taps from t0 on of the weighted corners.
@@ -64,23 +86,28 @@ DS_INLINE void gather_block(const T* image, const Taps<S>& taps, int64_t t0, int
     const T *p2 = image + taps.offset[2][t], *p3 = image + taps.offset[3][t];
     const S w0 = taps.weight[0][t], w1 = taps.weight[1][t], w2 = taps.weight[2][t], w3 = taps.weight[3][t];
     for (int d = 0; d < NV; ++d) {
-      a[d] += load<VW>(p0 + VW * d) * w0; b[d] += load<VW>(p1 + VW * d) * w1;
-      a[d] += load<VW>(p2 + VW * d) * w2; b[d] += load<VW>(p3 + VW * d) * w3;
+      a[d] += load<VW>(p0 + VW * d) * w0;
+      b[d] += load<VW>(p1 + VW * d) * w1;
+      a[d] += load<VW>(p2 + VW * d) * w2;
+      b[d] += load<VW>(p3 + VW * d) * w3;
     }
   }
   for (int d = 0; d < NV; ++d) store<VW>(out + VW * d, a[d] + b[d]);
 }
 // The same for taps whose four corners all lie inside: one offset each, the others at constant distances.
 template <class S, class T, int VW, int NV>
-DS_INLINE void gather_block_interior(const T* image, int64_t column, int64_t row, const Taps<S>& taps, int64_t t0, int64_t n, T* out) {
+DS_INLINE void gather_block_interior(const T* image, int64_t column, int64_t row, const Taps<S>& taps, int64_t t0,
+                                     int64_t n, T* out) {
   Vec<S, VW> a[NV], b[NV];
   for (int d = 0; d < NV; ++d) a[d] = b[d] = Vec<S, VW>{};
   for (int64_t t = t0; t < t0 + n; ++t) {
     const T *p0 = image + taps.offset[0][t], *p2 = p0 + row;
     const S w0 = taps.weight[0][t], w1 = taps.weight[1][t], w2 = taps.weight[2][t], w3 = taps.weight[3][t];
     for (int d = 0; d < NV; ++d) {
-      a[d] += load<VW>(p0 + VW * d) * w0; b[d] += load<VW>(p0 + column + VW * d) * w1;
-      a[d] += load<VW>(p2 + VW * d) * w2; b[d] += load<VW>(p2 + column + VW * d) * w3;
+      a[d] += load<VW>(p0 + VW * d) * w0;
+      b[d] += load<VW>(p0 + column + VW * d) * w1;
+      a[d] += load<VW>(p2 + VW * d) * w2;
+      b[d] += load<VW>(p2 + column + VW * d) * w3;
     }
   }
   for (int d = 0; d < NV; ++d) store<VW>(out + VW * d, a[d] + b[d]);
@@ -93,28 +120,37 @@ DS_INLINE void gather(const T* image, int64_t channels, const Taps<S>& taps, int
   } else {
     int64_t d = 0;
     for (; d + 4 * VW <= channels; d += 4 * VW) gather_block<S, T, VW, 4>(image + d, taps, t0, n, out + d);
-    if (d + 2 * VW <= channels) { gather_block<S, T, VW, 2>(image + d, taps, t0, n, out + d); d += 2 * VW; }
+    if (d + 2 * VW <= channels) {
+      gather_block<S, T, VW, 2>(image + d, taps, t0, n, out + d);
+      d += 2 * VW;
+    }
     if (d < channels) gather_block<S, T, VW, 1>(image + d, taps, t0, n, out + d);
   }
 }
 template <class S, class T, int VW, int NV>
-DS_INLINE void gather_interior(const T* image, int64_t channels, int64_t column, int64_t row, const Taps<S>& taps, int64_t t0, int64_t n, T* out) {
+DS_INLINE void gather_interior(const T* image, int64_t channels, int64_t column, int64_t row, const Taps<S>& taps,
+                               int64_t t0, int64_t n, T* out) {
   if constexpr (NV > 0) {
     gather_block_interior<S, T, VW, NV>(image, column, row, taps, t0, n, out);
   } else {
     int64_t d = 0;
-    for (; d + 4 * VW <= channels; d += 4 * VW) gather_block_interior<S, T, VW, 4>(image + d, column, row, taps, t0, n, out + d);
-    if (d + 2 * VW <= channels) { gather_block_interior<S, T, VW, 2>(image + d, column, row, taps, t0, n, out + d); d += 2 * VW; }
+    for (; d + 4 * VW <= channels; d += 4 * VW)
+      gather_block_interior<S, T, VW, 4>(image + d, column, row, taps, t0, n, out + d);
+    if (d + 2 * VW <= channels) {
+      gather_block_interior<S, T, VW, 2>(image + d, column, row, taps, t0, n, out + d);
+      d += 2 * VW;
+    }
     if (d < channels) gather_block_interior<S, T, VW, 1>(image + d, column, row, taps, t0, n, out + d);
   }
 }
 
-// Backward of a batch of taps. tap[i] and slot[i] say which tap it is and which group or head it belongs to; image, grad_out
-// and grad_value point at channel 0 of slot 0. Writes dots[c][tap] = <grad_out, corner c> and adds to grad_value.
-// Neighbours in the walk should belong to different slots: their read-modify-writes do not wait for each other.
+// Backward of a batch of taps. tap[i] and slot[i] say which tap it is and which group or head it belongs to; image,
+// grad_out and grad_value point at channel 0 of slot 0. Writes dots[c][tap] = <grad_out, corner c> and adds to
+// grad_value. Neighbours in the walk should belong to different slots: their read-modify-writes do not wait for each
+// other.
 template <class S, class T, int VW, int NV>
-DS_INLINE void scatter(const T* image, const T* grad_out, S* grad_value, int64_t channels, const Taps<S>& taps, const S* masks,
-                       const int32_t* tap, const int32_t* slot, int64_t n, S* const* dots) {
+DS_INLINE void scatter(const T* image, const T* grad_out, S* grad_value, int64_t channels, const Taps<S>& taps,
+                       const S* masks, const int32_t* tap, const int32_t* slot, int64_t n, S* const* dots) {
   const int64_t vectors = NV > 0 ? NV : channels / VW;
   constexpr int kBatch = VW >= 4 ? VW / 4 : 1;  // taps whose 4 dots fill a vector
   for (int64_t i = 0; i < n; i += kBatch) {
@@ -156,7 +192,8 @@ DS_INLINE void scatter(const T* image, const T* grad_out, S* grad_value, int64_t
         for (int c = 0; c < 4; ++c) {
           const S w = taps.weight[c][t] * mask;
           S* p = grad_value + at + taps.offset[c][t];
-          for (int64_t d = 0; d < vectors; ++d) store<VW>(p + VW * d, load<VW>(p + VW * d) + load<VW>(grad_out + at + VW * d) * w);
+          for (int64_t d = 0; d < vectors; ++d)
+            store<VW>(p + VW * d, load<VW>(p + VW * d) + load<VW>(grad_out + at + VW * d) * w);
         }
       }
       for (int c = 0; c < 4; ++c) dots[c][t] = sums[c * kBatch + k];
@@ -165,9 +202,11 @@ DS_INLINE void scatter(const T* image, const T* grad_out, S* grad_value, int64_t
 }
 
 // Gradients to the mask and the pixel coordinates of a register of taps, from the four dots.
-template <class S> DS_INLINE void tap_gradients(const Taps<S>& taps, int64_t t, S* const* dots, const TapAxes<S>& a, Full<S>& grad_mask,
-                                                Full<S>& grad_x, Full<S>& grad_y) {
-  Full<S> d0 = load_full<S>(dots[0] + t), d1 = load_full<S>(dots[1] + t), d2 = load_full<S>(dots[2] + t), d3 = load_full<S>(dots[3] + t);
+template <class S>
+DS_INLINE void tap_gradients(const Taps<S>& taps, int64_t t, S* const* dots, const TapAxes<S>& a, Full<S>& grad_mask,
+                             Full<S>& grad_x, Full<S>& grad_y) {
+  Full<S> d0 = load_full<S>(dots[0] + t), d1 = load_full<S>(dots[1] + t), d2 = load_full<S>(dots[2] + t),
+          d3 = load_full<S>(dots[3] + t);
   grad_mask = d0 * load_full<S>(taps.weight[0] + t) + d1 * load_full<S>(taps.weight[1] + t) +
               d2 * load_full<S>(taps.weight[2] + t) + d3 * load_full<S>(taps.weight[3] + t);
   grad_x = a.mask * (a.low_y * (keep<S>(a.has_high_x, d1) - keep<S>(a.has_low_x, d0)) +
@@ -177,14 +216,22 @@ template <class S> DS_INLINE void tap_gradients(const Taps<S>& taps, int64_t t, 
 }
 
 // Calls f<T, VW, NV> with the widest vectors that divide the channels.
-#define DS_DISPATCH_CHANNELS(S, channels, CALL)                                     \
-  do {                                                                              \
-    constexpr int kFull = kLanes<S>, kHalf = kFull / 2;                             \
-    if (channels == kFull) { CALL(kFull, 1); }                                      \
-    else if (channels == 2 * kFull) { CALL(kFull, 2); }                             \
-    else if (channels % kFull == 0) { CALL(kFull, 0); }                             \
-    else if (kHalf > 4 && channels == kHalf) { CALL((kHalf > 4 ? kHalf : 1), (kHalf > 4 ? 1 : 0)); }  \
-    else if (kHalf > 4 && channels % kHalf == 0) { CALL((kHalf > 4 ? kHalf : 1), 0); }                \
-    else if (kFull > 4 && channels % 4 == 0) { CALL((kFull > 4 ? 4 : 1), 0); }      \
-    else { CALL(1, 0); }                                                            \
+#define DS_DISPATCH_CHANNELS(S, channels, CALL)           \
+  do {                                                    \
+    constexpr int kFull = kLanes<S>, kHalf = kFull / 2;   \
+    if (channels == kFull) {                              \
+      CALL(kFull, 1);                                     \
+    } else if (channels == 2 * kFull) {                   \
+      CALL(kFull, 2);                                     \
+    } else if (channels % kFull == 0) {                   \
+      CALL(kFull, 0);                                     \
+    } else if (kHalf > 4 && channels == kHalf) {          \
+      CALL((kHalf > 4 ? kHalf : 1), (kHalf > 4 ? 1 : 0)); \
+    } else if (kHalf > 4 && channels % kHalf == 0) {      \
+      CALL((kHalf > 4 ? kHalf : 1), 0);                   \
+    } else if (kFull > 4 && channels % 4 == 0) {          \
+      CALL((kFull > 4 ? 4 : 1), 0);                       \
+    } else {                                              \
+      CALL(1, 0);                                         \
+    }                                                     \
   } while (0)
