@@ -190,6 +190,8 @@ def _run_demo(options: argparse.Namespace) -> int:
     print(f"pictures    {out / 'pictures'} ({len(result['files']['pictures'])}), {out / 'clip.gif'}")
     parts = ", ".join(f"{name} {times_s[name]:.0f} s" for name in ("synthesize", "predict", "evaluate", "draw"))
     print(f"time        {times_s['total']:.0f} s ({parts})")
+    size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 2**20
+    print(f"disk        {size_mb:.0f} MB in {out}")
     return 0
 
 

@@ -188,7 +188,7 @@ def test_demo_writes_all_it_promises(
     assert (tmp_path / "clip.gif").is_file()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
     text = capsys.readouterr().out
-    for fragment in ("NDS", "metrics.json", "clip.gif", "time"):
+    for fragment in ("NDS", "metrics.json", "clip.gif", "time", "disk"):
         assert fragment in text
 
 
