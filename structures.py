@@ -135,8 +135,8 @@ class Batch:
     """What a BEV model takes: B clips of T frames (ascending in time) of N cameras."""
 
     images: Tensor
-    """[B, T, N, 3, H, W] normalised, padded with zeros at the bottom and right (mirrored images: left, so that mirroring
-    their features back puts the padding right); zeros where a frame is missing."""
+    """[B, T, N, 3, H, W] normalised, padded with zeros at the bottom and right (mirrored images: left, so that the
+    features, mirrored back, have it right); zeros where a frame is missing."""
     frame_offsets: tuple[int, ...]
     """Time offsets in keyframes, ascending; the current frame is the one at 0."""
     frame_valid: Tensor

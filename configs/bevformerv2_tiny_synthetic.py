@@ -5,6 +5,7 @@ centre heat maps on the BEV map (bev/proposals.py): their dense supervision is w
 few iterations.
 """
 
+from mmengine.config import read_base
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
@@ -14,23 +15,13 @@ from drivestack.bev.head import BEVFormerHead
 from drivestack.bev.model import BEVFormerV2
 from drivestack.bev.proposals import BevProposals, HybridQueries
 from drivestack.bev.transformer import BevTransformer
-from drivestack.data_tools.clip_dataset import ClipDataset
-from drivestack.data_tools.collate import collate_clips
-from drivestack.data_tools.sampler import ResumableSampler
+from drivestack.data_tools.transforms import BdaSettings, ImageSettings
 from drivestack.engine.optim import PrecisionOptimWrapper
 
-class_names = [
-    "barrier",
-    "bicycle",
-    "bus",
-    "car",
-    "construction_vehicle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "trailer",
-    "truck",
-]
+with read_base():
+    from ._base_.nuscenes import *
+    from ._base_.runtime import *
+
 pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
 bev_size = (56, 56)
 channels = 64
@@ -77,32 +68,24 @@ model = dict(
     grid_mask=False,
 )
 
-image = dict(
-    crop=(0.0, 0.4, 1.0, 1.0),  # the street begins a little above the horizon
-    train_heights_px=(128,),
-    test_height_px=128,
-    flip=True,
-    mean=(110.0, 110.0, 110.0),
-    std=(60.0, 60.0, 60.0),
-    resample="area",
-)
-dataset = dict(
-    type=ClipDataset,
+# drivestack synthesize data/train100 --split train --scenes 100 --keyframes 6 --seed 100 (and 101, 102)
+data = dict(
     dataroots=["data/train100", "data/train101", "data/train102"],
-    version="v1.0-trainval",
-    classes=class_names,
-    image=image,
     pc_range=pc_range,
+    image=dict(
+        type=ImageSettings,
+        crop=(0.0, 0.4, 1.0, 1.0),  # the street begins a little above the horizon
+        train_heights_px=(128,),
+        test_height_px=128,
+        flip=True,
+        mean=(110.0, 110.0, 110.0),
+        std=(60.0, 60.0, 60.0),
+        resample="area",
+    ),
 )
-train_dataloader = dict(
-    dataset=dict(**dataset, split="train", training=True, bda=dict(), cache_images=True),
-    sampler=dict(type=ResumableSampler),
-    batch_size=1,
-    num_workers=0,
-    collate_fn=collate_clips,
-)
-test_dataset = dict(**dataset, split="val")
-test_batch_size = 1
+train_dataloader.dataset.update(**data, bda=dict(type=BdaSettings), photometric=None, mono=False, cache_images=True)
+train_dataloader.num_workers = 0
+test_dataset.update(data)
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,
@@ -117,5 +100,3 @@ param_scheduler = [
 train_cfg = dict(max_iters=max_iters)
 ema = dict(momentum=0.002)
 checkpoint = dict(interval=500, keep=2)
-log_interval = 50
-seed = 0
