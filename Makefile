@@ -49,7 +49,8 @@ setup: $(STAMP)
 	@echo "Ready: $(VENV)/bin/drivestack --help"
 
 demo: $(STAMP)
-	@$(VENV)/bin/drivestack demo --out runs/demo
+	@SECONDS=0; $(VENV)/bin/drivestack demo --out runs/demo && \
+		echo "make demo: $$SECONDS s after set-up, runs/demo $$(du -sh runs/demo | cut -f1), $(VENV) $$(du -sh $(VENV) | cut -f1)"
 
 # ARGS passes options on: make test ARGS='tests/ops -x'
 test: $(STAMP)
