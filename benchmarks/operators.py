@@ -199,7 +199,8 @@ def main() -> None:
         f"{platform.machine()}, load {load}, median of {args.rounds} interleaved rounds, batch 1"
     )
     print(
-        f"{'operator':15} {'shape':32} {'pass':17} {'ours ms':>9} {'peer ms':>9} {'ratio':>7} {'of best':>7} {'error':>8}"
+        f"{'operator':15} {'shape':32} {'pass':17} {'ours ms':>9} {'peer ms':>9} "
+        f"{'ratio':>7} {'of best':>7} {'error':>8}"
     )
     rows = []
     for case in cases():
