@@ -15,7 +15,7 @@ from drivestack.bev.head import BEVFormerHead
 from drivestack.bev.model import BEVFormerV2
 from drivestack.bev.proposals import BevProposals, HybridQueries
 from drivestack.bev.transformer import BevTransformer
-from drivestack.data_tools.transforms import BdaSettings, ImageSettings
+from drivestack.data_tools.transforms import ImageSettings
 from drivestack.engine.optim import PrecisionOptimWrapper
 
 with read_base():
@@ -83,7 +83,8 @@ data = dict(
         resample="area",
     ),
 )
-train_dataloader.dataset.update(**data, bda=dict(type=BdaSettings), photometric=None, mono=False, cache_images=True)
+# No BEV augmentation: a mirrored BEV map hides which way an object faces, which costs a short run its headings (docs/LOG.md).
+train_dataloader.dataset.update(**data, photometric=None, mono=False, cache_images=True)
 train_dataloader.num_workers = 0
 test_dataset.update(data)
 
