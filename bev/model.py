@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..structures import Batch, BevFeatures, Detections, past_lidar_from_current
 from .gridmask import GridMask
 from .head import ExtraQueries, QueryOutputs
@@ -159,8 +160,14 @@ class BEVFormerV2(BaseModel):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named loss terms; perspective ones end in ``_mono``, dense BEV ones begin with ``loss_dense``.
 
-        Raises FloatingPointError if predictions are not finite, naming the layer.
+        Raises FloatingPointError if predictions are not finite, naming the layer; ConfigError if there is a perspective
+        head and the batch has no labels of single images.
         """
+        if self.fcos3d_bbox_head is not None and not batch.mono:
+            raise ConfigError(
+                f"the model has a perspective head (fcos3d_bbox_head), but samples {', '.join(batch.tokens)} come "
+                "without labels of single images: give its dataset mono=True and a split with annotations"
+            )
         levels, features = self.encode_clip(batch)
         losses: dict[str, Tensor] = {}
         dense, mono = self._dense(features.bev), None
