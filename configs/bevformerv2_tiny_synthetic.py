@@ -77,14 +77,14 @@ data = dict(
         crop=(0.0, 0.4, 1.0, 1.0),  # the street begins a little above the horizon
         train_heights_px=(128,),
         test_height_px=128,
-        flip=True,
         mean=(110.0, 110.0, 110.0),
         std=(60.0, 60.0, 60.0),
         resample="area",
     ),
 )
-# No BEV augmentation: a mirrored BEV map hides which way an object faces, which costs a short run its headings (docs/LOG.md).
-train_dataloader.dataset.update(**data, photometric=None, mono=False, cache_images=True)
+# Neither upstream's image flip nor its BEV flips: both blur which way an object faces, and a short run never recovers
+# from that (docs/LOG.md). The mirror world augments without contradiction.
+train_dataloader.dataset.update(**data, photometric=None, mono=False, mirror=True, cache_images=True)
 train_dataloader.num_workers = 0
 test_dataset.update(data)
 

@@ -22,6 +22,7 @@ from .collate import ClipSample
 from .ground_truth import ground_truth
 from .images import load_image
 from .info_pickle import read_info_pickle
+from .mirror import mirror_clip
 from .mono_targets import mono_targets
 from .nuscenes_reader import read_nuscenes
 from .transforms import (
@@ -71,6 +72,7 @@ class ClipDataset(Dataset):
         image, photometric, bda: settings of the augmentations (objects of transforms.py, or dicts of their fields);
             photometric and bda None: off. All draws happen in training only.
         pc_range, use_valid_flag: which objects are ground truth, see ground_truth.py.
+        mirror: reflect half of the training clips, images, rig and objects together (mirror.py).
         mono: also give per-image targets for the perspective head.
 
     How it is used:
@@ -98,6 +100,7 @@ class ClipDataset(Dataset):
         bda: BdaSettings | Mapping[str, Any] | None = None,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         use_valid_flag: bool = True,
+        mirror: bool = False,
         mono: bool = False,
         training: bool = False,
         seed: int = 0,
@@ -122,7 +125,9 @@ class ClipDataset(Dataset):
         self.photometric = _settings(PhotometricSettings, photometric)
         self.bda = _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
-        self.mono, self.training, self.seed = mono, training, seed
+        self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
+        if mirror and mono:
+            raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
         if cache_images and self.image.resample != "area":
             raise ConfigError(f"cache_images needs image.resample 'area', got {self.image.resample!r}")
         self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
@@ -167,7 +172,8 @@ class ClipDataset(Dataset):
         image_draw = self.image.draw(rng)
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
-        return self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        return mirror_clip(clip) if self.mirror and rng.integers(2) else clip
 
     def neighbours(self, frame: Frame) -> list[Frame | None]:
         """The T frames of a clip, None where the scene has none."""

@@ -1,0 +1,54 @@
+"""The mirror world: a clip whose images, rig and objects are all reflected, left for right.
+
+Unlike ``ImageSettings.flip`` (upstream's: images mirrored, geometry kept, features mirrored back) and BEV flips,
+nothing contradicts anything: an object that is seen facing left faces left. It doubles the data without blurring headings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..geometry import wrap_angle
+from .collate import ClipSample
+
+
+def mirror_clip(sample: ClipSample) -> ClipSample:
+    """The sample reflected at the plane x = 0 of the current LIDAR frame (left and right on nuScenes).
+
+    Raises ValueError for samples with perspective targets, which are not reflected.
+    """
+    if any(target is not None for target in sample.mono):
+        raise ValueError("mirror_clip does not reflect perspective targets: use mirror with mono=False")
+    reflect = np.diag([-1.0, 1.0, 1.0, 1.0])  # of LIDAR points, and of camera points
+    image_from_lidar = sample.image_from_lidar.copy()
+    for t, views in enumerate(sample.images):
+        for n, view in enumerate(views or ()):
+            image_from_lidar[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_lidar[t, n] @ reflect
+    intrinsics = sample.intrinsics.copy()
+    for n, view in enumerate(sample.images[sample.frame_offsets.index(0)]):
+        intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect[:3, :3]).astype(
+            np.float32
+        )
+    boxes = sample.gt_boxes
+    if boxes is not None:
+        boxes = boxes.copy()
+        boxes[:, [0, 7]] *= -1
+        boxes[:, 6] = wrap_angle(np.pi - boxes[:, 6])
+    return replace(
+        sample,
+        images=[views and [np.ascontiguousarray(view[:, :, ::-1]) for view in views] for views in sample.images],
+        image_from_lidar=image_from_lidar,
+        intrinsics=intrinsics,
+        lidar_from_camera=(reflect @ sample.lidar_from_camera @ reflect).astype(np.float32),
+        bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
+        gt_boxes=boxes,
+    )
+
+
+def _mirror_pixels(width_px: int) -> np.ndarray:
+    """[4, 4]: (u d, v d, d, 1) to ((width - u) d, v d, d, 1)."""
+    matrix = np.eye(4)
+    matrix[0, 0], matrix[0, 2] = -1.0, width_px
+    return matrix

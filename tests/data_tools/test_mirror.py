@@ -1,0 +1,88 @@
+"""The mirror world: every object is still seen where its box projects to, and mirroring twice changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from drivestack.data_tools.collate import ClipSample, collate_clips
+from drivestack.data_tools.mirror import mirror_clip
+from drivestack.geometry import box_corners, invert_pose, pose, rotation_z
+from drivestack.structures import Frame
+
+WIDTHS = (64, 48)
+
+
+def sample() -> ClipSample:
+    rng = np.random.default_rng(0)
+    intrinsics = np.array([[40.0, 0, 30], [0, 42, 15], [0, 0, 1]])
+    axes = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # camera from LIDAR axes: looks along +y
+    lidar_from_camera = np.stack([invert_pose(pose(axes @ rotation_z(a), [0.1, 0.2, -0.3])) for a in (0.3, -1.2)])
+    image_from_lidar = np.stack(
+        [np.block([[intrinsics, np.zeros((3, 1))], [0, 0, 0, 1]]) @ invert_pose(m) for m in lidar_from_camera]
+    )
+    boxes = np.array([[2.0, 9, -1, 4, 2, 1.5, 0.4, 3, 1], [-7, 8, 0, 1, 1, 2, -2, 0, -1]], dtype=np.float32)
+    return ClipSample(
+        images=[[rng.normal(size=(3, 32, w)).astype(np.float32) for w in WIDTHS]],
+        frame_offsets=(0,),
+        image_from_lidar=image_from_lidar[None].astype(np.float32),
+        image_flipped=False,
+        bda=(np.diag([1.0, -1, 1]) @ rotation_z(0.2)).astype(np.float32),
+        intrinsics=np.stack([intrinsics] * 2).astype(np.float32),
+        lidar_from_camera=lidar_from_camera.astype(np.float32),
+        frame=Frame("f", "s", "scene", 0, (), np.eye(4), np.eye(4)),
+        gt_boxes=boxes,
+        gt_labels=np.array([3, 6]),
+    )
+
+
+def pixels(image_from_lidar, points):
+    uvd = np.concatenate([points, np.ones_like(points[..., :1])], -1) @ image_from_lidar[:3].T
+    return uvd[..., :2] / uvd[..., 2:], uvd[..., 2]
+
+
+def test_boxes_project_to_the_mirrored_pixels():
+    before, after = sample(), mirror_clip(sample())
+    for n, width in enumerate(WIDTHS):
+        uv, depth = pixels(before.image_from_lidar[0, n], box_corners(before.gt_boxes))
+        uv_mirrored, depth_mirrored = pixels(after.image_from_lidar[0, n], box_corners(after.gt_boxes))
+        # left and right corners change places: compare as sets, by sorting along u
+        np.testing.assert_allclose(np.sort(depth_mirrored), np.sort(depth), atol=1e-4)
+        np.testing.assert_allclose(np.sort(uv_mirrored[..., 0]), np.sort(width - uv[..., 0]), atol=1e-3)
+        np.testing.assert_allclose(after.images[0][n], before.images[0][n][..., ::-1])
+
+
+def test_headings_and_velocities_turn_with_the_boxes():
+    before, after = sample(), mirror_clip(sample())
+    heading = np.stack([np.cos(before.gt_boxes[:, 6]), np.sin(before.gt_boxes[:, 6])], 1)
+    mirrored = np.stack([np.cos(after.gt_boxes[:, 6]), np.sin(after.gt_boxes[:, 6])], 1)
+    np.testing.assert_allclose(mirrored, heading * [-1, 1], atol=1e-6)
+    np.testing.assert_allclose(after.gt_boxes[:, 7:], before.gt_boxes[:, 7:] * [-1, 1])
+
+
+def test_matrices_stay_consistent():
+    after = mirror_clip(sample())
+    for n in range(len(WIDTHS)):
+        rotation = after.lidar_from_camera[n, :3, :3]
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
+        assert np.linalg.det(rotation) > 0 and after.intrinsics[n, 0, 0] > 0  # an ordinary camera again
+        chained = np.eye(4)
+        chained[:3, :3] = after.intrinsics[n]
+        np.testing.assert_allclose(
+            chained @ invert_pose(after.lidar_from_camera[n]), after.image_from_lidar[0, n], atol=1e-3
+        )
+
+
+def test_twice_is_nothing_and_the_batch_holds_it():
+    before, twice = sample(), mirror_clip(mirror_clip(sample()))
+    for name in ("image_from_lidar", "intrinsics", "lidar_from_camera", "bda", "gt_boxes"):
+        np.testing.assert_allclose(getattr(twice, name), getattr(before, name), atol=1e-4)
+    batch = collate_clips([mirror_clip(sample())])
+    assert batch.images.shape == (1, 1, 2, 3, 32, 64) and not batch.image_flipped.any()
+    assert torch.isfinite(batch.image_from_lidar).all()
+
+
+def test_perspective_targets_are_refused():
+    bad = sample()
+    bad.mono = [object(), None]
+    with pytest.raises(ValueError, match="mono=False"):
+        mirror_clip(bad)
