@@ -1,7 +1,8 @@
 """The mirror world: a clip whose images, rig and objects are all reflected, left for right.
 
 Unlike ``ImageSettings.flip`` (upstream's: images mirrored, geometry kept, features mirrored back) and BEV flips,
-nothing contradicts anything: an object that is seen facing left faces left. It doubles the data without blurring headings.
+nothing contradicts anything: an object that is seen facing left faces left. It doubles the data and leaves headings
+sharp.
 """
 
 from __future__ import annotations
