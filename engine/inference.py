@@ -42,8 +42,8 @@ def predict(
 ) -> Predictions:
     """Run ``model.predict`` on every clip of ``dataset``; the model is put into eval mode on ``device``.
 
-    With batch_size 1 each batch is given the history that the one before returned, so a dataset of current frames
-    only is enough for a model over time (bev/model.py). With larger batches, whole clips are needed.
+    Each batch is given the history that the one before returned, so a dataset of current frames only is enough for a
+    model over time (bev/model.py).
     device: default where the model already is. A bar on a terminal, a line every tenth elsewhere.
     """
     device = next(model.parameters()).device if device is None else torch.device(device)
@@ -59,7 +59,7 @@ def predict(
     for number, batch in enumerate(batches, 1):
         batch = batch.to(device)
         began = time.monotonic()
-        detections, history = model.predict(batch, history if batch_size == 1 else None)
+        detections, history = model.predict(batch, history)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         model_s += time.monotonic() - began

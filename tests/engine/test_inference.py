@@ -66,8 +66,8 @@ def test_every_clip_once_in_time_order_with_history(caplog: pytest.LogCaptureFix
     assert [record.getMessage().split()[1] for record in caplog.records] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
 
 
-def test_larger_batches_get_no_history_and_give_the_same_samples() -> None:
+def test_larger_batches_hand_the_history_on_and_give_the_same_samples() -> None:
     model = Remembers()
     found = predict(model, Clips(), batch_size=2, progress=False)
     assert sorted(found.detections) == ["a0", "a1", "b2", "b3", "b4"]
-    assert model.histories == [None, None, None]
+    assert model.histories == [None, 1, 2]
