@@ -26,7 +26,7 @@ pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
 bev_size = (56, 56)
 channels = 64
 num_classes = len(class_names)
-max_iters = 13000
+max_iters = 10800
 
 model = dict(
     type=BEVFormerV2,
