@@ -57,7 +57,7 @@ def attribute_of(class_name: str, speed_mps: float) -> str:
         return "pedestrian.moving" if moving else "pedestrian.standing"
     if class_name == "bus":
         return "vehicle.moving" if moving else "vehicle.stopped"
-    if CLASS_ATTRIBUTES[class_name]:
+    if CLASS_ATTRIBUTES.get(class_name):
         return "vehicle.moving" if moving else "vehicle.parked"
     return ""
 
@@ -81,16 +81,19 @@ class NuScenesSubmission:
         """Boxes of the LIDAR frame to the global frame, range filter and attributes included.
 
         Every frame gets an entry, also without boxes. A box stays if its centre is at most ``class_range_m`` from the
-        ego in the ego's xy plane; of more than 500 the best 500 stay.
+        ego in the ego's xy plane (the benchmark's radius for a class that it does not name); of more than 500 the
+        best 500 stay. Classes of other data sets are written too, without attributes, where ``class_range_m`` names
+        them; the benchmark does not score such a file.
 
         Raises SubmissionError for a detection without a frame, a frame without a detection, two detections of one
-        frame, a class name unknown to the benchmark, or a non-finite or flat box (named by sample token).
+        frame, a class without a radius, a label without a class, or a non-finite or flat box (named by sample token).
         """
-        unknown = [name for name in class_names if name not in CLASS_ATTRIBUTES]
+        class_range_m = {**CLASS_RANGE_M, **class_range_m}
+        unknown = [name for name in class_names if name not in class_range_m]
         if unknown:
             raise SubmissionError(
                 f"class {unknown[0]!r} is not a nuScenes detection class;"
-                f" name the model's classes as in {', '.join(CLASS_ATTRIBUTES)}"
+                f" name the model's classes as in {', '.join(CLASS_ATTRIBUTES)}, or give its radius in class_range_m"
             )
         by_token: dict[str, Detections] = {}
         for found in detections:
@@ -125,6 +128,12 @@ def _sample_results(
             f"sample {frame.token}: predicted box {index} is not finite or has no volume {boxes[index].tolist()};"
             " the checkpoint has diverged, use an earlier one"
         )
+    foreign = [int(label) for label in found.labels if not 0 <= label < len(class_names)]
+    if foreign:
+        raise SubmissionError(
+            f"sample {frame.token}: predicted label {foreign[0]}, but there are {len(class_names)} class names;"
+            " give the class list that the model was trained with"
+        )
     names = [class_names[label] for label in found.labels]
     centre_ego = transform_points(frame.ego_from_lidar, boxes[:, :3])
     radius_m = np.hypot(centre_ego[:, 0], centre_ego[:, 1])
@@ -156,9 +165,10 @@ def read_detections(
 ) -> dict[str, Detections]:
     """Boxes of a submission file in the LIDAR frame of each of ``frames``, by sample token, to look at them.
 
-    Frames that the file does not hold are left out. Raises SubmissionError if the file breaks a rule.
+    Frames that the file does not hold are left out. Raises SubmissionError if the file breaks a rule, or holds a box of
+    none of ``class_names`` (which may be other than nuScenes').
     """
-    problems = check_submission(path)
+    problems = check_submission(path, own_classes=class_names)
     if problems:
         raise SubmissionError(f"{path}: {problems[0]}")
     results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
@@ -168,6 +178,12 @@ def read_detections(
         if frame.token not in results:
             continue
         boxes = results[frame.token]
+        foreign = [box["detection_name"] for box in boxes if box["detection_name"] not in labels]
+        if foreign:
+            raise SubmissionError(
+                f"{path}: sample {frame.token}: holds a {foreign[0]!r}, which is not among the classes"
+                f" {', '.join(class_names)}; name all the classes of the file"
+            )
         velocity = np.array([box["velocity"] for box in boxes], dtype=np.float64).reshape(-1, 2)
         width_length_height = np.array([box["size"] for box in boxes], dtype=np.float64).reshape(-1, 3)
         rotation = np.array([box["rotation"] for box in boxes], dtype=np.float64).reshape(-1, 4)

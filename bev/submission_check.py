@@ -60,11 +60,14 @@ class Problem:
         return f"{place + ': ' if place else ''}{self.message}; {self.fix}"
 
 
-def check_submission(path: str | os.PathLike[str], expected_tokens: Iterable[str] | None = None) -> list[Problem]:
+def check_submission(
+    path: str | os.PathLike[str], expected_tokens: Iterable[str] | None = None, own_classes: Iterable[str] = ()
+) -> list[Problem]:
     """Every rule of the nuScenes detection format that the file breaks; an empty list means valid.
 
     expected_tokens: sample tokens of the split (see :func:`split_tokens`); without them missing and foreign samples
-    cannot be told. Raises DataError if the file cannot be opened.
+    cannot be told. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
+    Raises DataError if the file cannot be opened.
     """
     repeated: list[str] = []
 
@@ -101,10 +104,11 @@ def check_submission(path: str | os.PathLike[str], expected_tokens: Iterable[str
         state = "missing" if "results" not in content else "not an object"
         return problems + [Problem(f"is {state}", "map each sample token to its list of boxes", field="results")]
     results = content["results"]
+    attributes = {**dict.fromkeys(own_classes, ()), **CLASS_ATTRIBUTES}
     if expected_tokens is not None:
         problems += _check_tokens(results, list(expected_tokens))
     for token, boxes in results.items():
-        problems += _check_sample(token, boxes)
+        problems += _check_sample(token, boxes, attributes)
     return problems
 
 
@@ -138,7 +142,7 @@ def _check_tokens(results: dict[str, Any], expected: list[str]) -> list[Problem]
     return missing + extra
 
 
-def _check_sample(token: str, boxes: Any) -> list[Problem]:
+def _check_sample(token: str, boxes: Any, attributes: Mapping[str, tuple[str, ...]]) -> list[Problem]:
     if not isinstance(boxes, list):
         return [Problem("its results are not a list", "give a list of boxes, empty if none", sample_token=token)]
     problems = []
@@ -149,7 +153,9 @@ def _check_sample(token: str, boxes: Any) -> list[Problem]:
         if not isinstance(box, dict):
             problems.append(Problem(f"is {type(box).__name__}, not an object", "give an object", token, index))
             continue
-        problems += [Problem(message, fix, token, index, name) for name, message, fix in _box_faults(token, box)]
+        problems += [
+            Problem(message, fix, token, index, name) for name, message, fix in _box_faults(token, box, attributes)
+        ]
     return problems
 
 
@@ -160,8 +166,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _box_faults(token: str, box: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(field, message, fix) of each broken rule of one box."""
+def _box_faults(
+    token: str, box: dict[str, Any], attributes: Mapping[str, tuple[str, ...]]
+) -> list[tuple[str, str, str]]:
+    """(field, message, fix) of each broken rule of one box; ``attributes``: class -> what a box of it may carry."""
     faults = []
     for name, length in _VECTORS:
         value = box.get(name)
@@ -190,12 +198,12 @@ def _box_faults(token: str, box: dict[str, Any]) -> list[tuple[str, str, str]]:
         faults.append(("sample_token", message, "repeat the key of the list"))
 
     name, attribute = box.get("detection_name"), box.get("attribute_name")
-    if not isinstance(name, str) or name not in CLASS_ATTRIBUTES:
-        faults.append(("detection_name", f"is {_short(name)}", f"use one of {', '.join(CLASS_ATTRIBUTES)}"))
+    if not isinstance(name, str) or name not in attributes:
+        faults.append(("detection_name", f"is {_short(name)}", f"use one of {', '.join(attributes)}"))
     elif attribute is None:
         faults.append(("attribute_name", "is missing", "give '' or an attribute of the class"))
-    elif attribute != "" and attribute not in CLASS_ATTRIBUTES[name]:
-        allowed = ", ".join(("''", *CLASS_ATTRIBUTES[name]))
+    elif attribute != "" and attribute not in attributes[name]:
+        allowed = ", ".join(("''", *attributes[name]))
         message = f"is {_short(attribute)}, which a {name} cannot have"
         faults.append(("attribute_name", message, f"use one of {allowed}"))
     return faults

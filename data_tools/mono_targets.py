@@ -102,6 +102,6 @@ def mono_targets(
         boxes_xyxy_px=torch.from_numpy(boxes[good].astype(np.float32)),
         labels=torch.from_numpy(labels[keep]),
         boxes3d_camera=torch.from_numpy(boxes3d.astype(np.float32)),
-        attributes=torch.tensor([ATTRIBUTE_IDS[annotations.attributes[i]] for i in keep]),
+        attributes=torch.tensor([ATTRIBUTE_IDS.get(annotations.attributes[i], NO_ATTRIBUTE) for i in keep]),
         speed=torch.from_numpy(speed.astype(np.float32)),
     )

@@ -115,6 +115,29 @@ def test_the_writer_refuses_a_foreign_class() -> None:
         NuScenesSubmission.from_detections([], [], ["tram"])
 
 
+def test_other_classes_are_written_and_read_where_the_caller_gives_their_radius(tmp_path: Path) -> None:
+    near, far, person = CAR, [30.0, *CAR[1:]], [35.0, *CAR[1:]]
+    found = make_detections("a", [near, far, person], labels=[0, 0, 1])
+    names = ["tram", "pedestrian"]
+    written = NuScenesSubmission.from_detections([found], [make_frame("a")], names, {"tram": 20.0})
+    kept = [(box["detection_name"], box["attribute_name"]) for box in written.results["a"]]
+    assert kept == [("tram", ""), ("pedestrian", "pedestrian.moving")]  # a pedestrian's 40 m need not be said
+    path = tmp_path / "submission.json"
+    written.write(path)
+    assert check_submission(path, own_classes=names) == []
+    (problem,) = check_submission(path)
+    assert problem.field == "detection_name" and "'tram'" in problem.message
+    assert read_detections(path, [make_frame("a")], names)["a"].labels.tolist() == [0, 1]
+    with pytest.raises(SubmissionError, match="sample a: holds a 'pedestrian'"):
+        read_detections(path, [make_frame("a")], ["tram"])
+
+
+def test_a_label_without_a_class_is_named() -> None:
+    found = make_detections("a", [CAR], labels=[10])
+    with pytest.raises(SubmissionError, match="sample a: predicted label 10, but there are 10 class names"):
+        NuScenesSubmission.from_detections([found], [make_frame("a")], CLASSES)
+
+
 def valid_content() -> dict:
     frames = [make_frame("a"), make_frame("b")]
     found = [make_detections("a", [CAR, CAR], labels=[3, 6]), make_detections("b", [])]
