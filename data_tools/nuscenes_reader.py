@@ -49,19 +49,15 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     """All keyframes of a split, sorted by scene name and time.
 
     dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
-    one (train, val, test, mini_train, mini_val); scenes of it that the tables lack are left out. Frames of the test
-    set have ``annotations`` None.
+    one (train, val, test, mini_train, mini_val) or one of the version's own ``splits.json`` (split -> scene names, as
+    nuscenes-devkit reads it); scenes of it that the tables lack are left out. Frames of a set without labels have
+    ``annotations`` None.
 
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
     without scenes, or unusable calibration.
     """
     nusc = load_devkit(dataroot, version)
-    from nuscenes.utils.splits import create_splits_scenes
-
-    splits = create_splits_scenes()
-    if split not in splits:
-        raise DataError(f"unknown split {split!r}; use one of {', '.join(sorted(splits))}")
-    wanted = set(splits[split])
+    wanted = _scenes_of_split(split, Path(dataroot) / version / "splits.json")
     scenes = sorted((s for s in nusc.scene if s["name"] in wanted), key=lambda s: s["name"])
     if not scenes:
         present = ", ".join(sorted(s["name"] for s in nusc.scene)[:5])
@@ -78,6 +74,26 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
         ) from error
     check_frames(frames)
     return frames
+
+
+def _scenes_of_split(split: str, own_splits: Path) -> set[str]:
+    """Scene names of an official split, or of one that the data set defines itself."""
+    from nuscenes.utils.splits import create_splits_scenes
+
+    official = create_splits_scenes()
+    if split in official:
+        return set(official[split])
+    own = {}
+    if own_splits.is_file():
+        try:
+            own = json.loads(own_splits.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{own_splits}: not valid JSON ({error}); write split -> [scene names]") from None
+    if not isinstance(own, dict) or not isinstance(own.get(split, []), list):
+        raise DataError(f"{own_splits}: must map split names to lists of scene names; correct it")
+    if split not in own:
+        raise DataError(f"unknown split {split!r}; use one of {', '.join([*sorted(official), *own])}")
+    return set(own[split])
 
 
 def load_devkit(dataroot: str | Path, version: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from nuscenes.nuscenes import NuScenes
@@ -112,6 +114,17 @@ def test_a_wrong_root_version_or_split_is_named(tiny_root, tmp_path):
     check("v1.0-trainval: no such version folder; this root has v1.0-mini", tiny_root, "v1.0-trainval")
     check("unknown split 'trian'", tiny_root, split="trian")
     check("none of its 3 scenes .* belongs to split 'test'", tiny_root, split="test")
+
+
+def test_own_splits_of_the_set(own_root):
+    splits = own_root / VERSION / "splits.json"
+    splits.write_text(json.dumps({"mine": ["scene-0103", "scene-0061"], "bad": "scene-0103"}))
+    frames = read_nuscenes(own_root, VERSION, "mine")
+    assert [f.scene_name for f in frames] == ["scene-0061"] * 4 + ["scene-0103"] * 2
+    check("unknown split 'mien'.* mine", own_root, split="mien")
+    check(r"splits\.json: must map", own_root, split="bad")
+    splits.write_text("{")
+    check(r"splits\.json: not valid JSON", own_root, split="mine")
 
 
 def test_a_missing_or_broken_table_is_named(own_root):
