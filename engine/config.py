@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,26 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value
 
 
+@contextmanager
+def building(part: str) -> Iterator[None]:
+    """Within, a config's wrong type, argument or value becomes a ConfigError that names the part of the config."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        text = (str(error.args[0]) if error.args else "").partition("\n")[0] or type(error).__name__
+        name, unregistered, _ = text.partition(" is not in the ")  # MMEngine's words, which go on for two lines
+        if unregistered:
+            text = f"nothing is registered as type={name!r}; import the class in the config and write type=TheClass"
+        raise ConfigError(f"{part} of the config cannot be built: {text}") from error
+
+
 def build_model(config: Config) -> nn.Module:
-    """The model a config describes, with fresh weights (`pretrained` ones are loaded when training starts)."""
-    return MODELS.build(config.model)
+    """The model a config describes, with fresh weights. Raises ConfigError."""
+    with building("model"):
+        return MODELS.build(config.model)
 
 
 def build_dataset(dataset_config: Mapping[str, Any]) -> Dataset:
-    """The dataset that a part of a config describes, such as ``config.test_dataset``."""
-    return DATASETS.build(dataset_config)
+    """The dataset that a part of a config describes, such as ``config.test_dataset``. Raises ConfigError, DataError."""
+    with building("dataset"):
+        return DATASETS.build(dataset_config)

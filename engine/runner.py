@@ -11,17 +11,35 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..backbone.checkpoint import load_checkpoint, load_state
 from ..errors import CheckpointError
 from ..files import atomic_path
 from . import checkpoints
+from .config import building
 
 
 class TrainRunner(Runner):
     """Differs from Runner in how it wraps the model for DDP (gloo on CPU too) and in its checkpoint files."""
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        with building("model"):
+            return super().build_model(model)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        with building("train_dataloader"):
+            return super().build_train_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        with building("optim_wrapper"):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        with building("param_scheduler"):
+            return super().build_param_scheduler(scheduler)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = local_device()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drivestack.engine.config import load_config
+from drivestack.engine.config import build_dataset, build_model, load_config
 from drivestack.errors import ConfigError
 
 
@@ -44,3 +44,20 @@ def test_missing_and_broken_configs_are_named(tmp_path: Path) -> None:
     misspelt.write_text("from torch.nn import Linaer\nmodel = dict(parts=[dict(type=Linaer)])\n")
     with pytest.raises(ConfigError, match=r"misspelt\.py.*Linaer"):
         load_config(misspelt)
+
+
+@pytest.mark.parametrize(
+    ("model", "fragment"),
+    [
+        ("dict(type='Linaer')", r"model of the config.*type='Linaer'"),
+        ("dict(type=Linear, in_features=1, out_features=1, hidden=3)", "model of the config.*'hidden'"),
+        ("dict(in_features=1)", 'model of the config.*the key "type"'),
+    ],
+)
+def test_what_cannot_be_built_is_named(tmp_path: Path, model: str, fragment: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"from torch.nn import Linear\nmodel = {model}\n")
+    with pytest.raises(ConfigError, match=fragment):
+        build_model(load_config(path))
+    with pytest.raises(ConfigError, match=r"dataset of the config.*type='NoSet'"):
+        build_dataset({"type": "NoSet"})

@@ -168,3 +168,13 @@ def test_a_sampler_that_cannot_resume_is_refused(toy: Any, tmp_path: Path) -> No
     config.train_dataloader.sampler = dict(type="DefaultSampler", shuffle=True)
     with pytest.raises(ConfigError, match="DefaultSampler cannot resume"):
         train(config, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["model", "train_dataloader", "optim_wrapper", "param_scheduler"])
+def test_a_type_that_nobody_registered_is_named(toy: Any, tmp_path: Path, part: str) -> None:
+    config = toy.toy_config(5)
+    node = config[part][0] if isinstance(config[part], list) else config[part]
+    node = node.dataset if part == "train_dataloader" else node
+    node.type = "NoSuchThing"
+    with pytest.raises(ConfigError, match=f"{part} of the config.*type='NoSuchThing'"):
+        train(config, tmp_path)
