@@ -165,7 +165,7 @@ def render_clip(
 
 
 def _write_mp4(pictures: list[Image.Image], path: Path, frames_per_second: float) -> None:
-    import cv2  # comes with nuscenes-devkit, and carries its own ffmpeg
+    import cv2  # carries its own ffmpeg
 
     width, height = (side // 2 * 2 for side in pictures[0].size)  # the codec wants even sides
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_second, (width, height))
