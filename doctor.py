@@ -27,8 +27,8 @@ REQUIRED = {
     "PIL": "pillow",
     "safetensors": "safetensors",
     "mmengine": "onedl-mmengine",
+    "cv2": "opencv-python-headless",
     "nuscenes": "nuscenes-devkit",
-    "pyquaternion": "pyquaternion",
     "shapely": "shapely",
     "trimesh": "trimesh",
     "embreex": "embreex",
@@ -37,8 +37,6 @@ REQUIRED = {
 """Module -> distribution."""
 
 OPTIONAL = {
-    "openmmlab": (("mmcv", "mmdet", "mmseg", "mmdet3d"), "the mmdet3d bridge"),
-    "waymo": (("pyarrow", "google.protobuf", "waymo_open_dataset"), "reading Waymo"),
     "dev": (("pytest", "hypothesis", "ruff"), "running the tests"),
 }
 """Extra of pyproject.toml -> the modules it brings and what they serve."""
@@ -59,8 +57,8 @@ def examine() -> list[Finding]:
     """Look at Python, packages, devices, operators, extras, tools and disk. Never raises for a missing package."""
     findings = [_python(), *map(_package, REQUIRED)]
     if all(finding.status == OK for finding in findings):
-        findings += [*_devices(), _operators(), _weights()]
-    return [*findings, *map(_extra, OPTIONAL), _mp4(), _disk()]
+        findings += [*_devices(), *_operators(), _weights()]
+    return [*findings, *map(_extra, OPTIONAL), _disk()]
 
 
 def _python() -> Finding:
@@ -102,15 +100,22 @@ def _devices() -> list[Finding]:
     return found
 
 
-def _operators() -> Finding:
+def _operators() -> list[Finding]:
+    import torch
+
     from .ops import backend_report
 
     report = backend_report()
     if report["reason"]:
         detail = f"the slow PyTorch twins serve: {report['reason']}"
-        return Finding(NOTE, "operators", detail, str(report["fix"]))
-    detail = f"C++ kernels ({report['instruction_set']}, {report['threads']} threads) from {report['path']}"
-    return Finding(OK, "operators", detail)
+        found = [Finding(NOTE, "operators on CPU", detail, str(report["fix"]))]
+    else:
+        detail = f"C++ kernels, {report['instruction_set']} code, threads: {report['threads']}, {report['path']}"
+        found = [Finding(OK, "operators on CPU", detail)]
+    if torch.cuda.is_available():
+        detail = "the PyTorch twins serve CUDA tensors: this version has no CUDA kernels"
+        found.append(Finding(NOTE, "operators on GPU", detail, "nothing to do: results agree, only slower"))
+    return found
 
 
 def _weights() -> Finding:
@@ -136,12 +141,6 @@ def _extra(extra: str) -> Finding:
         detail = f"{purpose} needs {', '.join(missing)}"
         return Finding(NOTE, f"extra {extra}", detail, f"pip install -e '.[{extra}]' (see pyproject.toml)")
     return Finding(OK, f"extra {extra}", ", ".join(modules))
-
-
-def _mp4() -> Finding:
-    if _has("cv2"):
-        return Finding(OK, "mp4 clips", "OpenCV writes them")
-    return Finding(NOTE, "mp4 clips", "need OpenCV", "pip install opencv-python-headless, or name clips .gif")
 
 
 def _disk() -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from drivestack import doctor
 from drivestack.cli import main
@@ -15,7 +16,7 @@ def by_name() -> dict[str, doctor.Finding]:
 def test_this_installation_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     findings = by_name()
     assert not [f for f in findings.values() if f.status == doctor.BROKEN]
-    assert {"python", "torch", "nuscenes-devkit", "operators", "demo weights", "disk"} <= findings.keys()
+    assert {"python", "torch", "nuscenes-devkit", "operators on CPU", "demo weights", "disk"} <= findings.keys()
     assert main(["doctor"]) == 0
     assert "all that is required is here" in capsys.readouterr().out
 
@@ -39,5 +40,14 @@ def test_the_reference_operators_are_a_note(monkeypatch: pytest.MonkeyPatch) -> 
 
     report = {"reason": "no compiled operators", "fix": "build them"}
     monkeypatch.setattr(ops, "backend_report", lambda: report)
-    finding = by_name()["operators"]
+    finding = by_name()["operators on CPU"]
     assert (finding.status, finding.fix) == (doctor.NOTE, "build them")
+
+
+def test_a_gpu_is_told_which_operators_serve_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "operators on GPU" not in by_name() or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    finding = by_name()["operators on GPU"]
+    assert "PyTorch twins" in finding.detail
+    assert finding.fix
