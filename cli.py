@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import DataError, DrivestackError
+from .errors import ConfigError, DataError, DrivestackError
 
 USER_ERROR = 2
 INVALID_SUBMISSION = 1
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {_one_line(error)}", file=sys.stderr)
             return USER_ERROR
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on or starts again", file=sys.stderr)
+            print(f"interrupted; {options.again}", file=sys.stderr)
             return INTERRUPTED
 
 
@@ -95,7 +95,7 @@ def _verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, again="the same command starts again; nothing half-written is left")
     return parser
 
 
@@ -104,7 +104,7 @@ def _add_source(parser: argparse.ArgumentParser, needed: bool) -> None:
     group = parser.add_argument_group("data" + fallback)
     group.add_argument("--dataroot", metavar="DIR", required=needed, help="nuScenes root: samples/ and the tables")
     group.add_argument("--version", dest="data_version", metavar="V", help="folder of tables, e.g. v1.0-trainval")
-    group.add_argument("--split", metavar="S", help="train, val, test, mini_train, mini_val")
+    group.add_argument("--split", metavar="S", help="train, val, test, mini_train, mini_val, or of splits.json")
 
 
 def _add_info_pickle(parser: argparse.ArgumentParser) -> None:
@@ -153,14 +153,26 @@ def _demo(verbs: Any) -> None:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--weights", metavar="FILE", help="other weights than the shipped ones")
     weights.add_argument("--random-weights", action="store_true", help="untrained model")
-    parser.add_argument("--config", help="config of the weights (default: that of the shipped ones)")
+    parser.add_argument("--config", metavar="CONFIG", help="config of the weights (default: that of the shipped ones)")
     parser.add_argument("--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses")
-    parser.add_argument("--scenes", type=_positive, metavar="N", help="number of scenes")
-    parser.add_argument("--keyframes", type=_positive, metavar="N", help="keyframes per scene")
+    parser.add_argument("--scenes", type=_positive, metavar="N", help="number of scenes (default: 10)")
+    parser.add_argument("--keyframes", type=_positive, metavar="N", help="keyframes per scene (default: 8)")
     parser.add_argument("--pictures", type=int, default=6, metavar="N", help="pictures to draw (default: %(default)s)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="P", help="draw boxes above this score")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        metavar="P",
+        help="draw boxes above this score (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 2, help="processes that synthesize")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 2,
+        metavar="N",
+        help="processes that synthesize (default: all cores)",
+    )
 
 
 def _run_demo(options: argparse.Namespace) -> int:
@@ -208,7 +220,10 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("--keyframes", type=_positive, default=20, metavar="N", help="per scene (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--image-width", type=_positive, default=640, metavar="PX", help="default: %(default)s")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 2, help="processes")
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"
+    )
+    parser.set_defaults(again="the same command goes on with the scenes that are missing")
 
 
 def _run_synthesize(options: argparse.Namespace) -> int:
@@ -251,6 +266,7 @@ def _train(verbs: Any) -> None:
     parser.add_argument("--load-from", metavar="FILE", help="start from these weights, iteration 0")
     parser.add_argument("--seed", type=int, help="overrides the config's")
     parser.add_argument("--max-minutes", type=float, metavar="M", help="save and stop after this time")
+    parser.set_defaults(again="with --resume it goes on from the last checkpoint")
 
 
 def _run_train(options: argparse.Namespace) -> int:
@@ -308,7 +324,7 @@ def _run_predict(options: argparse.Namespace) -> int:
 
 def _evaluate(verbs: Any) -> None:
     examples = [
-        "drivestack evaluate bevformerv2_tiny_synthetic runs/bevformerv2_tiny_synthetic/iter_12000.pth",
+        "drivestack evaluate bevformerv2_tiny_synthetic runs/bevformerv2_tiny_synthetic/iter_10800.pth",
         "drivestack evaluate bevformerv2_r50_t1_24ep t1.pth --dataroot D --version v1.0-trainval --split val",
     ]
     summary = "run a model and score it with the official nuScenes evaluation"
@@ -423,7 +439,10 @@ def _run_visualize(options: argparse.Namespace) -> int:
 
 
 def _export(verbs: Any) -> None:
-    examples = ["drivestack export-weights runs/bevformerv2_tiny_synthetic/iter_6000.pth tiny.safetensors --half"]
+    examples = [
+        "drivestack export-weights runs/bevformerv2_tiny_synthetic/iter_10800.pth tiny.safetensors --half \\",
+        "    --note command='drivestack train bevformerv2_tiny_synthetic' --note commit=$(git rev-parse HEAD)",
+    ]
     summary = "publish the weights of a training checkpoint as safetensors"
     parser = _verb(verbs, "export-weights", _run_export, summary, examples)
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
@@ -439,7 +458,11 @@ def _run_export(options: argparse.Namespace) -> int:
 
     from .engine.checkpoints import export_weights
 
-    notes = dict(note.split("=", 1) if "=" in note else (note, "") for note in options.note)
+    if bad := [note for note in options.note if "=" not in note]:
+        raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
+    if Path(options.out).suffix != ".safetensors":
+        raise ConfigError(f"{options.out}: name the file .safetensors, by which every verb knows the format")
+    notes = dict(note.split("=", 1) for note in options.note)
     dtype = torch.float16 if options.half else torch.float32
     path = export_weights(options.checkpoint, options.out, notes, dtype)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
@@ -456,9 +479,9 @@ def _run_doctor(options: argparse.Namespace) -> int:
 
     findings = examine()
     for finding in findings:
-        print(f"{finding.status:<7} {finding.name:<18} {finding.detail}")
+        print(f"{finding.status:<7} {finding.name:<22} {finding.detail}")
         if finding.fix:
-            print(f"{'':<7} {'':<18} -> {finding.fix}")
+            print(f"{'':<7} {'':<22} -> {finding.fix}")
     broken = [finding.name for finding in findings if finding.status == BROKEN]
     if broken:
         print(f"error: {', '.join(broken)} must be mended", file=sys.stderr)

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from .errors import DataError, SubmissionError
 from .files import write_json
 from .workflow import draw_pictures, load_model, run_model
@@ -144,5 +142,6 @@ def _header(weights: str | Path | None) -> dict[str, str]:
     """What a safetensors file says about its making: command, seed, commit, data."""
     if weights is None or Path(weights).suffix != ".safetensors":
         return {}
-    with safe_open(weights, framework="pt") as file:
-        return dict(file.metadata() or {})
+    from .backbone.checkpoint import read_metadata
+
+    return read_metadata(weights)

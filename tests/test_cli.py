@@ -278,6 +278,10 @@ def test_check_lists_the_problems(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["visualize", "--dataroot", "ROOT", "--version", "v1.0-trainval", "--split", "val", "--scene", "x"], "'x'"),
         (["visualize", "--dataroot", "ROOT", "--version", "v1.0-trainval", "--split", "val", "--sample", "y"], "'y'"),
         (["check-submission", "nowhere.json"], "nowhere.json"),
+        (["predict", "CONFIG", "WEIGHTS", "--set", "model.type=Oracel"], "type='Oracel'"),
+        (["predict", "CONFIG", "WEIGHTS", "--set", "model.wings=2"], "'wings'"),
+        (["export-weights", "a.pth", "b.safetensors", "--note", "seed"], "'seed'"),
+        (["export-weights", "a.pth", "b.pth"], "b.pth"),
         (["synthesize", "ROOT", "--seed", "99"], "another synthetic dataset"),
         (["demo", "--weights", "nowhere.safetensors", "--config", "CONFIG"], "nowhere.safetensors"),
     ],
@@ -303,3 +307,28 @@ def test_a_full_disk_is_an_error_not_a_traceback(submission: Path, root: Path, t
     blocked.write_text("a file where a folder must be")
     line = fails(["score", str(submission), *source(root), "--out", str(blocked / "scores")], capsys)
     assert "blocked" in line
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place", "advice"),
+    [
+        (["predict", "CONFIG", "WEIGHTS", "--out", "s.json"], "json.dump", "starts again"),
+        (["train", "CONFIG"], "drivestack.engine.train.train", "--resume"),
+        (["synthesize", "new"], "drivestack.data_tools.synthetic.synthesize", "goes on"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_half_written(
+    arguments: list[str], place: str, advice: str, config: Path, weights: Path, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place, interrupt)
+    names = {"CONFIG": str(config), "WEIGHTS": str(weights)}
+    assert main([names.get(a, a) for a in arguments]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("interrupted; ")
+    assert advice in line
+    assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,17 @@ import logging
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...errors import DataError
 from .nuscenes_writer import (
     SCENE_TABLES,
     fixed_tables,
@@ -60,7 +63,8 @@ def synthesize(
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
     stopped; a finished set with the same recipe is left as it is.
 
-    Raises ValueError for a bad argument, and if `out_dir` holds something else than this recipe.
+    Raises ValueError for a bad argument, and if `out_dir` holds something else than this recipe; DataError if a
+    worker is killed.
     """
     scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
     recipe = _checked(Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px))
@@ -139,6 +143,7 @@ _TICKS = None  # queue of the worker processes
 def _start_worker(ticks) -> None:
     global _TICKS
     _TICKS = ticks
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: stop, without a traceback each
 
 
 def _scene_in_worker(job) -> None:
@@ -169,6 +174,11 @@ def _run(jobs: list, workers: int, advance) -> None:
         with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (ticks,)) as pool:
             for _ in pool.map(_scene_in_worker, jobs):
                 pass
+    except BrokenProcessPool:
+        raise DataError(
+            f"{jobs[0][0]}: a process that synthesizes was killed (out of memory?); the same call with fewer workers "
+            "goes on"
+        ) from None
     finally:
         stop.set()
         thread.join()
