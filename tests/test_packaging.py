@@ -45,6 +45,13 @@ def test_all_rooms_and_root_files_are_in(wheel_names: list[str]) -> None:
     assert "drivestack/configs/_base_/nuscenes.py" in wheel_names
 
 
+def test_the_demo_weights_are_in(wheel_names: list[str], repository_root: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "weights/*.safetensors"], cwd=repository_root, capture_output=True, text=True
+    )
+    assert {f"drivestack/{name}" for name in tracked.stdout.split()} <= set(wheel_names)
+
+
 def test_no_tests_setup_or_builds_inside(wheel_names: list[str]) -> None:
     for name in wheel_names:
         parts = name.split("/")
