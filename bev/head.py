@@ -82,7 +82,8 @@ def _branch(channels: int, out: int, num_layers: int, norm: bool) -> nn.Sequenti
 class BEVFormerHead(nn.Module):
     """Object detection by queries on a BEV map.
 
-    transformer: module (or its config) with ``encode``, ``fuse``, ``decode`` and ``initial_references``.
+    transformer: module (or its config) with ``encode``, ``fuse``, ``decode`` and ``initial_references``, on the same
+    range and grid.
     num_classes, num_query: classes and queries of one group; num_groups: query groups in training (Group DETR; 1 is
     the plain head). At test time only the first group is asked.
     pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV grid and of normalised references, metres.
@@ -92,7 +93,11 @@ class BEVFormerHead(nn.Module):
     code_weights: weight of each of the 10 code numbers in the box loss (a frozen parameter, as published).
     max_num, post_center_range, score_threshold: see box_coder.NmsFreeCoder.
     unknown_velocity: what a NaN velocity of a label means: "ignore" leaves it out of the loss; "zero" trains towards
-    standing still, which is what the released weights learnt from.
+    standing still, which is what the released weights learnt from. (ClipDataset gives zeros, unless told otherwise.)
+    camera_ids: which row of the transformer's camera embedding belongs to each camera, where a rig has fewer cameras
+    than the checkpoint, or its own order; default 0, 1, ...
+
+    Raises ValueError for a transformer on another range or grid.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class BEVFormerHead(nn.Module):
         post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
         score_threshold: float | None = None,
         unknown_velocity: str = "ignore",
+        camera_ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if unknown_velocity not in ("ignore", "zero"):
@@ -121,6 +127,7 @@ class BEVFormerHead(nn.Module):
         self.num_classes, self.num_query, self.num_groups = num_classes, num_query, num_groups
         self.cls_weight, self.bbox_weight, self.bbox_beta = cls_weight, bbox_weight, bbox_beta
         self.unknown_velocity = unknown_velocity
+        self.camera_ids = camera_ids
         num_y, num_x = bev_size
         self.grid = BevGrid(pc_range[0], pc_range[1], pc_range[3], pc_range[4], num_x, num_y)
         self.matcher = HungarianMatcher(cls_weight, bbox_weight, bbox_beta)
@@ -130,6 +137,12 @@ class BEVFormerHead(nn.Module):
         self.code_weights = nn.Parameter(torch.tensor(code_weights, dtype=torch.float32), requires_grad=False)
         self.positional_encoding = LearnedPositionalEncoding(embed_dims // 2, num_y, num_x)
         self.transformer = MODELS.build(transformer) if isinstance(transformer, dict) else transformer
+        ours, theirs = (tuple(map(float, pc_range)), self.grid), (self.transformer.point_range, self.transformer.grid)
+        if ours != theirs:
+            raise ValueError(
+                f"the head has pc_range {ours[0]} and bev_size {(num_y, num_x)}, its transformer point_range "
+                f"{theirs[0]} and bev_size {(theirs[1].num_y, theirs[1].num_x)}: give both the same"
+            )
         layers = range(num_decoder_layers)
         self.cls_branches = nn.ModuleList(_branch(embed_dims, num_classes, num_reg_layers, True) for _ in layers)
         self.reg_branches = nn.ModuleList(_branch(embed_dims, CODE_SIZE, num_reg_layers, False) for _ in layers)
@@ -163,7 +176,8 @@ class BEVFormerHead(nn.Module):
             if t != current and not frame_valid[:, t].any():
                 bevs.append(None)
                 continue
-            arguments = levels, image_from_lidar[:, t], image_size_px[:, t], padded_size, bev_query, bev_pos, bda
+            views = image_from_lidar[:, t], image_size_px[:, t], padded_size
+            arguments = levels, *views, bev_query, bev_pos, bda, self.camera_ids
             if t == current:
                 bevs.append(self.transformer.encode(*arguments))
             else:

@@ -36,13 +36,13 @@ History = Mapping[str, PastFrame]
 
 def find_past(history: History, frame: Frame, steps: int) -> PastFrame | None:
     """The frame ``steps`` keyframes before ``frame`` in its scene, if the history holds the way there."""
-    token = frame.prev_token
-    for _ in range(steps - 1):
+    past, token = None, frame.prev_token
+    for _ in range(steps):
         past = history.get(token)
-        if past is None:
+        if past is None or past.frame.scene_token != frame.scene_token:
             return None
         token = past.frame.prev_token
-    return history.get(token)
+    return past
 
 
 def prune(history: dict[str, PastFrame], current: list[Frame], steps: int) -> dict[str, PastFrame]:

@@ -81,6 +81,15 @@ class BEVFormerV2(BaseModel):
         self.bev_proposals = build(bev_proposals)
         self.hybrid_queries = build(hybrid_queries)
         self.grid_mask = GridMask() if grid_mask else None
+        if self.perspective_proposals is not None and not self.fcos3d_bbox_head.box3d_on:
+            raise ValueError("perspective_proposals need 3D boxes: fcos3d_bbox_head has box3d_on=False")
+        covered = self.pts_bbox_head.transformer.point_range
+        for name in ("perspective_proposals", "bev_proposals"):
+            source = getattr(self, name)
+            if source is not None and source.point_range != covered:
+                raise ValueError(
+                    f"{name} has pc_range {source.point_range}, but pts_bbox_head {covered}: give both the same"
+                )
         fused = self.pts_bbox_head.transformer.frames
         if fused != self.frame_offsets:
             raise ValueError(f"frame_offsets {self.frame_offsets} of the model, but its transformer fuses {fused}")
@@ -160,9 +169,25 @@ class BEVFormerV2(BaseModel):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named loss terms; perspective ones end in ``_mono``, dense BEV ones begin with ``loss_dense``.
 
-        Raises FloatingPointError if predictions are not finite, naming the layer; ConfigError if there is a perspective
-        head and the batch has no labels of single images.
+        Raises FloatingPointError if predictions are not finite, naming the layer; ConfigError for a batch of other
+        frame offsets than the model's, without labels, with a label that is none of the model's classes, or without
+        labels of single images where there is a perspective head.
         """
+        if batch.frame_offsets != self.frame_offsets:
+            raise ConfigError(
+                f"the model learns from frames {self.frame_offsets}, the batch has {batch.frame_offsets}: give its "
+                "dataset the same frame_offsets"
+            )
+        if not batch.gt_boxes:
+            raise ConfigError(
+                f"samples {', '.join(batch.tokens)} have no labels to learn from: train on a split with annotations"
+            )
+        highest = max((int(labels.max()) for labels in batch.gt_labels if len(labels)), default=-1)
+        if highest >= self.pts_bbox_head.num_classes:
+            raise ConfigError(
+                f"samples {', '.join(batch.tokens)} have the label {highest}, but the model has "
+                f"{self.pts_bbox_head.num_classes} classes: make num_classes the length of the dataset's class list"
+            )
         if self.fcos3d_bbox_head is not None and not batch.mono:
             raise ConfigError(
                 f"the model has a perspective head (fcos3d_bbox_head), but samples {', '.join(batch.tokens)} come "

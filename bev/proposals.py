@@ -84,6 +84,7 @@ class BevProposals(nn.Module):
         self.num_classes, self.num_proposals = num_classes, num_proposals
         self.min_overlap, self.min_radius_cells = min_overlap, min_radius_cells
         self.cls_weight, self.bbox_weight = cls_weight, bbox_weight
+        self.point_range = tuple(map(float, pc_range))
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
         self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
         layers: list[nn.Module] = []
@@ -219,6 +220,7 @@ class PerspectiveProposals(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.num_proposals, self.iou_threshold = num_classes, num_proposals, iou_threshold
+        self.point_range = tuple(map(float, pc_range))
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
 
     @torch.no_grad()

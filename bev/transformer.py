@@ -55,7 +55,7 @@ class BevTransformer(nn.Module):
         (v1 small and tiny); ``frames`` ascending time offsets of the fused maps, 0 among them (only (0,): no fusion).
         """
         super().__init__()
-        x_min, y_min, z_min, x_max, y_max, z_max = point_range
+        x_min, y_min, z_min, x_max, y_max, z_max = self.point_range = tuple(map(float, point_range))
         self.grid = BevGrid(x_min, y_min, x_max, y_max, num_x=bev_size[1], num_y=bev_size[0])
         self.embed_dims = embed_dims
         self.frames = tuple(frames)

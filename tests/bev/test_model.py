@@ -9,10 +9,11 @@ import torch
 from drivestack.backbone.fpn import FPN
 from drivestack.backbone.internimage import InternImage
 from drivestack.bev.head import BEVFormerHead
-from drivestack.bev.history import evaluation_mode
+from drivestack.bev.history import PastFrame, evaluation_mode, find_past
 from drivestack.bev.model import BEVFormerV2
 from drivestack.bev.proposals import BevProposals, HybridQueries
 from drivestack.bev.transformer import BevTransformer
+from drivestack.errors import ConfigError
 from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
 from drivestack.structures import Batch, CameraView, Frame, past_lidar_from_current
 
@@ -224,6 +225,54 @@ def test_camera_count_is_data():
     model = build(num_cameras=5).eval()
     frames, images = scene(1, num_cameras=5)
     assert len(model.predict(clip(frames, images, 0, (0,)))[0]) == 1
+
+
+def test_history_does_not_cross_a_scene_border():
+    """Even where the frames of two scenes are linked: clips of a data set end there too."""
+    frames, _ = scene(3)
+    frames[2] = replace(frames[2], scene_token="another")
+    history = {f.token: PastFrame(f, (), torch.zeros(0), torch.zeros(0)) for f in frames}
+    assert find_past(history, frames[1], 1).frame is frames[0]
+    assert find_past(history, frames[2], 1) is None and find_past(history, frames[2], 2) is None
+
+
+def test_what_a_loss_cannot_be_taken_of_is_named():
+    model = build((-1, 0)).train()
+    frames, images = scene(2)
+    batch = clip(frames, images, 1, (-1, 0))
+    with pytest.raises(ConfigError, match=r"\(-1, 0\), the batch has \(-2, 0\)"):
+        model.loss(replace(batch, frame_offsets=(-2, 0)))
+    with pytest.raises(ConfigError, match="samples f1 have no labels"):
+        model.loss(replace(batch, gt_boxes=[], gt_labels=[]))
+    with pytest.raises(ConfigError, match="samples f1 have the label 10, but the model has 10 classes"):
+        model.loss(replace(batch, gt_labels=[torch.tensor([3, 10])]))
+
+
+def test_parts_on_different_ranges_are_refused():
+    model = build((-1, 0))
+    parts = dict(img_backbone=model.img_backbone, img_neck=model.img_neck, pts_bbox_head=model.pts_bbox_head)
+    parts |= dict(frame_offsets=(-1, 0), hybrid_queries=model.hybrid_queries)
+    wider = (-20.0, -20.0, -5.0, 30.0, 20.0, 3.0)
+    with pytest.raises(ValueError, match=r"bev_proposals has pc_range .*30.0.* pts_bbox_head"):
+        BEVFormerV2(**parts, bev_proposals=BevProposals(32, 10, wider))
+    transformer = model.pts_bbox_head.transformer
+    for wrong in (dict(pc_range=wider, bev_size=(8, 10)), dict(pc_range=RANGE, bev_size=(10, 8))):
+        with pytest.raises(ValueError, match="give both the same"):
+            BEVFormerHead(transformer, embed_dims=32, num_decoder_layers=2, **wrong)
+
+
+def test_cameras_in_another_order_with_their_embeddings_are_the_same_rig():
+    model = build(num_cameras=5).eval()
+    frames, images = scene(1)
+    batch, order = clip(frames, images, 0, (0,)), [2, 0, 1]
+    model.pts_bbox_head.camera_ids = (4, 1, 3)
+    found = model.predict(batch)[0][0]
+    turned = replace(
+        batch, images=batch.images[:, :, order], image_from_lidar=batch.image_from_lidar[:, :, order],
+        intrinsics=batch.intrinsics[:, order], lidar_from_camera=batch.lidar_from_camera[:, order],
+    )  # fmt: skip
+    model.pts_bbox_head.camera_ids = [(4, 1, 3)[i] for i in order]
+    same(model.predict(turned)[0][0], found)
 
 
 def test_wrong_clips_and_configs_are_refused():
