@@ -30,6 +30,7 @@ model.perspective_proposals = dict(
 model.hybrid_queries = dict(type=HybridQueries, channels=256, num_classes=num_classes)
 model.pts_bbox_head.transformer.checkpoint_encoder = True
 model.pts_bbox_head.unknown_velocity = "ignore"
+train_dataloader.dataset.keep_unknown_velocity = True
 
 # InternImage was trained on RGB, ImageNet statistics.
 rgb = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channels="rgb")

@@ -67,11 +67,13 @@ class ClipDataset(Dataset):
     What a clip is:
         classes: names of the labels 0, 1, ...
         frame_offsets: keyframes of a clip relative to the current one, e.g. (-1, 0); 0 must be among them. A
-            neighbour is found by time within the scene; frames before its start or after its end are marked missing.
+            neighbour is found by the frames' prev_token and next_token within the scene; frames before its start or
+            after its end are marked missing. Frames without any such links are warned of.
         camera_names: cameras and their order; default: those of the first frame.
         image, photometric, bda: settings of the augmentations (objects of transforms.py, or dicts of their fields);
             photometric and bda None: off. All draws happen in training only.
-        pc_range, use_valid_flag: which objects are ground truth, see ground_truth.py.
+        pc_range, use_valid_flag, keep_unknown_velocity: which objects are ground truth, and what a velocity is that
+            nobody knows, see ground_truth.py.
         mirror: reflect half of the training clips, images, rig and objects together (mirror.py).
         mono: also give per-image targets for the perspective head.
 
@@ -100,6 +102,7 @@ class ClipDataset(Dataset):
         bda: BdaSettings | Mapping[str, Any] | None = None,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         use_valid_flag: bool = True,
+        keep_unknown_velocity: bool = False,
         mirror: bool = False,
         mono: bool = False,
         training: bool = False,
@@ -125,6 +128,7 @@ class ClipDataset(Dataset):
         self.photometric = _settings(PhotometricSettings, photometric)
         self.bda = _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
+        self.keep_unknown_velocity = keep_unknown_velocity
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
         if mirror and mono:
             raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
@@ -138,6 +142,11 @@ class ClipDataset(Dataset):
             if self._index.setdefault(frame.token, i) != i:
                 raise DataError(f"sample {frame.token} occurs twice: two data roots hold the same scenes; give one")
             self._views(frame)
+        if len(self.frame_offsets) > 1 and len(self) > 1 and not any(f.prev_token or f.next_token for f in self.frames):
+            logger.warning(
+                "frame_offsets are %s, but no frame names its prev_token or next_token: all history will be missing",
+                self.frame_offsets,
+            )
 
     def _read_info_pickles(self, paths: str | Sequence[str]) -> list[Frame]:
         files = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -228,7 +237,8 @@ class ClipDataset(Dataset):
         )
 
     def _targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw) -> Targets:
-        boxes, labels = ground_truth(frame, self.classes, self.pc_range, self.use_valid_flag, bda_draw)
+        selection = self.pc_range, self.use_valid_flag, bda_draw, self.keep_unknown_velocity
+        boxes, labels = ground_truth(frame, self.classes, *selection)
         notes, mono = frame.annotations, []
         if self.mono and notes is not None:
             views = self._views(frame)

@@ -110,7 +110,9 @@ def dataset(frames, **settings):
 
 def training_set(frames):
     """With every augmentation, so that each meets the rectangular range and the mixed sizes."""
-    return dataset(frames, image={**IMAGE, "flip": True}, photometric={}, bda={}, mono=True, training=True, seed=3)
+    image = {**IMAGE, "flip": True}
+    labels = dict(mono=True, keep_unknown_velocity=True)
+    return dataset(frames, image=image, photometric={}, bda={}, training=True, seed=3, **labels)
 
 
 def build():
@@ -178,6 +180,7 @@ def test_a_training_step(frames):
     assert batch.image_size_px[1].tolist() == [[[32, width] for width in widths]] * 2
     assert [boxes.shape[1] for boxes in batch.gt_boxes] == [9, 9]
     assert {int(label) for labels in batch.gt_labels for label in labels} <= {0, 1, 2}
+    assert any(boxes.isnan().any() for boxes in batch.gt_boxes)  # the worker's speed
     assert {"loss_cls", "loss_bbox", "loss_dense_cls", "loss_box3d_depth_mono"} <= losses.keys()
     assert np.isfinite([*losses.values(), norm]).all() and norm > 0
     still = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -204,6 +207,13 @@ def test_objects_project_into_the_same_camera_whatever_the_order(frames):
                 np.testing.assert_allclose((projected[:2] / projected[2]).numpy(), uv, atol=0.05)
                 seen += 0 < uv[0] < width and 0 < uv[1] < height
     assert seen >= 2
+
+
+def test_frames_that_nothing_links_are_warned_of(frames, caplog):
+    dataset(frames)
+    assert caplog.text == ""
+    dataset([replace(frame, prev_token="", next_token="") for frame in frames])
+    assert "all history will be missing" in caplog.text
 
 
 def test_streaming_prediction_to_a_results_file(frames, tmp_path):

@@ -65,6 +65,9 @@ def test_bev_augmentation_comes_before_the_range_and_unlabelled_frames_have_no_b
     notes = annotations([[51.0, 0, 0]], [np.eye(3)], [[4, 2, 1.5]], ["car"], [5], [0], [[np.nan, np.nan]])
     assert len(ground_truth(frame(notes), classes, PC_RANGE)[1]) == 1
     assert len(ground_truth(frame(notes), classes, PC_RANGE, bda=BdaDraw(scale=1.05))[1]) == 0
+    assert ground_truth(frame(notes), classes, PC_RANGE)[0][0, 7:].tolist() == [0, 0]
+    kept, _ = ground_truth(frame(notes), classes, PC_RANGE, bda=BdaDraw(0.1, flip_x=True), keep_unknown_velocity=True)
+    assert np.isnan(kept[0, 7:]).all() and np.isfinite(kept[0, :7]).all()
     boxes, labels = ground_truth(frame(None), classes, PC_RANGE)
     assert boxes.shape == (0, 9) and labels.shape == (0,)
 
