@@ -216,7 +216,8 @@ class BEVFormerV2(BaseModel):
 
         A batch with the model's whole clip is encoded as it is. A batch of current frames only takes past ones from
         ``history`` (their image features, spec section 15): the same numbers with one encoder pass per frame.
-        Raises ValueError for other frame offsets, or a history for a model that looks into the future.
+        Raises ValueError for other frame offsets, a history for a model that looks into the future, or one of images
+        that were padded to another size.
         """
         history = dict(history or {})
         if batch.frame_offsets == self.frame_offsets:
@@ -258,6 +259,13 @@ class BEVFormerV2(BaseModel):
                 past = [None] * len(batch.frames)
             else:
                 past = [find_past(history, frame, -offset) for frame in batch.frames]
+            for frame, p in zip(batch.frames, past):
+                if p is not None and any(feats.shape != level.shape[1:] for feats, level in zip(p.feats, levels)):
+                    raise ValueError(
+                        f"sample {frame.token}: the features of sample {p.frame.token} before it are "
+                        f"{list(p.feats[0].shape)}, its own {list(levels[0].shape[1:])}: a scene needs the same "
+                        "cameras and, in every batch, the same padded image size (do not mix rigs in a batch)"
+                    )
             valid.append(torch.tensor([offset == 0 or p is not None for p in past], device=levels[0].device))
             clip.append(
                 [

@@ -221,6 +221,11 @@ class NuscenesDD3D(nn.Module):
     ) -> None:
         super().__init__()
         num_levels = len(strides)
+        known = min(len(mean_depth), len(std_depth), len(sizes_of_interest or SIZES_OF_INTEREST))
+        if num_levels > known:
+            raise ValueError(
+                f"{num_levels} levels (strides) need as many mean_depth, std_depth and sizes_of_interest, got {known}"
+            )
         if sizes_of_interest is None:
             sizes_of_interest = (*SIZES_OF_INTEREST[: num_levels - 1], (SIZES_OF_INTEREST[num_levels - 1][0], 1e8))
         if len(canonical_sizes_wlh) != num_classes:

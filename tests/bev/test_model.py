@@ -236,6 +236,16 @@ def test_history_does_not_cross_a_scene_border():
     assert find_past(history, frames[2], 1) is None and find_past(history, frames[2], 2) is None
 
 
+def test_history_of_another_image_size_is_refused():
+    model = build((-1, 0)).eval()
+    frames, images = scene(2)
+    _, history = model.predict(clip(frames, images, 0, (0,)))
+    batch = clip(frames, images, 1, (0,))
+    taller = torch.cat([batch.images, torch.zeros_like(batch.images)], -2)
+    with pytest.raises(ValueError, match="sample f1: the features of sample f0 before it"):
+        model.predict(replace(batch, images=taller), history)
+
+
 def test_what_a_loss_cannot_be_taken_of_is_named():
     model = build((-1, 0)).train()
     frames, images = scene(2)

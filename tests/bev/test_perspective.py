@@ -244,6 +244,8 @@ def test_fewer_levels_other_classes_and_no_3d(targets, ref):
     assert model.detect(model.eval()(levels), ref["in.intrinsics"])[0].boxes is None
     with pytest.raises(ValueError, match="3 levels"):
         model(levels[:2])
+    with pytest.raises(ValueError, match=r"6 levels .* got 5"):
+        NuscenesDD3D(strides=(4, 8, 16, 32, 64, 128))
     with pytest.raises(ValueError, match="canonical"):
         NuscenesDD3D(2)
 
