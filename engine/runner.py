@@ -30,7 +30,7 @@ class TrainRunner(Runner):
             return super().build_model(model)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        with building("train_dataloader"):
+        with building("train_dataloader or train_cfg"):
             return super().build_train_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:

@@ -16,12 +16,15 @@ from mmengine.visualization import Visualizer
 
 from ..errors import CheckpointError, ConfigError
 from . import checkpoints
-from .config import load_config
+from .config import building, load_config
 from .hooks import KeepCheckpoints, TellProgress
 from .loop import ResumableTrainLoop
 from .runner import TrainRunner, local_device
 
 logger = logging.getLogger("drivestack")
+
+NEEDED = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
+"""Keys that a config must have for training."""
 
 
 def train(
@@ -47,6 +50,8 @@ def train(
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
+    if missing := [key for key in NEEDED if key not in config]:
+        raise ConfigError(f"the config has no {missing[0]}; training needs {', '.join(NEEDED)}.")
     work_dir = Path(work_dir).resolve()
     start = find_start(work_dir, resume) or load_from
     checkpoints.close_unsafe_loaders()
@@ -58,7 +63,8 @@ def train(
     if distributed:  # MMEngine's own start asks for a GPU
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     progress = TellProgress(config.get("log_interval", 50))
-    hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
+    with building("checkpoint"):
+        hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
     if config.get("ema"):
         hooks.append(dict(type=EMAHook, **config.ema))
     hooks += config.get("custom_hooks", [])
@@ -66,7 +72,7 @@ def train(
         model=config.model,
         work_dir=str(work_dir),
         train_dataloader=config.train_dataloader,
-        train_cfg=dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=config.train_cfg.max_iters),
+        train_cfg=dict(type=ResumableTrainLoop, max_minutes=max_minutes, **config.train_cfg),
         optim_wrapper=config.optim_wrapper,
         param_scheduler=config.get("param_scheduler"),
         default_hooks=dict(

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from drivestack.engine.checkpoints import latest_checkpoint, read_checkpoint
+from drivestack.engine.config import override
 from drivestack.engine.optim import PrecisionOptimWrapper
 from drivestack.engine.train import train
 from drivestack.errors import CheckpointError, ConfigError, TrainingError
@@ -176,5 +177,21 @@ def test_a_type_that_nobody_registered_is_named(toy: Any, tmp_path: Path, part: 
     node = config[part][0] if isinstance(config[part], list) else config[part]
     node = node.dataset if part == "train_dataloader" else node
     node.type = "NoSuchThing"
-    with pytest.raises(ConfigError, match=f"{part} of the config.*type='NoSuchThing'"):
+    with pytest.raises(ConfigError, match=f"{part}.* of the config.*type='NoSuchThing'"):
+        train(config, tmp_path)
+
+
+def test_settings_that_nothing_reads_are_named(toy: Any, tmp_path: Path) -> None:
+    for key, value, words in (
+        ("train_cfg.max_iter", 3, "train_cfg of the config.*'max_iter'"),
+        ("train_cfg.max_iters", "many", "train_cfg.max_iters.*'many'"),
+        ("checkpoint.intervall", 3, "checkpoint of the config.*'intervall'"),
+    ):
+        config = toy.toy_config(5)
+        override(config, key, value)
+        with pytest.raises(ConfigError, match=words):
+            train(config, tmp_path)
+    config = toy.toy_config(5)
+    config.pop("train_cfg")
+    with pytest.raises(ConfigError, match="the config has no train_cfg"):
         train(config, tmp_path)
