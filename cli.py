@@ -43,7 +43,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, DrivestackError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{place}; check path, permissions and free disk space"
-    return " ".join(str(error).split())
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ")
 
 
 @contextlib.contextmanager

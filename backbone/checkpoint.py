@@ -150,7 +150,7 @@ def load_state(
         report = _with_hint(report, state, own)
         if strict:
             fix = "use the config that it was trained with"
-            raise CheckpointError(f"the checkpoint does not fit the model; {fix}\n{report}")
+            raise CheckpointError(f"the checkpoint does not fit the model; {fix}:\n{report}")
         logger.warning("%s", report)
     model.load_state_dict(fitting, strict=False)
     return report
