@@ -1,6 +1,8 @@
-"""The types that cross rooms: a clip of Frames goes in, a Batch goes through the model, Detections come out.
+"""The types that cross rooms: a clip of Frames goes in, a Batch goes through the model, and boxes (Detections), voxels
+(OccupancyGrid) and lanes (LaneGraph) come out.
 
-Shapes: B batch, T time steps of a clip, N cameras, n boxes. Frames and units: see geometry/README.md.
+Shapes: B batch, T time steps of a clip, N cameras, n boxes or lanes, k traffic elements. Frames and units: see
+geometry/README.md.
 """
 
 from __future__ import annotations
@@ -71,6 +73,36 @@ class Annotations:
 
 
 @dataclass(frozen=True)
+class OccupancyLabels:
+    """Voxel classes of one keyframe in its EGO frame, and which voxels were observed (Occ3D layout, [x, y, z])."""
+
+    semantics: NDArray[np.uint8]
+    """[X, Y, Z] class of each voxel; Occ3D-nuScenes: 0..16 things and surfaces, 17 free."""
+    mask_lidar: NDArray[np.bool_]
+    """[X, Y, Z] True where an accumulated LiDAR ray passed or ended."""
+    mask_camera: NDArray[np.bool_]
+    """[X, Y, Z] True where the current cameras see."""
+
+
+@dataclass(frozen=True)
+class LaneLabels:
+    """Lanes and traffic elements of one keyframe, the lanes in its EGO (vehicle) frame (OpenLane-V2)."""
+
+    centrelines: list[NDArray[np.float32]]
+    """n x [points, 3] metres, directed along the traffic."""
+    is_connector: NDArray[np.bool_]
+    """[n] True inside an intersection."""
+    elements_xyxy_px: NDArray[np.float32]
+    """[k, 4] boxes in the front image as it lies on disk."""
+    attributes: NDArray[np.int64]
+    """[k] 0 unknown, 1 red .. 12 slight_right."""
+    lane_lane: NDArray[np.int8]
+    """[n, n] 1 where the end of lane i connects to the start of lane j."""
+    lane_element: NDArray[np.int8]
+    """[n, k] 1 where element j governs lane i."""
+
+
+@dataclass(frozen=True)
 class Frame:
     """One keyframe: cameras, poses at the LiDAR's time, and labels where the split has them."""
 
@@ -83,6 +115,9 @@ class Frame:
     global_from_ego: NDArray[np.float64]
     lidar_path: str = ""
     annotations: Annotations | None = None
+    occupancy_path: str = ""
+    """Occ3D label file of this keyframe, '' where there is none."""
+    lanes: LaneLabels | None = None
     prev_token: str = ""
     next_token: str = ""
 
@@ -131,6 +166,41 @@ class MonoTargets:
 
 
 @dataclass
+class OccupancyTargets:
+    """Voxel labels of one sample as tensors, EGO frame, never augmented."""
+
+    semantics: Tensor
+    """[X, Y, Z] uint8"""
+    mask_lidar: Tensor
+    """[X, Y, Z] bool"""
+    mask_camera: Tensor
+    """[X, Y, Z] bool"""
+
+    def to(self, device: torch.device | str) -> OccupancyTargets:
+        return OccupancyTargets(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass
+class LaneTargets:
+    """Lane labels of one sample as tensors; lanes in the EGO frame."""
+
+    centrelines: list[Tensor]
+    """n x [points, 3] metres"""
+    elements_xyxy_px: Tensor
+    """[k, 4] in the front image as the model sees it (resized, cropped, not padded, never mirrored)."""
+    attributes: Tensor
+    """[k] long"""
+    lane_lane: Tensor
+    """[n, n] bool"""
+    lane_element: Tensor
+    """[n, k] bool"""
+
+    def to(self, device: torch.device | str) -> LaneTargets:
+        lines = [line.to(device) for line in self.centrelines]
+        return LaneTargets(lines, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
+
+
+@dataclass
 class Batch:
     """What a BEV model takes: B clips of T frames (ascending in time) of N cameras."""
 
@@ -159,6 +229,12 @@ class Batch:
     """B x [n] long"""
     mono: list[list[MonoTargets | None]] = field(default_factory=list)
     """B x N, None for an image without labels."""
+    occupancy: list[OccupancyTargets | None] = field(default_factory=list)
+    """B, None for a sample without voxel labels; empty list where the task is not loaded."""
+    lanes: list[LaneTargets | None] = field(default_factory=list)
+    """B, None for a sample without lane labels; empty list where the task is not loaded."""
+    ego_from_lidar: Tensor | None = None
+    """[B, 4, 4] of the current frame."""
     frames: list[Frame] = field(default_factory=list)
     """The current frames, for tokens and poses."""
 
@@ -175,7 +251,7 @@ class Batch:
         """The same batch with every tensor on ``device``."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, MonoTargets)):
+            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets)):
                 return value.to(device)
             return [move(v) for v in value] if isinstance(value, list) else value
 
@@ -201,3 +277,33 @@ class Detections:
     """[k]"""
     labels: NDArray[np.int64]
     """[k] index into the model's class list."""
+
+
+@dataclass(frozen=True)
+class OccupancyGrid:
+    """Voxel classes found in one keyframe, in its EGO frame."""
+
+    token: str
+    semantics: NDArray[np.uint8]
+    """[X, Y, Z]"""
+
+
+@dataclass(frozen=True)
+class LaneGraph:
+    """Lanes, traffic elements and how they belong together, found in one keyframe; lanes in the EGO frame."""
+
+    token: str
+    centrelines: NDArray[np.float32]
+    """[n, points, 3] metres, directed."""
+    lane_scores: NDArray[np.float32]
+    """[n]"""
+    elements_xyxy_px: NDArray[np.float32]
+    """[k, 4] in the front image as it lies on disk."""
+    attributes: NDArray[np.int64]
+    """[k]"""
+    element_scores: NDArray[np.float32]
+    """[k]"""
+    lane_lane: NDArray[np.float32]
+    """[n, n] probability that the end of lane i connects to the start of lane j."""
+    lane_element: NDArray[np.float32]
+    """[n, k] probability that element j governs lane i."""
