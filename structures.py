@@ -307,3 +307,13 @@ class LaneGraph:
     """[n, n] probability that the end of lane i connects to the start of lane j."""
     lane_element: NDArray[np.float32]
     """[n, k] probability that element j governs lane i."""
+
+
+@dataclass(frozen=True)
+class SceneAnswer:
+    """All that one model found in one keyframe; None for a task it was not asked for."""
+
+    token: str
+    boxes: Detections | None = None
+    occupancy: OccupancyGrid | None = None
+    lanes: LaneGraph | None = None

@@ -173,11 +173,19 @@ class BEVFormerV2(BaseModel):
         frame offsets than the model's, without labels, with a label that is none of the model's classes, or without
         labels of single images where there is a perspective head.
         """
+        self._check_clip(batch)
+        self._check_box_labels(batch)
+        levels, features = self.encode_clip(batch)
+        return self._box_losses(levels, features, batch)
+
+    def _check_clip(self, batch: Batch) -> None:
         if batch.frame_offsets != self.frame_offsets:
             raise ConfigError(
                 f"the model learns from frames {self.frame_offsets}, the batch has {batch.frame_offsets}: give its "
                 "dataset the same frame_offsets"
             )
+
+    def _check_box_labels(self, batch: Batch) -> None:
         if not batch.gt_boxes:
             raise ConfigError(
                 f"samples {', '.join(batch.tokens)} have no labels to learn from: train on a split with annotations"
@@ -193,7 +201,8 @@ class BEVFormerV2(BaseModel):
                 f"the model has a perspective head (fcos3d_bbox_head), but samples {', '.join(batch.tokens)} come "
                 "without labels of single images: give its dataset mono=True and a split with annotations"
             )
-        levels, features = self.encode_clip(batch)
+
+    def _box_losses(self, levels: Levels, features: BevFeatures, batch: Batch) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         dense, mono = self._dense(features.bev), None
         if self.fcos3d_bbox_head is not None:
@@ -212,7 +221,12 @@ class BEVFormerV2(BaseModel):
 
     @torch.no_grad()
     def predict(self, batch: Batch, history: History | None = None) -> tuple[list[Detections], History]:
-        """Boxes of the current frames, and the history to pass in with the next batch.
+        """Boxes of the current frames, and the history to pass in with the next batch (see ``encode``)."""
+        levels, features, history = self.encode(batch, history)
+        return self._detect(levels, features, batch), history
+
+    def encode(self, batch: Batch, history: History | None = None) -> tuple[Levels, BevFeatures, History]:
+        """Image features and BEV map of the current frames, and the history to pass in with the next batch.
 
         A batch with the model's whole clip is encoded as it is. A batch of current frames only takes past ones from
         ``history`` (their image features, spec section 15): the same numbers with one encoder pass per frame.
@@ -232,10 +246,13 @@ class BEVFormerV2(BaseModel):
                 f"the model looks at frames {self.frame_offsets}; the batch has {batch.frame_offsets}. Give it "
                 "the whole clip, or (0,) with a history where no future frame is needed."
             )
+        return levels, features, history
+
+    def _detect(self, levels: Levels, features: BevFeatures, batch: Batch) -> list[Detections]:
         mono = self._mono(levels) if self.perspective_proposals is not None else None
         extra = self._extra_queries(features.bev, self._dense(features.bev), mono, batch)
         outs = self.pts_bbox_head.decode(features.bev, extra)
-        return self.pts_bbox_head.predict(outs, batch.tokens), history
+        return self.pts_bbox_head.predict(outs, batch.tokens)
 
     def _remember(self, levels: Levels, batch: Batch) -> dict[str, PastFrame]:
         if len(self.frame_offsets) == 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import rotate
 
 from ..geometry import BevGrid
+from .resample import sample_bev
 
 
 class FusionBlock(nn.Module):
@@ -78,20 +79,11 @@ def warp_bev(bev: Tensor, bda: Tensor, grid: BevGrid) -> Tensor:
     frame; its upper left 2x2 block counts) -> [B, Q, C], bilinear, zeros from outside. In metres about the LIDAR
     origin; upstream works in fractions of the range (Q9), which is the same for a range that is square and centred.
     """
-    batch, _, channels = bev.shape
     a, b, c, d = bda[:, :2, :2].float().flatten(1).unbind(1)  # [B]
     # original from augmented, closed form: no device synchronisation
     inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
-    half = bev.new_tensor([(grid.x_max - grid.x_min) / 2, (grid.y_max - grid.y_min) / 2], dtype=torch.float32)
-    centre = bev.new_tensor([(grid.x_max + grid.x_min) / 2, (grid.y_max + grid.y_min) / 2], dtype=torch.float32)
-    x = (torch.arange(grid.num_x, device=bev.device) * 2 + 1) / grid.num_x - 1
-    y = (torch.arange(grid.num_y, device=bev.device) * 2 + 1) / grid.num_y - 1
-    target_m = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) * half + centre  # [num_y, num_x, 2]
-    with torch.autocast(bev.device.type, enabled=False):
-        source_m = (inverse[:, None, None] * target_m[None, ..., None, :]).sum(-1)  # [B, num_y, num_x, 2]
-        maps = bev.float().transpose(1, 2).unflatten(2, (grid.num_y, grid.num_x))
-        warped = F.grid_sample(maps, (source_m - centre) / half, mode="bilinear", align_corners=False)
-    return warped.flatten(2).transpose(1, 2).to(bev.dtype).reshape(batch, -1, channels)
+    maps = bev.transpose(1, 2).unflatten(2, (grid.num_y, grid.num_x))
+    return sample_bev(maps, grid, grid, F.pad(inverse, (0, 1))).flatten(2).transpose(1, 2)
 
 
 def ego_shift_v1(can_bus: Tensor, grid: BevGrid) -> Tensor:
