@@ -17,8 +17,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine")
 SOURCES = [
-    "ops/csrc/register_cpu.cpp",
-    *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops/csrc/cpu").glob("*.cpp"))),
+    str(p.relative_to(ROOT)) for folder in ("ops/csrc", "ops/csrc/cpu") for p in sorted((ROOT / folder).glob("*.cpp"))
 ]
 HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops/csrc").rglob("*.*")) if p.suffix in (".h", ".inl")]
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support

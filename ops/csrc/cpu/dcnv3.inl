@@ -1,4 +1,13 @@
 // DCNv3 forward and backward on channels-last tensors; InternImage, arXiv 2211.05778. See ops/dcnv3.py for the layout.
+// Included once per instruction set, behind target_*.h.
+namespace drivestack {
+namespace DRIVESTACK_ISA {
+namespace {
+
+#include "../common/tap.h"
+#include "simd.h"
+#include "taps.inl"
+#include "softmax.inl"
 
 // Pixel offsets of all taps of all groups from the anchor, x in the outer loop.
 template <class S>
@@ -19,8 +28,8 @@ inline int64_t anchor_y(const Dcnv3Sizes& s, int64_t ho) {
   return ho * s.stride_h - s.pad_h + s.dilation_h * (s.kernel_h - 1) / 2;
 }
 
-constexpr int64_t kPrefetchRows = 4, kPrefetchBytes = 1 << 20;  // pays off once the image leaves the L2 cache
-constexpr int64_t kInteriorSide = 16;                           // on smaller maps most pixels touch the border
+constexpr int64_t kPrefetchRows = 4;
+constexpr int64_t kInteriorSide = 16;  // on smaller maps most pixels touch the border
 
 template <class T, class O, int VW, int NV>
 void dcnv3_forward_rows(const Dcnv3Sizes& s, const T* value, const O* offset, const O* mask, T* out, int64_t begin,
@@ -99,14 +108,14 @@ void dcnv3_backward_tasks(const Dcnv3Sizes& s, const T* grad_out, const T* value
   constexpr int N = kLanes<S>;
   const int64_t C = s.channels(), D = s.group_channels, K = s.taps(), all_taps = s.groups * K, row = s.width * C;
   const size_t line = padded(all_taps) * sizeof(S) + 64;
-  Arena arena(Taps<S>::bytes(all_taps) + 9 * line + (padded(all_taps) / N) * sizeof(TapAxes<S>) + 64);
+  Arena arena(Taps<S>::bytes(all_taps) + 9 * line + (padded(all_taps) / N) * sizeof(MaskedAxes<S>) + 64);
   const Taps<S> taps(arena, all_taps);
   S *grid_x = arena.take<S>(padded(all_taps)), *grid_y = arena.take<S>(padded(all_taps)),
     *weights = arena.take<S>(padded(all_taps));
   S* dots[4];
   for (S*& d : dots) d = arena.take<S>(padded(all_taps));
   int32_t *order = arena.take<int32_t>(padded(all_taps)), *group = arena.take<int32_t>(padded(all_taps));
-  TapAxes<S>* axes = arena.take<TapAxes<S>>(padded(all_taps) / N);
+  MaskedAxes<S>* axes = arena.take<MaskedAxes<S>>(padded(all_taps) / N);
   fill_tap_grid(s, grid_x, grid_y);
   const S scale = S(s.offset_scale);
   const auto width = broadcast_index<S>(Index<S>(s.width)), height = broadcast_index<S>(Index<S>(s.height));
@@ -139,30 +148,11 @@ void dcnv3_backward_tasks(const Dcnv3Sizes& s, const T* grad_out, const T* value
                               dots);
         for (int64_t t = 0; t < n_taps; t += N) {
           Full<S> gm, gx, gy;
-          tap_gradients<S>(taps, t, dots, axes[t / N], gm, gx, gy);
+          tap_gradients_at<S>(t, dots, axes[t / N], gm, gx, gy);
           store_pairs<S>(grad_offset + 2 * first, t, n_taps, gx * scale, gy * scale);
           store_part<S>(grad_mask + first, t, n_taps, gm);
         }
       }
-  }
-}
-
-// Calls f(T{}, O{}) with the value's storage type and the type of its offsets and masks.
-template <class F>
-void dispatch_types(Dtype dtype, bool float_taps, F f) {
-  switch (dtype) {
-    case Dtype::f32:
-      f(float{}, float{});
-      break;
-    case Dtype::f64:
-      f(double{}, double{});
-      break;
-    case Dtype::bf16:
-      float_taps ? f(BFloat16{}, float{}) : f(BFloat16{}, BFloat16{});
-      break;
-    case Dtype::f16:
-      float_taps ? f(Half{}, float{}) : f(Half{}, Half{});
-      break;
   }
 }
 
@@ -196,3 +186,11 @@ void dcnv3_backward(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, const voi
 #undef DS_CALL
   });
 }
+
+}  // namespace
+
+constexpr Dcnv3Kernels dcnv3_kernels = {dcnv3_forward, dcnv3_backward};
+constexpr RowKernels row_kernels = {softmax_forward, softmax_backward, narrow};
+
+}  // namespace DRIVESTACK_ISA
+}  // namespace drivestack

@@ -1,28 +1,37 @@
 // Choice of the instruction set at run time.
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
+#include <limits>
 
 #include "kernels.h"
 
 namespace drivestack {
 namespace {
 
-bool runs_here(const Kernels* k) {
-  if (!k) return false;
+#define DS_TABLE(isa) \
+  { #isa, &isa::dcnv3_kernels, &isa::ms_deform_attn_kernels, &isa::row_kernels }
+const Kernels tables[] = {
+#if defined(__x86_64__)
+    DS_TABLE(avx512),
+    DS_TABLE(avx2),
+#endif
+    DS_TABLE(baseline),
+};
+
+bool runs_here(const Kernels& k) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!std::strcmp(k->name, "avx512"))
+  if (!std::strcmp(k.name, "avx512"))
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-  if (!std::strcmp(k->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (!std::strcmp(k.name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return true;
 }
 
 const Kernels* find(const char* name) {
-  for (const Kernels* k : {kernels_avx512(), kernels_avx2(), kernels_baseline()})
-    if (runs_here(k) && (!name || !std::strcmp(k->name, name))) return k;
+  for (const Kernels& k : tables)
+    if (runs_here(k) && (!name || !std::strcmp(k.name, name))) return &k;
   return nullptr;
 }
 
@@ -42,6 +51,11 @@ bool choose_kernels(const char* name) {
   const Kernels* k = find(name);
   if (k) chosen() = k;
   return k != nullptr;
+}
+
+int64_t& largest_narrow_image() {
+  static int64_t elements = std::numeric_limits<int32_t>::max();
+  return elements;
 }
 
 }  // namespace drivestack

@@ -1,4 +1,12 @@
 // Multi-scale deformable attention, forward and backward; Deformable DETR, arXiv 2010.04159. See ops/ms_deform_attn.py.
+// Included once per instruction set, behind target_*.h.
+namespace drivestack {
+namespace DRIVESTACK_ISA {
+namespace {
+
+#include "../common/tap.h"
+#include "simd.h"
+#include "taps.inl"
 
 // Sizes and offsets of the level of every tap (h, l, p) of one query, for n_heads heads.
 template <class S>
@@ -34,7 +42,7 @@ struct LevelOfTap {
 
 template <class S, bool kBackward>
 DS_INLINE void make_query_taps(const S* locations, const S* weights, int64_t n, const LevelOfTap<S>& level,
-                               Index<S> stride, const Taps<S>& taps, TapAxes<S>* axes, S* weights_copy) {
+                               Index<S> stride, const Taps<S>& taps, MaskedAxes<S>* axes, S* weights_copy) {
   constexpr int N = kLanes<S>;
   for (int64_t t = 0; t < n; t += N) {
     Full<S> x, y;
@@ -92,14 +100,14 @@ void ms_deform_attn_backward_tasks(const MsDeformAttnSizes& s, const T* grad_out
   const int64_t D = s.head_channels, stride = s.heads * D, n = s.levels * s.points, n_heads = s.heads / blocks,
                 all = n_heads * n;
   Arena arena(Taps<S>::bytes(all) + LevelOfTap<S>::bytes(all) + 7 * (padded(all) * sizeof(S) + 64) +
-              (padded(all) / N) * sizeof(TapAxes<S>) + 64);
+              (padded(all) / N) * sizeof(MaskedAxes<S>) + 64);
   const Taps<S> taps(arena, all);
   const LevelOfTap<S> level(arena, s, n_heads);
   S* dots[4];
   for (S*& d : dots) d = arena.take<S>(padded(all));
   S* masks = arena.take<S>(padded(all));
   int32_t *order = arena.take<int32_t>(padded(all)), *head = arena.take<int32_t>(padded(all));
-  TapAxes<S>* axes = arena.take<TapAxes<S>>(padded(all) / N);
+  MaskedAxes<S>* axes = arena.take<MaskedAxes<S>>(padded(all) / N);
   for (int64_t k = 0, i = 0; k < n; ++k)
     for (int64_t h = 0; h < n_heads; ++h, ++i) {
       order[i] = int32_t(h * n + k);
@@ -115,7 +123,7 @@ void ms_deform_attn_backward_tasks(const MsDeformAttnSizes& s, const T* grad_out
       scatter<S, T, VW, NV>(image, grad_out + q * stride + h0 * D, grad_image, D, taps, masks, order, head, all, dots);
       for (int64_t t = 0; t < all; t += N) {
         Full<S> gw, gx, gy;
-        tap_gradients<S>(taps, t, dots, axes[t / N], gw, gx, gy);
+        tap_gradients_at<S>(t, dots, axes[t / N], gw, gx, gy);
         store_pairs<S>(grad_locations + 2 * first, t, all, gx * load_full<S>(level.width_f + t),
                        gy * load_full<S>(level.height_f + t));
         store_part<S>(grad_weights + first, t, all, gw);
@@ -154,3 +162,10 @@ void ms_deform_attn_backward(const MsDeformAttnSizes& s, Dtype dtype, const void
 #undef DS_CALL
   });
 }
+
+}  // namespace
+
+constexpr MsDeformAttnKernels ms_deform_attn_kernels = {ms_deform_attn_forward, ms_deform_attn_backward};
+
+}  // namespace DRIVESTACK_ISA
+}  // namespace drivestack

@@ -182,6 +182,32 @@ DS_INLINE bool all_lanes(FullIndex<S> mask) {
   return all == -1;
 }
 
+// The policy of common/tap.h: a register of taps.
+template <class S>
+struct SimdLanes {
+  using Scalar = S;
+  using Real = Full<S>;
+  using Int = FullIndex<S>;
+  using Mask = FullIndex<S>;
+  using Offset = FullIndex<S>;
+  static DS_INLINE Real broadcast(S x) { return Real{} + x; }
+  static DS_INLINE Mask both(Mask a, Mask b) { return a & b; }
+  static DS_INLINE Mask less(Real a, Real b) { return Mask(a < b); }
+  static DS_INLINE Mask below(Int x, Int size) {
+    using U = Vec<UIndex<S>, kLanes<S>>;
+    return Mask(U(x) < U(size));
+  }
+  static DS_INLINE Real keep(Mask m, Real x) { return ::drivestack::DRIVESTACK_ISA::keep<S>(m, x); }
+  static DS_INLINE Real select(Mask m, Real yes, Real no) {
+    return ::drivestack::DRIVESTACK_ISA::select<S>(m, yes, no);
+  }
+  static DS_INLINE Int clamp(Int x, Int high) { return ::drivestack::DRIVESTACK_ISA::clamp<S>(x, high); }
+  static DS_INLINE Real real(Int x) { return convert<S, kLanes<S>, Index<S>>(x); }
+  static DS_INLINE Offset offset(Int x) { return x; }
+  static DS_INLINE Int floor(Real x, Real& fraction) { return floor_of<S>(x, fraction); }
+  static DS_INLINE Real larger(Real a, Real b) { return select(less(a, b), b, a); }
+};
+
 // ---- shuffles
 // ----------------------------------------------------------------------------------------------------------
 template <class V, int... I>

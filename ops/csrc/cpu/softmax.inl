@@ -90,3 +90,17 @@ void softmax_backward(int64_t length, Dtype dtype, const void* grad_out, const v
                                    static_cast<T*>(grad_logits), begin, end);
   });
 }
+
+template <class T>
+void narrow_to(const float* from, T* to, int64_t begin, int64_t end) {
+  constexpr int N = kLanes<float>;
+  int64_t i = begin;
+  for (; i + N <= end; i += N) store<N>(to + i, load<N>(from + i));
+  for (; i < end; ++i) store<1>(to + i, from[i]);
+}
+void narrow(Dtype dtype, const float* from, void* to, int64_t begin, int64_t end) {
+  if (dtype == Dtype::bf16)
+    narrow_to(from, static_cast<BFloat16*>(to), begin, end);
+  else
+    narrow_to(from, static_cast<Half*>(to), begin, end);
+}

@@ -19,6 +19,8 @@ struct Arena {
     return p;
   }
 };
+constexpr int64_t kPrefetchBytes = 1 << 20;  // prefetching pays once the image leaves the L2 cache
+
 inline int64_t padded(int64_t taps) { return (taps + 31) / 16 * 16; }
 
 // Corners 0..3: top-left, top-right, bottom-left, bottom-right. Offsets are in elements from channel 0 of the image.
@@ -34,46 +36,30 @@ struct Taps {
     }
   }
 };
-// What the backward pass needs besides: one-dimensional weights (zero where the corner is outside) and validity masks.
+// Corner offsets and weights of a register of taps, to position t. The mask is folded into the weights of a forward
+// pass; a backward pass gets it back with the axes.
 template <class S>
-struct TapAxes {
-  Full<S> low_x, high_x, low_y, high_y, mask;
-  FullIndex<S> has_low_x, has_high_x, has_low_y, has_high_y;
+struct MaskedAxes : TapAxes<SimdLanes<S>> {
+  Full<S> mask;
 };
-
-// Taps that do not lie strictly within one pixel around the image, and NaN, get weight zero and a safe offset.
 template <class S, bool kBackward>
 DS_INLINE void make_taps(Full<S> x, Full<S> y, Full<S> mask, FullIndex<S> width, FullIndex<S> height,
                          FullIndex<S> first, FullIndex<S> row, Index<S> column, const Taps<S>& taps, int64_t t,
-                         TapAxes<S>* axes) {
-  constexpr int N = kLanes<S>;
-  using U = Vec<UIndex<S>, N>;
-  FullIndex<S> inside = FullIndex<S>(x > S(-1)) & FullIndex<S>(x < convert<S, N, Index<S>>(width)) &
-                        FullIndex<S>(y > S(-1)) & FullIndex<S>(y < convert<S, N, Index<S>>(height));
-  x = select<S>(inside, x, broadcast<S>(-2));
-  y = select<S>(inside, y, broadcast<S>(-2));
-  Full<S> lx, ly;
-  FullIndex<S> ix = floor_of<S>(x, lx), iy = floor_of<S>(y, ly);
-  FullIndex<S> has_x0 = FullIndex<S>(U(ix) < U(width)), has_x1 = FullIndex<S>(U(ix + 1) < U(width));
-  FullIndex<S> has_y0 = FullIndex<S>(U(iy) < U(height)), has_y1 = FullIndex<S>(U(iy + 1) < U(height));
-  Full<S> wx0 = keep<S>(has_x0, S(1) - lx), wx1 = keep<S>(has_x1, lx);
-  Full<S> wy0 = keep<S>(has_y0, S(1) - ly), wy1 = keep<S>(has_y1, ly);
-  FullIndex<S> x0 = clamp<S>(ix, width - 1) * column, x1 = clamp<S>(ix + 1, width - 1) * column;
-  FullIndex<S> y0 = clamp<S>(iy, height - 1) * row + first, y1 = clamp<S>(iy + 1, height - 1) * row + first;
-  store_raw(taps.offset[0] + t, y0 + x0);
-  store_raw(taps.offset[1] + t, y0 + x1);
-  store_raw(taps.offset[2] + t, y1 + x0);
-  store_raw(taps.offset[3] + t, y1 + x1);
-  if (kBackward)
-    *axes = {wx0, wx1, wy0, wy1, mask, has_x0, has_x1, has_y0, has_y1};
-  else {
-    wy0 *= mask;
-    wy1 *= mask;
+                         MaskedAxes<S>* kept) {
+  using L = SimdLanes<S>;
+  TapAxes<L> axes;
+  FullIndex<S> corner[4];
+  Full<S> weight[4];
+  tap_corners<L>(x, y, width, height, first, row, broadcast_index<S>(column), corner, axes);
+  corner_weights<L>(axes, kBackward ? broadcast<S>(1) : mask, weight);
+  for (int c = 0; c < 4; ++c) {
+    store_raw(taps.offset[c] + t, corner[c]);
+    store_raw(taps.weight[c] + t, weight[c]);
   }
-  store_raw(taps.weight[0] + t, wy0 * wx0);
-  store_raw(taps.weight[1] + t, wy0 * wx1);
-  store_raw(taps.weight[2] + t, wy1 * wx0);
-  store_raw(taps.weight[3] + t, wy1 * wx1);
+  if (kBackward) {
+    static_cast<TapAxes<L>&>(*kept) = axes;
+    kept->mask = mask;
+  }
 }
 
 // out[0 .. NV * VW) = sum over n taps from t0 on of the weighted corners.
@@ -201,18 +187,13 @@ DS_INLINE void scatter(const T* image, const T* grad_out, S* grad_value, int64_t
   }
 }
 
-// Gradients to the mask and the pixel coordinates of a register of taps, from the four dots.
+// Gradients to the mask and the pixel coordinates of the register of taps at t, from the four dots.
 template <class S>
-DS_INLINE void tap_gradients(const Taps<S>& taps, int64_t t, S* const* dots, const TapAxes<S>& a, Full<S>& grad_mask,
-                             Full<S>& grad_x, Full<S>& grad_y) {
-  Full<S> d0 = load_full<S>(dots[0] + t), d1 = load_full<S>(dots[1] + t), d2 = load_full<S>(dots[2] + t),
-          d3 = load_full<S>(dots[3] + t);
-  grad_mask = d0 * load_full<S>(taps.weight[0] + t) + d1 * load_full<S>(taps.weight[1] + t) +
-              d2 * load_full<S>(taps.weight[2] + t) + d3 * load_full<S>(taps.weight[3] + t);
-  grad_x = a.mask * (a.low_y * (keep<S>(a.has_high_x, d1) - keep<S>(a.has_low_x, d0)) +
-                     a.high_y * (keep<S>(a.has_high_x, d3) - keep<S>(a.has_low_x, d2)));
-  grad_y = a.mask * (a.low_x * (keep<S>(a.has_high_y, d2) - keep<S>(a.has_low_y, d0)) +
-                     a.high_x * (keep<S>(a.has_high_y, d3) - keep<S>(a.has_low_y, d1)));
+DS_INLINE void tap_gradients_at(int64_t t, S* const* dots, const MaskedAxes<S>& axes, Full<S>& grad_mask,
+                                Full<S>& grad_x, Full<S>& grad_y) {
+  Full<S> dot[4];
+  for (int c = 0; c < 4; ++c) dot[c] = load_full<S>(dots[c] + t);
+  tap_gradients<SimdLanes<S>>(axes, axes.mask, dot, grad_mask, grad_x, grad_y);
 }
 
 // Calls f<T, VW, NV> with the widest vectors that divide the channels.
@@ -235,3 +216,22 @@ DS_INLINE void tap_gradients(const Taps<S>& taps, int64_t t, S* const* dots, con
       CALL(1, 0);                                         \
     }                                                     \
   } while (0)
+
+// Calls f(T{}, O{}) with the value's storage type and the type of its offsets and masks.
+template <class F>
+void dispatch_types(Dtype dtype, bool float_taps, F f) {
+  switch (dtype) {
+    case Dtype::f32:
+      f(float{}, float{});
+      break;
+    case Dtype::f64:
+      f(double{}, double{});
+      break;
+    case Dtype::bf16:
+      float_taps ? f(BFloat16{}, float{}) : f(BFloat16{}, BFloat16{});
+      break;
+    case Dtype::f16:
+      float_taps ? f(Half{}, float{}) : f(Half{}, Half{});
+      break;
+  }
+}

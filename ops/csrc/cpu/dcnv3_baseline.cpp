@@ -1,0 +1,3 @@
+#include "kernels_dcnv3.h"
+#include "target_baseline.h"
+#include "dcnv3.inl"

@@ -1,0 +1,44 @@
+// What each instruction set's object offers for DCNv3. Every function works on a range of tasks: threads live elsewhere.
+#pragma once
+#include <cstdint>
+
+#include "../common/sizes.h"
+#include "dtype.h"
+
+namespace drivestack {
+
+struct Dcnv3Kernels {
+  // Tasks: output rows (n, ho). Offsets and masks are float where float_taps is set, else of the value's type.
+  void (*forward)(const Dcnv3Sizes&, Dtype, bool float_taps, const void* value, const void* offset, const void* mask,
+                  void* out, int64_t begin, int64_t end);
+  // Tasks: (n, block of groups). A task owns its slice of grad_value, so there are no atomics, and as every group sums
+  // in the same order whatever the blocks, the result does not depend on the number of threads. grad_value: zeroed,
+  // float for half types (see `narrow`).
+  void (*backward)(const Dcnv3Sizes&, Dtype, bool float_taps, const void* grad_out, const void* value,
+                   const void* offset, const void* mask, void* grad_value, void* grad_offset, void* grad_mask,
+                   int64_t blocks, int64_t begin, int64_t end);
+};
+
+struct RowKernels {
+  // Tasks: rows of at most 64 numbers; not for f64.
+  void (*softmax_forward)(int64_t length, Dtype, const void* logits, void* out, int64_t begin, int64_t end);
+  void (*softmax_backward)(int64_t length, Dtype, const void* grad_out, const void* out, void* grad_logits,
+                           int64_t begin, int64_t end);
+  // float accumulators [begin, end) to bf16 or f16.
+  void (*narrow)(Dtype, const float* from, void* to, int64_t begin, int64_t end);
+};
+
+namespace avx512 {
+extern const Dcnv3Kernels dcnv3_kernels;
+extern const RowKernels row_kernels;
+}
+namespace avx2 {
+extern const Dcnv3Kernels dcnv3_kernels;
+extern const RowKernels row_kernels;
+}
+namespace baseline {
+extern const Dcnv3Kernels dcnv3_kernels;
+extern const RowKernels row_kernels;
+}
+
+}  // namespace drivestack

@@ -1,0 +1,61 @@
+// What the operators' registrations share: tensors on torch's stable ABI, work per task, accumulators.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace drivestack {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kWorkPerTask = 1 << 15;  // corner reads below which another thread does not pay
+
+inline Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
+    default:
+      STD_TORCH_CHECK(false, "drivestack: float32, float64, bfloat16 or float16 expected");
+  }
+}
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline int64_t grain(int64_t work_per_task) {
+  return std::max<int64_t>(1, kWorkPerTask / std::max<int64_t>(1, work_per_task));
+}
+
+// Tasks per image of a backward pass, so that every thread has one.
+inline int64_t split(int64_t images, int64_t slices) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::max<int64_t>(1, std::min(slices, (threads + images - 1) / std::max<int64_t>(1, images)));
+}
+
+// A zeroed accumulator for the gradient to `like`: float for half types.
+inline Tensor accumulator(const Tensor& like) {
+  const bool half = like.scalar_type() == ScalarType::Half || like.scalar_type() == ScalarType::BFloat16;
+  return torch::stable::new_zeros(like, like.sizes(), half ? ScalarType::Float : like.scalar_type());
+}
+inline Tensor narrowed(const Tensor& sum, const Tensor& like) {
+  if (sum.scalar_type() == like.scalar_type()) return sum;
+  Tensor out = torch::stable::empty_like(like);
+  const Dtype dtype = dtype_of(like);
+  const float* from = static_cast<const float*>(sum.data_ptr());
+  void* to = out.data_ptr();
+  torch::stable::parallel_for(0, sum.numel(), 1 << 16,
+                              [&](int64_t b, int64_t e) { kernels().rows->narrow(dtype, from, to, b, e); });
+  return out;
+}
+
+}  // namespace drivestack
