@@ -16,22 +16,23 @@ from .layers import build_activation, build_norm
 
 
 class DCNv3(nn.Module):
-    """Deformable convolution v3 as a layer, [N, H, W, C] -> [N, H, W, C].
+    """Deformable convolution v3 as a layer, [N, H, W, C] -> [N, Ho, Wo, C], Ho and Wo as of a convolution.
 
-    Offsets and masks are predicted per input pixel from a depthwise convolution of the input, so the output has
-    the size of the input: the stride is 1 and the padding is the kernel's half width.
+    Offsets and masks are predicted from a depthwise convolution of the input. It moves with the window of the operator
+    (the same stride, padded so that its centre lies on the window's centre), so there is one prediction per output
+    pixel. Upstream predicts at every input pixel, which is the same only where H and W do not change.
 
     Args:
         channels: C, a multiple of `group`.
         kernel_size: side of the deformable kernel.
-        dw_kernel_size: side of the depthwise kernel in front of the offset and mask branches (odd);
-            None takes `kernel_size`.
-        stride, pad, dilation: as for a convolution; anything that would change H and W is refused, `pad=None`
-            takes the fitting value.
+        dw_kernel_size: side of the depthwise kernel in front of the offset and mask branches; None takes
+            `kernel_size`. Odd, unless the window (dilation * (kernel_size - 1) + 1 pixels) is even too.
+        stride, pad, dilation: as for a convolution; `pad=None` takes dilation * (kernel_size - 1) // 2, which keeps
+            H and W at stride 1 (odd window).
         group: G; the channels of a group share sampling locations and masks.
         offset_scale: multiplies offsets and the regular grid alike.
         act_layer, norm_layer: of the depthwise branch, see `layers`.
-        center_feature_scale: blend each output with its own input value by a learned gate per group (H, G).
+        center_feature_scale: blend each output with the value at its centre by a learned gate per group (H, G).
         remove_center: leave the central tap out (odd kernels only).
 
     Raises:
@@ -60,15 +61,13 @@ class DCNv3(nn.Module):
             raise ValueError(f"remove_center needs an odd kernel_size, got {kernel_size}")
         reach = dilation * (kernel_size - 1)
         pad = reach // 2 if pad is None else pad
-        if stride != 1 or 2 * pad != reach:
-            raise ValueError(
-                f"kernel_size={kernel_size}, stride={stride}, pad={pad}, dilation={dilation} change the size of "
-                "the map, but offsets and masks come from every input pixel: use stride=1 and "
-                "pad=dilation*(kernel_size-1)/2"
-            )
         dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
-        if dw_kernel_size % 2 == 0:
-            raise ValueError(f"dw_kernel_size must be odd to keep the size of the map, got {dw_kernel_size}")
+        if (dw_kernel_size - 1 - reach) % 2:
+            raise ValueError(
+                f"dw_kernel_size={dw_kernel_size} cannot be centred on a window of {reach + 1} pixels "
+                f"(kernel_size={kernel_size}, dilation={dilation}): both must be odd or both even"
+            )
+        dw_pad = pad + (dw_kernel_size - 1 - reach) // 2  # below zero: the border is cropped
 
         self.channels = channels
         self.kernel_size = kernel_size
@@ -79,6 +78,7 @@ class DCNv3(nn.Module):
         self.offset_scale = offset_scale
         self.remove_center = remove_center
         self.num_taps = kernel_size * kernel_size - int(remove_center)
+        self.dw_crop = max(-dw_pad, 0)
 
         # Bare parameters, and first: so they stand in the released checkpoints.
         if center_feature_scale:
@@ -86,7 +86,7 @@ class DCNv3(nn.Module):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
         self.center_feature_scale = center_feature_scale
         self.dw_conv = nn.Sequential(
-            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels),
+            nn.Conv2d(channels, channels, dw_kernel_size, stride, max(dw_pad, 0), groups=channels),
             build_norm(channels, norm_layer, source="NCHW", target="NHWC"),
             build_activation(act_layer),
         )
@@ -105,16 +105,26 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
+    def _at_centres(self, value: Tensor) -> Tensor:
+        """The values [N, Ho, Wo, C] at the centre of each output pixel's window, zero outside the image."""
+        reach = self.dilation * (self.kernel_size - 1)
+        if self.stride == 1 and 2 * self.pad == reach:
+            return value
+        before, after = self.pad - reach // 2, self.pad - (reach - reach // 2)  # negative: cropped
+        return F.pad(value, (0, 0, before, after, before, after))[:, :: self.stride, :: self.stride]
+
     def forward(self, x: Tensor) -> Tensor:
-        n, h, w, _ = x.shape
+        """[N, H, W, C] -> [N, Ho, Wo, C]."""
         value = self.input_proj(x)  # [N, H, W, C]
-        guide = self.dw_conv(x.permute(0, 3, 1, 2))  # [N, H, W, C]
-        offset = self.offset(guide)  # [N, H, W, G*K*2]
+        seen = x[:, self.dw_crop : -self.dw_crop, self.dw_crop : -self.dw_crop] if self.dw_crop else x
+        guide = self.dw_conv(seen.permute(0, 3, 1, 2))  # [N, Ho, Wo, C]
+        n, h, w, _ = guide.shape
+        offset = self.offset(guide)  # [N, Ho, Wo, G*K*2]
         mask = softmax_rows(self.mask(guide).view(n, h, w, self.group, self.num_taps))
         y = dcnv3(
             value,
             offset.to(value.dtype),
-            mask.flatten(3).to(value.dtype),  # [N, H, W, G*K]
+            mask.flatten(3).to(value.dtype),  # [N, Ho, Wo, G*K]
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.pad,
@@ -125,7 +135,8 @@ class DCNv3(nn.Module):
         )
         if self.center_feature_scale:
             gate = F.linear(guide, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
-            gate = gate.sigmoid().unsqueeze(-1)  # [N, H, W, G, 1]
+            gate = gate.sigmoid().unsqueeze(-1)  # [N, Ho, Wo, G, 1]
             grouped = (n, h, w, self.group, -1)
-            y = torch.lerp(y.view(grouped), value.view(grouped), gate.to(y.dtype)).flatten(3)
+            centre = self._at_centres(value).reshape(grouped)
+            y = torch.lerp(y.view(grouped), centre, gate.to(y.dtype)).flatten(3)
         return self.output_proj(y)

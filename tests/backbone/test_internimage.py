@@ -165,7 +165,7 @@ def test_group_channels_are_those_of_the_paper(name):
         ({"out_indices": (4,)}, "out_indices"),
         ({"frozen_stages": 5}, "frozen_stages=5"),
         ({"drop_path_type": "cosine"}, "drop_path_type"),
-        ({"dw_kernel_size": 4}, "dw_kernel_size must be odd"),
+        ({"dw_kernel_size": 4}, "dw_kernel_size=4 cannot be centred"),
         ({"norm_layer": "BN", "activation_checkpointing": True}, "BatchNorm"),
         ({"level2_post_norm": True}, "level2_post_norm_block_ids"),
     ],
@@ -175,9 +175,36 @@ def test_wrong_arguments_are_named(options, message):
         InternImage(**{**TINY, **options})
 
 
-@pytest.mark.parametrize(
-    "options", [{"stride": 2}, {"pad": 0}, {"kernel_size": 4}, {"kernel_size": 2, "remove_center": True}]
-)
-def test_dcn_layer_refuses_what_changes_the_map_size(options):
+@pytest.mark.parametrize("options", [{"kernel_size": 2, "remove_center": True}, {"dw_kernel_size": 4}])
+def test_dcn_layer_refuses_kernels_without_a_common_centre(options):
     with pytest.raises(ValueError, match=r"kernel_size"):
         DCNv3(8, group=2, **options)
+
+
+@pytest.mark.parametrize("center_feature_scale", [False, True])
+@pytest.mark.parametrize(
+    "window",
+    [{"stride": 2}, {"stride": 3, "pad": 0}, {"pad": 0, "dilation": 2}, {"kernel_size": 5, "dw_kernel_size": 3}],
+)
+def test_stride_and_padding_pick_pixels_of_the_same_layer_at_stride_one(window, center_feature_scale):
+    stride, pad = window.get("stride", 1), window.get("pad", 1)
+    kernel = {k: v for k, v in window.items() if "kernel" in k or k == "dilation"}
+    kernel |= {"group": 2, "center_feature_scale": center_feature_scale}
+    every = DCNv3(8, **kernel)
+    torch.nn.init.normal_(every.offset.weight)
+    torch.nn.init.normal_(every.mask.weight)
+    if center_feature_scale:
+        torch.nn.init.normal_(every.center_feature_scale_proj_weight)
+    picked = DCNv3(8, stride=stride, pad=pad, **kernel)
+    picked.load_state_dict(every.state_dict())
+    x = torch.randn(2, 9, 12, 8)
+    skip = every.pad - pad  # windows over the border that the smaller padding leaves out
+    expected = every(x)[:, skip : 9 - skip : stride, skip : 12 - skip : stride]
+    torch.testing.assert_close(picked(x), expected)
+
+
+def test_dcn_layer_with_an_even_kernel_and_padding_beyond_the_window():
+    layer = DCNv3(8, kernel_size=2, pad=3, stride=2, group=2, center_feature_scale=True)
+    assert layer(torch.randn(1, 5, 6, 8)).shape == (1, 5, 6, 8)
+    zero = layer(torch.zeros(1, 5, 6, 8))
+    torch.testing.assert_close(zero, torch.zeros_like(zero))
