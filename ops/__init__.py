@@ -1,15 +1,20 @@
-"""Operators with a slow, obvious twin and a fast kernel: DCNv3, multi-scale deformable attention, softmax of taps."""
+"""Operators with a slow, obvious twin and a fast kernel: DCNv3, DCNv4, deformable attention."""
 
 from .backend import BackendFallbackWarning, BackendUnavailableError, backend_report
-from .dcnv3 import dcnv3
-from .ms_deform_attn import ms_deform_attn
+from .dcnv3 import dcnv3, dcnv4, packed_width
+from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .softmax_rows import softmax_rows
+from .spatial_cross_attention import spatial_cross_attention
 
 __all__ = [
     "BackendFallbackWarning",
     "BackendUnavailableError",
     "backend_report",
     "dcnv3",
+    "dcnv4",
     "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "packed_width",
     "softmax_rows",
+    "spatial_cross_attention",
 ]

@@ -1,9 +1,14 @@
-"""Which implementation serves an operator call: the C++ kernels or the PyTorch twins.
+"""Which implementation serves an operator call: the compiled kernels or the PyTorch twins.
 
-The kernels lie in one shared object, `ops/_C*.so`, that the installation builds. It is loaded on the first call (an
-import never compiles, loads or fails). If it is missing the twins serve, and one warning says so and how to mend it.
+The CPU kernels lie in one shared object, `ops/_C*.so`, those for NVIDIA GPUs in another, `ops/_C_cuda*.so`. Each is
+loaded when the first tensor of its kind comes (an import never compiles, loads or fails). Where one is missing the
+twins serve, and one warning says so and how to mend it.
 
-Environment: DRIVESTACK_OPS_BACKEND=auto|cpp|reference; the `backend=` argument of an operator wins over it.
+Environment: DRIVESTACK_OPS_BACKEND=auto|cpp|cuda|reference; the `backend=` argument of an operator wins over it.
+    auto       the kernels where they can serve, else the twins
+    cpp        the kernels for whatever device the tensors are on, or BackendUnavailableError
+    cuda       the CUDA kernels, or BackendUnavailableError (also for tensors that are not on a GPU)
+    reference  the twins
 """
 
 import ctypes
@@ -18,11 +23,13 @@ import torch
 
 from ..errors import DrivestackError
 
-BACKENDS = ("auto", "cpp", "reference")
+BACKENDS = ("auto", "cpp", "cuda", "reference")
 BACKEND_VARIABLE = "DRIVESTACK_OPS_BACKEND"
-# Raised together with kInterfaceVersion in csrc/register_cpu.cpp whenever a schema changes.
-INTERFACE_VERSION = 2
+# Raised together with kInterfaceVersion in csrc/register_cpu.cpp whenever a schema (registration.py) changes.
+INTERFACE_VERSION = 3
 _FOLDER = Path(__file__).resolve().parent
+_OBJECTS = {"cpu": "_C", "cuda": "_C_cuda"}
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 class BackendFallbackWarning(UserWarning):
@@ -30,78 +37,107 @@ class BackendFallbackWarning(UserWarning):
 
 
 class BackendUnavailableError(DrivestackError, RuntimeError):
-    """`backend="cpp"` was asked for and the C++ kernels cannot serve."""
+    """`backend="cpp"` or "cuda" was asked for and the compiled kernels cannot serve."""
 
 
 @dataclass(frozen=True)
 class Extension:
-    """The shared object, or why there is none."""
+    """A shared object, or why there is none."""
 
     path: str | None
-    instruction_set: str | None
-    """The code path chosen for this processor: avx512, avx2 or baseline."""
+    variant: str | None
+    """What it was compiled for: the instruction set chosen here (avx512, avx2, baseline), or GPU architectures."""
     reason: str | None
     """Why the kernels cannot serve; None if they can."""
 
 
-_extension: Extension | None = None
+_extensions: dict[str, Extension] = {}
 _warned: set[str] = set()
 
 
-def how_to_build() -> str:
-    return f"run `python setup.py build_ext --inplace` in {_FOLDER.parent} (needs a C++17 compiler)"
+def how_to_build(device_type: str = "cpu") -> str:
+    command, needs = "python setup.py build_ext --inplace", "a C++17 compiler"
+    if device_type == "cuda":
+        command, needs = f"DRIVESTACK_CUDA=1 {command}", "nvcc and a CUDA build of torch"
+    return f"run `{command}` in {_FOLDER.parent} (needs {needs})"
 
 
-def _load() -> Extension:
-    candidates = [_FOLDER / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
-    path = next((p for p in candidates if p.is_file()), None)
+def _gpu_problem(architectures: str) -> str | None:
+    """Why code for these architectures ("75 80 90+PTX") does not run on the current GPU. Empty: not known."""
+    if not architectures or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    for name in architectures.split():
+        number = int("".join(c for c in name.removesuffix("+PTX") if c.isdigit()))
+        same_family = number // 10 == major and number % 10 <= minor
+        if same_family or (name.endswith("+PTX") and number <= 10 * major + minor):
+            return None
+    return f"they are built for {architectures}, the GPU here is {major}{minor}"
+
+
+def _load(device_type: str) -> Extension:
+    name = _OBJECTS[device_type]
+    path = next((p for p in (_FOLDER / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES) if p.is_file()), None)
     if path is None:
-        return Extension(None, None, f"no compiled operators (_C*.so) in {_FOLDER}")
+        return Extension(None, None, f"no compiled operators ({name}*.so) in {_FOLDER}")
     try:
         library = ctypes.CDLL(str(path))
         version = library.drivestack_interface_version()
         if version != INTERFACE_VERSION:
             reason = f"{path} is of another drivestack version (interface {version}, not {INTERFACE_VERSION})"
             return Extension(str(path), None, reason)
-        torch.ops.load_library(path)
-        library.drivestack_instruction_set.restype = ctypes.c_char_p
-        return Extension(str(path), library.drivestack_instruction_set().decode(), None)
+        describe = library.drivestack_instruction_set if device_type == "cpu" else library.drivestack_cuda_architectures
+        describe.restype = ctypes.c_char_p
+        variant = describe().decode()
+        problem = _gpu_problem(variant) if device_type == "cuda" else None
+        if problem is None:
+            torch.ops.load_library(path)
+        return Extension(str(path), variant, problem)
     except (OSError, AttributeError) as error:
         return Extension(str(path), None, f"{path} does not load: {error}")
 
 
-def extension() -> Extension:
-    """Load the kernels once; the outcome is kept."""
-    global _extension
-    if _extension is None:
-        _extension = _load()
-    return _extension
+def extension(device_type: str = "cpu") -> Extension:
+    """Load the kernels for "cpu" or "cuda" once; the outcome is kept."""
+    found = _extensions.get(device_type)
+    if found is None:
+        found = _extensions[device_type] = _load(device_type)
+    return found
 
 
-def kernel_serves(backend: str | None, device_type: str) -> bool:
-    """Whether the kernel (True) or the twin (False) answers a call on tensors of this device type.
+def _problem(op: str, device_type: str) -> tuple[str | None, str]:
+    """Why no kernel serves (None: it does) and what to do."""
+    if device_type not in _OBJECTS:
+        return f"there are no kernels for {device_type} tensors", "expect about 10x less speed there"
+    problem = extension(device_type).reason
+    if problem is None and not torch._C._dispatch_has_kernel_for_dispatch_key(f"drivestack::{op}", _KEYS[device_type]):
+        problem = f"{extension(device_type).path} holds no kernel for {op}"
+    return problem, how_to_build(device_type)
+
+
+def kernel_serves(op: str, backend: str | None, device_type: str) -> bool:
+    """Whether the kernel (True) or the twin (False) answers a call of `op` on tensors of this device type.
 
     Raises:
         ValueError: `backend` or the environment variable names no backend.
-        BackendUnavailableError: `cpp` is demanded and cannot serve.
+        BackendUnavailableError: kernels are demanded and cannot serve.
     """
-    origin = "backend" if backend is not None else BACKEND_VARIABLE
     choice = backend if backend is not None else os.environ.get(BACKEND_VARIABLE, "auto")
     if choice not in BACKENDS:
+        origin = "backend" if backend is not None else BACKEND_VARIABLE
         raise ValueError(f"{origin} must be one of {', '.join(BACKENDS)}; got {choice!r}")
     if choice == "reference" or device_type == "meta":
         return False
-    if device_type == "cpu":
-        problem, fix = extension().reason, how_to_build()
-    else:
-        problem, fix = f"there are no kernels for {device_type} tensors", "expect about 10x less speed there"
+    if choice == "cuda" and device_type != "cuda":
+        raise BackendUnavailableError(f"{op}: the CUDA kernels were asked for, but the tensors are on {device_type}")
+    problem, fix = _problem(op, device_type)
     if problem is None:
         return True
-    if choice == "cpp":
-        raise BackendUnavailableError(f"the C++ operators were asked for, but {problem}; {fix}")
+    if choice != "auto":
+        raise BackendUnavailableError(f"{op}: the compiled kernels were asked for, but {problem}; {fix}")
     if device_type not in _warned:
         _warned.add(device_type)
-        message = f"the slow PyTorch twins of dcnv3 and ms_deform_attn serve: {problem}; {fix}"
+        message = f"the slow PyTorch twins of the operators serve: {problem}; {fix}"
         warnings.warn(message, BackendFallbackWarning, stacklevel=3)
     return False
 
@@ -110,19 +146,29 @@ def kernel_serves(backend: str | None, device_type: str) -> bool:
 kernel_serves._dynamo_marked_constant = True
 
 
-def backend_report() -> dict[str, str | int | None]:
-    """What serves operator calls on CPU tensors here, for `drivestack doctor`.
+def backend_report() -> dict:
+    """What serves operator calls here, for `drivestack doctor`.
 
-    Keys: `backend` (cpp or reference), `path` of the shared object, `instruction_set`, `threads`, `machine`,
-    `reason` why the kernels cannot serve and the `fix`; both None if they do.
+    Keys, on CPU tensors: `backend` (cpp or reference), `path` of the shared object, `instruction_set`, `threads`,
+    `machine`, `reason` why the kernels cannot serve and the `fix`, both None if they do. `cuda` holds the same for CUDA
+    tensors: `path`, `architectures`, `reason`, `fix`.
     """
-    found = extension()
+    found, cuda = extension("cpu"), extension("cuda")
+    cuda_reason = cuda.reason
+    if cuda_reason is None and not torch.cuda.is_available():
+        cuda_reason = "torch sees no GPU"
     return {
         "backend": "reference" if found.reason else "cpp",
         "path": found.path,
-        "instruction_set": found.instruction_set,
+        "instruction_set": found.variant,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "reason": found.reason,
         "fix": how_to_build() if found.reason else None,
+        "cuda": {
+            "path": cuda.path,
+            "architectures": cuda.variant,
+            "reason": cuda_reason,
+            "fix": how_to_build("cuda") if cuda.reason else None,
+        },
     }

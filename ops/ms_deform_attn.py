@@ -7,13 +7,20 @@ from torch import Tensor
 
 from . import registration  # noqa: F401  (defines the operators)
 from .backend import kernel_serves
-from .checks import check_ms_deform_attn
-from .reference import ms_deform_attn_reference
+from .checks import check_ms_deform_attn, check_ms_deform_attn_fused
+from .reference import levels_of, ms_deform_attn_fused_reference, ms_deform_attn_reference
+
+Shapes = Sequence[Sequence[int]] | Tensor
+
+
+def shape_pairs(spatial_shapes: Shapes) -> list[tuple[int, int]]:
+    """(height, width) of each level as ints, from a list or a tensor [L, 2]."""
+    return [(h, w) for h, w in (spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes)]
 
 
 def ms_deform_attn(
     value: Tensor,
-    spatial_shapes: Sequence[Sequence[int]] | Tensor,
+    spatial_shapes: Shapes,
     sampling_locations: Tensor,
     attention_weights: Tensor,
     *,
@@ -27,23 +34,77 @@ def ms_deform_attn(
         sampling_locations: [B, Q, M, L, P, 2], (x, y) in [0, 1] over the level's image: pixel centres lie at
             (i + 0.5) / size, as grid_sample with align_corners=False. Outside the image is zero; NaN samples nothing.
         attention_weights: [B, Q, M, L, P], after the softmax.
-        backend: "auto", "cpp" or "reference"; None asks the environment (see `drivestack.ops.backend`).
+        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see `drivestack.ops.backend`).
 
     Returns:
         [B, Q, M * D] in the dtype of value. float32, float64, bfloat16 and float16; keep the locations of
-        half-precision values in float32 (half-precision locations are up to 0.1 pixels off).
+        half-precision values in float32 (half-precision locations are up to 0.1 pixels off). Under autocast the value
+        is cast, locations and weights are not.
 
     Raises:
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
-        BackendUnavailableError: backend "cpp" where it cannot serve.
+        BackendUnavailableError: backend "cpp" or "cuda" where it cannot serve.
     """
-    if isinstance(spatial_shapes, Tensor):
-        spatial_shapes = spatial_shapes.tolist()
-    shapes = [(h, w) for h, w in spatial_shapes]
+    shapes = shape_pairs(spatial_shapes)
     check_ms_deform_attn(value, shapes, sampling_locations, attention_weights)
-    if not kernel_serves(backend, value.device.type):
+    if not kernel_serves("ms_deform_attn", backend, value.device.type):
         return ms_deform_attn_reference(value, shapes, sampling_locations, attention_weights)
     if value.dtype != torch.float64:
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
     flat_shapes = [side for shape in shapes for side in shape]
     return torch.ops.drivestack.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Shapes,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    *,
+    level_mean: bool = False,
+    level_starts: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`ms_deform_attn` straight from what a layer predicts: neither locations nor weights come to exist.
+
+    The location of point p on a level is reference_points[p % R] + offsets / (width, height) of the level.
+
+    Args:
+        value: [B, S, M, D] as in `ms_deform_attn`.
+        spatial_shapes: (height, width) of each level, as a list or an int64 tensor [L, 2]. Lists are quicker.
+        reference_points: [B or 1, Q, L or 1, R, 2], (x, y) in [0, 1] over the level's image, float32 (float64 with
+            float64). NaN and far away sample nothing.
+        offsets: [B, Q, M, L, P, 2], (x, y) in pixels of the level.
+        logits: [B, Q, M, L, P]. Their softmax over all levels and points of a query and head is the attention.
+            Offsets and logits may be slices of one packed projection: the kernels read them where they lie.
+        level_mean: softmax over the points of each level instead, and the mean of the levels (the temporal attention
+            of BEVFormer).
+        level_starts: first token of each level, for levels that share tokens; None: one after the other.
+        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see `drivestack.ops.backend`).
+
+    Returns:
+        [B, Q, M * D] in the dtype of value; locations, softmax and sums are float32 at least. Differentiable in all
+        four tensors. Under autocast value, offsets and logits are cast, the reference points are not.
+
+    Raises:
+        ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
+        BackendUnavailableError: backend "cpp" or "cuda" where it cannot serve.
+    """
+    shapes = shape_pairs(spatial_shapes)
+    if level_starts is not None and len(level_starts) != len(shapes):
+        raise ValueError(f"ms_deform_attn_fused: {len(level_starts)} level_starts for {len(shapes)} levels")
+    levels = levels_of(shapes, level_starts)
+    check_ms_deform_attn_fused(value, levels, reference_points, offsets, logits)
+    if not kernel_serves("ms_deform_attn_fused", backend, value.device.type):
+        return ms_deform_attn_fused_reference(value, levels, reference_points, offsets, logits, level_mean)
+    reference_points, offsets, logits = for_fused_kernel(value, reference_points, offsets, logits)
+    flat_levels = [number for level in levels for number in level]
+    return torch.ops.drivestack.ms_deform_attn_fused(value, flat_levels, reference_points, offsets, logits, level_mean)
+
+
+def for_fused_kernel(value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    """Dtypes as the kernels want them: references float32 or float64; offsets and logits both as value or float32."""
+    if not offsets.dtype == logits.dtype == value.dtype:
+        offsets, logits = offsets.float(), logits.float()
+    return reference_points if value.dtype == torch.float64 else reference_points.float(), offsets, logits

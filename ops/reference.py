@@ -2,14 +2,18 @@
 
     DCNv3                          InternImage, arXiv 2211.05778 (the published formula, taps column by column)
     multi-scale deformable attn.   Deformable DETR, arXiv 2010.04159
+    spatial cross-attention        BEVFormer, arXiv 2203.17270, section 3.3
 
 Both are written from the bilinear formula in pixel coordinates (pixel centres at integers), not with grid_sample: its
 normalised coordinates round, which spoils float64 and moves gradients across whole pixels. Every step is a
 differentiable PyTorch operation, so double backward, float64, autocast and any device work.
 
 Shapes: N or B batch, H W input size, Ho Wo output size, G groups, K taps, D channels of a group or head, C = G * D,
-S value tokens over all levels, M heads, Q queries, L levels, P points.
+S value tokens over all levels, M heads, Q queries, L levels, P points, R reference points of a query. In spatial
+cross-attention N is the number of cameras.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -74,6 +78,7 @@ def dcnv3_reference(
     groups: int,
     offset_scale: float,
     remove_center: bool,
+    mask_softmax: bool = False,
 ) -> Tensor:
     """Twin of `drivestack.ops.dcnv3`, arguments already checked."""
     n, height, width, channels = value.shape
@@ -96,29 +101,97 @@ def dcnv3_reference(
     first_row = image + torch.arange(groups, device=device).view(1, 1, 1, groups, 1)
     rows = value.to(dtype).reshape(-1, channels // groups)  # row (n, y, x, g)
     sample = _bilinear(rows, first_row, groups, x, y, height, width)  # [N, Ho, Wo, G, K, D]
-    mask = mask.to(dtype).reshape(n, out_h, out_w, groups, k, 1)
-    return (sample * mask).sum(4).reshape(n, out_h, out_w, channels).to(value.dtype)
+    mask = mask.to(dtype).reshape(n, out_h, out_w, groups, k)
+    if mask_softmax:
+        mask = mask.softmax(-1)
+    return (sample * mask.unsqueeze(-1)).sum(4).reshape(n, out_h, out_w, channels).to(value.dtype)
 
 
-def ms_deform_attn_reference(
-    value: Tensor, spatial_shapes: list[Pair], sampling_locations: Tensor, attention_weights: Tensor
+def _attend(
+    value: Tensor, levels: Sequence[tuple[int, int, int]], coordinates: Sequence[tuple[Tensor, Tensor]], weights: Tensor
 ) -> Tensor:
-    """Twin of `drivestack.ops.ms_deform_attn`, arguments already checked."""
-    b, s, m, d = value.shape
-    q, n_points = sampling_locations.shape[1], sampling_locations.shape[4]
-    dtype, device = compute_dtype(value, sampling_locations, attention_weights), value.device
-    rows = value.to(dtype).reshape(-1, d)  # row (b, s, m)
-    locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+    """Sum over levels and points of weights [B, Q, M, L, P] * bilinear(value [B, S, M, D]): [B, Q, M * D].
 
-    batch = torch.arange(b, device=device).view(b, 1, 1, 1) * (s * m)
-    head = batch + torch.arange(m, device=device).view(1, 1, m, 1)
-    out = value.new_zeros((b, q, m, d), dtype=dtype)
-    start = 0
-    for level, (height, width) in enumerate(spatial_shapes):
-        x = locations[:, :, :, level, :, 0] * width - 0.5  # [B, Q, M, P]
-        y = locations[:, :, :, level, :, 1] * height - 0.5
+    Levels are (height, width, first token); coordinates are pixels x, y [B, Q, M, P] of each level.
+    """
+    b, s, m, d = value.shape
+    q, n_points = weights.shape[1], weights.shape[4]
+    rows = value.reshape(-1, d)  # row (b, s, m)
+    batch = torch.arange(b, device=value.device).view(b, 1, 1, 1) * (s * m)
+    head = batch + torch.arange(m, device=value.device).view(1, 1, m, 1)
+    out = value.new_zeros((b, q, m, d))
+    for level, ((height, width, start), (x, y)) in enumerate(zip(levels, coordinates)):
         first_row = (head + start * m).expand(b, q, m, n_points)
         sample = _bilinear(rows, first_row, m, x, y, height, width)  # [B, Q, M, P, D]
         out = out + (sample * weights[:, :, :, level].unsqueeze(-1)).sum(3)
-        start += height * width
-    return out.reshape(b, q, m * d).to(value.dtype)
+    return out.reshape(b, q, m * d)
+
+
+def levels_of(spatial_shapes: Sequence[Pair], starts: Sequence[int] | None = None) -> list[tuple[int, int, int]]:
+    """(height, width, first token) of each level; without `starts` the levels lie one after the other."""
+    levels, following = [], 0
+    for i, (height, width) in enumerate(spatial_shapes):
+        levels.append((height, width, following if starts is None else starts[i]))
+        following += height * width
+    return levels
+
+
+def ms_deform_attn_reference(
+    value: Tensor, spatial_shapes: Sequence[Pair], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Twin of `drivestack.ops.ms_deform_attn`, arguments already checked."""
+    dtype = compute_dtype(value, sampling_locations, attention_weights)
+    locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+    coordinates = [
+        (locations[:, :, :, level, :, 0] * width - 0.5, locations[:, :, :, level, :, 1] * height - 0.5)
+        for level, (height, width) in enumerate(spatial_shapes)
+    ]
+    return _attend(value.to(dtype), levels_of(spatial_shapes), coordinates, weights).to(value.dtype)
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor,
+    levels: Sequence[tuple[int, int, int]],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    level_mean: bool = False,
+) -> Tensor:
+    """Twin of `drivestack.ops.ms_deform_attn_fused`, arguments already checked."""
+    b, q, _, n_levels, n_points = logits.shape
+    dtype = compute_dtype(value, reference_points, offsets, logits)
+    if level_mean:
+        weights = logits.to(dtype).softmax(-1) / n_levels
+    else:
+        weights = logits.to(dtype).flatten(3).softmax(-1).view(logits.shape)
+    offsets = offsets.to(dtype)
+    turn = torch.arange(n_points, device=value.device) % reference_points.shape[3]  # point p takes reference p % R
+    reference = reference_points.to(dtype)[:, :, :, turn].expand(b, q, n_levels, n_points, 2).unsqueeze(2)
+    coordinates = [
+        (
+            reference[:, :, :, level, :, 0] * width + offsets[:, :, :, level, :, 0] - 0.5,  # [B, Q, M, P]
+            reference[:, :, :, level, :, 1] * height + offsets[:, :, :, level, :, 1] - 0.5,
+        )
+        for level, (height, width, _) in enumerate(levels)
+    ]
+    return _attend(value.to(dtype), levels, coordinates, weights).to(value.dtype)
+
+
+def spatial_cross_attention_reference(
+    value: Tensor,
+    levels: Sequence[tuple[int, int, int]],
+    reference_points: Tensor,
+    visible: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Twin of `drivestack.ops.spatial_cross_attention`, arguments already checked."""
+    dtype = compute_dtype(value, reference_points, offsets, logits)
+    b, cameras, _, m, d = value.shape
+    total = value.new_zeros((b, logits.shape[1], m * d), dtype=dtype)
+    for camera in range(cameras):
+        reference = reference_points[:, camera].unsqueeze(2)  # [B, Q, 1, R, 2]
+        seen = ms_deform_attn_fused_reference(value[:, camera].to(dtype), levels, reference, offsets, logits)
+        total = total + torch.where(visible[:, camera].unsqueeze(-1), seen, 0.0)
+    cameras_seeing = visible.sum(1).clamp(min=1).unsqueeze(-1)  # [B, Q, 1]
+    return (total / cameras_seeing).to(value.dtype)

@@ -21,6 +21,6 @@ def softmax_rows(logits: Tensor, *, backend: str | None = None) -> Tensor:
     """
     if logits.device.type != "cpu" or logits.dtype == torch.float64 or not 0 < logits.shape[-1] <= LONGEST_ROW:
         return logits.softmax(-1)
-    if not kernel_serves(backend, "cpu"):
+    if not kernel_serves("softmax_rows", backend, "cpu"):
         return logits.softmax(-1)
     return torch.ops.drivestack.softmax_rows(logits)

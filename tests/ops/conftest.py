@@ -21,11 +21,11 @@ def backend(request):
     if request.param == "reference":
         yield "reference"
         return
-    found = extension()
+    found = extension("cpu")
     if found.reason:
         pytest.skip(found.reason)
     library = ctypes.CDLL(found.path)
     if not library.drivestack_choose_instruction_set(request.param.encode()):
         pytest.skip(f"this processor has no {request.param}")
     yield "cpp"
-    library.drivestack_choose_instruction_set(found.instruction_set.encode())
+    library.drivestack_choose_instruction_set(found.variant.encode())

@@ -25,7 +25,8 @@ def msda_inputs(dtype=torch.float32, **options):
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    monkeypatch.setattr(backend_module, "_extension", Extension(None, None, "no compiled operators in /here"))
+    missing = Extension(None, None, "no compiled operators in /here")
+    monkeypatch.setattr(backend_module, "_extensions", {"cpu": missing, "cuda": missing})
     monkeypatch.setattr(backend_module, "_warned", set())
     monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
 
@@ -53,8 +54,8 @@ def test_asking_for_missing_kernels_raises(no_extension):
 def test_a_broken_shared_object_is_a_reason_not_a_crash(tmp_path, monkeypatch):
     (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
     monkeypatch.setattr(backend_module, "_FOLDER", tmp_path)
-    found = backend_module._load()
-    assert "does not load" in found.reason and found.instruction_set is None
+    found = backend_module._load("cpu")
+    assert "does not load" in found.reason and found.variant is None
 
 
 def test_the_argument_wins_over_the_environment(monkeypatch, no_extension):
@@ -63,14 +64,14 @@ def test_the_argument_wins_over_the_environment(monkeypatch, no_extension):
     with pytest.raises(BackendUnavailableError):
         dcnv3(*dcnv3_inputs(), groups=2)
     monkeypatch.setenv(BACKEND_VARIABLE, "fast")
-    with pytest.raises(ValueError, match=f"{BACKEND_VARIABLE} must be one of auto, cpp, reference; got 'fast'"):
+    with pytest.raises(ValueError, match=f"{BACKEND_VARIABLE} must be one of auto, cpp, cuda, reference; got 'fast'"):
         dcnv3(*dcnv3_inputs(), groups=2)
     with pytest.raises(ValueError, match="backend must be one of"):
-        dcnv3(*dcnv3_inputs(), groups=2, backend="cuda")
+        dcnv3(*dcnv3_inputs(), groups=2, backend="gpu")
 
 
 def test_importing_loads_no_library():
-    code = "import drivestack.ops, drivestack.ops.backend as b; assert b._extension is None"
+    code = "import drivestack.ops, drivestack.ops.backend as b; assert not b._extensions"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=120)
 
 
@@ -90,7 +91,7 @@ def test_instruction_set_from_the_environment(kernels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(kernels, dtype, requires_grad):
-    window = (3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False)
+    window = (3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False, False)
     options = {"requires_grad": requires_grad}
     tensors = dcnv3_inputs(dtype, **options)
     value, locations, weights = msda_inputs(**options)
@@ -101,16 +102,16 @@ def test_opcheck(kernels, dtype, requires_grad):
         grad_out = torch.randn(2, 5, 6, 16, **options)
         # Compiling a double backward would trace the twin; the other tests do not.
         tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-        args = (grad_out, *tensors, *window)
+        args = (grad_out, *tensors, *window, False)
         torch.library.opcheck(torch.ops.drivestack.dcnv3_backward.default, args, test_utils=tests)
-        args = (torch.randn(2, 7, 16, **options), value, [4, 5], locations, weights)
+        args = (torch.randn(2, 7, 16, **options), value, [4, 5], locations, weights, False)
         torch.library.opcheck(torch.ops.drivestack.ms_deform_attn_backward.default, args, test_utils=tests)
 
 
 def test_direct_calls_with_wrong_sizes_stay_inside_their_memory(kernels):
     value, offset, mask = dcnv3_inputs()
     with pytest.raises(RuntimeError, match="offset or mask does not fit"):
-        torch.ops.drivestack.dcnv3(value, offset[:, :2], mask, 3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False)
+        torch.ops.drivestack.dcnv3(value, offset[:, :2], mask, 3, 3, 1, 1, 1, 1, 1, 1, 2, 1.0, False, False)
     value, locations, weights = msda_inputs()
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         torch.ops.drivestack.ms_deform_attn(value, [400, 500], locations, weights)
