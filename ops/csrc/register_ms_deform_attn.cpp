@@ -56,7 +56,8 @@ Tensor ms_deform_attn(Tensor value, std::vector<int64_t> shapes, Tensor location
 }
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(Tensor grad_out, Tensor value, std::vector<int64_t> shapes,
-                                                           Tensor locations, Tensor weights) {
+                                                           Tensor locations, Tensor weights,
+                                                           bool /*deterministic*/) {
   const MsDeformAttnSizes s = msda_sizes(value, shapes, locations, weights);
   STD_TORCH_CHECK(grad_out.numel() == s.batch * s.queries * s.heads * s.head_channels &&
                       grad_out.scalar_type() == value.scalar_type(),

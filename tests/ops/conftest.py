@@ -15,6 +15,20 @@ def set_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def kernels():
+    """Value for `backend=`; skips where the CPU kernels cannot serve."""
+    if extension("cpu").reason:
+        pytest.skip(extension("cpu").reason)
+    return "cpp"
+
+
+@pytest.fixture(params=["cpp", "reference"])
+def kernel_or_twin(request):
+    """Value for `backend=`: the kernels as this processor runs them, and the twin."""
+    return request.getfixturevalue("kernels") if request.param == "cpp" else request.param
+
+
 @pytest.fixture(params=["avx512", "avx2", "baseline", "reference"])
 def backend(request):
     """Value for `backend=`: the kernels with each instruction set that this processor has, and the twin."""

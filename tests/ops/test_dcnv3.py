@@ -85,7 +85,6 @@ def test_half_precision(dtype, float_taps, backend):
             assert (found.float() - expected).abs().max() <= HALF_TOLERANCE[dtype] * scale
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -95,19 +94,19 @@ def test_half_precision(dtype, float_taps, backend):
     ],
     ids=["plain", "rectangular", "remove_center"],
 )
-def test_gradcheck(backend, options):
+def test_gradcheck(kernel_or_twin, options):
     tensors, options = random_inputs(1, 3, 4, 2, 2, torch.float64, spread=0.3, **options)
     inputs = [t.requires_grad_() for t in tensors[:3]]
-    function = lambda *t: dcnv3(*t, **options, backend=backend)
+    function = lambda *t: dcnv3(*t, **options, backend=kernel_or_twin)
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-def test_matches_a_plain_convolution_window(backend):
+def test_matches_a_plain_convolution_window(kernel_or_twin):
     """Zero offsets and equal weights: a mean over the window, rectangular and anisotropic, outside is zero."""
     options = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
     (value, offset, mask, _), options = random_inputs(2, 7, 9, 1, 4, torch.float64, **options)
-    found = dcnv3(value, torch.zeros_like(offset), torch.ones_like(mask), **options, backend=backend)
+    found = dcnv3(value, torch.zeros_like(offset), torch.ones_like(mask), **options, backend=kernel_or_twin)
     kernel = torch.ones(4, 1, 3, 2, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(value.permute(0, 3, 1, 2), kernel, None, (2, 1), (1, 2), (1, 2), groups=4)
     torch.testing.assert_close(found, expected.permute(0, 2, 3, 1))
@@ -141,7 +140,7 @@ def test_images_of_a_batch_do_not_touch(backend):
         torch.testing.assert_close(whole, torch.cat([a[i] for a in alone]), rtol=0, atol=0)
 
 
-def test_non_contiguous_input():
+def test_non_contiguous_input(kernels):
     tensors, options = random_inputs(2, 6, 17, 2, 8)
     strided = [t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for t in tensors]
     assert not strided[0].is_contiguous()
@@ -177,7 +176,7 @@ def test_exactly_one_pixel_outside_is_skipped(backend):
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 18, 5, 16), (3, 9, 9, 4, 12), (2, 7, 7, 8, 8)], ids=str)
-def test_number_of_threads_changes_no_bit(shape, set_threads):
+def test_number_of_threads_changes_no_bit(shape, set_threads, kernels):
     tensors, options = random_inputs(*shape)
     set_threads(1)
     one = run(tensors, options, "cpp")

@@ -70,11 +70,10 @@ def test_half_precision(dtype, tolerance, backend):
             assert (found.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_gradcheck(backend):
+def test_gradcheck(kernel_or_twin):
     value, locations, weights, _ = random_inputs(1, 3, 2, 2, 2, ((3, 4), (2, 2)), torch.float64)
     inputs = [t.requires_grad_() for t in (value, locations, weights)]
-    function = lambda v, lo, w: ms_deform_attn(v, ((3, 4), (2, 2)), lo, w, backend=backend)
+    function = lambda v, lo, w: ms_deform_attn(v, ((3, 4), (2, 2)), lo, w, backend=kernel_or_twin)
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
@@ -103,7 +102,7 @@ def test_wild_locations_sample_nothing(bad, backend):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_non_contiguous_input():
+def test_non_contiguous_input(kernels):
     tensors = random_inputs(2, 11, 3, 8, 5)
     strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors]
     assert not strided[0].is_contiguous()
@@ -112,7 +111,7 @@ def test_non_contiguous_input():
 
 
 @pytest.mark.parametrize("size", [(1, 300, 8, 16, 4), (2, 100, 3, 8, 4), (5, 64, 4, 12, 2)], ids=str)
-def test_number_of_threads_changes_no_bit(size, set_threads):
+def test_number_of_threads_changes_no_bit(size, set_threads, kernels):
     tensors = random_inputs(*size)
     set_threads(1)
     one = run(tensors, "cpp")
