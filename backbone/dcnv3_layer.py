@@ -15,6 +15,29 @@ from ..ops import dcnv3, softmax_rows
 from .layers import build_activation, build_norm
 
 
+def depthwise_padding(dw_kernel_size: int, kernel_size: int, pad: int, dilation: int) -> int:
+    """Padding that centres a depthwise kernel on the operator's window, so that both give maps of the same size.
+
+    Negative: the border of the image is to be cropped. Raises ValueError where the two have no common centre.
+    """
+    window = dilation * (kernel_size - 1) + 1
+    if (dw_kernel_size - window) % 2:
+        raise ValueError(
+            f"dw_kernel_size={dw_kernel_size} cannot be centred on a window of {window} pixels "
+            f"(kernel_size={kernel_size}, dilation={dilation}): both must be odd or both even"
+        )
+    return pad + (dw_kernel_size - window) // 2
+
+
+def at_window_centres(x: Tensor, kernel_size: int, stride: int, pad: int, dilation: int) -> Tensor:
+    """Pixels of x [N, H, W, C] at the centres of the operator's windows [N, Ho, Wo, C], zero outside the image."""
+    reach = dilation * (kernel_size - 1)
+    before, after = pad - reach // 2, pad - (reach - reach // 2)
+    if before or after:
+        x = F.pad(x, (0, 0, before, after, before, after))  # negative: cropped
+    return x[:, ::stride, ::stride] if stride > 1 else x
+
+
 class DCNv3(nn.Module):
     """Deformable convolution v3 as a layer, [N, H, W, C] -> [N, Ho, Wo, C], Ho and Wo as of a convolution.
 
@@ -59,15 +82,9 @@ class DCNv3(nn.Module):
             raise ValueError(f"channels={channels} is not a multiple of group={group}")
         if remove_center and kernel_size % 2 == 0:
             raise ValueError(f"remove_center needs an odd kernel_size, got {kernel_size}")
-        reach = dilation * (kernel_size - 1)
-        pad = reach // 2 if pad is None else pad
+        pad = dilation * (kernel_size - 1) // 2 if pad is None else pad
         dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
-        if (dw_kernel_size - 1 - reach) % 2:
-            raise ValueError(
-                f"dw_kernel_size={dw_kernel_size} cannot be centred on a window of {reach + 1} pixels "
-                f"(kernel_size={kernel_size}, dilation={dilation}): both must be odd or both even"
-            )
-        dw_pad = pad + (dw_kernel_size - 1 - reach) // 2  # below zero: the border is cropped
+        dw_pad = depthwise_padding(dw_kernel_size, kernel_size, pad, dilation)
 
         self.channels = channels
         self.kernel_size = kernel_size
@@ -105,14 +122,6 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def _at_centres(self, value: Tensor) -> Tensor:
-        """The values [N, Ho, Wo, C] at the centre of each output pixel's window, zero outside the image."""
-        reach = self.dilation * (self.kernel_size - 1)
-        if self.stride == 1 and 2 * self.pad == reach:
-            return value
-        before, after = self.pad - reach // 2, self.pad - (reach - reach // 2)  # negative: cropped
-        return F.pad(value, (0, 0, before, after, before, after))[:, :: self.stride, :: self.stride]
-
     def forward(self, x: Tensor) -> Tensor:
         """[N, H, W, C] -> [N, Ho, Wo, C]."""
         value = self.input_proj(x)  # [N, H, W, C]
@@ -137,6 +146,6 @@ class DCNv3(nn.Module):
             gate = F.linear(guide, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
             gate = gate.sigmoid().unsqueeze(-1)  # [N, Ho, Wo, G, 1]
             grouped = (n, h, w, self.group, -1)
-            centre = self._at_centres(value).reshape(grouped)
+            centre = at_window_centres(value, self.kernel_size, self.stride, self.pad, self.dilation).reshape(grouped)
             y = torch.lerp(y.view(grouped), centre, gate.to(y.dtype)).flatten(3)
         return self.output_proj(y)
