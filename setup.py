@@ -1,32 +1,297 @@
-"""Builds what pyproject.toml cannot say: the root folder is the package `drivestack`, and the C++ operators.
+"""Builds what pyproject.toml cannot say: the root folder is the package `drivestack`, and the compiled operators.
 
-The operators are optional. Without a C++ compiler, or if the build fails, the installation succeeds, says so in one
-line, and the PyTorch twins serve. `python setup.py build_ext --inplace` builds them into ops/ without installing
-anything. DRIVESTACK_BUILD_OPS=0 leaves them out.
+Two shared objects on torch's stable ABI: `ops/_C` for the CPU and `ops/_C_cuda` for GPUs. Both are optional: whatever
+is missing or fails, the installation succeeds, one line says what was built and what was not, `ops/_build.json` keeps
+it for `drivestack doctor`, and the PyTorch twins serve. docs/build.md tells more.
+
+`python setup.py build_ext --inplace` builds into ops/ without installing anything; a failed compilation, or CUDA
+kernels demanded with DRIVESTACK_CUDA=1 that cannot be built, end it with an error.
+
+Environment: DRIVESTACK_CUDA=auto|0|1 (auto: if a GPU is visible), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS,
+DRIVESTACK_BUILD_OPS=0 leaves both out.
 """
 
+import json
+import logging
 import os
+import platform
+import re
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import MutableMapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine")
-SOURCES = [
-    str(p.relative_to(ROOT)) for folder in ("ops/csrc", "ops/csrc/cpu") for p in sorted((ROOT / folder).glob("*.cpp"))
-]
-HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "ops/csrc").rglob("*.*")) if p.suffix in (".h", ".inl")]
+CSRC = ROOT / "ops/csrc"
+RECORD = "_build.json"
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support
 # -ffast-math is left out on purpose: it would flip denormal handling for the whole process.
 FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+"""What DRIVESTACK_CUDA=1 builds for where no GPU is visible, as far as nvcc knows them; PTX of the last one."""
 
 
-def say(message: str) -> None:
-    print(f"drivestack: {message}; the slow PyTorch twins of the C++ operators will serve.", file=sys.stderr)
+class CannotBuildError(Exception):
+    """Something that a kernel build needs is missing. `reason` completes "not built: ...", `fix` tells what to do."""
+
+    def __init__(self, reason: str, fix: str):
+        super().__init__(f"{reason} ({fix})")
+        self.reason, self.fix = reason, fix
+
+
+@dataclass
+class Outcome:
+    """What became of one extension."""
+
+    built: bool = False
+    file: str | None = None
+    variants: list[str] = field(default_factory=list)
+    """Instruction sets of the CPU kernels, architectures of the CUDA kernels."""
+    toolkit: str | None = None
+    seconds: float | None = None
+    reason: str | None = None
+    fix: str | None = None
+
+    def told(self, name: str) -> str:
+        if self.built:
+            toolkit = f"{self.toolkit}: " if self.toolkit else ""
+            return f"{name} kernels built in {self.seconds:.1f} s ({self.file}; {toolkit}{', '.join(self.variants)})"
+        return f"{name} kernels not built: {self.reason} ({self.fix})"
+
+
+def sources(kind: str) -> list[str]:
+    """Sources of `_C` ("cpu") or `_C_cuda` ("cuda"), relative to the root."""
+    found = [p for p in CSRC.glob("*.cpp") if ("cuda" in p.stem) == (kind == "cuda")]
+    found += [p for p in (CSRC / kind).glob("*.c*") if p.suffix in (".cpp", ".cu")]
+    return sorted(str(p.relative_to(ROOT)) for p in found)
+
+
+def headers() -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.*") if p.suffix in (".h", ".cuh", ".inl"))
+
+
+# ---- what can be built here ------------------------------------------------------------------------------------------
+
+
+def check_compiler(environ: MutableMapping[str, str]) -> None:
+    if environ.get("DRIVESTACK_BUILD_OPS") == "0":
+        raise CannotBuildError("DRIVESTACK_BUILD_OPS=0", "unset it")
+    compiler = (environ.get("CXX") or "c++").split()[0]
+    if not shutil.which(compiler, path=environ.get("PATH")):
+        raise CannotBuildError(f"no C++ compiler found ({compiler})", "install g++ or clang, or set CXX")
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        fix = "pip install torch first, then use --no-build-isolation"
+        raise CannotBuildError("torch is not importable while building", fix) from None
+
+
+def cuda_mode(environ: MutableMapping[str, str]) -> str:
+    mode = environ.get("DRIVESTACK_CUDA") or "auto"
+    if mode not in ("auto", "0", "1"):
+        raise SystemExit(f"drivestack: DRIVESTACK_CUDA must be auto, 0 or 1; got {mode!r}")
+    return mode
+
+
+def ask(command: list[str]) -> str:
+    """Everything a tool prints; raises CannotBuildError if it fails."""
+    fix = "repair the CUDA toolkit, or let CUDA_HOME name one that works"
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotBuildError(f"{command[0]} does not run: {first_line(error)}", fix) from None
+    if done.returncode:
+        raise CannotBuildError(f"`{' '.join(command)}` fails with exit code {done.returncode}", fix)
+    return done.stdout.decode(errors="replace")
+
+
+def first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit."""
+
+    home: str
+    version: tuple[int, int]
+    architectures: tuple[str, ...]
+    """Compute capabilities that its nvcc compiles for, such as "9.0"."""
+
+
+def find_toolkit(environ: MutableMapping[str, str]) -> Toolkit:
+    """The toolkit of CUDA_HOME (or CUDA_PATH), else the one that the nvcc on the PATH belongs to."""
+    named = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
+    nvcc = str(Path(named, "bin/nvcc")) if named else shutil.which("nvcc", path=environ.get("PATH"))
+    if named and not Path(nvcc).is_file():
+        raise CannotBuildError(f"CUDA_HOME={named} has no bin/nvcc", "let it name a CUDA toolkit, or unset it")
+    if not nvcc and Path("/usr/local/cuda/bin/nvcc").is_file():
+        nvcc = "/usr/local/cuda/bin/nvcc"
+    if not nvcc:
+        raise CannotBuildError("no nvcc found", "install the CUDA toolkit, or let CUDA_HOME name it")
+    version = re.search(r"release (\d+)\.(\d+)", ask([nvcc, "--version"]))
+    if not version:
+        fix = "repair the CUDA toolkit, or let CUDA_HOME name one that works"
+        raise CannotBuildError(f"`{nvcc} --version` names no release", fix)
+    home = named
+    if not home:  # a wrapper script may stand anywhere, so nvcc itself is asked
+        top = re.search(r"^#\$ TOP=(.+)$", ask([nvcc, "--dryrun", "nothing.cu"]), re.MULTILINE)
+        home = str(Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parent.parent)
+    codes = re.findall(r"^sm_(\d+)(\d)$", ask([nvcc, "--list-gpu-code"]), re.MULTILINE)
+    return Toolkit(home, (int(version[1]), int(version[2])), tuple(f"{major}.{minor}" for major, minor in codes))
+
+
+def number(architecture: str) -> tuple[int, ...]:
+    return tuple(map(int, architecture.split(".")))
+
+
+def choose_architectures(wanted: str | None, capabilities: list[tuple[int, int]], toolkit: Toolkit) -> str:
+    """A TORCH_CUDA_ARCH_LIST: the one given, else for the visible GPUs, else for all that we support.
+
+    A GPU newer than nvcc gets the PTX of the newest architecture that nvcc knows.
+    """
+    if wanted:
+        return wanted
+    known = sorted(toolkit.architectures, key=number)
+    release = "nvcc {}.{}".format(*toolkit.version)
+    if not known:
+        raise CannotBuildError(f"{release} lists no architectures", "let TORCH_CUDA_ARCH_LIST name one, such as 9.0")
+    if not capabilities:
+        chosen = [a for a in ARCHITECTURES if a in known]
+        return ";".join(chosen or known[-1:]) + "+PTX"
+    chosen = set()
+    for capability in capabilities:
+        below = [a for a in known if number(a)[0] == capability[0] and number(a) <= capability]
+        if below:
+            chosen.add(below[-1])
+        elif capability > number(known[-1]):
+            chosen.add(known[-1])
+        else:
+            name = "sm_{}{}".format(*capability)
+            fix = "install an older toolkit and a torch that fits it; CUDA 12 was the last for sm_50 to sm_72"
+            raise CannotBuildError(f"{release} cannot compile for the GPU here ({name})", fix)
+    return ";".join(sorted(chosen, key=number)) + "+PTX"
+
+
+def plan_cuda(environ: MutableMapping[str, str]) -> tuple[Toolkit, str]:
+    """The toolkit and the architectures to build the CUDA kernels with; raises CannotBuildError."""
+    mode = cuda_mode(environ)
+    if mode == "0":
+        raise CannotBuildError("DRIVESTACK_CUDA=0", "unset it")
+    import torch
+
+    if torch.version.cuda is None:
+        raise CannotBuildError(f"torch {torch.__version__} has no CUDA", "install a CUDA build of torch")
+    seen = torch.cuda.is_available()
+    if mode == "auto" and not seen:
+        raise CannotBuildError("no GPU is visible", "DRIVESTACK_CUDA=1 builds them nevertheless")
+    toolkit = find_toolkit(environ)
+    if toolkit.version[0] != int(torch.version.cuda.split(".")[0]):
+        reason = f"nvcc {toolkit.version[0]}.{toolkit.version[1]} and torch's CUDA {torch.version.cuda} differ"
+        fix = "let CUDA_HOME name a toolkit of torch's major version"
+        raise CannotBuildError(reason, fix)
+    if not shutil.which("ninja"):
+        raise CannotBuildError("no ninja found", "pip install ninja")
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())] if seen else []
+    return toolkit, choose_architectures(environ.get("TORCH_CUDA_ARCH_LIST"), capabilities, toolkit)
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def plan(environ: MutableMapping[str, str]) -> tuple[list[Extension], dict[str, Outcome]]:
+    """The extensions that can be built here, and for each of "cpu" and "cuda" what it will be or why it cannot be."""
+    extensions, outcomes = [], {"cpu": Outcome(), "cuda": Outcome()}
+    for kind, outcome in reversed(outcomes.items()):  # torch reads the CUDA_HOME that is found for the CUDA kernels
+        try:
+            check_compiler(environ)
+            if kind == "cuda":
+                toolkit, architectures = plan_cuda(environ)
+                environ |= {"CUDA_HOME": toolkit.home, "TORCH_CUDA_ARCH_LIST": architectures}
+                outcome.toolkit = "CUDA {}.{}".format(*toolkit.version)
+                outcome.variants = architectures.replace(";", " ").split()
+            else:
+                sets = INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else INSTRUCTION_SETS[-1:]
+                outcome.variants = [s for s in sets if any(f"_{s}." in source for source in sources(kind))]
+            extensions.append(extension(kind))
+        except CannotBuildError as error:
+            outcome.reason, outcome.fix = error.reason, error.fix
+    return extensions, outcomes
+
+
+def extension(kind: str) -> Extension:
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    cuda = kind == "cuda"
+    made = (CUDAExtension if cuda else CppExtension)(
+        "drivestack.ops._C_cuda" if cuda else "drivestack.ops._C",
+        sources(kind),
+        depends=headers(),
+        py_limited_api=True,
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI_TORCH)] + ([("USE_CUDA", None)] if cuda else []),
+        extra_compile_args={"cxx": FLAGS} | ({"nvcc": NVCC_FLAGS} if cuda else {}),
+    )
+    if cuda:  # with its own CUDA runtime the file serves every torch of this major version of CUDA
+        made.libraries = ["c10", "torch", "torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"]
+    return made
+
+
+def build_command(outcomes: dict[str, Outcome]):
+    """A build_ext that builds each extension by itself, so that one cannot take the other along, and tells."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension as Base
+    except ImportError:
+        Base = build_ext
+
+    class BuildOperators(Base):
+        def finalize_options(self):
+            # Kept between builds, so that ninja compiles only what changed, in editable installations too.
+            if self.build_temp is None:
+                self.build_temp = str(ROOT / "build" / f"ops-{platform.machine()}")
+            super().finalize_options()
+
+        def run(self):
+            super().run()
+            folder = ROOT / "ops" if self.inplace else Path(self.build_lib) / "drivestack/ops"
+            folder.mkdir(parents=True, exist_ok=True)
+            record = {kind: asdict(outcome) for kind, outcome in outcomes.items()}
+            (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            said = "; ".join(outcomes[kind].told(name) for kind, name in (("cpu", "CPU"), ("cuda", "CUDA")))
+            twins = "" if outcomes["cpu"].built else "; the slow PyTorch twins serve instead"
+            print(f"drivestack: {said}{twins}", file=sys.stderr)
+            missing = outcomes["cuda"].reason and cuda_mode(os.environ) == "1"
+            if (missing or self.failures) and self.inplace and not self.editable_mode:
+                raise SystemExit(1)  # a build was asked for, not an installation
+
+        def build_extensions(self):
+            folder, built, self.failures = self.build_temp, [], 0
+            for made in [e for e in self.extensions if e.sources]:
+                outcome = outcomes["cuda" if made.name.endswith("_cuda") else "cpu"]
+                started = time.monotonic()
+                self.extensions, self.build_temp = [made], os.path.join(folder, made.name)
+                try:
+                    super().build_extensions()
+                except Exception as error:  # whatever a compiler, a linker or torch does: the twins serve
+                    self.failures += 1
+                    outcome.reason = f"the build failed, {first_line(error)}"
+                    outcome.fix = "`python setup.py build_ext --inplace` shows why"
+                else:
+                    built.append(made)
+                    outcome.built, outcome.seconds = True, round(time.monotonic() - started, 1)
+                    outcome.file = os.path.basename(self.get_ext_filename(made.name))
+            self.extensions, self.build_temp = built, folder
+
+    return BuildOperators
 
 
 class BuildWithoutSetup(build_py):
@@ -36,51 +301,21 @@ class BuildWithoutSetup(build_py):
         return [m for m in super().find_package_modules(package, package_dir) if m[:2] != ("drivestack", "setup")]
 
 
-def extension_and_command():
-    """([extension], build command); no extension, and one line saying why, where it cannot be built."""
-    skip = None
-    try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError:
-        skip = "torch is not importable while building (pip install torch first, then use --no-build-isolation)"
-    else:
-        if os.environ.get("DRIVESTACK_BUILD_OPS") == "0":
-            skip = "DRIVESTACK_BUILD_OPS=0"
-        elif not shutil.which((os.environ.get("CXX") or "c++").split()[0]):
-            skip = "no C++ compiler found (install g++ or clang, or set CXX)"
-    if skip:
-        say(skip)
-        return [], build_ext
-
-    class OptionalBuild(BuildExtension):
-        def run(self):
-            asked_for = self.inplace and not self.editable_mode
-            try:
-                super().run()
-            except Exception as error:  # any failure of compiler or linker: the twins serve
-                if asked_for:
-                    raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                say(f"the build failed ({reason})")
-                self.extensions = []
-
-    extension = CppExtension(
-        "drivestack.ops._C",
-        SOURCES,
-        depends=HEADERS,
-        py_limited_api=True,
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI_TORCH)],
-        extra_compile_args={"cxx": FLAGS},
+def main() -> None:
+    # An interpreter of an environment that is not activated has its ninja beside it.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
+    os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # guesses about CUDA_HOME
+    extensions, outcomes = plan(os.environ)
+    packages = find_packages(str(ROOT), include=[pattern for r in ROOMS for pattern in (r, f"{r}.*")])
+    setup(
+        package_dir={"drivestack": "."},
+        packages=["drivestack", *(f"drivestack.{name}" for name in packages)],
+        ext_modules=extensions or [Extension("drivestack.ops._C", [])],  # without any, nobody would tell why
+        cmdclass={"build_ext": build_command(outcomes), "build_py": BuildWithoutSetup},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
-    return [extension], OptionalBuild
 
 
-extensions, build_command = extension_and_command()
-packages = find_packages(str(ROOT), include=[pattern for r in ROOMS for pattern in (r, f"{r}.*")])
-setup(
-    package_dir={"drivestack": "."},
-    packages=["drivestack", *(f"drivestack.{name}" for name in packages)],
-    ext_modules=extensions,
-    cmdclass={"build_ext": build_command, "build_py": BuildWithoutSetup},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {},
-)
+if __name__ == "__main__":
+    main()
