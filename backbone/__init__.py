@@ -7,6 +7,7 @@ from .classifier import InternImageClassifier, InternImageMetaFormer
 from .dcnv3_layer import DCNv3
 from .features import FeatureInfo
 from .fpn import FPN
+from .inference import prepare_inference
 from .internimage import InternImage
 from .resnet import ResNet
 from .variants import VARIANTS, Variant
@@ -26,6 +27,7 @@ __all__ = [
     "internimage",
     "load_checkpoint",
     "load_state",
+    "prepare_inference",
     "read_state_dict",
     "save_safetensors",
 ]

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import dcnv3, softmax_rows
+from ..ops import dcnv3
 from .layers import build_activation, build_norm
+from .linear import Linear, PackedLinear
 
 
 def depthwise_padding(dw_kernel_size: int, kernel_size: int, pad: int, dilation: int) -> int:
@@ -107,10 +108,11 @@ class DCNv3(nn.Module):
             build_norm(channels, norm_layer, source="NCHW", target="NHWC"),
             build_activation(act_layer),
         )
-        self.offset = nn.Linear(channels, group * self.num_taps * 2)
-        self.mask = nn.Linear(channels, group * self.num_taps)
-        self.input_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.offset = Linear(channels, group * self.num_taps * 2)
+        self.mask = Linear(channels, group * self.num_taps)
+        self.input_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
+        self.offset_mask: PackedLinear | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -122,18 +124,28 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
+    def join_projections(self) -> None:
+        """For inference, see `prepare_inference`: one product gives offsets and masks, read in place."""
+        self.offset_mask = PackedLinear(self.offset, self.mask)
+        del self.offset, self.mask
+
+    def _offsets_and_logits(self, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, Ho, Wo, G*K*2] in pixels and [N, Ho, Wo, G*K] before the softmax."""
+        if self.offset_mask is None:
+            return self.offset(guide), self.mask(guide)
+        taps = self.group * self.num_taps
+        return self.offset_mask(guide).split((2 * taps, taps), -1)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, H, W, C] -> [N, Ho, Wo, C]."""
         value = self.input_proj(x)  # [N, H, W, C]
         seen = x[:, self.dw_crop : -self.dw_crop, self.dw_crop : -self.dw_crop] if self.dw_crop else x
         guide = self.dw_conv(seen.permute(0, 3, 1, 2))  # [N, Ho, Wo, C]
-        n, h, w, _ = guide.shape
-        offset = self.offset(guide)  # [N, Ho, Wo, G*K*2]
-        mask = softmax_rows(self.mask(guide).view(n, h, w, self.group, self.num_taps))
+        offset, logits = self._offsets_and_logits(guide)
         y = dcnv3(
             value,
-            offset.to(value.dtype),
-            mask.flatten(3).to(value.dtype),  # [N, Ho, Wo, G*K]
+            offset,
+            logits,
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.pad,
@@ -141,11 +153,12 @@ class DCNv3(nn.Module):
             groups=self.group,
             offset_scale=self.offset_scale,
             remove_center=self.remove_center,
+            mask_softmax=True,
         )
         if self.center_feature_scale:
             gate = F.linear(guide, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
             gate = gate.sigmoid().unsqueeze(-1)  # [N, Ho, Wo, G, 1]
-            grouped = (n, h, w, self.group, -1)
+            grouped = (*guide.shape[:3], self.group, -1)
             centre = at_window_centres(value, self.kernel_size, self.stride, self.pad, self.dilation).reshape(grouped)
             y = torch.lerp(y.view(grouped), centre, gate.to(y.dtype)).flatten(3)
         return self.output_proj(y)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .linear import Linear
+
 LAYER_NORM_EPS = 1e-6
 ACTIVATIONS = {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}
 NORMS = ("LN", "BN")
@@ -65,14 +67,17 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = Linear(channels, hidden_channels)
         self.act = build_activation(act_layer)
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = Linear(hidden_channels, channels)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.act(self.fc1(x)))  # [..., 4C]
-        return self.drop(self.fc2(x))  # [..., C]
+        if type(self.act) is nn.GELU:
+            x = self.fc1(x, "gelu")  # [..., 4C]
+        else:
+            x = self.act(self.fc1(x))
+        return self.drop(self.fc2(self.drop(x)))  # [..., C]
 
 
 class Stem(nn.Module):

@@ -3,7 +3,7 @@
 Source: BEVFormer, arXiv 2203.17270, sections 3.3 and 3.4; Deformable DETR, arXiv 2010.04159 (offset initialisation).
 State-dict keys are those of the published weights (spec/bevformer.md sections 5, 6, 9 and 10).
 
-Shapes: B batch, N cameras, Q queries (BEV cells or objects), K most queries that any camera sees, C channels, M heads,
+Shapes: B batch, N cameras, Q queries (BEV cells or objects), C channels, M heads,
 L maps that are sampled (feature levels, or the two frames of temporal attention), P points, D points of a BEV pillar,
 S tokens of all maps together.
 """
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import ms_deform_attn, softmax_rows
+from ..backbone.linear import Linear, PackedLinear
+from ..ops import ms_deform_attn_fused, spatial_cross_attention
 
 Shapes = Sequence[tuple[int, int]]
 """(height, width) of each map, in the order in which their tokens are concatenated."""
@@ -56,11 +56,12 @@ class DeformableAttention(nn.Module):
             raise ValueError(f"embed_dims {embed_dims} is not a multiple of num_heads {num_heads}")
         self.num_heads, self.num_maps, self.num_points = num_heads, num_maps, num_points
         samples = num_heads * num_maps * num_points
-        self.sampling_offsets = nn.Linear(query_dims or embed_dims, samples * 2)
-        self.attention_weights = nn.Linear(query_dims or embed_dims, samples)
-        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.sampling_offsets = Linear(query_dims or embed_dims, samples * 2)
+        self.attention_weights = Linear(query_dims or embed_dims, samples)
+        self.value_proj = Linear(embed_dims, embed_dims)
+        self.offsets_and_logits: PackedLinear | None = None
         if dropout is not None:
-            self.output_proj = nn.Linear(embed_dims, embed_dims)
+            self.output_proj = Linear(embed_dims, embed_dims)
             self.dropout = nn.Dropout(dropout)
         self.init_weights()
 
@@ -76,32 +77,27 @@ class DeformableAttention(nn.Module):
                 nn.init.xavier_uniform_(getattr(self, name).weight)
                 nn.init.zeros_(getattr(self, name).bias)
 
+    def join_projections(self) -> None:
+        """For inference, see `backbone.inference`: one product gives offsets and logits, read in place."""
+        self.offsets_and_logits = PackedLinear(self.sampling_offsets, self.attention_weights)
+        del self.sampling_offsets, self.attention_weights
+
     def _predict(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets in cells [B, Q, M, L, P, 2] and attention logits [B, Q, M, L, P] of queries [B, Q, C]."""
-        layout = (*query.shape[:2], self.num_heads, self.num_maps, self.num_points)
-        offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
-        if (
-            offsets.dtype != torch.float64
-        ):  # never below float32: in half precision a 200-cell map has steps of 0.1 cells
-            offsets, logits = offsets.float(), logits.float()
-        return offsets.view(*layout, 2), logits.view(layout)
+        layout = (self.num_heads, self.num_maps, self.num_points)
+        if self.offsets_and_logits is None:
+            offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
+        else:
+            samples = math.prod(layout)
+            offsets, logits = self.offsets_and_logits(query).split((2 * samples, samples), -1)
+        return offsets.unflatten(-1, (*layout, 2)), logits.unflatten(-1, layout)
 
-    def _sample(self, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        """Projects values [B, S, C], sums them up at locations [B, Q, M, L, P, 2] with weights: [B, Q, C]."""
-        value = self.value_proj(value)
-        heads = value.view(*value.shape[:2], self.num_heads, -1)  # [B, S, M, C / M]
-        return ms_deform_attn(heads, list(shapes), locations, weights)
+    def _values(self, value: Tensor) -> Tensor:
+        """Projected values of the heads: [..., S, C] -> [..., S, M, C / M]."""
+        return self.value_proj(value).unflatten(-1, (self.num_heads, -1))
 
     def _project(self, output: Tensor, identity: Tensor) -> Tensor:
         return identity + self.dropout(self.output_proj(output))
-
-
-def cells_to_fractions(offsets: Tensor, shapes: Shapes) -> Tensor:
-    """Offsets in cells [..., L, P, 2] (x, y) as fractions of the width and height of their map."""
-    size = torch.tensor([(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device)  # [L, 2]
-    size = size[:, None].expand(offsets.shape[-3:])
-    # one long inner axis: dividing by [L, 1, 2] directly is ten times slower on a CPU
-    return (offsets.flatten(-3) / size.flatten()).view(offsets.shape)
 
 
 class BevDeformableAttention(DeformableAttention):
@@ -123,9 +119,10 @@ class BevDeformableAttention(DeformableAttention):
         Returns [B, Q, C] with the query itself (without its position) added.
         """
         offsets, logits = self._predict(query if query_pos is None else query + query_pos)
-        weights = softmax_rows(logits.flatten(3)).view(logits.shape)
-        locations = reference_points[:, :, None, None, None] + cells_to_fractions(offsets, spatial_shapes)
-        return self._project(self._sample(value, spatial_shapes, locations, weights), query)
+        reference = reference_points[:, :, None, None]  # [B, Q, 1, 1, 2]
+        return self._project(
+            ms_deform_attn_fused(self._values(value), spatial_shapes, reference, offsets, logits), query
+        )
 
 
 class TemporalSelfAttention(DeformableAttention):
@@ -164,19 +161,22 @@ class TemporalSelfAttention(DeformableAttention):
         current = query if current is None else current
         positioned = query if query_pos is None else query + query_pos
         offsets, logits = self._predict(torch.cat([self.offset_context(previous, current), positioned], -1))
-        weights = softmax_rows(logits) * 0.5  # softmax per map, then the mean of both
-        reference = reference_points[:, :, None, :, None]  # [B, Q, 1, 2, 1, 2]
-        locations = reference + cells_to_fractions(offsets, [bev_shape] * 2)
-        if alone:  # one map, sampled at the points of both: the same sum without a second copy of the map
-            locations, weights = locations.flatten(3, 4).unsqueeze(3), weights.flatten(3).unsqueeze(3)
-            output = self._sample(query, [bev_shape], locations, weights)
-        else:
-            output = self._sample(torch.cat([previous, current], 1), [bev_shape] * 2, locations, weights)
+        # without a previous map both levels are the same tokens
+        value = query if alone else torch.cat([previous, current], 1)
+        output = ms_deform_attn_fused(
+            self._values(value),
+            [bev_shape] * 2,
+            reference_points.unsqueeze(3),  # [B or 1, Q, 2, 1, 2]
+            offsets,
+            logits,
+            level_mean=True,
+            level_starts=(0, 0 if alone else query.shape[1]),
+        )
         return self._project(output, query)
 
 
 class MSDeformableAttention3D(DeformableAttention):
-    """BEV queries look at one camera's feature levels around the projections of their pillar points.
+    """BEV queries look at the cameras' feature levels around the projections of their pillar points.
 
     ``num_points`` counts all the points of one head and level, not those per pillar point (Q5): point p belongs to
     pillar point p % D. No output projection and no residual: ``SpatialCrossAttention`` has them.
@@ -185,58 +185,27 @@ class MSDeformableAttention3D(DeformableAttention):
     def __init__(self, embed_dims: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 8) -> None:
         super().__init__(embed_dims, num_heads, num_levels, num_points, dropout=None)
 
-    def forward(self, query: Tensor, value: Tensor, spatial_shapes: Shapes, reference_points: Tensor) -> Tensor:
-        """``query`` [B, Q, C], ``value`` [B, S, C], ``reference_points`` [B, Q, D, 2] -> [B, Q, C].
+    def forward(
+        self, query: Tensor, value: Tensor, spatial_shapes: Shapes, reference_points: Tensor, visible: Tensor
+    ) -> Tensor:
+        """``query`` [B, Q, C], ``value`` [B, N, S, C], ``reference_points`` [B, N, Q, D, 2] and ``visible`` [B, N, Q]
+        -> the mean [B, Q, C] over the cameras that see a query, zero where none does.
 
         Raises ValueError where ``num_points`` is not a multiple of D.
         """
-        num_pillar = reference_points.shape[2]
+        num_pillar = reference_points.shape[3]
         if self.num_points % num_pillar:
             raise ValueError(f"num_points {self.num_points} is not a multiple of the {num_pillar} points of a pillar")
-        offsets, logits = self._predict(query)
-        weights = softmax_rows(logits.flatten(3)).view(logits.shape)
-        offsets = cells_to_fractions(offsets, spatial_shapes)
-        offsets = offsets.unflatten(4, (-1, num_pillar))  # [B, Q, M, L, P / D, D, 2]
-        locations = (offsets + reference_points[:, :, None, None, None]).flatten(4, 5)
-        return self._sample(value, spatial_shapes, locations, weights)
-
-
-class SeenQueries(NamedTuple):
-    """Which queries each camera sees, as padded lists: made once per frame, used by every layer."""
-
-    index: Tensor
-    """[B, N, K] long: query ids, ascending; 0 in the padding."""
-    valid: Tensor
-    """[B, N, K] bool: False in the padding."""
-    reference_points: Tensor
-    """[B, N, K, D, 2] of these queries."""
-    num_cameras: Tensor
-    """[B, Q, 1]: by how many cameras a query is seen, at least 1."""
-
-
-def seen_queries(visible: Tensor, reference_points: Tensor) -> SeenQueries:
-    """Lists the queries with at least one visible pillar point, per sample and camera.
-
-    ``visible`` [B, N, Q, D] bool, ``reference_points`` [B, N, Q, D, 2]. One device synchronisation (the list length).
-    """
-    seen = visible.any(-1)  # [B, N, Q]
-    count = seen.sum(-1, keepdim=True)
-    longest = max(int(count.max()), 1) if count.numel() else 1
-    # every seen query goes to the slot of its rank, all others to a slot behind the list that is cut off
-    slot = torch.where(seen, seen.cumsum(-1) - 1, longest)
-    query_id = torch.arange(seen.shape[-1], device=seen.device).expand_as(slot)
-    index = slot.new_zeros(*seen.shape[:2], longest + 1).scatter_(-1, slot, query_id)[..., :longest]
-    valid = torch.arange(longest, device=seen.device) < count
-    picked = index[..., None, None].expand(-1, -1, -1, *reference_points.shape[3:])
-    cameras = seen.sum(1)[..., None].clamp(min=1)
-    return SeenQueries(index, valid, reference_points.gather(2, picked), cameras.to(reference_points.dtype))
+        return spatial_cross_attention(
+            self._values(value), spatial_shapes, reference_points, visible, *self._predict(query)
+        )
 
 
 class SpatialCrossAttention(nn.Module):
     """BEV queries gather features from the cameras in which their pillar points lie, and average over these cameras.
 
-    The lists of seen queries are made per sample; upstream takes sample 0's lists for the whole batch (bug Q1), the
-    same at batch size 1. Any number and order of cameras.
+    Each sample has its own cameras per query; upstream takes sample 0's for the whole batch (bug Q1), the same at
+    batch size 1. Any number and order of cameras.
     """
 
     def __init__(
@@ -249,7 +218,7 @@ class SpatialCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.deformable_attention = MSDeformableAttention3D(embed_dims, num_heads, num_levels, num_points)
-        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = Linear(embed_dims, embed_dims)
         self.dropout = nn.Dropout(dropout)
         self.init_weights()
 
@@ -262,29 +231,13 @@ class SpatialCrossAttention(nn.Module):
         query: Tensor,
         value: Tensor,
         spatial_shapes: Shapes,
-        reference_points: Tensor | None = None,
-        visible: Tensor | None = None,
+        reference_points: Tensor,
+        visible: Tensor,
         identity: Tensor | None = None,
-        seen: SeenQueries | None = None,
     ) -> Tensor:
         """``query`` [B, Q, C], ``value`` [B, N, S, C], ``reference_points`` [B, N, Q, D, 2] normalised by the image,
-        ``visible`` [B, N, Q, D] bool; or ``seen`` instead of the last two. Returns [B, Q, C] with ``identity``
-        (default: the query) added.
+        ``visible`` [B, N, Q] bool: whether the camera sees any of them. Returns [B, Q, C] with ``identity`` (default:
+        the query) added.
         """
-        seen = seen_queries(visible, reference_points) if seen is None else seen
-        batch, num_queries, channels = query.shape
-        num_cameras, longest = seen.index.shape[1:]
-        # rows of the flattened queries [B * Q, C]
-        rows = seen.index + num_queries * torch.arange(batch, device=query.device)[:, None, None]
-        picked = query.flatten(0, 1).gather(0, rows.flatten()[:, None].expand(-1, channels))
-        answers = self.deformable_attention(
-            picked.view(batch * num_cameras, longest, channels),
-            value.flatten(0, 1),
-            spatial_shapes,
-            seen.reference_points.flatten(0, 1),
-        )
-        # padding is summed into one extra row that is cut off
-        target = torch.where(seen.valid, rows, batch * num_queries).flatten()[:, None].expand(-1, channels)
-        total = answers.new_zeros(batch * num_queries + 1, channels).scatter_add(0, target, answers.flatten(0, 1))
-        mean = total[:-1].view_as(query) / seen.num_cameras.to(total.dtype)
-        return (query if identity is None else identity) + self.dropout(self.output_proj(mean))
+        answer = self.deformable_attention(query, value, spatial_shapes, reference_points, visible)
+        return (query if identity is None else identity) + self.dropout(self.output_proj(answer))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..backbone.linear import Linear
 from ..geometry import BevGrid
-from .attention import SeenQueries, Shapes, SpatialCrossAttention, TemporalSelfAttention, seen_queries
+from .attention import Shapes, SpatialCrossAttention, TemporalSelfAttention
 
 MIN_DEPTH_M = 1e-5
 """Points at or behind this depth are not visible (upstream's bound)."""
@@ -66,8 +67,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, embed_dims: int, ffn_dims: int, dropout: float = 0.1) -> None:
         super().__init__()
-        first = nn.Sequential(nn.Linear(embed_dims, ffn_dims), nn.ReLU(inplace=True), nn.Dropout(dropout))
-        self.layers = nn.Sequential(first, nn.Linear(ffn_dims, embed_dims), nn.Dropout(dropout))
+        first = nn.Sequential(Linear(embed_dims, ffn_dims), nn.ReLU(inplace=True), nn.Dropout(dropout))
+        self.layers = nn.Sequential(first, Linear(ffn_dims, embed_dims), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -102,15 +103,18 @@ class BevEncoderLayer(nn.Module):
         query_pos: Tensor,
         value: Tensor,
         spatial_shapes: Shapes,
-        seen: SeenQueries,
+        reference_points: Tensor,
+        visible: Tensor,
         bev_shape: tuple[int, int],
         reference_2d: Tensor,
         previous: Tensor | None = None,
         current: Tensor | None = None,
     ) -> Tensor:
-        """``query``, ``query_pos``, ``previous``, ``current`` [B, Q, C], ``value`` [B, N, S, C], -> [B, Q, C]."""
+        """``query``, ``query_pos``, ``previous``, ``current`` [B, Q, C], ``value`` [B, N, S, C], ``reference_points``
+        [B, N, Q, D, 2], ``visible`` [B, N, Q], ``reference_2d`` [B or 1, Q, 2, 2] -> [B, Q, C].
+        """
         query = self.norms[0](self.attentions[0](query, bev_shape, reference_2d, query_pos, previous, current))
-        query = self.norms[1](self.attentions[1](query, value, spatial_shapes, seen=seen))
+        query = self.norms[1](self.attentions[1](query, value, spatial_shapes, reference_points, visible))
         return self.norms[2](self.ffns[0](query))
 
 
@@ -157,7 +161,7 @@ class BevEncoder(nn.Module):
         is displaced.
         """
         uv, visible = project_to_images(self.pillars, image_from_lidar, padded_size, image_size_px)
-        seen = seen_queries(visible, uv)
+        visible = visible.any(-1)  # [B, N, Q]: some point of the pillar
         reference_2d = self.cells[None, :, None].expand(1, -1, 2, -1)  # [1, Q, 2, 2]
         current = None
         if previous is not None:
@@ -168,7 +172,8 @@ class BevEncoder(nn.Module):
                 reference_2d = torch.stack([displaced, self.cells.expand_as(displaced)], 2)
         bev_shape = (self.grid.num_y, self.grid.num_x)
         for layer in self.layers:
-            arguments = (query, query_pos, value, spatial_shapes, seen, bev_shape, reference_2d, previous, current)
+            arguments = (query, query_pos, value, spatial_shapes, uv, visible, bev_shape, reference_2d)
+            arguments += (previous, current)
             if self.checkpoint_layers and torch.is_grad_enabled():
                 query = checkpoint(layer, *arguments, use_reentrant=False)
             else:

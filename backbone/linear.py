@@ -1,0 +1,143 @@
+"""Linear layers and convolutions that take oneDNN's matrix products on CPUs where autograd is not asked for.
+
+PyTorch sends float32 matrix products on x86 to MKL, which takes its AVX2 path on AMD processors: oneDNN does the same
+in half the time there, and the same time on Intel's. It also fuses the activation, and keeps weights in its own layout
+(`Packed*`, made by `inference.prepare_inference`), which saves a copy of all weights per call.
+Elsewhere (training, other devices and dtypes, torch.compile, torch.export, tracing) these are PyTorch's own layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
+_LINEAR = "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm)"
+_CONVOLUTION = (
+    "mkldnn::_convolution_pointwise(Tensor X, Tensor W, Tensor? B, int[] padding, int[] stride, int[] dilation, "
+    "int groups, str attr, Scalar?[] scalars, str? algorithm)"
+)
+
+
+@functools.cache
+def _onednn(name: str, signature: str) -> Any:
+    """The operator behind Inductor's oneDNN calls, None where this build or version of PyTorch has another or none."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return None
+    operator = getattr(getattr(torch.ops.mkldnn, name, None), "default", None)
+    return operator if operator is not None and str(operator._schema).startswith(signature) else None
+
+
+@functools.cache
+def _dtype_served(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _served(x: Tensor) -> bool:
+    """Whether oneDNN's own operators may take this input: an ordinary CPU tensor, no autograd, nobody tracing."""
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch.backends.mkldnn.enabled
+    )
+
+
+def _activate(x: Tensor, activation: str | None) -> Tensor:
+    if activation is None:
+        return x
+    return F.gelu(x) if activation == "gelu" else F.relu(x)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` with an optional activation behind it: None, "gelu" (exact) or "relu"."""
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        weight = self.weight
+        if x.dtype == torch.float32 == weight.dtype and _served(x) and not torch.is_autocast_enabled("cpu"):
+            operator = _onednn("_linear_pointwise", _LINEAR)
+            if operator is not None and x.dim() > 1:
+                # unpacked weights: oneDNN is slower with the activation fused than with one behind it
+                return _activate(operator(x, weight, self.bias, "none", [], ""), activation)
+        return _activate(F.linear(x, weight, self.bias), activation)
+
+
+class _Packed(nn.Module):
+    """Weights that do not change any more, kept in oneDNN's layout for each dtype that was asked for."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self._packed: dict[torch.dtype, tuple[Any, Tensor, Tensor | None]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": {}}  # opaque tensors can neither be copied nor pickled
+
+    def _for_input(self, x: Tensor) -> tuple[torch.dtype, Tensor, Tensor | None] | None:
+        """dtype of the product, packed weight and bias; None where PyTorch's own layer serves."""
+        if not _served(x):
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if not _dtype_served(dtype) or (dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu")):
+            return None
+        # the buffers themselves may be replaced or rewritten: load_state_dict, .to()
+        state = (self.weight.data_ptr(), self.weight._version, None if self.bias is None else self.bias._version)
+        entry = self._packed.get(dtype)
+        if entry is None or entry[0] != state:
+            bias = None if self.bias is None else self.bias.to(dtype)
+            entry = self._packed[dtype] = (state, self._pack(self.weight.to(dtype)), bias)
+        return dtype, entry[1], entry[2]
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class PackedLinear(_Packed):
+    """One or several linear layers over the same input, side by side, for inference."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+        super().__init__(torch.cat([layer.weight for layer in layers]), bias)
+        self.out_features, self.in_features = self.weight.shape
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        operator = _onednn("_linear_pointwise", _LINEAR)
+        packed = self._for_input(x) if operator is not None and x.dim() > 1 else None
+        if packed is None:
+            return _activate(F.linear(x, self.weight, self.bias), activation)
+        dtype, weight, bias = packed
+        name, algorithm = ACTIVATIONS[activation]
+        return operator(x.to(dtype), weight, bias, name, [], algorithm)
+
+
+class PackedConv2d(_Packed):
+    """A convolution for inference, with the activation behind it."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(layer.weight, layer.bias)
+        self.window = (layer.padding, layer.stride, layer.dilation)
+        self.groups = layer.groups
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.window, self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        operator = _onednn("_convolution_pointwise", _CONVOLUTION)
+        packed = self._for_input(x) if operator is not None else None
+        padding, stride, dilation = self.window
+        if packed is None:
+            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        dtype, weight, bias = packed
+        return operator(x.to(dtype), weight, bias, padding, stride, dilation, self.groups, "none", [], "")
