@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -86,18 +87,36 @@ def _package(module: str) -> Finding:
 def _devices() -> list[Finding]:
     import torch
 
+    driver = _driver_version()
     if not torch.cuda.is_available():
-        detail = f"no CUDA device; torch {torch.__version__} runs on {torch.get_num_threads()} CPU threads"
-        fix = "nothing to do: everything runs on the CPU. For a GPU: install its driver and a torch build with CUDA"
+        threads = f"torch {torch.__version__} runs on {torch.get_num_threads()} CPU threads"
+        if driver and torch.version.cuda:
+            detail = f"driver {driver} is here, but torch (CUDA {torch.version.cuda}) sees no GPU; {threads}"
+            fix = f"update the driver to one for CUDA {torch.version.cuda}, or look at CUDA_VISIBLE_DEVICES"
+        elif driver:
+            detail, fix = f"driver {driver} is here, but torch has no CUDA; {threads}", "install a CUDA build of torch"
+        else:
+            detail = f"no CUDA device; {threads}"
+            fix = "nothing to do: everything runs on the CPU. For a GPU: install its driver and a torch build with CUDA"
         return [Finding(NOTE, "gpu", detail, fix)]
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory_gb = properties.total_memory / 2**30
         capability = f"{properties.major}.{properties.minor}"
-        detail = f"{properties.name}, {memory_gb:.0f} GB, sm {capability}, CUDA {torch.version.cuda}"
+        detail = f"{properties.name}, {memory_gb:.0f} GB, sm {capability}, CUDA {torch.version.cuda}, driver {driver}"
         found.append(Finding(OK, f"gpu {index}", detail))
     return found
+
+
+def _driver_version() -> str | None:
+    """Of the NVIDIA driver of the running kernel, such as 580.95.05; None where there is none."""
+    try:
+        told = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    version = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", told)
+    return version[1] if version else "of unknown version"
 
 
 def _operators() -> list[Finding]:
@@ -111,11 +130,31 @@ def _operators() -> list[Finding]:
         found = [Finding(NOTE, "operators on CPU", detail, str(report["fix"]))]
     else:
         detail = f"C++ kernels, {report['instruction_set']} code, threads: {report['threads']}, {report['path']}"
-        found = [Finding(OK, "operators on CPU", detail)]
-    if torch.cuda.is_available():
-        detail = "the PyTorch twins serve CUDA tensors: this version has no CUDA kernels"
-        found.append(Finding(NOTE, "operators on GPU", detail, "nothing to do: results agree, only slower"))
+        found = [Finding(OK, "operators on CPU", detail + _how_built("cpu"))]
+    cuda, name = report["cuda"], "operators on GPU"
+    if cuda["path"] is None and not torch.cuda.is_available():
+        fix = f"nothing to do without a GPU; to build them nevertheless, {cuda['fix']}"
+        found.append(Finding(NOTE, name, f"no CUDA kernels: {cuda['reason']}", fix))
+    elif cuda["reason"] and torch.cuda.is_available():
+        detail = f"the slow PyTorch twins serve CUDA tensors: {cuda['reason']}"
+        found.append(Finding(NOTE, name, detail, str(cuda["fix"])))
+    elif cuda["fix"]:  # built, and would not serve a GPU either
+        found.append(Finding(NOTE, name, f"the CUDA kernels cannot serve: {cuda['reason']}", cuda["fix"]))
+    else:
+        here = "" if torch.cuda.is_available() else " (no GPU here)"
+        detail = f"CUDA kernels for sm {cuda['architectures']}{here}, {cuda['path']}{_how_built('cuda')}"
+        found.append(Finding(OK, name, detail))
     return found
+
+
+def _how_built(device_type: str) -> str:
+    from .ops.backend import build_record
+
+    record = build_record(device_type)
+    if not record.get("built"):
+        return ""
+    what = f"with {record['toolkit']}" if record["toolkit"] else f"for {', '.join(record['variants'])}"
+    return f", built {what} in {record['seconds']:.1f} s"
 
 
 def _weights() -> Finding:

@@ -219,26 +219,41 @@ def plan(environ: MutableMapping[str, str]) -> tuple[list[Extension], dict[str, 
                 toolkit, architectures = plan_cuda(environ)
                 environ |= {"CUDA_HOME": toolkit.home, "TORCH_CUDA_ARCH_LIST": architectures}
                 outcome.toolkit = "CUDA {}.{}".format(*toolkit.version)
-                outcome.variants = architectures.replace(";", " ").split()
+                outcome.variants = architecture_names()
             else:
                 sets = INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else INSTRUCTION_SETS[-1:]
                 outcome.variants = [s for s in sets if any(f"_{s}." in source for source in sources(kind))]
-            extensions.append(extension(kind))
+            extensions.append(extension(kind, outcome.variants))
         except CannotBuildError as error:
             outcome.reason, outcome.fix = error.reason, error.fix
     return extensions, outcomes
 
 
-def extension(kind: str) -> Extension:
+def architecture_names() -> list[str]:
+    """TORCH_CUDA_ARCH_LIST as torch reads it: ["75", "120+PTX"]."""
+    from torch.utils.cpp_extension import _get_cuda_arch_flags
+
+    try:
+        codes = re.findall(r"code=(sm|compute)_(\w+)", " ".join(_get_cuda_arch_flags()))
+    except ValueError as error:
+        raise CannotBuildError(first_line(error), "mend TORCH_CUDA_ARCH_LIST, for example 8.0;9.0+PTX") from None
+    names = sorted((name for kind, name in codes if kind == "sm"), key=lambda name: int(re.sub(r"\D", "", name)))
+    return [name + "+PTX" if ("compute", name) in codes else name for name in names]
+
+
+def extension(kind: str, variants: list[str]) -> Extension:
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     cuda = kind == "cuda"
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI_TORCH)]
+    if cuda:  # the library tells them, so that a GPU it has no code for is noticed before the first launch
+        macros += [("USE_CUDA", None), ("DRIVESTACK_CUDA_ARCHITECTURES", f'"{" ".join(variants)}"')]
     made = (CUDAExtension if cuda else CppExtension)(
         "drivestack.ops._C_cuda" if cuda else "drivestack.ops._C",
         sources(kind),
         depends=headers(),
         py_limited_api=True,
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI_TORCH)] + ([("USE_CUDA", None)] if cuda else []),
+        define_macros=macros,
         extra_compile_args={"cxx": FLAGS} | ({"nvcc": NVCC_FLAGS} if cuda else {}),
     )
     if cuda:  # with its own CUDA runtime the file serves every torch of this major version of CUDA

@@ -9,9 +9,11 @@ Environment: DRIVESTACK_OPS_BACKEND=auto|cpp|cuda|reference; the `backend=` argu
     cpp        the kernels for whatever device the tensors are on, or BackendUnavailableError
     cuda       the CUDA kernels, or BackendUnavailableError (also for tensors that are not on a GPU)
     reference  the twins
+DRIVESTACK_OPS_FOLDER: where the shared objects are looked for instead of here (`make sanitize` has its own there).
 """
 
 import ctypes
+import json
 import os
 import platform
 import warnings
@@ -27,7 +29,7 @@ BACKENDS = ("auto", "cpp", "cuda", "reference")
 BACKEND_VARIABLE = "DRIVESTACK_OPS_BACKEND"
 # Raised together with kInterfaceVersion in csrc/register_cpu.cpp whenever a schema (registration.py) changes.
 INTERFACE_VERSION = 3
-_FOLDER = Path(__file__).resolve().parent
+_FOLDER = Path(os.environ.get("DRIVESTACK_OPS_FOLDER") or Path(__file__).parent).resolve()
 _OBJECTS = {"cpu": "_C", "cuda": "_C_cuda"}
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
@@ -59,7 +61,15 @@ def how_to_build(device_type: str = "cpu") -> str:
     command, needs = "python setup.py build_ext --inplace", "a C++17 compiler"
     if device_type == "cuda":
         command, needs = f"DRIVESTACK_CUDA=1 {command}", "nvcc and a CUDA build of torch"
-    return f"run `{command}` in {_FOLDER.parent} (needs {needs})"
+    return f"run `{command}` in {Path(__file__).resolve().parent.parent} (needs {needs})"
+
+
+def build_record(device_type: str) -> dict:
+    """What setup.py recorded of the last build of these kernels; empty if nothing. Keys: see Outcome in setup.py."""
+    try:
+        return json.loads((_FOLDER / "_build.json").read_text(encoding="utf-8"))[device_type]
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _gpu_problem(architectures: str) -> str | None:
@@ -79,7 +89,9 @@ def _load(device_type: str) -> Extension:
     name = _OBJECTS[device_type]
     path = next((p for p in (_FOLDER / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES) if p.is_file()), None)
     if path is None:
-        return Extension(None, None, f"no compiled operators ({name}*.so) in {_FOLDER}")
+        why = build_record(device_type).get("reason")
+        reason = f"no compiled operators ({name}*.so) in {_FOLDER}" + (f", not built: {why}" if why else "")
+        return Extension(None, None, reason)
     try:
         library = ctypes.CDLL(str(path))
         version = library.drivestack_interface_version()

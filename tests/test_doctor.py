@@ -35,19 +35,53 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "error: no-such-module must be mended" in capsys.readouterr().err
 
 
-def test_the_reference_operators_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    from drivestack import ops
+def report(cuda: dict | None = None, **changes) -> dict:
+    nothing = {"path": None, "architectures": None, "reason": "not built: no GPU is visible", "fix": "build them"}
+    serving = {"path": "/there/_C.so", "instruction_set": "avx2", "threads": 2, "reason": None, "fix": None}
+    return serving | changes | {"cuda": nothing | (cuda or {})}
 
-    report = {"reason": "no compiled operators", "fix": "build them"}
-    monkeypatch.setattr(ops, "backend_report", lambda: report)
+
+def test_the_reference_operators_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = report(reason="no compiled operators", fix="build them")
+    monkeypatch.setattr("drivestack.ops.backend_report", lambda: broken)
     finding = by_name()["operators on CPU"]
     assert (finding.status, finding.fix) == (doctor.NOTE, "build them")
 
 
-def test_a_gpu_is_told_which_operators_serve_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "operators on GPU" not in by_name() or torch.cuda.is_available()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize(
+    ("gpu", "cuda", "status", "told"),
+    [
+        (False, {}, doctor.NOTE, "no CUDA kernels: not built: no GPU is visible"),
+        (False, {"path": "/c", "architectures": "75 120+PTX", "fix": None}, doctor.OK, "for sm 75 120+PTX (no GPU"),
+        (True, {}, doctor.NOTE, "PyTorch twins serve CUDA tensors"),
+        (True, {"path": "/c", "reason": "they are built for 75"}, doctor.NOTE, "they are built for 75"),
+        (
+            True,
+            {"path": "/c", "architectures": "90", "reason": None, "fix": None},
+            doctor.OK,
+            "CUDA kernels for sm 90, ",
+        ),
+    ],
+)
+def test_what_serves_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, cuda: dict, status: str, told: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("drivestack.ops.backend_report", lambda: report(cuda))
     finding = by_name()["operators on GPU"]
-    assert "PyTorch twins" in finding.detail
-    assert finding.fix
+    assert finding.status == status and told in finding.detail and bool(finding.fix) == (status == doctor.NOTE)
+
+
+def test_the_build_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"built": True, "toolkit": None, "variants": ["avx2", "baseline"], "seconds": 41.26}
+    monkeypatch.setattr("drivestack.ops.backend_report", report)
+    monkeypatch.setattr("drivestack.ops.backend.build_record", lambda device_type: record)
+    assert by_name()["operators on CPU"].detail.endswith("/there/_C.so, built for avx2, baseline in 41.3 s")
+
+
+def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_driver_version", lambda: "470.57.02")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    finding = by_name()["gpu"]
+    assert "driver 470.57.02 is here, but torch (CUDA 13.0) sees no GPU" in finding.detail
+    assert finding.fix.startswith("update the driver")
