@@ -1,220 +1,397 @@
-"""Times the C++ operators against plain PyTorch (the grid_sample formulation), side by side in one process.
+"""Times our operators against their peers, all in one process and one run.
 
-    python benchmarks/operators.py [--threads 2] [--rounds 15] [--dtype float32] [--json FILE]
+    python benchmarks/operators.py                            every shape, about 10 minutes on 2 cores
+    python benchmarks/operators.py --quick                    the short table, one minute
+    python benchmarks/operators.py --only "stage 1" --dtype bfloat16 --threads 1
+    python benchmarks/operators.py --only cross_attention --locations uniform --json rows.json
 
-Every row is checked against the float64 twin. Ours and the peer then take turns, and the medians are compared:
-trust the ratios, not the milliseconds. Shapes: the stages of InternImage-T at 224 x 224, and the attention calls of
-BEVFormer (batch 1).
+Peers: the PyTorch formulations of the original projects (written here), torchvision's deform_conv2d where it computes
+the same, mmcv and deformops where installed; on demand a Hugging Face kernel (downloaded), our float64-exact twin and
+torch.compile of it.
+
+Protocol: every contender is first checked against the twin in float64 (values and gradients, on a part of the queries
+and one head or group); one that is wrong is listed as failing and not timed. Then contenders take turns in rotated
+order; a turn of a quick one repeats the call until 1 ms has passed. Each gets its own conversions charged. Medians and
+minima of the turns; ratio = peer / ours. GB/s: every input and result once, over our median; its share of what copying
+a 256 MB tensor reaches here can exceed 100 % where everything fits in the caches. Trust the ratios, not the
+milliseconds. Memory of glibc: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command uses huge pages, for all.
 """
 
+from __future__ import annotations
+
 import argparse
+import gc
 import json
 import os
 import platform
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from cases import Call, Case, Law, all_cases, ours
+from peers import DEFAULT_PEERS, PEERS
 from torch import Tensor
 
-from drivestack.ops import backend_report, dcnv3, ms_deform_attn, softmax_rows
+from drivestack.ops import backend_report
 
-TOLERANCE = {torch.float32: 5e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-# side, channels, groups of InternImage-T's four stages
-DCNV3_SHAPES = ((56, 64, 4), (28, 128, 8), (14, 256, 16), (7, 512, 32))
-# name, batch, queries, heads, head channels, points, levels
-MSDA_SHAPES = (
-    ("decoder 900q, 100x100", 1, 900, 8, 32, 4, ((100, 100),)),
-    ("BEV self-attention 50x50", 2, 2500, 8, 32, 4, ((50, 50),)),
-    ("cameras to 50x50 BEV, 4 levels", 6, 500, 8, 32, 8, ((32, 88), (16, 44), (8, 22), (4, 11))),
-    ("tiny model, 4096q, D=8", 1, 4096, 8, 8, 4, ((64, 64),)),
-)
+# Mean difference over mean magnitude, worst tensor: result, gradients. Gradients to locations jump at pixel borders,
+# where float32 may round to the other side, so that a largest difference would say nothing.
+TOLERANCE = {
+    torch.float64: (1e-9, 1e-6),
+    torch.float32: (1e-4, 2e-3),
+    torch.bfloat16: (1e-2, 3e-2),
+    torch.float16: (2e-3, 1e-2),
+}
+PASSES = ("forward", "backward", "forward+backward")
+TURN_MS = 1.0
 
 
 @dataclass
 class Row:
+    """A line of the table. Documented keys first; times in ms."""
+
     op: str
     shape: str
     dtype: str
     device: str
     pass_: str
-    """forward or forward+backward; `pass` in the JSON file."""
+    """`pass` in the JSON file."""
     ours_ms: float
     peer: str
     peer_ms: float
     ratio: float
-    """Peer's median over ours."""
-    ratio_of_best: float
-    """Peer's quickest round over ours: steadier on a busy machine."""
-    error: float
+    """Median of the peer over our median."""
+    ours_min_ms: float
+    peer_min_ms: float
+    ratio_of_minima: float
+    """Steadier than `ratio` on a busy machine."""
+    ours_turns: int
+    peer_turns: int
+    gigabytes_per_s: float
+    share_of_copy: float
+    """Of the bandwidth of a large copy, measured in this run."""
+    ours_error: float
+    peer_error: float
+    locations: str
+    threads: int
+    torch: str
+    instruction_set: str
 
 
 @dataclass
-class Case:
-    op: str
-    shape: str
-    inputs: tuple[Tensor, ...]  # float64
-    ours: Callable[..., Tensor]
-    peer: Callable[..., Tensor]
-    twin: Callable[..., Tensor]
-    peer_name: str = "PyTorch grid_sample"
+class Contender:
+    name: str
+    function: Callable[..., Tensor]
+    errors: tuple[float, float] = (0.0, 0.0)
+    """Of the result, of the worst tensor."""
+    estimate_ms: dict[bool, float] = field(default_factory=dict)
+    """A call without and with backward."""
+    times: dict[str, list[float]] = field(default_factory=dict)
 
 
-def grid_sample_dcnv3(value: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
-    """DCNv3 (3 x 3, stride 1, padding 1) as one grid_sample over all taps. value [N, H, W, C]."""
-    n, height, width, channels = value.shape
-    k = mask.shape[-1] // groups
-    tap = torch.arange(-1.0, 2.0, dtype=value.dtype)
-    taps = torch.stack(torch.meshgrid(tap, tap, indexing="ij"), -1).view(k, 2)  # (x, y), x in the outer loop
-    x = torch.arange(width, dtype=value.dtype).view(1, width, 1, 1)
-    y = torch.arange(height, dtype=value.dtype).view(height, 1, 1, 1)
-    offset = offset.view(n, height, width, groups, k, 2)
-    x = (x + taps[:, 0] + offset[..., 0] + 0.5) * (2.0 / width) - 1.0  # [N, H, W, G, K]
-    y = (y + taps[:, 1] + offset[..., 1] + 0.5) * (2.0 / height) - 1.0
-    grid = torch.stack((x, y), -1).permute(0, 3, 1, 2, 4, 5).reshape(n * groups, height * width, k, 2)
-    image = value.permute(0, 3, 1, 2).reshape(n * groups, channels // groups, height, width)
-    sample = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)  # [NG, D, HW, K]
-    weight = mask.view(n, height * width, groups, k).transpose(1, 2).reshape(n * groups, 1, height * width, k)
-    out = (sample * weight).sum(-1)  # [NG, D, HW]
-    return out.view(n, channels, height * width).transpose(1, 2).reshape(n, height, width, channels).contiguous()
+class Clock:
+    """Moments in time on a device, read after the work is done."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device != "cpu"
+
+    def mark(self) -> float | torch.cuda.Event:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, first: float | torch.cuda.Event, last: float | torch.cuda.Event) -> float:
+        """Milliseconds."""
+        if not self.cuda:
+            return (last - first) * 1e3
+        last.synchronize()
+        return first.elapsed_time(last)
 
 
-def grid_sample_msda(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Tensor:
-    """Multi-scale deformable attention as one grid_sample per level. value [B, S, M, D]."""
-    b, _, m, d = value.shape
-    q = locations.shape[1]
-    levels = value.split([h * w for h, w in shapes], dim=1)
-    grids = 2 * locations - 1
-    samples = []
-    for i, (height, width) in enumerate(shapes):
-        image = levels[i].permute(0, 2, 3, 1).reshape(b * m, d, height, width)
-        grid = grids[:, :, :, i].transpose(1, 2).flatten(0, 1)  # [BM, Q, P, 2]
-        samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weight = weights.transpose(1, 2).reshape(b * m, 1, q, -1)
-    out = (torch.cat(samples, -1) * weight).sum(-1)  # [BM, D, Q]
-    return out.view(b, m * d, q).transpose(1, 2).contiguous()
+def run(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], gradient: Tensor, clock: Clock) -> list:
+    """One call and its backward: the moments before, between and after, the result and the gradients."""
+    start = clock.mark()
+    out = function(*tensors)
+    middle = clock.mark()
+    gradients = torch.autograd.grad(out, tensors, gradient)
+    return [start, middle, clock.mark(), out.detach(), gradients]
 
 
-def cases() -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
-    randn = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)
-    rand = lambda *size: torch.rand(*size, generator=generator, dtype=torch.float64)
-    for side, channels, groups in DCNV3_SHAPES:
-        size = (1, side, side)
-        mask = randn(*size, groups, 9).softmax(-1).view(*size, groups * 9)
-        inputs = (randn(*size, channels), 0.7 * randn(*size, groups * 18), mask)
-        yield Case(
-            "dcnv3",
-            f"{side}x{side}x{channels} G={groups}",
-            inputs,
-            lambda v, o, m, g=groups: dcnv3(v, o, m, groups=g, backend="cpp"),
-            lambda v, o, m, g=groups: grid_sample_dcnv3(v, o, m, g),
-            lambda v, o, m, g=groups: dcnv3(v, o, m, groups=g, backend="reference"),
-        )
-    for name, b, q, m, d, p, shapes in MSDA_SHAPES:
-        levels = len(shapes)
-        weights = randn(b, q, m, levels * p).softmax(-1).view(b, q, m, levels, p)
-        # Points lie around a reference point per query, queries in reading order, as in a BEV grid.
-        side = int(q**0.5)
-        ids = torch.arange(q)
-        anchor = torch.stack((ids % side, ids // side), -1).double().add(0.5).div(side + 1)
-        size = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float64).view(levels, 1, 2)
-        locations = anchor.view(1, q, 1, 1, 1, 2) + 2 * randn(b, q, m, levels, p, 2) / size
-        inputs = (randn(b, sum(h * w for h, w in shapes), m, d) * rand(1), locations, weights)
-        yield Case(
-            "ms_deform_attn",
-            name,
-            inputs,
-            lambda v, lo, w, s=shapes: ms_deform_attn(v, s, lo, w, backend="cpp"),
-            lambda v, lo, w, s=shapes: grid_sample_msda(v, s, lo, w),
-            lambda v, lo, w, s=shapes: ms_deform_attn(v, s, lo, w, backend="reference"),
-        )
+def error(found: Tensor, expected: Tensor) -> float:
+    scale = expected.abs().mean().clamp(min=1e-12)
+    return float((found.double() - expected).abs().mean() / scale)
 
-    taps = randn(1, 56, 56, 4, 9)
-    plain = lambda x: x.softmax(-1)
-    yield Case(
-        "softmax_rows",
-        "56x56 G=4 K=9",
-        (taps,),
-        lambda x: softmax_rows(x, backend="cpp"),
-        plain,
-        plain,
-        "torch.softmax",
+
+class Comparison:
+    """All contenders at one case."""
+
+    def __init__(self, case: Case, call: Call, device: str) -> None:
+        self.case, self.device, self.clock = case, device, Clock(device)
+        (self.tensors, self.fixed) = call
+        self.leaves = tuple(t.detach().requires_grad_() for t in self.tensors)
+        self.contenders: list[Contender] = []
+        with torch.no_grad():
+            out = ours(case.kind, *self.tensors, **self.fixed)
+        self.part_gradient = case.part_gradient(out)
+        self.gradient = torch.ones_like(out)
+        part = tuple(t.double().requires_grad_() for t in case.part(self.tensors))
+        fixed = {
+            name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for name, x in case.part_fixed(self.fixed).items()
+        }
+        twin = partial(ours, case.kind, **fixed, backend="reference")
+        part_of_gradient = case.part_out(self.part_gradient).double()
+        self.expected, self.expected_gradients = run(twin, part, part_of_gradient, self.clock)[3:]
+
+    def bytes(self, label: str) -> int:
+        """That have to move: each input and each result once."""
+        inputs = sum(t.nbytes for t in self.tensors)
+        constants = sum(t.nbytes for t in self.fixed.values() if isinstance(t, Tensor))
+        forward, backward = inputs + constants + self.gradient.nbytes, 2 * inputs + constants + self.gradient.nbytes
+        return {"forward": forward, "backward": backward}.get(label, forward + backward)
+
+    def enter(self, name: str, function: Callable[..., Tensor]) -> str | None:
+        """Checks a contender, twice where it is quick (also warms it up); says what is wrong with it."""
+        contender = Contender(name, partial(function, **self.fixed))
+        try:
+            for _ in range(2):
+                moments = run(contender.function, self.leaves, self.part_gradient, self.clock)
+                forward, total = (self.clock.between(moments[0], moments[i]) for i in (1, 2))
+                contender.estimate_ms = {False: forward, True: total}
+                if total > 500:
+                    break
+        except Exception as problem:  # a peer may fail in any way, the others go on
+            return f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+        out_error = error(self.case.part_out(moments[3]), self.expected)
+        gradients = zip(self.case.part(moments[4]), self.expected_gradients)
+        contender.errors = (out_error, max(out_error, *(error(f, e) for f, e in gradients)))
+        allowed = TOLERANCE[self.tensors[0].dtype]
+        if not (contender.errors[0] <= allowed[0] and contender.errors[1] <= allowed[1]):
+            return "wrong: off by {:.1e}, gradients {:.1e} (relative)".format(*contender.errors)
+        self.contenders.append(contender)
+        return None
+
+    def turn(self, contender: Contender, backward: bool) -> None:
+        repeats = max(1, min(50, round(TURN_MS / max(contender.estimate_ms[backward], 1e-3))))
+        moments = []
+        if backward:
+            moments = [run(contender.function, self.leaves, self.gradient, self.clock)[:3] for _ in range(repeats)]
+        else:
+            with torch.no_grad():
+                for _ in range(repeats):
+                    start = self.clock.mark()
+                    contender.function(*self.tensors)
+                    moments.append((start, self.clock.mark()))
+        between = lambda i, j: sum(self.clock.between(m[i], m[j]) for m in moments) / repeats
+        labels = {"backward": (1, 2), "forward+backward": (0, 2)} if backward else {"forward": (0, 1)}
+        for label, (i, j) in labels.items():
+            contender.times.setdefault(label, []).append(between(i, j))
+
+    def measure(self, backward: bool, rounds: int, seconds: float) -> None:
+        """Rounds in rotated order. Slow contenders skip some: each gets its share of the seconds, and 3 turns."""
+        share = 1e3 * seconds / len(self.contenders)
+        every = []
+        for contender in self.contenders:
+            turn_ms = max(TURN_MS, contender.estimate_ms[backward])
+            every.append(rounds / max(min(3, rounds), min(rounds, int(share / turn_ms))))
+        for round_ in range(rounds):
+            due = [c for c, n in zip(self.contenders, every) if int(round_ / n) != int((round_ - 1) / n) or round_ == 0]
+            for i in range(len(due)):
+                self.turn(due[(i + round_) % len(due)], backward)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second, read and written, of copying 256 MB: the best of 10."""
+    source = torch.ones(64 << 20, device=device)
+    target = torch.empty_like(source)
+    clock, best = Clock(device), float("inf")
+    for _ in range(10):
+        start = clock.mark()
+        target.copy_(source)
+        best = min(best, clock.between(start, clock.mark()))
+    return 2e3 * source.nbytes / best
+
+
+def machine(device: str, threads: int) -> str:
+    """The lines above the table."""
+    report = backend_report()
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = re.findall(r"model name\s*: (.*)", information.read_text())
+        processor = names[0] if names else processor
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    pages = re.findall(r"\[(\w+)\]", pages.read_text())[0] if pages.is_file() else "unknown"
+    allocator = os.environ.get("LD_PRELOAD") or "glibc malloc"
+    tunables = os.environ.get("GLIBC_TUNABLES", "no tunables")
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    lines = [
+        f"{time.strftime('%Y-%m-%d %H:%M')}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"{processor}, {os.cpu_count()} cores; {threads} threads, {report['instruction_set']} kernels, "
+        f"{allocator} ({tunables}), transparent huge pages: {pages}, load {load}",
+    ]
+    if device != "cpu":
+        lines.append(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, kernels {report['cuda']}")
+    return "\n".join(lines)
+
+
+def warnings(device: str) -> Iterator[str]:
+    report = backend_report()
+    reason = report["reason"] if device == "cpu" else report["cuda"]["reason"]
+    if reason:
+        yield f"ours is the slow PyTorch twin here: {reason}"
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if load > 0.5:
+        yield f"the machine is busy (load {load:.1f} per core): times are too long, ratios are rough"
+
+
+TITLE = f"{'operator':24}{'shape':64}{'pass':18}{'ours ms':>9}{'% copy':>7}  {'peer':26}{'peer ms':>10}"
+TITLE += f"{'ratio':>8}{'of min':>8}{'error':>9}{'peer':>9}"
+
+
+def line(row: Row) -> str:
+    return (
+        f"{row.op:24}{row.shape:64}{row.pass_:18}{row.ours_ms:9.3f}{100 * row.share_of_copy:7.0f}  {row.peer:26}"
+        f"{row.peer_ms:10.3f}{row.ratio:7.1f}x{row.ratio_of_minima:7.1f}x{row.ours_error:9.0e}{row.peer_error:9.0e}"
     )
 
 
-def results(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], backward: bool) -> tuple[Tensor, ...]:
-    if not backward:
-        with torch.no_grad():
-            return (function(*inputs),)
-    inputs = tuple(t.detach().requires_grad_() for t in inputs)
-    out = function(*inputs)
-    return out.detach(), *torch.autograd.grad(out, inputs, out.detach())
+def rows_of(comparison: Comparison, label: str, common: dict, copy: float) -> Iterator[Row]:
+    ours_, *peers = comparison.contenders
+    case = comparison.case
+    which = 0 if label == "forward" else 1
+    ours_ms, ours_min = statistics.median(ours_.times[label]), min(ours_.times[label])
+    bandwidth = comparison.bytes(label) / ours_ms * 1e3
+    for peer in peers:
+        peer_ms, peer_min = statistics.median(peer.times[label]), min(peer.times[label])
+        yield Row(
+            op=case.op,
+            shape=case.shape,
+            pass_=label,
+            ours_ms=ours_ms,
+            peer=peer.name,
+            peer_ms=peer_ms,
+            ratio=peer_ms / ours_ms,
+            ours_min_ms=ours_min,
+            peer_min_ms=peer_min,
+            ratio_of_minima=peer_min / ours_min,
+            ours_turns=len(ours_.times[label]),
+            peer_turns=len(peer.times[label]),
+            gigabytes_per_s=bandwidth / 1e9,
+            share_of_copy=bandwidth / copy,
+            ours_error=ours_.errors[which],
+            peer_error=peer.errors[which],
+            **common,
+        )
 
 
-def error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """Mean difference over mean magnitude, worst tensor. (Gradients to locations jump at pixel borders, where float32
-    may round to the other side of a border: a largest difference would report that as an error.)"""
-    return max(float((f.double() - e).abs().mean() / e.abs().mean()) for f, e in zip(found, expected))
+def benchmark(args: argparse.Namespace, rows: list[Row]) -> list[str]:
+    """Prints the table, fills `rows`; returns what failed."""
+    dtype, law = getattr(torch, args.dtype), Law(args.locations == "uniform")
+    cases = [
+        c for c in all_cases(args.device) if re.search(args.only, f"{c.op} {c.shape}") and (c.quick or not args.quick)
+    ]
+    copy = copy_bandwidth(args.device)
+    print(machine(args.device, args.threads))
+    print(f"copy {copy / 1e9:.0f} GB/s; {args.rounds} rounds at most, {args.dtype}, locations: {args.locations}")
+    for text in warnings(args.device):
+        print(f"warning: {text}", file=sys.stderr)
+    print(TITLE, flush=True)
+    common = {
+        "dtype": args.dtype,
+        "device": torch.device(args.device).type,
+        "locations": args.locations,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "instruction_set": backend_report()["instruction_set"] or "",
+    }
+    failures, absent, end = [], {}, time.monotonic() + args.time_budget
+    for number, case in enumerate(cases):
+        comparison = Comparison(case, case.inputs(law, dtype, args.device), args.device)
+        problem = comparison.enter("ours", partial(ours, case.kind))
+        if problem:
+            failures.append(f"ours, {case.op}, {case.shape}: {problem}")
+            print(f"error: {failures[-1]}; not timed", file=sys.stderr, flush=True)
+            continue
+        for name, load in (PEERS[key] for key in args.peers):
+            try:
+                function = load(case.kind, args.device)
+            except (ImportError, SyntaxError, OSError) as reason:
+                absent[name] = f"{type(reason).__name__}: {reason}"
+                continue
+            problem = comparison.enter(name, function) if function else None
+            if problem:
+                print(f"fails: {name}, {case.op}, {case.shape}: {problem}", flush=True)
+        gc.collect()
+        gc.disable()
+        for backward in (False, True):
+            left = 2 * (len(cases) - number) - backward
+            comparison.measure(backward, args.rounds, max(0.0, end - time.monotonic()) / left)
+        gc.enable()
+        for label in PASSES:
+            for row in rows_of(comparison, label, common, copy):
+                rows.append(row)
+                print(line(row), flush=True)
+        if sys.stderr.isatty():
+            print(f"{number + 1} of {len(cases)}", end="\r", file=sys.stderr, flush=True)
+    for name, reason in absent.items():
+        print(f"not installed: {name} ({reason})")
+    return failures
 
 
-def measure(case: Case, dtype: torch.dtype, backward: bool, rounds: int) -> Row:
-    inputs = tuple(t.to(dtype) for t in case.inputs)
-    exact = results(case.twin, tuple(t.double() for t in inputs), backward)
-    worst = error(results(case.ours, inputs, backward), exact)
-    if worst > TOLERANCE[dtype]:
-        raise SystemExit(f"error: {case.op} {case.shape} {dtype}: off by {worst:.1e} (relative); not timed")
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for turn in range(rounds + 2):
-        for name in ("ours", "peer") if turn % 2 else ("peer", "ours"):
-            function = case.ours if name == "ours" else case.peer
-            start = time.perf_counter()
-            results(function, inputs, backward)
-            if turn >= 2:  # two rounds to warm up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    ours, peer = statistics.median(times["ours"]), statistics.median(times["peer"])
-    best = min(times["peer"]) / min(times["ours"])
-    label = "forward+backward" if backward else "forward"
-    name = str(dtype).removeprefix("torch.")
-    return Row(case.op, case.shape, name, "cpu", label, ours, case.peer_name, peer, peer / ours, best, worst)
+def as_json(rows: list[Row]) -> str:
+    return json.dumps([{key.rstrip("_"): value for key, value in vars(row).items()} for row in rows], indent=1) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="REGEX", help='cases whose "operator shape" matches')
+    parser.add_argument("--quick", action="store_true", help="a few cases and the upstream formulations, one minute")
+    parser.add_argument("--dtype", choices=[str(t).removeprefix("torch.") for t in TOLERANCE], default="float32")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (larger batches there); default cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU; default 2")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each contender at most; default 30")
+    parser.add_argument(
+        "--time-budget", type=float, metavar="S", help="aims at this many seconds; default 540, quick 50"
+    )
+    parser.add_argument("--peers", metavar="LIST", help=f"of {', '.join(PEERS)}; default {DEFAULT_PEERS}")
+    parser.add_argument(
+        "--locations",
+        choices=["typical", "uniform"],
+        default="typical",
+        help="typical: near the pixel, or where six cameras see a BEV; uniform: anywhere, the worst case for caches",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the rows here, also after an interruption")
+    args = parser.parse_args()
+    args.peers = (args.peers or ("upstream" if args.quick else DEFAULT_PEERS)).split(",")
+    args.time_budget = args.time_budget or (50 if args.quick else 540)
+    unknown = [key for key in args.peers if key not in PEERS]
+    if unknown:
+        parser.error(f"--peers: no {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--json", metavar="FILE", help="write the rows here")
-    args = parser.parse_args()
+    args = arguments()
     torch.set_num_threads(args.threads)
-    report = backend_report()
-    if report["reason"]:
-        raise SystemExit(f"error: {report['reason']}; {report['fix']}")
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    print(
-        f"torch {torch.__version__}, {args.threads} threads, kernels {report['instruction_set']}, "
-        f"{platform.machine()}, load {load}, median of {args.rounds} interleaved rounds, batch 1"
-    )
-    print(
-        f"{'operator':15} {'shape':32} {'pass':17} {'ours ms':>9} {'peer ms':>9} "
-        f"{'ratio':>7} {'of best':>7} {'error':>8}"
-    )
-    rows = []
-    for case in cases():
-        for backward in (False, True):
-            row = measure(case, getattr(torch, args.dtype), backward, args.rounds)
-            rows.append(row)
-            print(
-                f"{row.op:15} {row.shape:32} {row.pass_:17} {row.ours_ms:9.3f} {row.peer_ms:9.3f} {row.ratio:6.1f}x "
-                f"{row.ratio_of_best:6.1f}x {row.error:8.1e}"
-            )
-    if args.json:
-        data = [{key.rstrip("_"): value for key, value in asdict(row).items()} for row in rows]
-        with open(args.json, "w") as file:
-            json.dump(data, file, indent=1)
+    rows: list[Row] = []
+    try:
+        failures = benchmark(args, rows)
+    except KeyboardInterrupt:
+        failures = ["interrupted"]
+    finally:
+        if args.json:
+            Path(args.json).write_text(as_json(rows))
+    if failures:
+        raise SystemExit("error: " + "; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""The operator benchmark at toy sizes: peers compute what we compute, a wrong one is caught, the rows are complete."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+KEYS = {"op", "shape", "dtype", "device", "pass", "ours_ms", "peer", "peer_ms", "ratio"}
+KINDS = ("dcnv3", "dcnv3_softmax", "dcnv4", "ms_deform_attn", "ms_deform_attn_fused", "temporal")
+KINDS += ("spatial_cross_attention", "spatial_cross_attention_whole")
+
+
+@pytest.fixture
+def operators(repository_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(repository_root / "benchmarks")
+    return importlib.import_module("operators")
+
+
+@pytest.fixture
+def cases(operators: ModuleType) -> ModuleType:
+    return importlib.import_module("cases")
+
+
+def toy(cases: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """A case of a few thousand samples: odd sides, two images, two levels, queries that no camera sees."""
+    monkeypatch.setitem(cases.CROSS_ATTENTION, "toy", (7, (480, 800), 0.5, 240, [(5, 8), (3, 4)]))
+    if kind == "dcnv4":
+        return cases.Case(kind, "toy", partial(cases.dcnv4_inputs, size=(2, 5, 7, 24, 3)), 3)
+    if kind.startswith("dcnv3"):
+        build = partial(cases.dcnv3_inputs, size=(2, 5, 7, 24, 3), softmax=kind.endswith("softmax"))
+        return cases.Case(kind, "toy", build, 3)
+    if kind == "temporal":
+        return cases.attention_case("toy", partial(cases.grid_reference, 3, 5), [(3, 5)] * 2, 4, "mean")
+    if kind.startswith("ms_deform_attn"):
+        fused = "joint" if kind.endswith("fused") else ""
+        return cases.attention_case("toy", partial(cases.grid_reference, 3, 5, 2), [(4, 6), (2, 3)], 4, fused)
+    return cases.cross_attention_case("toy", kind.endswith("whole"))
+
+
+def comparison(operators: ModuleType, case, dtype: torch.dtype, uniform: bool = False):
+    law = importlib.import_module("cases").Law(uniform)
+    return operators.Comparison(case, case.inputs(law, dtype, "cpu"), "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_peers_agree_with_the_twin(
+    operators: ModuleType, cases: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    case = toy(cases, monkeypatch, kind)
+    rivals = comparison(operators, case, dtype, uniform=dtype == torch.float32)
+    assert rivals.enter("ours", partial(cases.ours, case.kind)) is None
+    for key in ("upstream", "torchvision"):
+        name, load = operators.PEERS[key]
+        function = load(case.kind, "cpu")
+        if function is not None:
+            assert rivals.enter(name, function) is None, name
+    assert len(rivals.contenders) == (3 if kind == "dcnv3" else 2)
+
+
+def test_a_wrong_peer_is_not_timed(operators: ModuleType, cases: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = toy(cases, monkeypatch, "ms_deform_attn")
+    rivals = comparison(operators, case, torch.float32)
+    right = operators.PEERS["upstream"][1](case.kind, "cpu")
+
+    def wrong_gradient(value, locations, weights, **fixed):
+        return right(value, locations.detach() + 0 * locations, weights, **fixed)
+
+    assert "wrong" in rivals.enter("scaled", lambda *tensors, **fixed: 1.01 * right(*tensors, **fixed))
+    assert "wrong" in rivals.enter("no gradient", wrong_gradient)
+    assert "RuntimeError" in rivals.enter("broken", lambda value, *_, **fixed: value @ value)
+    assert not rivals.contenders
+
+
+def test_turns_rotate_and_slow_contenders_skip_rounds(
+    operators: ModuleType, cases: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rivals = comparison(operators, toy(cases, monkeypatch, "dcnv4"), torch.float32)
+    names = ["ours", "quick", "slow"]
+    rivals.contenders = [operators.Contender(name, lambda: None, estimate_ms={True: 5.0}) for name in names]
+    rivals.contenders[2].estimate_ms[True] = 1000.0
+    turns = []
+    rivals.turn = lambda contender, backward: turns.append(contender.name)
+    rivals.measure(True, rounds=12, seconds=3.0)
+    assert [turns.count(name) for name in names] == [12, 12, 3]
+    assert {turns[0], turns[3]} == {"ours", "quick"}
+
+
+def test_json_rows_and_table(
+    operators: ModuleType,
+    cases: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    file = tmp_path / "rows.json"
+    chosen = [toy(cases, monkeypatch, kind) for kind in ("dcnv3", "spatial_cross_attention_whole")]
+    monkeypatch.setattr(operators, "all_cases", lambda device: chosen)
+    monkeypatch.setattr(operators, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setitem(operators.PEERS, "absent", ("absent", lambda kind, device: importlib.import_module("no_such")))
+    options = ["--rounds", "2", "--time-budget", "1", "--peers", "upstream,absent", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["operators.py", *options, "--threads", str(torch.get_num_threads())])
+    operators.main()
+    rows = json.loads(file.read_text())
+    assert [(row["op"], row["pass"]) for row in rows] == [
+        (op, passes)
+        for op in ("dcnv3", "spatial_cross_attention")
+        for passes in ("forward", "backward", "forward+backward")
+    ]
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert (row["dtype"], row["device"], row["peer"]) == ("float32", "cpu", "upstream formulation")
+        assert row["ours_ms"] > 0 and row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+    text = capsys.readouterr().out
+    assert "not installed: absent" in text and text.count("upstream formulation") == len(rows)
