@@ -29,7 +29,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine")
+ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine", "compat")
 CSRC = ROOT / "ops/csrc"
 RECORD = "_build.json"
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support

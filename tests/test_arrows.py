@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "lane_topology": CORE | {"ops", "backbone", "bev"},
     "data_tools": CORE,
     "engine": CORE | {"data_tools", "backbone"},
+    "compat": CORE | {"ops", "backbone", "bev"},
 }
 
 
