@@ -54,6 +54,8 @@ class Extension:
 
 
 _extensions: dict[str, Extension] = {}
+_serving: set[tuple[str, str]] = set()
+"""(operator, device type) that have a kernel, found out on the first call."""
 _warned: set[str] = set()
 
 
@@ -142,15 +144,22 @@ def kernel_serves(op: str, backend: str | None, device_type: str) -> bool:
         return False
     if choice == "cuda" and device_type != "cuda":
         raise BackendUnavailableError(f"{op}: the CUDA kernels were asked for, but the tensors are on {device_type}")
+    if (op, device_type) in _serving:
+        return True
     problem, fix = _problem(op, device_type)
     if problem is None:
+        _serving.add((op, device_type))
         return True
     if choice != "auto":
         raise BackendUnavailableError(f"{op}: the compiled kernels were asked for, but {problem}; {fix}")
     if device_type not in _warned:
         _warned.add(device_type)
         message = f"the slow PyTorch twins of the operators serve: {problem}; {fix}"
-        warnings.warn(message, BackendFallbackWarning, stacklevel=3)
+        warnings.warn(
+            message,
+            BackendFallbackWarning,
+            stacklevel=4,  # whoever called the operator
+        )
     return False
 
 

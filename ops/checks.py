@@ -88,19 +88,24 @@ def check_dcnv3(op: str, value: Tensor, offset: Tensor, mask: Tensor, window: Wi
     out_h, out_w = output_size(
         (height, width), (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
     )
-    described = (
-        f"value {list(value.shape)}, kernel {(kernel_h, kernel_w)}, stride {(stride_h, stride_w)}, "
-        f"padding {(pad_h, pad_w)}, dilation {(dilation_h, dilation_w)}"
-    )
     if height < 1 or width < 1 or out_h < 1 or out_w < 1:
-        raise ValueError(f"{op}: {described} gives an empty output {out_h} x {out_w}")
-    described += f", {groups} groups{', remove_center' if remove_center else ''}"
+        raise ValueError(f"{op}: {_window_described(value, window)} gives an empty output {out_h} x {out_w}")
     for name, t, per_tap in (("offset", offset, 2), ("mask", mask, 1)):
-        flat, grouped = (n, out_h, out_w, groups * taps * per_tap), (n, out_h, out_w, groups, taps * per_tap)
-        if t.shape != (flat if t.dim() == 4 else grouped):
+        last = (groups * taps * per_tap,) if t.dim() == 4 else (groups, taps * per_tap)
+        if t.shape != (n, out_h, out_w, *last):
+            flat, grouped = [groups * taps * per_tap], [groups, taps * per_tap]
             raise ValueError(
-                f"{op}: {name} must be {list(flat)} or {list(grouped)} for {described}; got {list(t.shape)}"
+                f"{op}: {name} must be {[n, out_h, out_w] + flat} or {[n, out_h, out_w] + grouped} for "
+                f"{_window_described(value, window)}; got {list(t.shape)}"
             )
+
+
+def _window_described(value: Tensor, window: Window) -> str:
+    kernel, stride, padding, dilation = (window[i : i + 2] for i in range(0, 8, 2))
+    return (
+        f"value {list(value.shape)}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}, "
+        f"{window[8]} groups{', remove_center' if window[10] else ''}"
+    )
 
 
 def _check_levels(op: str, levels: Sequence[Sequence[int]], tensors: dict[str, Tensor]) -> None:

@@ -6,13 +6,10 @@ softmax, offsets and weights in one packed tensor).
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import registration  # noqa: F401  (defines the operators)
-from .backend import kernel_serves
+from .calls import run
 from .checks import check_dcnv3, window_of
-from .reference import dcnv3_reference
 
 
 def dcnv3(
@@ -56,16 +53,7 @@ def dcnv3(
     """
     window = window_of(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
     check_dcnv3("dcnv3", value, offset, mask, window)
-    return _dcnv3(value, offset, mask, window, mask_softmax, backend)
-
-
-def _dcnv3(value: Tensor, offset: Tensor, mask: Tensor, window: tuple, mask_softmax: bool, backend: str | None):
-    if not kernel_serves("dcnv3", backend, value.device.type):
-        pairs = [window[i : i + 2] for i in range(0, 8, 2)]
-        return dcnv3_reference(value, offset, mask, *pairs, *window[8:], mask_softmax)
-    if not offset.dtype == mask.dtype == value.dtype:  # the kernel takes both as value, or both in float32
-        offset, mask = offset.float(), mask.float()
-    return torch.ops.drivestack.dcnv3(value, offset, mask, *window, mask_softmax)
+    return run("dcnv3", backend, value, offset, mask, *window, mask_softmax)
 
 
 def packed_width(groups: int, kernel_size: int | Sequence[int] = 3, remove_center: bool = False) -> int:
@@ -101,7 +89,7 @@ def dcnv4(
     if not isinstance(offset_mask, Tensor) or offset_mask.dim() != 4 or offset_mask.shape[3] < used or groups < 1:
         got = list(offset_mask.shape) if isinstance(offset_mask, Tensor) else type(offset_mask).__name__
         raise ValueError(f"dcnv4: offset_mask must be [N, Ho, Wo, {used}] or more (padding), got {got}")
-    grouped = offset_mask[..., :used].unflatten(-1, (groups, 3 * taps))
-    offset, mask = grouped.split((2 * taps, taps), -1)
+    grouped = offset_mask.narrow(3, 0, used).view(*offset_mask.shape[:3], groups, 3 * taps)
+    offset, mask = grouped.narrow(4, 0, 2 * taps), grouped.narrow(4, 2 * taps, taps)
     check_dcnv3("dcnv4", value, offset, mask, window)
-    return _dcnv3(value, offset, mask, window, False, backend)
+    return run("dcnv3", backend, value, offset, mask, *window, False)

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import registration  # noqa: F401  (defines the operators)
-from .backend import kernel_serves
+from .calls import run
 from .checks import check_ms_deform_attn, check_ms_deform_attn_fused
-from .reference import levels_of, ms_deform_attn_fused_reference, ms_deform_attn_reference
+from .reference import levels_of
 
 Shapes = Sequence[Sequence[int]] | Tensor
 
@@ -47,12 +45,8 @@ def ms_deform_attn(
     """
     shapes = shape_pairs(spatial_shapes)
     check_ms_deform_attn(value, shapes, sampling_locations, attention_weights)
-    if not kernel_serves("ms_deform_attn", backend, value.device.type):
-        return ms_deform_attn_reference(value, shapes, sampling_locations, attention_weights)
-    if value.dtype != torch.float64:
-        sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
     flat_shapes = [side for shape in shapes for side in shape]
-    return torch.ops.drivestack.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+    return run("ms_deform_attn", backend, value, flat_shapes, sampling_locations, attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -96,15 +90,6 @@ def ms_deform_attn_fused(
         raise ValueError(f"ms_deform_attn_fused: {len(level_starts)} level_starts for {len(shapes)} levels")
     levels = levels_of(shapes, level_starts)
     check_ms_deform_attn_fused(value, levels, reference_points, offsets, logits)
-    if not kernel_serves("ms_deform_attn_fused", backend, value.device.type):
-        return ms_deform_attn_fused_reference(value, levels, reference_points, offsets, logits, level_mean)
-    reference_points, offsets, logits = for_fused_kernel(value, reference_points, offsets, logits)
     flat_levels = [number for level in levels for number in level]
-    return torch.ops.drivestack.ms_deform_attn_fused(value, flat_levels, reference_points, offsets, logits, level_mean)
-
-
-def for_fused_kernel(value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-    """Dtypes as the kernels want them: references float32 or float64; offsets and logits both as value or float32."""
-    if not offsets.dtype == logits.dtype == value.dtype:
-        offsets, logits = offsets.float(), logits.float()
-    return reference_points if value.dtype == torch.float64 else reference_points.float(), offsets, logits
+    inputs = (value, flat_levels, reference_points, offsets, logits, level_mean)
+    return run("ms_deform_attn_fused", backend, *inputs)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .backend import kernel_serves
+from .calls import run
 from .checks import check_spatial_cross_attention
-from .ms_deform_attn import for_fused_kernel, shape_pairs
-from .reference import levels_of, spatial_cross_attention_reference
+from .ms_deform_attn import shape_pairs
+from .reference import levels_of
 
 
 def spatial_cross_attention(
@@ -48,8 +47,6 @@ def spatial_cross_attention(
     """
     levels = levels_of(shape_pairs(spatial_shapes))
     check_spatial_cross_attention(value, levels, reference_points, visible, offsets, logits)
-    if not kernel_serves("spatial_cross_attention", backend, value.device.type):
-        return spatial_cross_attention_reference(value, levels, reference_points, visible, offsets, logits)
-    reference_points, offsets, logits = for_fused_kernel(value, reference_points, offsets, logits)
     flat_levels = [number for level in levels for number in level]
-    return torch.ops.drivestack.spatial_cross_attention(value, flat_levels, reference_points, visible, offsets, logits)
+    inputs = (value, flat_levels, reference_points, visible, offsets, logits)
+    return run("spatial_cross_attention", backend, *inputs)
