@@ -3,7 +3,6 @@
 from .backend import BackendFallbackWarning, BackendUnavailableError, backend_report
 from .dcnv3 import dcnv3, dcnv4, packed_width
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
-from .softmax_rows import softmax_rows
 from .spatial_cross_attention import spatial_cross_attention
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "packed_width",
-    "softmax_rows",
     "spatial_cross_attention",
 ]

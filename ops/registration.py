@@ -155,36 +155,3 @@ for _name, _arguments in ARGUMENTS.items():
         torch.library.impl(f"drivestack::{_name}", _key, _rule)
     for _qualified in (_name, f"{_name}_backward"):
         torch.library.register_vmap(f"drivestack::{_qualified}", refuse_vmap(_qualified))
-
-torch.library.define("drivestack::softmax_rows", "(Tensor logits) -> Tensor")
-torch.library.define("drivestack::softmax_rows_backward", "(Tensor grad_out, Tensor out) -> Tensor")
-
-
-@torch.library.register_fake("drivestack::softmax_rows")
-def _(logits):
-    return logits.new_empty(logits.shape)
-
-
-@torch.library.register_fake("drivestack::softmax_rows_backward")
-def _(grad_out, out):
-    return out.new_empty(out.shape)
-
-
-def _softmax_grad(ctx, grad_out):
-    return torch.ops.drivestack.softmax_rows_backward(grad_out, *ctx.saved_tensors)
-
-
-def _softmax_backward_grad(ctx, grad):
-    grad_out, out = ctx.saved_tensors
-    inner = (grad * out).sum(-1, keepdim=True)
-    return out * (grad - inner), grad * (grad_out - (grad_out * out).sum(-1, keepdim=True)) - grad_out * inner
-
-
-torch.library.register_autograd(
-    "drivestack::softmax_rows", _softmax_grad, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output)
-)
-torch.library.register_autograd(
-    "drivestack::softmax_rows_backward",
-    _softmax_backward_grad,
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
