@@ -252,10 +252,14 @@ class Case:
 
     def inputs(self, law: Law, dtype: torch.dtype, device: str) -> Call:
         """Locations, weights and reference points of half-precision values stay float32."""
-        tensors, fixed = self.build(law)
+        wide = torch.promote_types(dtype, torch.float32)
         keep = (1, 2) if self.kind == "ms_deform_attn" else ()
-        tensors = tuple(t.to(device, torch.float32 if i in keep else dtype) for i, t in enumerate(tensors))
-        return tensors, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in fixed.items()}
+        tensors, fixed = self.build(law)
+        tensors = tuple(t.to(device, wide if i in keep else dtype) for i, t in enumerate(tensors))
+        return tensors, {
+            name: x.to(device, wide if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else x
+            for name, x in fixed.items()
+        }
 
     def part(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Of inputs or their gradients: the last head or group, and up to 512 queries."""

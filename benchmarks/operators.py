@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import platform
 import re
@@ -36,6 +35,7 @@ from pathlib import Path
 import torch
 from cases import Call, Case, Law, all_cases, ours
 from peers import DEFAULT_PEERS, PEERS
+from tables import TITLE, Row, as_json, as_markdown, line
 from torch import Tensor
 
 from drivestack.ops import backend_report
@@ -50,38 +50,6 @@ TOLERANCE = {
 }
 PASSES = ("forward", "backward", "forward+backward")
 TURN_MS = 1.0
-
-
-@dataclass
-class Row:
-    """A line of the table. Documented keys first; times in ms."""
-
-    op: str
-    shape: str
-    dtype: str
-    device: str
-    pass_: str
-    """`pass` in the JSON file."""
-    ours_ms: float
-    peer: str
-    peer_ms: float
-    ratio: float
-    """Median of the peer over our median."""
-    ours_min_ms: float
-    peer_min_ms: float
-    ratio_of_minima: float
-    """Steadier than `ratio` on a busy machine."""
-    ours_turns: int
-    peer_turns: int
-    gigabytes_per_s: float
-    share_of_copy: float
-    """Of the bandwidth of a large copy, measured in this run."""
-    ours_error: float
-    peer_error: float
-    locations: str
-    threads: int
-    torch: str
-    instruction_set: str
 
 
 @dataclass
@@ -253,17 +221,6 @@ def warnings(device: str) -> Iterator[str]:
         yield f"the machine is busy (load {load:.1f} per core): times are too long, ratios are rough"
 
 
-TITLE = f"{'operator':24}{'shape':64}{'pass':18}{'ours ms':>9}{'% copy':>7}  {'peer':26}{'peer ms':>10}"
-TITLE += f"{'ratio':>8}{'of min':>8}{'error':>9}{'peer':>9}"
-
-
-def line(row: Row) -> str:
-    return (
-        f"{row.op:24}{row.shape:64}{row.pass_:18}{row.ours_ms:9.3f}{100 * row.share_of_copy:7.0f}  {row.peer:26}"
-        f"{row.peer_ms:10.3f}{row.ratio:7.1f}x{row.ratio_of_minima:7.1f}x{row.ours_error:9.0e}{row.peer_error:9.0e}"
-    )
-
-
 def rows_of(comparison: Comparison, label: str, common: dict, copy: float) -> Iterator[Row]:
     ours_, *peers = comparison.contenders
     case = comparison.case
@@ -347,10 +304,6 @@ def benchmark(args: argparse.Namespace, rows: list[Row]) -> list[str]:
     return failures
 
 
-def as_json(rows: list[Row]) -> str:
-    return json.dumps([{key.rstrip("_"): value for key, value in vars(row).items()} for row in rows], indent=1) + "\n"
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="REGEX", help='cases whose "operator shape" matches')
@@ -370,6 +323,7 @@ def arguments() -> argparse.Namespace:
         help="typical: near the pixel, or where six cameras see a BEV; uniform: anywhere, the worst case for caches",
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows here, also after an interruption")
+    parser.add_argument("--markdown", metavar="FILE", help="write a table for the documentation here")
     args = parser.parse_args()
     args.peers = (args.peers or ("upstream" if args.quick else DEFAULT_PEERS)).split(",")
     args.time_budget = args.time_budget or (50 if args.quick else 540)
@@ -390,6 +344,8 @@ def main() -> None:
     finally:
         if args.json:
             Path(args.json).write_text(as_json(rows))
+        if args.markdown:
+            Path(args.markdown).write_text(as_markdown(rows))
     if failures:
         raise SystemExit("error: " + "; ".join(failures))
 

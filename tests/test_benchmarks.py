@@ -49,7 +49,7 @@ def comparison(operators: ModuleType, case, dtype: torch.dtype, uniform: bool = 
     return operators.Comparison(case, case.inputs(law, dtype, "cpu"), "cpu")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_peers_agree_with_the_twin(
     operators: ModuleType, cases: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
@@ -105,7 +105,18 @@ def test_json_rows_and_table(
     monkeypatch.setattr(operators, "all_cases", lambda device: chosen)
     monkeypatch.setattr(operators, "copy_bandwidth", lambda device: 1e10)
     monkeypatch.setitem(operators.PEERS, "absent", ("absent", lambda kind, device: importlib.import_module("no_such")))
-    options = ["--rounds", "2", "--time-budget", "1", "--peers", "upstream,absent", "--json", str(file)]
+    options = [
+        "--rounds",
+        "2",
+        "--time-budget",
+        "1",
+        "--peers",
+        "upstream,absent",
+        "--json",
+        str(file),
+        "--markdown",
+        str(tmp_path / "rows.md"),
+    ]
     monkeypatch.setattr(sys, "argv", ["operators.py", *options, "--threads", str(torch.get_num_threads())])
     operators.main()
     rows = json.loads(file.read_text())
@@ -118,5 +129,6 @@ def test_json_rows_and_table(
         assert row.keys() >= KEYS
         assert (row["dtype"], row["device"], row["peer"]) == ("float32", "cpu", "upstream formulation")
         assert row["ours_ms"] > 0 and row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+    assert "| dcnv3 | toy | " in (tmp_path / "rows.md").read_text()
     text = capsys.readouterr().out
     assert "not installed: absent" in text and text.count("upstream formulation") == len(rows)
