@@ -11,7 +11,7 @@ from .boxes import (
     transform_boxes,
 )
 from .cameras import PinholeCamera
-from .grids import BevGrid, VoxelGrid
+from .grids import OCC3D_GRID, BevGrid, VoxelGrid
 from .poses import (
     invert_pose,
     matrix_to_quaternion,
@@ -24,6 +24,7 @@ from .poses import (
 )
 
 __all__ = [
+    "OCC3D_GRID",
     "BevGrid",
     "PinholeCamera",
     "VoxelGrid",

@@ -103,3 +103,7 @@ class VoxelGrid:
         p = np.asarray(points_m, dtype=np.float64)
         voxels = np.floor((p - self.origin_m) / self.voxel_m).astype(np.int64)
         return voxels, ((voxels >= 0) & (voxels < self.shape)).all(-1)
+
+
+OCC3D_GRID = VoxelGrid(-40.0, -40.0, -1.0, 40.0, 40.0, 5.4, 200, 200, 16)
+"""The voxels of Occ3D-nuScenes and of Occ3D-Waymo's 0.4 m labels, in the EGO frame of the keyframe."""
