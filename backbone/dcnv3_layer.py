@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import dcnv3
-from .layers import build_activation, build_norm
+from .layers import DepthwiseBranch
 from .linear import Linear, PackedLinear
 
 
@@ -103,11 +103,7 @@ class DCNv3(nn.Module):
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
         self.center_feature_scale = center_feature_scale
-        self.dw_conv = nn.Sequential(
-            nn.Conv2d(channels, channels, dw_kernel_size, stride, max(dw_pad, 0), groups=channels),
-            build_norm(channels, norm_layer, source="NCHW", target="NHWC"),
-            build_activation(act_layer),
-        )
+        self.dw_conv = DepthwiseBranch(channels, dw_kernel_size, stride, max(dw_pad, 0), norm_layer, act_layer)
         self.offset = Linear(channels, group * self.num_taps * 2)
         self.mask = Linear(channels, group * self.num_taps)
         self.input_proj = Linear(channels, channels)
@@ -140,7 +136,7 @@ class DCNv3(nn.Module):
         """[N, H, W, C] -> [N, Ho, Wo, C]."""
         value = self.input_proj(x)  # [N, H, W, C]
         seen = x[:, self.dw_crop : -self.dw_crop, self.dw_crop : -self.dw_crop] if self.dw_crop else x
-        guide = self.dw_conv(seen.permute(0, 3, 1, 2))  # [N, Ho, Wo, C]
+        guide = self.dw_conv(seen)  # [N, Ho, Wo, C]
         offset, logits = self._offsets_and_logits(guide)
         y = dcnv3(
             value,

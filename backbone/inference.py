@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .layers import DepthwiseBranch
 from .linear import Linear, PackedConv2d, PackedLinear
 
 
@@ -69,6 +70,8 @@ def _replace(parent: nn.Module) -> None:
         Linear: PackedLinear,
         nn.Conv2d: PackedConv2d,
     }
+    if isinstance(parent, DepthwiseBranch) and parent.one_pass:
+        return  # an operator of its own
     for name, child in list(parent.named_children()):
         packer = packers.get(type(child))
         if packer is None or (isinstance(child, nn.Conv2d) and child.padding_mode != "zeros"):

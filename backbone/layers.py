@@ -11,9 +11,11 @@ Shape legend: N images, H height, W width, C channels.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
+from ..ops.norm import depthwise_norm, layer_norm
+from .linear import Linear, inference_on_cpu
 
 LAYER_NORM_EPS = 1e-6
 ACTIVATIONS = {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}
@@ -50,7 +52,7 @@ def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", t
     if norm_layer not in NORMS:
         raise ValueError(f"norm_layer={norm_layer!r}: choose one of {', '.join(NORMS)}")
     if norm_layer == "LN":
-        native, norm = "NHWC", nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        native, norm = "NHWC", LayerNorm(channels, eps=LAYER_NORM_EPS)
     else:
         native, norm = "NCHW", nn.BatchNorm2d(channels)
     to_layout = {"NHWC": ToChannelsLast, "NCHW": ToChannelsFirst}
@@ -60,6 +62,62 @@ def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", t
     if target != native:
         parts.append(to_layout[target]())
     return nn.Sequential(*parts)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over the last axis, with an exact GELU behind it if asked for: in one pass in inference."""
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        if inference_on_cpu(x):
+            return layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu)
+        y = super().forward(x)
+        return F.gelu(y) if gelu else y
+
+
+def norm_and_activate(norm: nn.Sequential, act: nn.Module, x: Tensor) -> Tensor:
+    """A norm of `build_norm` and the activation behind it, in one pass where they are LayerNorm and GELU."""
+    joined = type(act) is nn.GELU and any(isinstance(part, LayerNorm) for part in norm)
+    for part in norm:
+        x = part(x, gelu=True) if joined and isinstance(part, LayerNorm) else part(x)
+    return x if joined else act(x)
+
+
+class DepthwiseBranch(nn.Sequential):
+    """Depthwise convolution, norm, activation: [N, H, W, C] -> [N, Ho, Wo, C]."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        norm_layer: str = "LN",
+        act_layer: str = "GELU",
+    ):
+        super().__init__(
+            nn.Conv2d(channels, channels, kernel_size, stride, padding, groups=channels),
+            build_norm(channels, norm_layer, source="NCHW", target="NHWC"),
+            build_activation(act_layer),
+        )
+        self.one_pass = norm_layer == "LN"
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, act = self
+        if not (self.one_pass and inference_on_cpu(x)):
+            return norm_and_activate(norm, act, conv(x.permute(0, 3, 1, 2)))
+        scale, gelu = norm[1], type(act) is nn.GELU
+        y = depthwise_norm(
+            x,
+            conv.weight,
+            conv.bias,
+            scale.weight,
+            scale.bias,
+            scale.eps,
+            gelu=gelu,
+            stride=conv.stride[0],
+            padding=conv.padding[0],
+        )
+        return y if gelu else act(y)
 
 
 class MLP(nn.Module):
@@ -93,7 +151,7 @@ class Stem(nn.Module):
         self.norm2 = build_norm(out_channels, norm_layer, source="NCHW", target="NHWC")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.act(self.norm1(self.conv1(images)))  # [N, C/2, H/2, W/2]
+        x = norm_and_activate(self.norm1, self.act, self.conv1(images))  # [N, C/2, H/2, W/2]
         return self.norm2(self.conv2(x))  # [N, H/4, W/4, C]
 
 

@@ -38,8 +38,8 @@ def _dtype_served(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _served(x: Tensor) -> bool:
-    """Whether oneDNN's own operators may take this input: an ordinary CPU tensor, no autograd, nobody tracing."""
+def inference_on_cpu(x: Tensor) -> bool:
+    """Whether operators without a gradient may take this input: an ordinary CPU tensor, no autograd, nobody tracing."""
     return (
         type(x) is Tensor
         and not torch.is_grad_enabled()
@@ -47,7 +47,6 @@ def _served(x: Tensor) -> bool:
         and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and torch.backends.mkldnn.enabled
     )
 
 
@@ -62,7 +61,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         weight = self.weight
-        if x.dtype == torch.float32 == weight.dtype and _served(x) and not torch.is_autocast_enabled("cpu"):
+        if x.dtype == torch.float32 == weight.dtype and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
             operator = _onednn("_linear_pointwise", _LINEAR)
             if operator is not None and x.dim() > 1:
                 # unpacked weights: oneDNN is slower with the activation fused than with one behind it
@@ -84,7 +83,7 @@ class _Packed(nn.Module):
 
     def _for_input(self, x: Tensor) -> tuple[torch.dtype, Tensor, Tensor | None] | None:
         """dtype of the product, packed weight and bias; None where PyTorch's own layer serves."""
-        if not _served(x):
+        if not inference_on_cpu(x):
             return None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if not _dtype_served(dtype) or (dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu")):

@@ -6,7 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "engine", "configs", "compat")
+ROOMS = (
+    "geometry",
+    "ops",
+    "backbone",
+    "bev",
+    "occupancy",
+    "lane_topology",
+    "data_tools",
+    "engine",
+    "configs",
+    "compat",
+)
 # Installed for tests and bridges only, or (nuscenes) slow to import and needed by a few functions.
 NOT_AT_IMPORT = (
     "hypothesis",

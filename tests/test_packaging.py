@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine", "compat")
+ROOMS = (
+    "geometry",
+    "ops",
+    "backbone",
+    "bev",
+    "occupancy",
+    "lane_topology",
+    "data_tools",
+    "configs",
+    "engine",
+    "compat",
+)
 
 
 @pytest.fixture(scope="module")

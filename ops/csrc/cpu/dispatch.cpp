@@ -9,7 +9,7 @@ namespace drivestack {
 namespace {
 
 #define DS_TABLE(isa) \
-  { #isa, &isa::dcnv3_kernels, &isa::ms_deform_attn_kernels, &isa::row_kernels }
+  { #isa, &isa::dcnv3_kernels, &isa::ms_deform_attn_kernels, &isa::row_kernels, &isa::norm_kernels }
 const Kernels tables[] = {
 #if defined(__x86_64__)
     DS_TABLE(avx512),

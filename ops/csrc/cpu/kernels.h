@@ -4,6 +4,7 @@
 
 #include "kernels_dcnv3.h"
 #include "kernels_ms_deform_attn.h"
+#include "kernels_norm.h"
 
 namespace drivestack {
 
@@ -12,6 +13,7 @@ struct Kernels {
   const Dcnv3Kernels* dcnv3;
   const MsDeformAttnKernels* ms_deform_attn;
   const RowKernels* rows;
+  const NormKernels* norm;
 };
 
 // The best of them for this processor, or the one that DRIVESTACK_OPS_ISA names; chosen once.

@@ -1,0 +1,3 @@
+#include "kernels_norm.h"
+#include "target_baseline.h"
+#include "norm.inl"

@@ -1,0 +1,109 @@
+"""Layer norm and the depthwise convolution with norm and GELU, for inference on CPUs: what stands around DCNv3.
+
+ATen takes one pass over the map for each of convolution, norm and activation, and its norm is slow where rows are
+short. The kernels here make one pass. Where autograd, compilers or other devices are concerned, PyTorch's own operators
+are the better choice: `backbone.layers` calls these for inference only.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backend import kernel_serves
+
+_NORM = "Tensor weight, Tensor bias, float eps, bool gelu"
+torch.library.define("drivestack::layer_norm", f"(Tensor x, {_NORM}) -> Tensor")
+torch.library.define(
+    "drivestack::depthwise_norm",
+    f"(Tensor x, Tensor kernel, Tensor kernel_bias, {_NORM}, int stride, int padding) -> Tensor",
+)
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
+    """Twin of `layer_norm`."""
+    y = F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+    return F.gelu(y) if gelu else y
+
+
+def depthwise_norm_reference(
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    gelu: bool,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Twin of `depthwise_norm`."""
+    image = x.permute(0, 3, 1, 2)
+    y = F.conv2d(image, kernel.to(x.dtype), kernel_bias.to(x.dtype), stride, padding, groups=x.shape[3])
+    return layer_norm_reference(y.permute(0, 2, 3, 1).contiguous(), weight, bias, eps, gelu)
+
+
+@torch.library.register_fake("drivestack::layer_norm")
+def _(x, weight, bias, eps, gelu):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("drivestack::depthwise_norm")
+def _(x, kernel, kernel_bias, weight, bias, eps, gelu, stride, padding):
+    n, height, width, channels = x.shape
+    out = [(size + 2 * padding - kernel.shape[-1]) // stride + 1 for size in (height, width)]
+    return x.new_empty((n, *out, channels))
+
+
+for _name, _twin in (("layer_norm", layer_norm_reference), ("depthwise_norm", depthwise_norm_reference)):
+    torch.library.impl(f"drivestack::{_name}", "CompositeExplicitAutograd", _twin)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, gelu: bool = False, backend: str | None = None
+) -> Tensor:
+    """Layer norm over the last axis of x [..., C], then GELU if asked for. No gradient.
+
+    float32, bfloat16 and float16, sums in float32, the result in the dtype of x; weight and bias [C] may be float32
+    beside half precision. float64 goes to PyTorch.
+
+    Raises:
+        ValueError: parameters that do not fit. BackendUnavailableError: see `drivestack.ops.dcnv3`.
+    """
+    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+        raise ValueError(f"layer_norm: weight {list(weight.shape)}, bias {list(bias.shape)} for x {list(x.shape)}")
+    if x.dtype == torch.float64 or x.device.type != "cpu" or not kernel_serves("layer_norm", backend, "cpu"):
+        return layer_norm_reference(x, weight, bias, eps, gelu)
+    return torch.ops.drivestack.layer_norm(x, weight, bias, eps, gelu)
+
+
+def depthwise_norm(
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    gelu: bool = False,
+    stride: int = 1,
+    padding: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """Depthwise convolution of x [N, H, W, C] by kernel [C, 1, K, K] and bias [C], then `layer_norm`. No gradient.
+
+    Returns [N, Ho, Wo, C], the size an ordinary convolution gives; padding is less than K. dtypes as `layer_norm`.
+
+    Raises:
+        ValueError: shapes that do not fit. BackendUnavailableError: see `drivestack.ops.dcnv3`.
+    """
+    channels, side = x.shape[-1], kernel.shape[-1]
+    fits = x.dim() == 4 and kernel.shape == (channels, 1, side, side) and 0 <= padding < side
+    if not fits or any(p.shape != (channels,) for p in (kernel_bias, weight, bias)):
+        raise ValueError(
+            f"depthwise_norm: kernel {list(kernel.shape)} with bias {list(kernel_bias.shape)}, padding {padding}, norm "
+            f"{list(weight.shape)}, {list(bias.shape)} do not fit x {list(x.shape)}"
+        )
+    arguments = (x, kernel, kernel_bias, weight, bias, eps, gelu, stride, padding)
+    if x.dtype == torch.float64 or x.device.type != "cpu" or not kernel_serves("depthwise_norm", backend, "cpu"):
+        return depthwise_norm_reference(*arguments)
+    return torch.ops.drivestack.depthwise_norm(*arguments)
