@@ -54,7 +54,7 @@ def as_json(rows: list[Row]) -> str:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """A line per call: our times, the share of the copy bandwidth of the forward, and per peer the ratios of forward,
+    """A line per call, sorted: our times, the forward's share of the copy bandwidth, per peer the ratios of forward,
     backward and both."""
     peers = list(dict.fromkeys(row.peer for row in rows))
     calls: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
@@ -62,7 +62,7 @@ def as_markdown(rows: list[Row]) -> str:
         calls.setdefault((row.op, row.shape), {})[row.pass_, row.peer] = row
     columns = ["operator", "shape", "forward ms", "backward ms", "% of copy", *(f"× {peer}" for peer in peers)]
     lines = [" | ".join(columns), " | ".join("-" * len(columns))]
-    for (op, shape), found in calls.items():
+    for (op, shape), found in sorted(calls.items()):
         some = {label: row for (label, _), row in found.items()}
         cells = [op, shape, f"{some['forward'].ours_ms:.3g}", f"{some['backward'].ours_ms:.3g}"]
         cells.append(f"{100 * some['forward'].share_of_copy:.0f}")
