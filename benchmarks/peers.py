@@ -27,7 +27,7 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 # --- the original formulations ----------------------------------------------------------------------------------------
 
 
-def upstream_dcnv3(value: Tensor, offset: Tensor, mask: Tensor, *, groups: int) -> Tensor:
+def upstream_dcnv3(value: Tensor, offset: Tensor, mask: Tensor, *, groups: int, offset_scale: float = 1.0) -> Tensor:
     """InternImage's DCNv3, 3 x 3, stride 1, padding 1: pad, reference points and tap grid as fractions of the padded
     image, one NCHW grid_sample over all taps, product with the mask, sum over the taps."""
     dtype = value.dtype
@@ -48,8 +48,8 @@ def upstream_dcnv3(value: Tensor, offset: Tensor, mask: Tensor, *, groups: int) 
     )
     taps = torch.stack((tap_x / padded_w, tap_y / padded_h), -1).view(k, 2)  # column by column
     size = torch.tensor([padded_w, padded_h], **options).repeat(groups * k)
-    centres = (reference + taps.repeat(groups, 1)).expand(n, -1, -1, -1, -1).flatten(3)
-    grid = 2 * (centres + offset / size) - 1  # [N, H, W, G * K * 2]
+    centres = (reference + offset_scale * taps.repeat(groups, 1)).expand(n, -1, -1, -1, -1).flatten(3)
+    grid = 2 * (centres + offset * offset_scale / size) - 1  # [N, H, W, G * K * 2]
     image = value.view(n, padded_h * padded_w, channels).transpose(1, 2)
     image = image.reshape(n * groups, channels // groups, padded_h, padded_w)
     grid = grid.view(n, height * width, groups, k, 2).transpose(1, 2).flatten(0, 1)
