@@ -1,0 +1,41 @@
+// How DCNv3's work is laid out in blocks, forward and backward.
+#pragma once
+#include "dcnv3.cuh"
+#include "launch.h"
+
+namespace drivestack {
+namespace cuda {
+
+template <class T>
+bool reads_whole_words(const Dcnv3Call& call, const void* contiguous) {
+  const Dcnv3Params& p = call.params;
+  return aligned(call.value, 16) && aligned(contiguous, 16) && p.value_pixel * sizeof(T) % 16 == 0 &&
+         p.channels * sizeof(T) % 16 == 0 &&
+         int64_t(p.height) * p.width * std::max<int64_t>(p.value_pixel, p.groups * p.channels) <= limits().elements;
+}
+inline bool is_whole_3x3(const Dcnv3Params& p) { return p.kernel_h == 3 && p.kernel_w == 3 && !p.remove_center; }
+
+// Tiles of equal size that cover `size`, each of `most` at most.
+inline int tile_side(int size, int most) {
+  const int tiles = (size + most - 1) / most;
+  return (size + tiles - 1) / tiles;
+}
+
+// Fills in the layout for threads of `channels` channels; returns the block, and the blocks per image.
+template <class O>
+dim3 lay_out(Dcnv3Params& p, const void* offset, int channels, int64_t& blocks) {
+  p.paired = aligned(offset, 2 * sizeof(O)) && p.offset_pixel % 2 == 0 && p.offset_group % 2 == 0;
+  p.lanes = power_of_two_from((p.channels + channels - 1) / channels, 32);
+  const int most_groups = std::max(1, 64 / p.lanes);
+  p.group_blocks = (p.groups + most_groups - 1) / most_groups;
+  p.block_groups = (p.groups + p.group_blocks - 1) / p.group_blocks;
+  const int threads = p.block_groups * p.lanes, pixels = kDcnv3Threads / threads;
+  const int tile_x = tile_side(p.out_width, pixels >= 32 ? 8 : pixels >= 8 ? 4 : 2);
+  const int tile_y = tile_side(p.out_height, std::min(64, std::max(1, pixels / tile_x)));
+  p.tiles_x = (p.out_width + tile_x - 1) / tile_x;
+  blocks = int64_t(p.tiles_x) * ((p.out_height + tile_y - 1) / tile_y) * p.group_blocks;
+  return dim3(threads, tile_x, tile_y);
+}
+
+}  // namespace cuda
+}  // namespace drivestack
