@@ -4,6 +4,9 @@
 #   make test      the test suite                     make lint     ruff, as CI runs it
 #   make setup     only the environment               make clean    remove builds, caches and runs
 #
+#   make benchmark   operators and models against their peers      make sanitize    CPU kernels under ASan and UBSan
+#   make cuda-build  compiles the CUDA kernels, without a GPU      make gpu-check   tests and times them on a GPU
+#
 # Another Python: make test DRIVESTACK_PYTHON=/path/to/python3.11
 
 SHELL := /bin/bash
@@ -22,10 +25,10 @@ INPUTS := pyproject.toml setup.py constraints.txt $(sort $(wildcard ops/csrc/* o
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) 2>/dev/null | sha256sum | cut -c1-16)
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format clean benchmark cuda-build sanitize gpu-check
 
 help:
-	@sed -n '3,7s/^# \{0,1\}//p' Makefile
+	@sed -n '3,10s/^# \{0,1\}//p' Makefile
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
@@ -64,6 +67,50 @@ format: $(STAMP)
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
+benchmark: $(STAMP)
+	@$(PYTHON) benchmarks/operators.py $(ARGS)
+	@$(PYTHON) benchmarks/models.py
+
+define CHECK_CUDA
+import torch
+from drivestack.ops.backend import extension
+libraries = {key: extension(key.lower()) for key in ("CPU", "CUDA")}
+held = {}
+for key, library in libraries.items():
+    if library.reason:
+        raise SystemExit(f"error: {key}: {library.reason}")
+    names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    held[key] = {name for name in names if name.startswith("drivestack::")}
+if not held["CUDA"] or held["CUDA"] != held["CPU"]:
+    raise SystemExit(f"error: the CUDA library lacks {sorted(held['CPU'] - held['CUDA'])}")
+print(f"{libraries['CUDA'].path} loads: {len(held['CUDA'])} operators for sm {libraries['CUDA'].variant}")
+endef
+export CHECK_CUDA
+
+# Two architectures, the oldest and the newest; the library must load and hold a kernel for every operator.
+CUDA_FOLDER := build/cuda/drivestack/ops
+cuda-build: $(STAMP)
+	@rm -rf build/cuda
+	@DRIVESTACK_CUDA=1 TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-7.5;12.0}" \
+		$(PYTHON) setup.py -q build_ext --build-lib build/cuda
+	@DRIVESTACK_OPS_FOLDER=$(CUDA_FOLDER) $(PYTHON) -c "$$CHECK_CUDA"
+
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZED := build/sanitize/drivestack/ops
+RUNTIME = $(shell $${CXX:-c++} -print-file-name=libasan.so)
+sanitize: $(STAMP)
+	@DRIVESTACK_CXXFLAGS="$(SANITIZE) -O1 -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" DRIVESTACK_CUDA=0 \
+		$(PYTHON) setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
+	@LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		DRIVESTACK_OPS_FOLDER=$(SANITIZED) DRIVESTACK_OPS_BACKEND=cpp $(PYTHON) -m pytest -q $(or $(ARGS),tests/ops)
+
+# A machine that brings its own torch with a GPU is used as it is: no environment, no download.
+gpu-check:
+	@if [ ! -x $(PYTHON) ] && python3 -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null; \
+	then python=python3; else $(MAKE) --no-print-directory setup; python=$(PYTHON); fi; \
+	mkdir -p build/site && ln -sfn "$(CURDIR)" build/site/drivestack && export PYTHONPATH="$(CURDIR)/build/site" && \
+	DRIVESTACK_CUDA=1 $$python setup.py -q build_ext --inplace && $$python benchmarks/gpu_check.py $(ARGS)
+
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis *.egg-info ops/*.so $(VENV)/.installed-*
+	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

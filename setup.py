@@ -8,7 +8,7 @@ it for `drivestack doctor`, and the PyTorch twins serve. docs/build.md tells mor
 kernels demanded with DRIVESTACK_CUDA=1 that cannot be built, end it with an error.
 
 Environment: DRIVESTACK_CUDA=auto|0|1 (auto: if a GPU is visible), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS,
-DRIVESTACK_BUILD_OPS=0 leaves both out.
+DRIVESTACK_BUILD_OPS=0 leaves both out, DRIVESTACK_CXXFLAGS come after our own flags for the C++ compiler.
 """
 
 import json
@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,18 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("geometry", "ops", "backbone", "bev", "occupancy", "lane_topology", "data_tools", "configs", "engine", "compat")
+ROOMS = (
+    "geometry",
+    "ops",
+    "backbone",
+    "bev",
+    "occupancy",
+    "lane_topology",
+    "data_tools",
+    "configs",
+    "engine",
+    "compat",
+)
 CSRC = ROOT / "ops/csrc"
 RECORD = "_build.json"
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support
@@ -254,7 +266,8 @@ def extension(kind: str, variants: list[str]) -> Extension:
         depends=headers(),
         py_limited_api=True,
         define_macros=macros,
-        extra_compile_args={"cxx": FLAGS} | ({"nvcc": NVCC_FLAGS} if cuda else {}),
+        extra_compile_args={"cxx": FLAGS + shlex.split(os.environ.get("DRIVESTACK_CXXFLAGS", ""))}
+        | ({"nvcc": NVCC_FLAGS} if cuda else {}),
     )
     if cuda:  # with its own CUDA runtime the file serves every torch of this major version of CUDA
         made.libraries = ["c10", "torch", "torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"]

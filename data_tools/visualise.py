@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -381,7 +381,7 @@ def _draw_lidar(panel: Image.Image, frame: Frame, pixels) -> None:
 
 
 def _title(canvas: Image.Image, frame: Frame, counts: str, bar: int, gap: int, unit: float) -> None:
-    time = datetime.fromtimestamp(frame.timestamp_us / 1e6, tz=UTC)
+    time = datetime.fromtimestamp(frame.timestamp_us / 1e6, tz=timezone.utc)
     text = f"{frame.scene_name}    {time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d} UTC    sample {frame.token}"
     draw = ImageDraw.Draw(canvas)
     draw.text((gap + 4 * unit, bar / 2), text, fill=TEXT, font=_font(16 * unit), anchor="lm")
