@@ -74,16 +74,15 @@ benchmark: $(STAMP)
 define CHECK_CUDA
 import torch
 from drivestack.ops.backend import extension
-libraries = {key: extension(key.lower()) for key in ("CPU", "CUDA")}
-held = {}
-for key, library in libraries.items():
-    if library.reason:
-        raise SystemExit(f"error: {key}: {library.reason}")
-    names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
-    held[key] = {name for name in names if name.startswith("drivestack::")}
-if not held["CUDA"] or held["CUDA"] != held["CPU"]:
-    raise SystemExit(f"error: the CUDA library lacks {sorted(held['CPU'] - held['CUDA'])}")
-print(f"{libraries['CUDA'].path} loads: {len(held['CUDA'])} operators for sm {libraries['CUDA'].variant}")
+library = extension("cuda")
+if library.reason:
+    raise SystemExit(f"error: {library.reason}")
+held = set(torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"))
+operators = ("dcnv3", "ms_deform_attn", "ms_deform_attn_fused", "spatial_cross_attention")
+missing = {f"drivestack::{name}{suffix}" for name in operators for suffix in ("", "_backward")} - held
+if missing:
+    raise SystemExit(f"error: {library.path} lacks {sorted(missing)}")
+print(f"{library.path} loads and holds all operators, compiled for sm {library.variant}")
 endef
 export CHECK_CUDA
 

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass, field
@@ -101,6 +102,10 @@ def check_compiler(environ: MutableMapping[str, str]) -> None:
     compiler = (environ.get("CXX") or "c++").split()[0]
     if not shutil.which(compiler, path=environ.get("PATH")):
         raise CannotBuildError(f"no C++ compiler found ({compiler})", "install g++ or clang, or set CXX")
+    include = sysconfig.get_path("include")
+    if not Path(include, "Python.h").is_file():
+        fix = "install them, on Debian and Ubuntu `apt install python3-dev`"
+        raise CannotBuildError(f"the headers of Python {platform.python_version()} are not in {include}", fix)
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -223,7 +228,7 @@ def plan_cuda(environ: MutableMapping[str, str]) -> tuple[Toolkit, str]:
 
 def plan(environ: MutableMapping[str, str]) -> tuple[list[Extension], dict[str, Outcome]]:
     """The extensions that can be built here, and for each of "cpu" and "cuda" what it will be or why it cannot be."""
-    extensions, outcomes = [], {"cpu": Outcome(), "cuda": Outcome()}
+    extensions, outcomes, nvcc_flags = [], {"cpu": Outcome(), "cuda": Outcome()}, list(NVCC_FLAGS)
     for kind, outcome in reversed(outcomes.items()):  # torch reads the CUDA_HOME that is found for the CUDA kernels
         try:
             check_compiler(environ)
@@ -232,10 +237,12 @@ def plan(environ: MutableMapping[str, str]) -> tuple[list[Extension], dict[str, 
                 environ |= {"CUDA_HOME": toolkit.home, "TORCH_CUDA_ARCH_LIST": architectures}
                 outcome.toolkit = "CUDA {}.{}".format(*toolkit.version)
                 outcome.variants = architecture_names()
+                if toolkit.version >= (13, 0):  # a third of the size; every driver of CUDA 13 reads it
+                    nvcc_flags.append("--compress-mode=size")
             else:
                 sets = INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else INSTRUCTION_SETS[-1:]
                 outcome.variants = [s for s in sets if any(f"_{s}." in source for source in sources(kind))]
-            extensions.append(extension(kind, outcome.variants))
+            extensions.append(extension(kind, outcome.variants, nvcc_flags))
         except CannotBuildError as error:
             outcome.reason, outcome.fix = error.reason, error.fix
     return extensions, outcomes
@@ -253,7 +260,7 @@ def architecture_names() -> list[str]:
     return [name + "+PTX" if ("compute", name) in codes else name for name in names]
 
 
-def extension(kind: str, variants: list[str]) -> Extension:
+def extension(kind: str, variants: list[str], nvcc_flags: list[str]) -> Extension:
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     cuda = kind == "cuda"
@@ -267,7 +274,7 @@ def extension(kind: str, variants: list[str]) -> Extension:
         py_limited_api=True,
         define_macros=macros,
         extra_compile_args={"cxx": FLAGS + shlex.split(os.environ.get("DRIVESTACK_CXXFLAGS", ""))}
-        | ({"nvcc": NVCC_FLAGS} if cuda else {}),
+        | ({"nvcc": nvcc_flags} if cuda else {}),
     )
     if cuda:  # with its own CUDA runtime the file serves every torch of this major version of CUDA
         made.libraries = ["c10", "torch", "torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"]

@@ -133,6 +133,14 @@ def test_without_a_compiler(build: ModuleType, tmp_path: Path) -> None:
     assert outcomes["cpu"].told("CPU").startswith("CPU kernels not built: no C++ compiler found")
 
 
+def test_without_the_headers_of_python(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.shutil, "which", lambda tool, path=None: tool)
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(build.CannotBuildError, match=r"headers of Python 3\.\d+\.\d+ are not in") as caught:
+        build.check_compiler({})
+    assert "python3-dev" in caught.value.fix
+
+
 def test_every_source_is_compiled_once(build: ModuleType, repository_root: Path) -> None:
     cpu, cuda = build.sources("cpu"), build.sources("cuda")
     there = {str(p.relative_to(repository_root)) for p in (repository_root / "ops/csrc").rglob("*.c[pu]*")}
