@@ -222,6 +222,19 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--image-width", type=_positive, default=640, metavar="PX", help="default: %(default)s")
     parser.add_argument(
+        "--rig",
+        default="nuscenes",
+        choices=("nuscenes", "argoverse2"),
+        help="six cameras, or seven (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="*",
+        default=("occupancy", "lanes"),
+        choices=("occupancy", "lanes"),
+        help="what to label besides boxes (default: both)",
+    )
+    parser.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"
     )
     parser.set_defaults(again="the same command goes on with the scenes that are missing")
@@ -238,6 +251,8 @@ def _run_synthesize(options: argparse.Namespace) -> int:
             keyframes_per_scene=options.keyframes,
             seed=options.seed,
             image_width_px=options.image_width,
+            rig=options.rig,
+            labels=options.labels,
             workers=options.workers,
         )
     except ValueError as error:

@@ -194,10 +194,13 @@ class LaneTargets:
     """[n, n] bool"""
     lane_element: Tensor
     """[n, k] bool"""
+    front_camera: int = 0
+    """Index of the camera that shows the elements."""
 
     def to(self, device: torch.device | str) -> LaneTargets:
         lines = [line.to(device) for line in self.centrelines]
-        return LaneTargets(lines, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)[1:-1]}
+        return replace(self, centrelines=lines, **moved)
 
 
 @dataclass

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from mmengine.registry import DATASETS
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
-from ..structures import CameraView, Frame, MonoTargets, past_lidar_from_current
+from ..structures import CameraView, Frame, LaneTargets, MonoTargets, OccupancyTargets, past_lidar_from_current
 from .checks import check_frames
 from .collate import ClipSample
 from .ground_truth import ground_truth
 from .images import load_image
 from .info_pickle import read_info_pickle
+from .label_files import check_lanes, read_occupancy
 from .mirror import mirror_clip
 from .mono_targets import mono_targets
 from .nuscenes_reader import read_nuscenes
@@ -76,6 +78,9 @@ class ClipDataset(Dataset):
             nobody knows, see ground_truth.py.
         mirror: reflect half of the training clips, images, rig and objects together (mirror.py).
         mono: also give per-image targets for the perspective head.
+        occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
+            and know neither BEV augmentation nor upstream's image mirroring; ``mirror`` reflects them.
+        front_camera: name of the camera that shows the traffic elements; default: the first.
 
     How it is used:
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
@@ -105,6 +110,9 @@ class ClipDataset(Dataset):
         keep_unknown_velocity: bool = False,
         mirror: bool = False,
         mono: bool = False,
+        occupancy: bool = False,
+        lanes: bool = False,
+        front_camera: str | None = None,
         training: bool = False,
         seed: int = 0,
         cache_images: bool = False,
@@ -130,6 +138,11 @@ class ClipDataset(Dataset):
         self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
+        self.tasks = tuple(name for name, wanted in (("occupancy", occupancy), ("lanes", lanes)) if wanted)
+        if self.tasks and (self.bda is not None or self.image.flip):
+            raise ConfigError(
+                f"{' and '.join(self.tasks)} labels do not follow bda and image.flip: leave both off, use mirror"
+            )
         if mirror and mono:
             raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
         if cache_images and self.image.resample != "area":
@@ -137,6 +150,9 @@ class ClipDataset(Dataset):
         self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
 
         self.camera_names = tuple(camera_names or (view.name for view in self.frames[0].cameras))
+        if front_camera is not None and front_camera not in self.camera_names:
+            raise ConfigError(f"front_camera {front_camera!r} is none of the cameras {', '.join(self.camera_names)}")
+        self._front = 0 if front_camera is None else self.camera_names.index(front_camera)
         self._index: dict[str, int] = {}
         for i, frame in enumerate(self.frames):
             if self._index.setdefault(frame.token, i) != i:
@@ -228,12 +244,44 @@ class ClipDataset(Dataset):
             for i in candidates:
                 targets = self._targets(self.frames[i], image_draw, bda_draw)
                 _, labels, mono = targets
-                if len(labels) and (not self.mono or any(image is not None for image in mono)):
+                has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono))
+                if has_boxes or self._has_task_labels(self.frames[i]):
                     return self.frames[i], targets
         raise DataError(
             f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has a ground-truth box of the "
             f"classes {', '.join(self.classes)} within pc_range {self.pc_range}; use a split with annotations, or "
             "widen the classes or the range"
+        )
+
+    def _has_task_labels(self, frame: Frame) -> bool:
+        return ("occupancy" in self.tasks and frame.occupancy_path != "") or (
+            "lanes" in self.tasks and frame.lanes is not None
+        )
+
+    def _occupancy(self, frame: Frame) -> OccupancyTargets | None:
+        if "occupancy" not in self.tasks or not frame.occupancy_path:
+            return None
+        labels = read_occupancy(frame.occupancy_path)
+        return OccupancyTargets(*map(torch.from_numpy, (labels.semantics, labels.mask_lidar, labels.mask_camera)))
+
+    def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
+        """Elements of which less than half lies in the cropped image are left out."""
+        if "lanes" not in self.tasks or frame.lanes is None:
+            return None
+        labels = frame.lanes
+        check_lanes(labels, f"sample {frame.token}")
+        placement = self._placement(self._views(frame)[self._front], draw)
+        whole = (labels.elements_xyxy_px - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
+        boxes = placement.boxes(labels.elements_xyxy_px)
+        area = lambda xyxy: (xyxy[:, 2:] - xyxy[:, :2]).prod(1)
+        kept = area(boxes) >= 0.5 * area(whole)
+        return LaneTargets(
+            centrelines=[torch.from_numpy(line) for line in labels.centrelines],
+            elements_xyxy_px=torch.from_numpy(boxes[kept].astype(np.float32)),
+            attributes=torch.from_numpy(labels.attributes[kept]),
+            lane_lane=torch.from_numpy(labels.lane_lane.astype(bool)),
+            lane_element=torch.from_numpy(labels.lane_element[:, kept].astype(bool)),
+            front_camera=self._front,
         )
 
     def _targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw) -> Targets:
@@ -284,6 +332,9 @@ class ClipDataset(Dataset):
             gt_boxes=boxes if labelled else None,
             gt_labels=labels if labelled else None,
             mono=mono,
+            occupancy=self._occupancy(frame),
+            lanes=self._lanes(frame, draw),
+            tasks=self.tasks,
         )
 
     def _image(

@@ -17,7 +17,7 @@ import torch
 from mmengine.registry import FUNCTIONS
 from numpy.typing import NDArray
 
-from ..structures import Batch, Frame, MonoTargets
+from ..structures import Batch, Frame, LaneTargets, MonoTargets, OccupancyTargets
 
 
 @dataclass
@@ -41,6 +41,12 @@ class ClipSample:
     """[n, 9], None if the frame is not annotated."""
     gt_labels: NDArray[np.int64] | None = None
     mono: list[MonoTargets | None] = field(default_factory=list)
+    ego_from_lidar: NDArray[np.float32] | None = None
+    """[4, 4]; None: that of the frame. A mirrored clip has its own."""
+    occupancy: OccupancyTargets | None = None
+    lanes: LaneTargets | None = None
+    tasks: tuple[str, ...] = ()
+    """Of "occupancy" and "lanes": the labels that were asked for, whether the frame has them or not."""
 
 
 @FUNCTIONS.register_module()
@@ -88,5 +94,13 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         gt_boxes=[torch.from_numpy(sample.gt_boxes) for sample in samples] if labelled else [],
         gt_labels=[torch.from_numpy(sample.gt_labels) for sample in samples] if labelled else [],
         mono=[sample.mono for sample in samples] if with_mono else [],
+        occupancy=[sample.occupancy for sample in samples] if "occupancy" in first.tasks else [],
+        lanes=[sample.lanes for sample in samples] if "lanes" in first.tasks else [],
+        ego_from_lidar=torch.from_numpy(np.stack([_ego_from_lidar(sample) for sample in samples])),
         frames=[sample.frame for sample in samples],
     )
+
+
+def _ego_from_lidar(sample: ClipSample) -> NDArray[np.float32]:
+    given = sample.ego_from_lidar
+    return sample.frame.ego_from_lidar.astype(np.float32) if given is None else given

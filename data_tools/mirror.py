@@ -10,9 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ..geometry import wrap_angle
+from ..structures import LaneTargets, OccupancyTargets
 from .collate import ClipSample
+
+# OpenLane-V2's attributes that say left or right; spec/lane_topology.md section 1.3
+_MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
 
 
 def mirror_clip(sample: ClipSample) -> ClipSample:
@@ -32,6 +37,9 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect[:3, :3]).astype(
             np.float32
         )
+    # the reflected ego frame is the ego frame reflected at its own middle, so that left stays left of forward
+    reflect_ego = np.diag([1.0, -1.0, 1.0, 1.0])
+    ego_from_lidar = sample.frame.ego_from_lidar if sample.ego_from_lidar is None else sample.ego_from_lidar
     boxes = sample.gt_boxes
     if boxes is not None:
         boxes = boxes.copy()
@@ -45,6 +53,28 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         lidar_from_camera=(reflect @ sample.lidar_from_camera @ reflect).astype(np.float32),
         bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
         gt_boxes=boxes,
+        ego_from_lidar=(reflect_ego @ ego_from_lidar @ reflect).astype(np.float32),
+        occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
+        lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
+    )
+
+
+def _mirror_occupancy(targets: OccupancyTargets) -> OccupancyTargets:
+    """Voxels [x, y, z] of the ego frame, left for right; the grid is symmetric in y."""
+    return OccupancyTargets(*(grid.flip(1) for grid in (targets.semantics, targets.mask_lidar, targets.mask_camera)))
+
+
+def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
+    """Lanes left for right with their direction kept, and front boxes with what a mirrored sign says."""
+    width_px = sample.images[sample.frame_offsets.index(0)][targets.front_camera].shape[2]
+    flip_y = torch.tensor([1.0, -1.0, 1.0])
+    left, top, right, bottom = targets.elements_xyxy_px.unbind(-1)
+    says = torch.tensor([_MIRRORED_ATTRIBUTE.get(int(a), int(a)) for a in targets.attributes], dtype=torch.long)
+    return replace(
+        targets,
+        centrelines=[line * flip_y for line in targets.centrelines],
+        elements_xyxy_px=torch.stack([width_px - right, top, width_px - left, bottom], -1),
+        attributes=says,
     )
 
 

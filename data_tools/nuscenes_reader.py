@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..geometry import PinholeCamera, invert_pose, quaternion_to_matrix
 from ..structures import Annotations, CameraView, Frame
 from .checks import check_frames
+from .label_files import lanes_file, occupancy_file, read_lanes
 
 logger = logging.getLogger("drivestack")
 
@@ -51,7 +52,7 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
     one (train, val, test, mini_train, mini_val) or one of the version's own ``splits.json`` (split -> scene names, as
     nuscenes-devkit reads it); scenes of it that the tables lack are left out. Frames of a set without labels have
-    ``annotations`` None.
+    ``annotations`` None. Voxel and lane labels that lie beside the tables (label_files.py) are found by themselves.
 
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
     without scenes, or unusable calibration.
@@ -196,6 +197,8 @@ class _Tables:
             )
             for i, name in enumerate(names, start=1)
         )
+        occupancy = occupancy_file(self.root, scene["name"], sample["token"])
+        lanes = lanes_file(self.root, scene["name"], sample["token"])
         return Frame(
             token=sample["token"],
             scene_token=scene["token"],
@@ -206,6 +209,8 @@ class _Tables:
             global_from_ego=global_from_ego[0],
             lidar_path=str(self.root / records[LIDAR]["filename"]),
             annotations=self.annotations(sample) if self.has_labels else None,
+            occupancy_path=str(occupancy) if occupancy.is_file() else "",
+            lanes=read_lanes(lanes) if lanes.is_file() else None,
             prev_token=sample["prev"],
             next_token=sample["next"],
         )

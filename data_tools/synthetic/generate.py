@@ -10,7 +10,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,9 +27,11 @@ from .nuscenes_writer import (
     write_scene,
     write_tables,
 )
+from .sensors import RIGS, camera_rig
 from .world import WORLD_VERSION, build_world
 
 LOGGER = logging.getLogger("drivestack")
+LABELS = ("lanes", "occupancy")
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
 
@@ -43,6 +45,8 @@ class Recipe:
     scenes: dict[str, int]  # split -> number of scenes
     keyframes_per_scene: int
     image_width_px: int
+    rig: str
+    labels: tuple[str, ...]
 
 
 def synthesize(
@@ -52,13 +56,17 @@ def synthesize(
     keyframes_per_scene: int = 20,
     seed: int = 0,
     image_width_px: int = 640,
+    rig: str = "nuscenes",
+    labels: Sequence[str] = ("occupancy", "lanes"),
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
     """Write a nuScenes-format dataset (version v1.0-trainval) of synthetic scenes and return its root.
 
     split: "train" or "val". num_scenes: scenes of that split, or a mapping split -> scenes to put both into one root
-    (`split` is then ignored). Keyframes come at 2 Hz. The same arguments give the same bytes, whatever `workers` is.
+    (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras) or "argoverse2" (seven, the front
+    one upright). labels: what to write besides boxes, see label_files.py. The same arguments give the same bytes,
+    whatever `workers` is.
 
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
     stopped; a finished set with the same recipe is left as it is.
@@ -67,7 +75,8 @@ def synthesize(
     worker is killed.
     """
     scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
-    recipe = _checked(Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px))
+    recipe = Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))))
+    _check(recipe)
     root = Path(out_dir)
     if root.exists() and any(root.iterdir()):
         _refuse_other(root, recipe)
@@ -89,7 +98,7 @@ def synthesize(
     return root
 
 
-def _checked(recipe: Recipe) -> Recipe:
+def _check(recipe: Recipe) -> None:
     for name, count in recipe.scenes.items():
         if name not in ("train", "val"):
             raise ValueError(f"split must be 'train' or 'val', got {name!r}")
@@ -103,7 +112,10 @@ def _checked(recipe: Recipe) -> Recipe:
             "keyframes_per_scene must be at least 1 and image_width_px at least 32, got "
             f"{recipe.keyframes_per_scene} and {recipe.image_width_px}"
         )
-    return recipe
+    if recipe.rig not in RIGS:
+        raise ValueError(f"rig must be one of {', '.join(RIGS)}, got {recipe.rig!r}")
+    if unknown := set(recipe.labels) - set(LABELS):
+        raise ValueError(f"labels must be of {', '.join(LABELS)}, got {', '.join(sorted(unknown))}")
 
 
 def _refuse_other(folder: Path, recipe: Recipe) -> None:
@@ -113,7 +125,7 @@ def _refuse_other(folder: Path, recipe: Recipe) -> None:
             f"{folder} is not empty and holds no synthetic dataset ({MANIFEST} is missing); choose another folder"
         )
     found = json.loads(path.read_text())
-    wanted = asdict(recipe)
+    wanted = json.loads(json.dumps(asdict(recipe)))
     differing = [f"{k}: has {found.get(k)}, asked for {wanted[k]}" for k in wanted if found.get(k) != wanted[k]]
     if differing:
         raise ValueError(
@@ -133,7 +145,8 @@ def _write_atomically(path: Path, content) -> None:
 
 def _one_scene(root: Path, recipe: Recipe, split: str, index: int, on_keyframe) -> None:
     world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene)
-    rows = write_scene(world, root, recipe.image_width_px, on_keyframe)
+    cameras = camera_rig(recipe.image_width_px, recipe.rig)
+    rows = write_scene(world, root, cameras, recipe.labels, on_keyframe)
     _write_atomically(_rows_file(root, split, index), rows)
 
 
@@ -185,7 +198,7 @@ def _run(jobs: list, workers: int, advance) -> None:
 
 
 def _finish(root: Path, recipe: Recipe, jobs: list[tuple[str, int]]) -> None:
-    tables = fixed_tables(recipe.image_width_px) | {name: [] for name in SCENE_TABLES}
+    tables = fixed_tables(camera_rig(recipe.image_width_px, recipe.rig)) | {name: [] for name in SCENE_TABLES}
     for job in jobs:
         rows = json.loads(_rows_file(root, *job).read_text())
         for name in SCENE_TABLES:

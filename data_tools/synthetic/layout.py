@@ -13,6 +13,12 @@ import numpy as np
 LANE_WIDTH_M = 3.5
 PARKING_WIDTH_M = 3.2
 SIDEWALK_WIDTH_M = 4.0
+LIGHT_HEIGHT_M, SIGN_HEIGHT_M = 2.6, 2.3  # of their centres: low enough for a front camera twelve metres away
+# OpenLane-V2's signs that say where to go, and two that only look like them
+_SIGNS = {
+    "go_straight": 0.2, "turn_left": 0.12, "turn_right": 0.16, "no_left_turn": 0.14, "no_right_turn": 0.12,
+    "no_u_turn": 0.1, "speed_limit": 0.08, "no_parking": 0.08,
+}  # fmt: skip
 ORIGIN_M = (500.0, 500.0)  # where each main street starts: keeps all coordinates positive, as on nuScenes maps
 
 
@@ -240,16 +246,17 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
             facing = heading + np.pi if side < 0 else heading
             elements.append(
                 TrafficElement(
-                    f"light-{prefix}", "light", state, (float(point[0]), float(point[1]), 3.4), (0.3, 0.4, 1.05),
-                    float(facing), tuple(name for name in layout.lanes if name[:-1] == prefix),
+                    f"light-{prefix}", "light", state, (float(point[0]), float(point[1]), LIGHT_HEIGHT_M),
+                    (0.3, 0.4, 1.05), float(facing), tuple(name for name in layout.lanes if name[:-1] == prefix),
                 )
             )  # fmt: skip
-    signs = ["speed_limit", "no_parking", "pedestrian_crossing", "give_way"]
     for side in (-1, 1):
         for s in np.arange(rng.uniform(5, 20), main.length_m, 24.0):
             if not any(a + 3 < s < b - 3 for a, b in layout.open_runs(0.0, side)):
                 continue
             point, heading = main.at(s, side * (main.kerb_m + 0.6))
+            rng.choice(4)  # what stands on a sign is drawn apart, so that it does not change the rest of the scene
+            own = np.random.default_rng([*np.int64(np.abs(point) * 1000), side + 1])
             facing = heading + np.pi if side < 0 else heading
             nearest = [
                 name
@@ -261,8 +268,8 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
                 TrafficElement(
                     f"sign-{'LR'[side < 0]}{s:.0f}",
                     "sign",
-                    str(rng.choice(signs)),
-                    (float(point[0]), float(point[1]), 2.4),
+                    str(own.choice(list(_SIGNS), p=list(_SIGNS.values()))),
+                    (float(point[0]), float(point[1]), SIGN_HEIGHT_M),
                     (0.06, 0.7, 0.7),
                     float(facing),
                     tuple(nearest),

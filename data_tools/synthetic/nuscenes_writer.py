@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ...geometry.poses import matrix_to_quaternion
+from ..label_files import lanes_file, occupancy_file, write_lanes, write_occupancy
+from .lanes import label_lanes
 from .observe import Observation, observe
-from .sensors import LIDAR_CHANNEL, RigCamera, camera_rig, ego_from_lidar
+from .sensors import LIDAR_CHANNEL, RigCamera, ego_from_lidar
+from .voxels import label_voxels
 from .world import KEYFRAME_INTERVAL_S, World
 
 VERSION = "v1.0-trainval"
@@ -65,9 +69,8 @@ def scene_name(split: str, index: int) -> str:
     return names[index]
 
 
-def fixed_tables(image_width_px: int) -> dict[str, list[dict]]:
+def fixed_tables(rig: tuple[RigCamera, ...]) -> dict[str, list[dict]]:
     """The tables that do not depend on the scenes."""
-    rig = camera_rig(image_width_px)
     sensors = [{"token": token("sensor", c.name), "channel": c.name, "modality": "camera"} for c in rig]
     sensors.append({"token": token("sensor", LIDAR_CHANNEL), "channel": LIDAR_CHANNEL, "modality": "lidar"})
     mounts = [_mount(c.name, c.ego_from_camera, c.camera.intrinsics.tolist()) for c in rig]
@@ -108,16 +111,18 @@ def map_table(log_tokens: list[str]) -> list[dict]:
     return [{"token": token("map"), "category": "semantic_prior", "filename": MAP_FILE, "log_tokens": log_tokens}]
 
 
-def write_scene(world: World, root: Path, image_width_px: int, on_keyframe=None) -> dict[str, list[dict]]:
+def write_scene(
+    world: World, root: Path, rig: tuple[RigCamera, ...], labels: Collection[str] = (), on_keyframe=None
+) -> dict[str, list[dict]]:
     """Render a scene, write its pictures and scans below `root`, and return its rows by table name.
 
+    labels: what to write besides boxes, "occupancy" and "lanes" (see data_tools/label_files.py).
     `on_keyframe()` is called after each keyframe, for progress.
     """
     name = scene_name(world.split, world.index)
     key = (world.seed, world.split, world.index)
     number = world.index + (10_000 if world.split == "val" else 0)
     first_us = _FIRST_TIMESTAMP_US + number * _SCENE_SPACING_US
-    rig = camera_rig(image_width_px)
     log_name = f"synthetic-{world.seed}-{name}"
     rows: dict[str, list[dict]] = {table: [] for table in SCENE_TABLES}
     observations, samples = [], [token("sample", *key, k) for k in range(world.num_keyframes)]
@@ -138,6 +143,12 @@ def write_scene(world: World, root: Path, image_width_px: int, on_keyframe=None)
         rows["sample_data"] += _write_sensors(
             root, log_name, key, k, world.num_keyframes, timestamp_us, samples[k], pose_token, seen, rig
         )
+        ego = world.global_from_ego(time_s)
+        if "occupancy" in labels:
+            occupancy = label_voxels(seen, ego, rig, _lidar_places(world, k))
+            write_occupancy(occupancy_file(root, name, samples[k]), occupancy)
+        if "lanes" in labels:
+            write_lanes(lanes_file(root, name, samples[k]), label_lanes(world.layout, seen.caster, ego, rig[0]))
         observations.append((seen.lidar_counts, seen.pixel_counts, seen.visible_share))
         if on_keyframe:
             on_keyframe()
@@ -166,6 +177,12 @@ def write_scene(world: World, root: Path, image_width_px: int, on_keyframe=None)
     folder.mkdir(parents=True, exist_ok=True)
     world.save_json(folder / "world.json")
     return rows
+
+
+def _lidar_places(world: World, k: int) -> np.ndarray:
+    """[2 or 3, 3] where the LiDAR stands at keyframe k and at both ends of the scene."""
+    times = world.keyframe_times_s[sorted({0, k, world.num_keyframes - 1})]
+    return np.array([(world.global_from_ego(t) @ ego_from_lidar())[:3, 3] for t in times])
 
 
 def _numbers(world: World) -> list[int]:

@@ -41,6 +41,7 @@ class LidarScan:
 class Observation:
     """Everything observed at a keyframe."""
 
+    caster: RayCaster  # the faces of that moment
     pictures: tuple[CameraPicture, ...]
     lidar: LidarScan
     lidar_counts: np.ndarray  # [num objects + 1], by instance number
@@ -59,7 +60,7 @@ def observe(world: World, time_s: float, rig: tuple[RigCamera, ...], seed: list[
     pixels = sum(np.bincount(p.instance.ravel(), minlength=size) for p in pictures)
     points = np.bincount(lidar.instance, minlength=size)
     share = _visible_share(world, time_s, caster, rig, world_from_ego, np.flatnonzero(pixels))
-    return Observation(pictures, lidar, points, pixels, share)
+    return Observation(caster, pictures, lidar, points, pixels, share)
 
 
 def take_picture(

@@ -16,11 +16,42 @@ _WALLS: list[Colour] = [
 ]  # fmt: skip
 _GREY: Colour = (0.35, 0.36, 0.37)
 _LIGHTS = {"red": (1.0, 0.1, 0.08), "yellow": (1.0, 0.75, 0.1), "green": (0.1, 0.9, 0.35)}
+_BLUE, _RED, _WHITE, _BLACK = (0.1, 0.3, 0.75), (0.85, 0.1, 0.1), (0.95, 0.95, 0.93), (0.08, 0.08, 0.08)
+_CIRCLE = np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], 1)
+# Convex pieces of symbols on a sign of radius 1, (to the reader's right, up).
+_STRAIGHT = [
+    np.array([[-0.12, -0.6], [0.12, -0.6], [0.12, 0.15], [-0.12, 0.15]]),
+    np.array([[-0.38, 0.1], [0.38, 0.1], [0.0, 0.62]]),
+]
+_TURN_RIGHT = [
+    np.array([[-0.42, -0.55], [-0.18, -0.55], [-0.18, 0.2], [-0.42, 0.2]]),
+    np.array([[-0.42, 0.0], [0.15, 0.0], [0.15, 0.24], [-0.42, 0.24]]),
+    np.array([[0.1, -0.26], [0.62, 0.12], [0.1, 0.5]]),
+]
+_TURN_BACK = [
+    np.array([[0.2, -0.55], [0.42, -0.55], [0.42, 0.3], [0.2, 0.3]]),
+    np.array([[-0.42, 0.2], [0.42, 0.2], [0.42, 0.44], [-0.42, 0.44]]),
+    np.array([[-0.42, -0.1], [-0.2, -0.1], [-0.2, 0.3], [-0.42, 0.3]]),
+    np.array([[-0.62, 0.0], [-0.31, -0.5], [0.0, 0.0]]),
+]
+_BAR = [np.array([[-0.74, -0.56], [-0.56, -0.74], [0.74, 0.56], [0.56, 0.74]])]
+_NUMBER = [np.array([[x - 0.14, -0.4], [x + 0.14, -0.4], [x + 0.14, 0.4], [x - 0.14, 0.4]]) for x in (-0.25, 0.25)]
+
+
+def _mirrored(pieces: list[np.ndarray]) -> list[np.ndarray]:
+    return [piece * [-1, 1] for piece in pieces]
+
+
+# Disc, inner disc, symbol and bar: (colour, pieces) from back to front.
 _SIGNS = {
-    "speed_limit": (0.85, 0.1, 0.1),
-    "no_parking": (0.12, 0.2, 0.7),
-    "pedestrian_crossing": (0.1, 0.35, 0.8),
-    "give_way": (0.9, 0.85, 0.8),
+    "go_straight": [(_BLUE, [_CIRCLE]), (_WHITE, _STRAIGHT)],
+    "turn_right": [(_BLUE, [_CIRCLE]), (_WHITE, _TURN_RIGHT)],
+    "turn_left": [(_BLUE, [_CIRCLE]), (_WHITE, _mirrored(_TURN_RIGHT))],
+    "no_right_turn": [(_RED, [_CIRCLE]), (_WHITE, [0.8 * _CIRCLE]), (_BLACK, _TURN_RIGHT), (_RED, _BAR)],
+    "no_left_turn": [(_RED, [_CIRCLE]), (_WHITE, [0.8 * _CIRCLE]), (_BLACK, _mirrored(_TURN_RIGHT)), (_RED, _BAR)],
+    "no_u_turn": [(_RED, [_CIRCLE]), (_WHITE, [0.8 * _CIRCLE]), (_BLACK, _TURN_BACK), (_RED, _BAR)],
+    "speed_limit": [(_RED, [_CIRCLE]), (_WHITE, [0.8 * _CIRCLE]), (_BLACK, _NUMBER)],
+    "no_parking": [(_RED, [_CIRCLE]), (_BLUE, [0.8 * _CIRCLE]), (_RED, _BAR)],
 }
 
 
@@ -273,16 +304,12 @@ def _element(e: TrafficElement) -> Mesh:
             )
             parts.append(lamp)
     else:
-        colour = _SIGNS[e.state]
-        angle = np.arange(12) * 2 * np.pi / 12
-        if e.state == "give_way":
-            angle = np.array([np.pi / 2, -5 * np.pi / 6, -np.pi / 6]) + np.pi
-        elif e.state == "pedestrian_crossing":
-            angle = np.arange(4) * np.pi / 2 + np.pi / 4
-        for scale, shift, shade in ((1.0, 0.0, colour), (0.7, 0.012, (0.95, 0.95, 0.93))):
-            rim = np.c_[np.full(len(angle), shift), 0.35 * scale * np.cos(angle), z + 0.35 * scale * np.sin(angle)]
-            fan = np.array([[0, i, i + 1] for i in range(1, len(angle) - 1)])
-            parts.append(from_triangles(rim, fan, shade))
+        for layer, (colour, pieces) in enumerate(_SIGNS[e.state]):
+            for piece in pieces:
+                right, up = 0.35 * piece.T  # who reads it stands at +x, so their right is +y
+                rim = np.c_[np.full(len(piece), 0.012 * layer), right, z + up]
+                fan = np.array([[0, i, i + 1] for i in range(1, len(piece) - 1)])
+                parts.append(from_triangles(rim, fan, colour))
     return join(parts).moved(x, y, 0, e.yaw_rad).labelled(Semantic.MANMADE)
 
 

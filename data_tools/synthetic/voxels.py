@@ -2,7 +2,7 @@
 
 The layout is Occ3D-nuScenes' (arXiv 2304.14365): 200 x 200 x 16 voxels of 0.4 m in the EGO frame, class 17 is free,
 surfaces only (a house is hollow). A voxel is observed if a straight line from a sensor reaches it before it meets
-a surface nearer than the voxel; so are all voxels in which a camera's pixel ends.
+a surface nearer than the voxel; so are all voxels in which a camera's pixel or a LiDAR ray ends.
 
 Shapes: F faces, P points, V voxels.
 """
@@ -16,9 +16,9 @@ import numpy as np
 from ...geometry import OCC3D_GRID, VoxelGrid, invert_pose, transform_points
 from ...structures import OccupancyLabels
 from .mesh import Mesh, Semantic
-from .observe import CameraPicture
+from .observe import CameraPicture, Observation
 from .renderer import RayCaster
-from .sensors import LIDAR_RANGE_M, RigCamera
+from .sensors import LIDAR_RANGE_M, RigCamera, ego_from_lidar
 
 FREE = 17
 _FLAT = (Semantic.DRIVEABLE_SURFACE, Semantic.OTHER_FLAT, Semantic.SIDEWALK, Semantic.TERRAIN)
@@ -29,26 +29,30 @@ _LIDAR_LOW, _LIDAR_HIGH = np.tan(np.deg2rad([-30.0, 10.0]))
 
 
 def label_voxels(
-    caster: RayCaster,
+    seen: Observation,
     world_from_ego: np.ndarray,
     rig: Sequence[RigCamera],
-    pictures: Sequence[CameraPicture],
     lidar_world_m: np.ndarray,
     grid: VoxelGrid = OCC3D_GRID,
 ) -> OccupancyLabels:
     """Labels of one keyframe.
 
-    caster: everything there is at that moment, WORLD frame. pictures: what the cameras of ``rig`` saw, for their depth.
-    lidar_world_m: [k, 3] places of the LiDAR whose rays count as observations, the scene's keyframes for example.
+    seen: what the cameras of ``rig`` and the LiDAR observed. lidar_world_m: [k, 3] places of the LiDAR from which more
+    is observed, the scene's keyframes for example, WORLD frame.
     """
+    caster = seen.caster
     semantics = voxel_classes(caster.mesh, world_from_ego, grid)
     centres = grid.centres_of(np.indices(grid.shape).reshape(3, -1).T).astype(np.float32)  # [V, 3] ego
     world = transform_points(world_from_ego, centres).astype(np.float32)
     seen_camera = np.zeros(len(centres), bool)
-    for camera, picture in zip(rig, pictures):
+    for camera, picture in zip(rig, seen.pictures):
         seen_camera |= _seen_by_camera(caster, camera, world_from_ego, centres, world, seen_camera)
-        seen_camera[_pixel_voxels(picture, camera, grid)] = True
+        ended, kinds = _pixel_voxels(picture, camera, grid)
+        seen_camera[ended] = True
+        slivers = semantics.flat[ended] == FREE  # missed between the samples of a surface
+        semantics.flat[ended[slivers]] = kinds[slivers]
     seen_lidar = np.zeros(len(centres), bool)
+    seen_lidar[_voxels_at(transform_points(ego_from_lidar(), seen.lidar.points[:, :3]), grid)] = True
     for origin in lidar_world_m:
         away = world - origin.astype(np.float32)
         distance = np.linalg.norm(away, axis=1)
@@ -150,10 +154,17 @@ def _seen_by_camera(
     return seen
 
 
-def _pixel_voxels(picture: CameraPicture, camera: RigCamera, grid: VoxelGrid) -> np.ndarray:
-    """Flat indices of the voxels in which the pixels' lines of sight end."""
+def _pixel_voxels(picture: CameraPicture, camera: RigCamera, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of the voxels in which the pixels' lines of sight end, and the class of one such pixel of each."""
     rays = camera.rays
     ended = np.isfinite(picture.depth_m)
     points = rays[ended] * (picture.depth_m[ended] / rays[ended][:, 2])[:, None]
     voxels, inside = grid.voxels_of(transform_points(camera.ego_from_camera, points))
+    flat, pixel = np.unique(np.ravel_multi_index(tuple(voxels[inside].T), grid.shape), return_index=True)
+    return flat, picture.semantic[ended][inside][pixel]
+
+
+def _voxels_at(points: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+    """Flat indices of the voxels that hold points of the ego frame."""
+    voxels, inside = grid.voxels_of(points)
     return np.unique(np.ravel_multi_index(tuple(voxels[inside].T), grid.shape))

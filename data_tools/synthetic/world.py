@@ -13,7 +13,7 @@ from .mesh import Mesh, join
 from .population import EgoDrive, WorldObject, plan_ego, populate
 from .scenery import Scenery, build_scenery
 
-WORLD_VERSION = 1  # raise it whenever the same seed gives other pictures or labels
+WORLD_VERSION = 2  # raise it whenever the same seed gives other pictures or labels
 KEYFRAME_INTERVAL_S = 0.5
 _SPLIT_NUMBER = {"train": 0, "val": 1}
 _BEFORE_M, _AFTER_M = 62.0, 70.0

@@ -22,7 +22,7 @@ SEED, KEYFRAMES, WIDTH_PX = 5, 3, 160
 
 def _write(folder: Path, **changes) -> Path:
     arguments = {"num_scenes": {"train": 1, "val": 1}, "keyframes_per_scene": KEYFRAMES, "seed": SEED}
-    arguments |= {"image_width_px": WIDTH_PX, "workers": 1, "progress": False} | changes
+    arguments |= {"image_width_px": WIDTH_PX, "labels": ["lanes"], "workers": 1, "progress": False} | changes
     return synthesize(folder, **arguments)
 
 
@@ -255,6 +255,8 @@ def test_foreign_folder_is_refused(tmp_path):
         ({"num_scenes": 0}, "at least 1"),
         ({"image_width_px": 8}, "at least 32"),
         ({"seed": -1}, "must not be negative"),
+        ({"rig": "one_eye"}, "rig must be one of nuscenes, argoverse2"),
+        ({"labels": ["flow"]}, "labels must be of lanes, occupancy, got flow"),
     ],
 )
 def test_bad_arguments_name_the_fault_and_write_nothing(tmp_path, changes, message):
