@@ -39,7 +39,10 @@ struct ScalarLanes {
     fraction = x - Real(i);
     return i;
   }
-  static DS_TAP Real larger(Real a, Real b) { return b > a ? b : a; }
+  static DS_TAP Real larger(Real a, Real b) { return a > b ? a : b; }   // b where a is NaN
+  static DS_TAP Real smaller(Real a, Real b) { return a < b ? a : b; }  // b where a is NaN
+  static DS_TAP Real magnitude(Real x) { return x < 0 ? -x : x; }
+  static DS_TAP Real floor(Real x) { return ::floor(x); }  // any x: of NaN anything
 };
 
 // One-dimensional weights and whether the two neighbours lie inside; a weight is zero where its neighbour does not.
@@ -117,6 +120,59 @@ DS_TAP void tap_gradients(const TapAxes<L>& axes, typename L::Real mask, const t
   grad_mask = axes.low_y * (axes.low_x * d0 + axes.high_x * d1) + axes.high_y * (axes.low_x * d2 + axes.high_x * d3);
   grad_x = mask * (axes.low_y * (d1 - d0) + axes.high_y * (d3 - d2));
   grad_y = mask * (axes.low_x * (d2 - d0) + axes.high_x * (d3 - d1));
+}
+
+// The same for kernels that want one offset per tap: the block of two by two pixels around a tap, moved inwards where it
+// would stick out of the image, so that its corners always lie at `first`, one column and one row further on. The weight
+// of a column at c is max(0, 1 - |x - c|): zero where the tap lies outside, and right for the blocks that were moved.
+// (On an axis of one pixel the step must be zero.) Weights differ from those above by rounding, 6e-8, at most.
+template <class L>
+struct BlockLimits {
+  typename L::Real last, second;  // last place of a block on an axis; 1, or 0 where there is no second pixel
+  explicit DS_TAP BlockLimits(typename L::Int n)
+      : last(L::larger(L::real(n) - L::broadcast(2), L::broadcast(0))),
+        second(L::smaller(L::real(n) - L::broadcast(1), L::broadcast(1))) {}
+};
+template <class L>
+struct BlockAxis {
+  typename L::Real first, low, high;  // first pixel (an integer); weights of the two
+};
+template <class L>
+DS_TAP BlockAxis<L> block_axis(typename L::Real x, const BlockLimits<L>& limits) {
+  using R = typename L::Real;
+  const R zero = L::broadcast(0), one = L::broadcast(1);
+  const R first = L::smaller(L::larger(L::floor(x), zero), limits.last), u = x - first;
+  return {first, L::larger(one - L::magnitude(u), zero), L::larger(limits.second - L::magnitude(u - one), zero)};
+}
+// Derivatives of the two weights by x, the right-hand ones at pixel centres; zero where a weight is not of a tap inside.
+template <class L>
+DS_TAP void block_slopes(typename L::Real x, const BlockLimits<L>& limits, typename L::Real first,
+                         typename L::Real& low, typename L::Real& high) {
+  using R = typename L::Real;
+  const R zero = L::broadcast(0), one = L::broadcast(1);
+  const R shift = L::floor(x) - first;  // not 0: a moved block
+  const auto inside = L::both(L::less(-one, shift), L::less(shift, one));
+  const auto left = L::both(L::less(shift, zero), L::less(-one, x));
+  const auto right = L::both(L::less(zero, shift), L::less(shift, one + one));
+  low = L::keep(left, one) - L::keep(inside, one);
+  high = L::keep(inside, limits.second) - L::keep(right, limits.second);
+}
+// As tap_gradients. x and y: the weights along the axes; slope_*: their derivatives, low and high.
+template <class L>
+DS_TAP void block_gradients(const BlockAxis<L>& x, const BlockAxis<L>& y, const typename L::Real (&slope_x)[2],
+                            const typename L::Real (&slope_y)[2], typename L::Real mask,
+                            const typename L::Real (&dot)[4], typename L::Real& grad_mask, typename L::Real& grad_x,
+                            typename L::Real& grad_y) {
+  using R = typename L::Real;
+  const R zero = L::broadcast(0);
+  const auto has_left = L::less(zero, slope_x[0] * slope_x[0]), has_right = L::less(zero, slope_x[1] * slope_x[1]);
+  const auto has_top = L::less(zero, slope_y[0] * slope_y[0]), has_bottom = L::less(zero, slope_y[1] * slope_y[1]);
+  const R d0 = L::keep(L::both(has_top, has_left), dot[0]), d1 = L::keep(L::both(has_top, has_right), dot[1]);
+  const R d2 = L::keep(L::both(has_bottom, has_left), dot[2]), d3 = L::keep(L::both(has_bottom, has_right), dot[3]);
+  const R top = x.low * d0 + x.high * d1, bottom = x.low * d2 + x.high * d3;
+  grad_mask = y.low * top + y.high * bottom;
+  grad_x = mask * (y.low * (slope_x[0] * d0 + slope_x[1] * d1) + y.high * (slope_x[0] * d2 + slope_x[1] * d3));
+  grad_y = mask * (slope_y[0] * top + slope_y[1] * bottom);
 }
 
 // Softmax over a few taps: the largest logit first, then exponentials, then the division by their sum. Its gradient

@@ -182,6 +182,35 @@ DS_INLINE bool all_lanes(FullIndex<S> mask) {
   return all == -1;
 }
 
+// a > b ? a : b and a < b ? a : b, which are b where a is NaN, and the floor, which is any number far outside of the
+// image where x is: GCC does not find the instructions by itself.
+#if DRIVESTACK_VECTOR_BYTES == 64
+DS_INLINE Full<float> larger_of(Full<float> a, Full<float> b) { return Full<float>(_mm512_max_ps(a, b)); }
+DS_INLINE Full<float> smaller_of(Full<float> a, Full<float> b) { return Full<float>(_mm512_min_ps(a, b)); }
+DS_INLINE Full<float> floor_of(Full<float> x) { return Full<float>(_mm512_roundscale_ps(x, 9)); }
+#elif DRIVESTACK_VECTOR_BYTES == 32
+DS_INLINE Full<float> larger_of(Full<float> a, Full<float> b) { return Full<float>(_mm256_max_ps(a, b)); }
+DS_INLINE Full<float> smaller_of(Full<float> a, Full<float> b) { return Full<float>(_mm256_min_ps(a, b)); }
+DS_INLINE Full<float> floor_of(Full<float> x) { return Full<float>(_mm256_floor_ps(x)); }
+#elif defined(__SSE2__)
+DS_INLINE Full<float> larger_of(Full<float> a, Full<float> b) { return Full<float>(_mm_max_ps(a, b)); }
+DS_INLINE Full<float> smaller_of(Full<float> a, Full<float> b) { return Full<float>(_mm_min_ps(a, b)); }
+#endif
+template <class V>
+DS_INLINE V larger_of(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+DS_INLINE V smaller_of(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+DS_INLINE V floor_of(V x) {
+  using S = std::decay_t<decltype(x[0])>;
+  const V t = convert<S, kLanes<S>, Index<S>>(convert<Index<S>, kLanes<S>, S>(x));
+  return t - keep<S>(FullIndex<S>(t > x), broadcast<S>(1));
+}
+
 // The policy of common/tap.h: a register of taps.
 template <class S>
 struct SimdLanes {
@@ -205,7 +234,12 @@ struct SimdLanes {
   static DS_INLINE Real real(Int x) { return convert<S, kLanes<S>, Index<S>>(x); }
   static DS_INLINE Offset offset(Int x) { return x; }
   static DS_INLINE Int floor(Real x, Real& fraction) { return floor_of<S>(x, fraction); }
-  static DS_INLINE Real larger(Real a, Real b) { return select(less(a, b), b, a); }
+  static DS_INLINE Real larger(Real a, Real b) { return larger_of(a, b); }
+  static DS_INLINE Real smaller(Real a, Real b) { return smaller_of(a, b); }
+  static DS_INLINE Real magnitude(Real x) {
+    return bits_as<Real>(bits_as<Int>(x) & Index<S>(~UIndex<S>(0) >> 1));
+  }
+  static DS_INLINE Real floor(Real x) { return floor_of(x); }
 };
 
 // ---- shuffles
@@ -277,22 +311,36 @@ DS_INLINE void store_part(O* p, int64_t t, int64_t n, Full<S> v) {
   std::memcpy(p + t, buffer, sizeof(O) * (n - t));
 }
 
-// Transposed reduction: lane i of the result is the sum of the lanes of v[i]. Every lane sums in the same order.
-template <int Block, class V, int... I>
-DS_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / Block * 2 * Block + I % Block)...) +
-         __builtin_shufflevector(a, b, (I / Block * 2 * Block + I % Block + Block)...);
+// v[K] in every lane.
+template <int K, class V, int... I>
+DS_INLINE V lane_of(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I * 0 + K)...);
 }
-template <class S, int N, int Count = N>
-DS_INLINE Vec<S, N> sums_of(const Vec<S, N>* v) {
-  if constexpr (Count == 1) {
-    return v[0];
-  } else {
-    Vec<S, N> half[Count / 2];
-    for (int i = 0; i < Count / 2; ++i)
-      half[i] = add_blocks<Count / 2>(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, N>{});
-    return sums_of<S, N, Count / 2>(half);
-  }
+template <int K, class S, int N>
+DS_INLINE Vec<S, N> lane(Vec<S, N> v) {
+  return lane_of<K>(v, std::make_integer_sequence<int, N>{});
+}
+
+// Transposed reduction: lane i of the result is the sum of the lanes of v[i]. Every lane sums in the same order. A step
+// joins two vectors whose indices differ by `Block`: one shuffle, one blend, one addition. The first steps, of which
+// there are most, are those with the cheapest shuffles.
+template <int Block, class V, int... I>
+DS_INLINE V join_blocks(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int N = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I & Block ? N + I : I)...) +
+         __builtin_shufflevector(a, b, (I & Block ? N + I - Block : I + Block)...);
+}
+template <class S, int N, int Done, int Block, int... Rest>
+DS_INLINE void join_steps(Vec<S, N>* v) {
+  if constexpr (Block < N)
+    for (int i = 0; i < N; ++i)
+      if (!(i & (Done | Block))) v[i] = join_blocks<Block>(v[i], v[i | Block], std::make_integer_sequence<int, N>{});
+  if constexpr (sizeof...(Rest) > 0) join_steps<S, N, Done | Block, Rest...>(v);
+}
+template <class S, int N>
+DS_INLINE Vec<S, N> sums_of(Vec<S, N>* v) {  // destroys v
+  if constexpr (N > 1) join_steps<S, N, 0, 2, 8, 4, 1>(v);
+  return v[0];
 }
 template <class S, int N>
 DS_INLINE S sum_of(Vec<S, N> v) {

@@ -2,17 +2,57 @@
 
 constexpr int64_t kLongestRow = 64;
 
-DS_INLINE Full<float> exp_of(Full<float> x) {  // relative error 2e-7 for x <= 0; 1e-38 below -87
+DS_INLINE Full<float> exp_of(Full<float> x) {  // relative error 2e-7 for x <= 0; 0 below -87
   constexpr int N = kLanes<float>;
-  x = select<float>(FullIndex<float>(x < -87.f), broadcast<float>(-87.f), x);
-  Full<float> fraction;
-  const FullIndex<float> i = floor_of<float>(x * 1.44269504088896341f + 0.5f, fraction);
-  const Full<float> n = convert<float, N, int32_t>(i);
+  const FullIndex<float> vanishes = FullIndex<float>(x < -87.f);
+  x = keep<float>(~vanishes, x);
+  const Full<float> n = floor_of(x * 1.44269504088896341f + 0.5f);
+  const FullIndex<float> i = convert<int32_t, N, float>(n);
   const Full<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Full<float> p = broadcast<float>(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     p = p * r + c;
-  return (p * r * r + r + 1.f) * bits_as<Full<float>>((i + 127) << 23);
+  return keep<float>(~vanishes, (p * r * r + r + 1.f) * bits_as<Full<float>>((i + 127) << 23));
+}
+
+DS_INLINE Full<double> exp_of(Full<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+template <class V>
+DS_INLINE auto largest_lane(V v) {
+  auto m = v[0];
+  for (size_t i = 1; i < sizeof(V) / sizeof(m); ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+// For `rows` rows of `length` logits, one behind the other: exponentials and the inverse of each row's sum. All rows are
+// shifted by the largest logit of all, which costs nothing; a row far below it, or one with infinities or NaN, is done by
+// itself. `n`: logits to read, at least a register; the exponentials have room for a register more.
+template <class S, class O>
+DS_INLINE void softmax_rows_of(const O* logits, int64_t n, int64_t rows, int64_t length, S* exponentials, S* inverse) {
+  constexpr int N = kLanes<S>;
+  constexpr S kTooSmall = sizeof(S) == 4 ? S(1e-7) : S(1e-15);
+  Full<S> most = load<N>(logits);
+  for (int64_t t = N; t < n; t += N) most = larger_of(load<N>(logits + (t + N <= n ? t : n - N)), most);
+  const Full<S> shift = broadcast<S>(largest_lane(most));
+  for (int64_t t = 0; t < n; t += N) {
+    const int64_t at = t + N <= n ? t : n - N;
+    store<N>(exponentials + at, exp_of(load<N>(logits + at) - shift));
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    S* e = exponentials + r * length;
+    S sum = 0;
+    for (int64_t k = 0; k < length; ++k) sum += e[k];
+    if (__builtin_expect(!(sum > kTooSmall), 0)) {
+      const O* x = logits + r * length;
+      S most_here = load<1>(x);
+      for (int64_t k = 1; k < length; ++k) most_here = load<1>(x + k) > most_here ? load<1>(x + k) : most_here;
+      sum = 0;
+      for (int64_t k = 0; k < length; ++k) sum += e[k] = std::exp(load<1>(x + k) - most_here);
+    }
+    inverse[r] = 1 / sum;
+  }
 }
 
 // Rows stand in columns of the block, so that every lane works on a row of its own.

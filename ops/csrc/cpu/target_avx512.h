@@ -1,5 +1,6 @@
 // From here to target_end.h the file is compiled for AVX512. Standard headers stay above, so that nothing of theirs that
 // the linker may share with the other objects is compiled for it.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

@@ -1,4 +1,5 @@
 // From here the file is compiled for whatever the compiler takes by default: SSE2 on x86-64, NEON on ARM.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
