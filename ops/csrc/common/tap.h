@@ -152,7 +152,7 @@ DS_TAP void block_slopes(typename L::Real x, const BlockLimits<L>& limits, typen
   const R zero = L::broadcast(0), one = L::broadcast(1);
   const R shift = L::floor(x) - first;  // not 0: a moved block
   const auto inside = L::both(L::less(-one, shift), L::less(shift, one));
-  const auto left = L::both(L::less(shift, zero), L::less(-one, x));
+  const auto left = L::both(L::both(L::less(-one - one, shift), L::less(shift, zero)), L::less(-one, x));
   const auto right = L::both(L::less(zero, shift), L::less(shift, one + one));
   low = L::keep(left, one) - L::keep(inside, one);
   high = L::keep(inside, limits.second) - L::keep(right, limits.second);

@@ -186,10 +186,16 @@ DS_INLINE bool all_lanes(FullIndex<S> mask) {
 // image where x is: GCC does not find the instructions by itself.
 #if DRIVESTACK_VECTOR_BYTES == 64
 DS_INLINE Full<float> larger_of(Full<float> a, Full<float> b) { return Full<float>(_mm512_max_ps(a, b)); }
+DS_INLINE Full<double> larger_of(Full<double> a, Full<double> b) { return Full<double>(_mm512_max_pd(a, b)); }
+DS_INLINE Full<double> smaller_of(Full<double> a, Full<double> b) { return Full<double>(_mm512_min_pd(a, b)); }
+DS_INLINE Full<double> floor_of(Full<double> x) { return Full<double>(_mm512_roundscale_pd(x, 9)); }
 DS_INLINE Full<float> smaller_of(Full<float> a, Full<float> b) { return Full<float>(_mm512_min_ps(a, b)); }
 DS_INLINE Full<float> floor_of(Full<float> x) { return Full<float>(_mm512_roundscale_ps(x, 9)); }
 #elif DRIVESTACK_VECTOR_BYTES == 32
 DS_INLINE Full<float> larger_of(Full<float> a, Full<float> b) { return Full<float>(_mm256_max_ps(a, b)); }
+DS_INLINE Full<double> larger_of(Full<double> a, Full<double> b) { return Full<double>(_mm256_max_pd(a, b)); }
+DS_INLINE Full<double> smaller_of(Full<double> a, Full<double> b) { return Full<double>(_mm256_min_pd(a, b)); }
+DS_INLINE Full<double> floor_of(Full<double> x) { return Full<double>(_mm256_floor_pd(x)); }
 DS_INLINE Full<float> smaller_of(Full<float> a, Full<float> b) { return Full<float>(_mm256_min_ps(a, b)); }
 DS_INLINE Full<float> floor_of(Full<float> x) { return Full<float>(_mm256_floor_ps(x)); }
 #elif defined(__SSE2__)
