@@ -25,10 +25,11 @@ _CONVOLUTION = (
 
 
 @functools.cache
-def _onednn(name: str, signature: str) -> Any:
+def _onednn(signature: str) -> Any:
     """The operator behind Inductor's oneDNN calls, None where this build or version of PyTorch has another or none."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return None
+    name = signature.partition("(")[0].removeprefix("mkldnn::")
     operator = getattr(getattr(torch.ops.mkldnn, name, None), "default", None)
     return operator if operator is not None and str(operator._schema).startswith(signature) else None
 
@@ -62,7 +63,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         weight = self.weight
         if x.dtype == torch.float32 == weight.dtype and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
-            operator = _onednn("_linear_pointwise", _LINEAR)
+            operator = _onednn(_LINEAR)
             if operator is not None and x.dim() > 1:
                 # unpacked weights: oneDNN is slower with the activation fused than with one behind it
                 return _activate(operator(x, weight, self.bias, "none", [], ""), activation)
@@ -71,6 +72,8 @@ class Linear(nn.Linear):
 
 class _Packed(nn.Module):
     """Weights that do not change any more, kept in oneDNN's layout for each dtype that was asked for."""
+
+    signature: str
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -81,20 +84,21 @@ class _Packed(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": {}}  # opaque tensors can neither be copied nor pickled
 
-    def _for_input(self, x: Tensor) -> tuple[torch.dtype, Tensor, Tensor | None] | None:
-        """dtype of the product, packed weight and bias; None where PyTorch's own layer serves."""
+    def _call(self, x: Tensor, *settings: Any) -> Tensor | None:
+        """oneDNN's result; None where PyTorch's own layer has to serve."""
         if not inference_on_cpu(x):
             return None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if not _dtype_served(dtype) or (dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu")):
+        operator, autocast = _onednn(self.signature), torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+        if operator is None or not _dtype_served(dtype) or not (autocast or dtype == self.weight.dtype):
             return None
-        # the buffers themselves may be replaced or rewritten: load_state_dict, .to()
+        # buffers may still be replaced or rewritten: load_state_dict, .to()
         state = (self.weight.data_ptr(), self.weight._version, None if self.bias is None else self.bias._version)
         entry = self._packed.get(dtype)
         if entry is None or entry[0] != state:
             bias = None if self.bias is None else self.bias.to(dtype)
             entry = self._packed[dtype] = (state, self._pack(self.weight.to(dtype)), bias)
-        return dtype, entry[1], entry[2]
+        return operator(x.to(dtype), *entry[1:], *settings)
 
     def _pack(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -102,6 +106,8 @@ class _Packed(nn.Module):
 
 class PackedLinear(_Packed):
     """One or several linear layers over the same input, side by side, for inference."""
+
+    signature = _LINEAR
 
     def __init__(self, *layers: nn.Linear) -> None:
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
@@ -112,31 +118,31 @@ class PackedLinear(_Packed):
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        operator = _onednn("_linear_pointwise", _LINEAR)
-        packed = self._for_input(x) if operator is not None and x.dim() > 1 else None
-        if packed is None:
-            return _activate(F.linear(x, self.weight, self.bias), activation)
-        dtype, weight, bias = packed
         name, algorithm = ACTIVATIONS[activation]
-        return operator(x.to(dtype), weight, bias, name, [], algorithm)
+        found = self._call(x, name, [], algorithm) if x.dim() > 1 else None
+        return _activate(F.linear(x, self.weight, self.bias), activation) if found is None else found
 
 
 class PackedConv2d(_Packed):
-    """A convolution for inference, with the activation behind it."""
+    """A convolution for inference."""
+
+    signature = _CONVOLUTION
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer.weight, layer.bias)
-        self.window = (layer.padding, layer.stride, layer.dilation)
-        self.groups = layer.groups
+        self.padding, self.stride, self.dilation, self.groups = (
+            layer.padding,
+            layer.stride,
+            layer.dilation,
+            layer.groups,
+        )
 
     def _pack(self, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.window, self.groups)
+        window = (self.padding, self.stride, self.dilation, self.groups)
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *window)
 
     def forward(self, x: Tensor) -> Tensor:
-        operator = _onednn("_convolution_pointwise", _CONVOLUTION)
-        packed = self._for_input(x) if operator is not None else None
-        padding, stride, dilation = self.window
-        if packed is None:
-            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
-        dtype, weight, bias = packed
-        return operator(x.to(dtype), weight, bias, padding, stride, dilation, self.groups, "none", [], "")
+        found = self._call(x, self.padding, self.stride, self.dilation, self.groups, "none", [], "")
+        if found is None:
+            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return found

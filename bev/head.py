@@ -173,7 +173,8 @@ class BEVFormerHead(nn.Module):
         bev_query, bev_pos = self.bev_embedding.weight, self.positional_encoding()  # [num_y * num_x, C]
         bevs: list[Tensor | None] = []
         for t, levels in enumerate(feats):
-            if t != current and not frame_valid[:, t].any():
+            # a compiled graph has one path: it encodes frames that nobody has, and `fuse` replaces them
+            if t != current and not torch.compiler.is_compiling() and not frame_valid[:, t].any():
                 bevs.append(None)
                 continue
             views = image_from_lidar[:, t], image_size_px[:, t], padded_size

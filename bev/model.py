@@ -108,7 +108,7 @@ class BEVFormerV2(BaseModel):
         levels = self.img_neck(self.img_backbone(images))
         mirrored = flipped.view(-1, 1, 1, 1, 1)
         levels = [level.unflatten(0, (batch, -1)) for level in levels]
-        if not flipped.any():
+        if not torch.compiler.is_compiling() and not flipped.any():  # a compiled graph has one path
             return levels
         return [torch.where(mirrored, level.flip(-1), level) for level in levels]
 
