@@ -98,6 +98,7 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
 
 def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device: str | None = None) -> Outcome:
     """Predict every frame with the test pipeline of the config. Raises DataError where an image cannot be used."""
+    from .backbone import prepare_inference
     from .engine.config import build_dataset
     from .engine.inference import predict
     from .engine.runner import local_device
@@ -113,7 +114,8 @@ def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device:
     settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
     dataset = build_dataset(settings)
     start = time.monotonic()
-    found = predict(model, dataset, device=_device(device) if device else local_device())
+    chosen = _device(device) if device else local_device()
+    found = predict(prepare_inference(model) if chosen.type == "cpu" else model, dataset, device=chosen)
     times_s = {"predict": round(time.monotonic() - start, 2)}
     times_s |= {name: value for name, value in found.timing.items() if name.endswith("_per_sample")}
     return Outcome(list(frames), found.detections, list(settings["classes"]), times_s)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..backbone.layers import LayerNorm
 from .attention import BevDeformableAttention, Shapes
 from .encoder import FeedForward
 
@@ -69,7 +70,7 @@ class DecoderLayer(nn.Module):
             ]
         )
         self.ffns = nn.ModuleList([FeedForward(embed_dims, ffn_dims, dropout)])
-        self.norms = nn.ModuleList(nn.LayerNorm(embed_dims) for _ in range(3))
+        self.norms = nn.ModuleList(LayerNorm(embed_dims) for _ in range(3))
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..backbone.layers import LayerNorm
 from ..backbone.linear import Linear
 from ..geometry import BevGrid
 from .attention import Shapes, SpatialCrossAttention, TemporalSelfAttention
@@ -71,7 +72,8 @@ class FeedForward(nn.Module):
         self.layers = nn.Sequential(first, Linear(ffn_dims, embed_dims), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        (expand, _, drop), contract, last_drop = self.layers
+        return x + last_drop(contract(drop(expand(x, "relu"))))
 
 
 class BevEncoderLayer(nn.Module):
@@ -95,7 +97,7 @@ class BevEncoderLayer(nn.Module):
             ]
         )
         self.ffns = nn.ModuleList([FeedForward(embed_dims, ffn_dims, dropout)])
-        self.norms = nn.ModuleList(nn.LayerNorm(embed_dims) for _ in range(3))
+        self.norms = nn.ModuleList(LayerNorm(embed_dims) for _ in range(3))
 
     def forward(
         self,
