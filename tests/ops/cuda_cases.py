@@ -111,17 +111,17 @@ CASES = {
     "dcnv3-odd-channels": lambda: dcnv3(2, 5, 7, 3, 7, softmax=False),
     "dcnv3-many-channels": lambda: dcnv3(1, 3, 3, 1, 520),
     "dcnv3-many-groups": lambda: dcnv3(1, 3, 5, 70, 4, softmax=False),
-    "msda": lambda: attention(2, 37, 2, 32, 4, [(5, 6), (3, 2)]),
+    "msda": lambda: attention(2, 70, 2, 32, 4, [(5, 6), (3, 2)]),
     "msda-wide": lambda: attention(1, 11, 2, 64, 8, [(5, 6), (3, 4), (1, 1)]),
     "msda-odd": lambda: attention(2, 9, 3, 5, 3, [(4, 3), (2, 7)]),
     "msda-many-channels": lambda: attention(1, 3, 1, 264, 2, [(4, 3)]),
-    "fused": lambda: fused(2, 35, 2, 32, 4, [(5, 6), (3, 2)], packed=True),
+    "fused": lambda: fused(2, 66, 2, 32, 4, [(5, 6), (3, 2)], packed=True),
     "fused-mean": lambda: fused(
         2, 13, 2, 32, 4, [(5, 6), (5, 6)], mean=True, one_batch=True, levels=[5, 6, 0, 5, 6, 0]
     ),
     "fused-references": lambda: fused(2, 7, 2, 16, 9, [(5, 6), (3, 2)], references=4, one_level=True),
     "fused-odd": lambda: fused(1, 9, 3, 5, 3, [(4, 3), (2, 7)], references=2, mean=True),
-    "cross-attention": lambda: cross_attention(2, 3, 37, 2, 32, 8, [(5, 6), (3, 2)], references=4),
+    "cross-attention": lambda: cross_attention(2, 3, 67, 2, 32, 8, [(5, 6), (3, 2)], references=4),
     "cross-attention-wide": lambda: cross_attention(1, 2, 9, 2, 40, 3, [(5, 6)], references=1),
     "cross-attention-odd": lambda: cross_attention(2, 6, 5, 2, 3, 4, [(5, 6)]),
 }

@@ -11,6 +11,8 @@ namespace drivestack {
 namespace cuda {
 
 constexpr int kDcnv3Threads = 256;
+template <class T>  // that a multiprocessor should hold: bounds the registers of a thread
+constexpr int kResidentBlocks = sizeof(T) == 8 ? 2 : 3;
 
 // Which pixel and group the thread works on.
 struct Dcnv3Place {
@@ -80,19 +82,20 @@ struct MaskSoftmax {
 
 // acc += the four corners of the tap at (x, y), blended.
 template <class T, int kChannels, class Index>
-DS_DEVICE void blend_tap(const Dcnv3Params& p, const T* image, Arithmetic<T> x, Arithmetic<T> y, Arithmetic<T> mask,
+DS_DEVICE void blend_tap(const Dcnv3Params& p, const T* image, Index first, Arithmetic<T> x, Arithmetic<T> y, Arithmetic<T> mask,
                          Arithmetic<T> (&acc)[kChannels]) {
   using S = Arithmetic<T>;
   using L = ThreadLanes<S, Index>;
   Index corner[4];
   TapAxes<L> axes;
   S weight[4];
-  tap_corners<L>(x, y, p.width, p.height, Index(0), Index(p.value_pixel) * p.width, Index(p.value_pixel), corner, axes);
+  const Index column = Index(p.value_pixel) * Index(sizeof(T));
+  tap_corners<L>(x, y, p.width, p.height, first, column * Index(p.width), column, corner, axes);
   corner_weights<L>(axes, mask, weight);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     S v[kChannels];
-    load_channels(image + corner[c], v);
+    load_channels(reinterpret_cast<const T*>(reinterpret_cast<const char*>(image) + corner[c]), v);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) acc[i] += weight[c] * v[i];
   }
@@ -100,7 +103,7 @@ DS_DEVICE void blend_tap(const Dcnv3Params& p, const T* image, Arithmetic<T> x, 
 
 // K > 0: offsets and masks of all taps stay in registers and the loop over taps is unrolled.
 template <class T, class O, int kChannels, int K, class Index>
-__global__ void __launch_bounds__(kDcnv3Threads)
+__global__ void __launch_bounds__(kDcnv3Threads, kResidentBlocks<T>)
     dcnv3_forward_kernel(const Dcnv3Params p, const T* __restrict__ value, const O* __restrict__ offset,
                          const O* __restrict__ mask, T* __restrict__ out, int64_t first_image) {
   using S = Arithmetic<T>;
@@ -109,13 +112,13 @@ __global__ void __launch_bounds__(kDcnv3Threads)
   const TapGrid<S, K> grid(p, at);
   const O* offsets = offset + at.pixel * p.offset_pixel + at.group * p.offset_group;
   const O* masks = mask + at.pixel * p.mask_pixel + at.group * p.mask_group;
-  const T* image = value + at.image * p.height * p.width * p.value_pixel + int64_t(at.group) * p.channels;
+  const T* image = value + at.image * p.height * p.width * p.value_pixel;
   T* to = out + (at.pixel * p.groups + at.group) * p.channels;
   if constexpr (K > 0) {
-    S x[K], y[K], m[K];
+    S offset_x[K], offset_y[K], m[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      load_pair(offsets + 2 * k, p.paired, x[k], y[k]);
+      load_pair(offsets + 2 * k, p.paired, offset_x[k], offset_y[k]);
       m[k] = widen(masks[k]);
     }
     if (p.softmax) {
@@ -132,9 +135,9 @@ __global__ void __launch_bounds__(kDcnv3Threads)
       S acc[kChannels] = {};
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        S tap_x, tap_y;
-        grid.locate(k, x[k], y[k], tap_x, tap_y);
-        blend_tap<T, kChannels, Index>(p, image + c, tap_x, tap_y, m[k], acc);
+        S x, y;
+        grid.locate(k, offset_x[k], offset_y[k], x, y);
+        blend_tap<T, kChannels, Index>(p, image, Index(at.group * p.channels + c) * Index(sizeof(T)), x, y, m[k], acc);
       }
       store_channels<T>(to + c, acc);
     }
@@ -153,7 +156,7 @@ __global__ void __launch_bounds__(kDcnv3Threads)
         if (p.softmax) m = exponential(m - largest, kIsHalf<O>) * inverse;
         load_pair(offsets + 2 * k, p.paired, x, y);
         grid.locate(k, x, y, x, y);
-        blend_tap<T, kChannels, Index>(p, image + c, x, y, m, acc);
+        blend_tap<T, kChannels, Index>(p, image, Index(at.group * p.channels + c) * Index(sizeof(T)), x, y, m, acc);
       }
       store_channels<T>(to + c, acc);
     }
@@ -163,7 +166,7 @@ __global__ void __launch_bounds__(kDcnv3Threads)
 // All threads stay to the end, for the sums over lanes. kept: room for the gradients to the probabilities, shaped like
 // grad_mask, which it may be; each number is written and read back by one thread.
 template <class T, class O, int kChannels, int K, class Index, class Sum>
-__global__ void __launch_bounds__(kDcnv3Threads)
+__global__ void __launch_bounds__(kDcnv3Threads, kResidentBlocks<T>)
     dcnv3_backward_kernel(const Dcnv3Params p, const T* __restrict__ grad_out, const T* __restrict__ value,
                           const O* __restrict__ offset, const O* __restrict__ mask, Sum grad_value,
                           O* __restrict__ grad_offset, O* grad_mask, Arithmetic<T>* kept, int64_t first_image) {
@@ -209,25 +212,32 @@ __global__ void __launch_bounds__(kDcnv3Threads)
     TapAxes<L> axes;
     tap_corners<L>(x, y, p.width, p.height, Index(0), Index(p.width), Index(1), corner, axes);
     corner_weights<L>(axes, m, weight);
-    if (has_channels) {
-      for (int c = own; c < p.channels; c += kWalks ? p.lanes : p.channels) {
-        if constexpr (kWalks) g[0] = widen(grads_out[c]);
-        S v[4][kChannels];
+    auto visit = [&](int c) {
+      S v[4][kChannels];
 #pragma unroll
-        for (int q = 0; q < 4; ++q) load_channels(values + corner[q] * Index(p.value_pixel) + c, v[q]);
+      for (int q = 0; q < 4; ++q) load_channels(values + corner[q] * Index(p.value_pixel) + c, v[q]);
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
+      for (int q = 0; q < 4; ++q) {
 #pragma unroll
-          for (int i = 0; i < kChannels; ++i) dot[q] += g[i] * v[q][i];
-          if (weight[q] != S(0)) grad_value.add(grads + int64_t(corner[q]) * column + c, g, weight[q]);
-        }
+        for (int i = 0; i < kChannels; ++i) dot[q] += g[i] * v[q][i];
+        if (weight[q] != S(0)) grad_value.add(grads + int64_t(corner[q]) * column + c, g, weight[q]);
       }
+    };
+    if constexpr (kWalks) {
+      for (int c = own; inside && c < p.channels; c += p.lanes) {
+        g[0] = widen(grads_out[c]);
+        visit(c);
+      }
+    } else if (has_channels) {
+      visit(own);
     }
     S grad_m, grad_x, grad_y;  // linear in the products, so that lanes can be summed afterwards
     tap_gradients<L>(axes, m, dot, grad_m, grad_x, grad_y);
-    grad_m = sum_over_lanes(grad_m, p.lanes);
-    grad_x = sum_over_lanes(grad_x, p.lanes);
-    grad_y = sum_over_lanes(grad_y, p.lanes);
+    for (int step = p.lanes / 2; step > 0; step /= 2) {
+      grad_m += __shfl_xor_sync(~0u, grad_m, step);
+      grad_x += __shfl_xor_sync(~0u, grad_x, step);
+      grad_y += __shfl_xor_sync(~0u, grad_y, step);
+    }
     inner += m * grad_m;
     if (inside && (k & (p.lanes - 1)) == at.lane) {
       grad_offset[2 * (first_tap + k)] = narrow<O>(grad_x * grid.scale);

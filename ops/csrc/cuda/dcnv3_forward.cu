@@ -24,9 +24,9 @@ void launch_dcnv3_forward(const Dcnv3Call& call, void* out, Stream stream) {
     if (!reads_whole_words<T>(call, out))
       run<T, O, 1, 0, int64_t>(call, out, stream);
     else if (is_whole_3x3(call.params) && call.params.channels % (2 * kWord) == 0)
-      run<T, O, 2 * kWord, 9, int32_t>(call, out, stream);
+      run<T, O, 2 * kWord, 9, uint32_t>(call, out, stream);
     else
-      run<T, O, kWord, 0, int32_t>(call, out, stream);
+      run<T, O, kWord, 0, uint32_t>(call, out, stream);
   });
 }
 

@@ -6,12 +6,13 @@
 namespace drivestack {
 namespace cuda {
 
+// Whether the vector kernels serve: whole words of 16 bytes, offsets inside an image of 32 bits.
 template <class T>
 bool reads_whole_words(const Dcnv3Call& call, const void* contiguous) {
   const Dcnv3Params& p = call.params;
+  const int64_t elements = int64_t(p.height) * p.width * std::max<int64_t>(p.value_pixel, p.groups * p.channels);
   return aligned(call.value, 16) && aligned(contiguous, 16) && p.value_pixel * sizeof(T) % 16 == 0 &&
-         p.channels * sizeof(T) % 16 == 0 &&
-         int64_t(p.height) * p.width * std::max<int64_t>(p.value_pixel, p.groups * p.channels) <= limits().elements;
+         p.channels * sizeof(T) % 16 == 0 && elements <= limits().elements && elements * sizeof(T) <= UINT32_MAX;
 }
 inline bool is_whole_3x3(const Dcnv3Params& p) { return p.kernel_h == 3 && p.kernel_w == 3 && !p.remove_center; }
 

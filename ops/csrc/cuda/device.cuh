@@ -81,20 +81,20 @@ DS_DEVICE void store_channels(T* to, const Arithmetic<T> (&from)[N]) {
   }
 }
 
-// An (x, y) pair; `paired` says that both lie in one aligned word.
+// An (x, y) pair; `paired` says that it lies in one aligned word.
 template <class O>
 DS_DEVICE void load_pair(const O* from, bool paired, Arithmetic<O>& x, Arithmetic<O>& y) {
   using Word = std::conditional_t<sizeof(O) == 2, uint32_t, std::conditional_t<sizeof(O) == 4, float2, double2>>;
-  O pair[2];
+  O both[2];
   if (paired) {
     const Word word = __ldg(reinterpret_cast<const Word*>(from));
-    memcpy(pair, &word, sizeof(word));
+    memcpy(both, &word, sizeof(word));
   } else {
-    pair[0] = from[0];
-    pair[1] = from[1];
+    both[0] = from[0];
+    both[1] = from[1];
   }
-  x = widen(pair[0]);
-  y = widen(pair[1]);
+  x = widen(both[0]);
+  y = widen(both[1]);
 }
 
 DS_DEVICE float exponential(float x, bool storage_is_half) { return storage_is_half ? __expf(x) : expf(x); }
@@ -113,6 +113,13 @@ struct ThreadLanes : ScalarLanes<S, O> {
     }
 #endif
     return ScalarLanes<S, O>::floor(x, fraction);
+  }
+  static DS_DEVICE int32_t clamp(int32_t x, int32_t high) {
+#if defined(__CUDA_ARCH__)
+    return __vimin_s32_relu(x, high);  // one instruction from sm_90 on
+#else
+    return ScalarLanes<S, O>::clamp(x, high);
+#endif
   }
 };
 

@@ -2,6 +2,7 @@
 // at a time. Threads are fibers that run until they wait for each other. A warp that waits at different places, a value
 // from an absent thread and a misaligned word stop the program with a message.
 #pragma once
+#include <setjmp.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 #include <ucontext.h>
@@ -42,7 +43,8 @@ struct alignas(16) double2 {
 namespace emulation {
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf here;
   std::unique_ptr<char[]> stack;
   const char* waits = nullptr;  // for which operation of its warp
   bool done = false;
@@ -51,7 +53,7 @@ struct Fiber {
 };
 constexpr size_t kStack = 128 << 10;
 inline std::vector<Fiber> fibers(1024);
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline unsigned current = 0, threads = 0;
 inline const std::function<void()>* body = nullptr;
 inline const char* kernel = "";
@@ -66,18 +68,33 @@ inline void place(unsigned t) {
   current = t;
   thread = dim3(t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y);
 }
+// Switches by longjmp, which unlike swapcontext leaves the signal mask alone and makes no system call. A fiber that has
+// ended a block waits for the next.
+inline void leave() {
+  if (!_setjmp(fibers[current].here)) _longjmp(scheduler, 1);
+}
 inline void enter() {
-  (*body)();
-  fibers[current].done = true;
+  for (;; leave()) {
+    (*body)();
+    fibers[current].done = true;
+  }
 }
 inline void resume(unsigned t) {
   place(t);
-  swapcontext(&scheduler, &fibers[t].context);
+  if (_setjmp(scheduler)) return;
+  Fiber& fiber = fibers[t];
+  if (fiber.stack) _longjmp(fiber.here, 1);
+  fiber.stack = std::make_unique<char[]>(kStack);
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStack;
+  makecontext(&fiber.start, enter, 0);
+  setcontext(&fiber.start);
 }
 // The thread goes on when all living threads of its warp wait for the same operation.
 inline void wait_for_warp(const char* operation) {
   fibers[current].waits = operation;
-  swapcontext(&fibers[current].context, &scheduler);
+  leave();
 }
 // What thread `other` of the warp gives here.
 template <class T>
@@ -117,15 +134,9 @@ inline void run_block(const std::function<void()>& f) {
   if (threads == 0 || threads > 1024) fail("no block has this size");
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[t];
-    if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStack);
     fiber.done = false;
     fiber.waits = nullptr;
     fiber.exchanges = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &scheduler;
-    makecontext(&fiber.context, enter, 0);
   }
   for (bool ran = true; ran;) {
     ran = false;
