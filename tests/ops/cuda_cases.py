@@ -135,14 +135,13 @@ def make(name: str) -> Case:
 def twin_of(case: Case, inputs: list) -> tuple[Tensor, list[Tensor], Tensor]:
     """(output, gradients, grad_out) of the twin in float64, for inputs as the kernels get them."""
     places = DIFFERENTIATED[case.op]
-    exact = [x.detach().cpu() if isinstance(x, Tensor) else x for x in inputs]
-    exact = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in exact]
+    exact = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     for i in places:
-        exact[i].requires_grad_()
+        exact[i] = exact[i].detach().requires_grad_()
     with torch.enable_grad():
         out = TWINS[case.op](*exact)
     torch.manual_seed(1)
-    grad_out = torch.randn_like(out).to(inputs[0].dtype)
+    grad_out = torch.randn(out.shape).to(inputs[0])
     return out.detach(), list(torch.autograd.grad(out, [exact[i] for i in places], grad_out.double())), grad_out
 
 
@@ -150,7 +149,7 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str)
     assert actual.dtype == dtype, what
     assert actual.shape == expected.shape and actual.is_contiguous(), what
     largest = expected.abs().max().item() if expected.numel() else 0.0
-    error = (actual.cpu().double() - expected).abs().max().item() if expected.numel() else 0.0
+    error = (actual.double() - expected).abs().max().item() if expected.numel() else 0.0
     assert error <= TOLERANCE[dtype] * largest + 1e-30, f"{what}: error {error:.2e} of {largest:.2e}"
 
 
@@ -160,7 +159,7 @@ def check(ops, case: Case, value: torch.dtype, taps: torch.dtype, device: str = 
     out, grads, grad_out = twin_of(case, inputs)
     assert_near(getattr(ops, case.op)(*inputs), out, value, "out")
     for deterministic in modes:
-        found = getattr(ops, f"{case.op}_backward")(grad_out.to(device), *inputs, deterministic)
+        found = getattr(ops, f"{case.op}_backward")(grad_out, *inputs, deterministic)
         for i, actual, expected in zip(DIFFERENTIATED[case.op], found, grads):
             assert_near(actual, expected, inputs[i].dtype, f"gradient to input {i}, deterministic={deterministic}")
 
@@ -169,7 +168,7 @@ def results(ops, case: Case, inputs: list, deterministic: bool) -> list[Tensor]:
     """Output and gradients."""
     out = getattr(ops, case.op)(*inputs)
     torch.manual_seed(2)
-    grad_out = torch.randn(out.shape, dtype=F64).to(out)
+    grad_out = torch.randn(out.shape).to(out)
     return [out, *getattr(ops, f"{case.op}_backward")(grad_out, *inputs, deterministic)]
 
 
