@@ -149,7 +149,7 @@ def _name_of(module: nn.Module, names: dict[str, type[nn.Module]], what: str) ->
 
 def _ours(theirs: nn.Module) -> DCNv3:
     norm = _name_of(theirs.dw_conv[1], {"LN": nn.LayerNorm, "BN": nn.modules.batchnorm._BatchNorm}, "norm")
-    act = _name_of(theirs.dw_conv[2:], {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}, "activation")
+    act = _name_of(theirs.dw_conv[-1], {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}, "activation")
     with torch.device("meta"):
         ours = DCNv3(
             theirs.channels,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone.dcnv3_layer import at_window_centres, depthwise_padding
+from ..backbone.linear import Linear
 from ..ops import dcnv4, ms_deform_attn, packed_width
 from .ms_deform_attn import MSDeformAttn
 
@@ -117,10 +118,10 @@ class DCNv4(nn.Module):
             dw_pad = depthwise_padding(dw_kernel_size, kernel_size, pad, dilation)
             self.dw_crop = max(-dw_pad, 0)
             self.offset_mask_dw = nn.Conv2d(channels, channels, dw_kernel_size, stride, max(dw_pad, 0), groups=channels)
-        self.offset_mask = nn.Linear(channels, packed_width(group, kernel_size, bool(remove_center)))
+        self.offset_mask = Linear(channels, packed_width(group, kernel_size, bool(remove_center)))
         if not without_pointwise:
-            self.value_proj = nn.Linear(channels, channels)
-            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
+            self.value_proj = Linear(channels, channels)
+            self.output_proj = Linear(channels, channels, bias=output_bias)
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..backbone.linear import Linear
 from ..bev.attention import star_offsets
 from ..ops import ms_deform_attn, ms_deform_attn_fused
 
@@ -70,10 +71,10 @@ class _DeformableAttention(nn.Module):
                 raise ValueError(f"{total} channels of the {name} are not a multiple of {num_heads} heads")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, value_channels)
-        self.output_proj = nn.Linear(value_channels, channels)
+        self.sampling_offsets = Linear(channels, samples * 2)
+        self.attention_weights = Linear(channels, samples)
+        self.value_proj = Linear(channels, value_channels)
+        self.output_proj = Linear(value_channels, channels)
         self.init_weights()
 
     def init_weights(self) -> None:

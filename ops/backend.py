@@ -140,6 +140,8 @@ def kernel_serves(op: str, backend: str | None, device_type: str) -> bool:
     if choice not in BACKENDS:
         origin = "backend" if backend is not None else BACKEND_VARIABLE
         raise ValueError(f"{origin} must be one of {', '.join(BACKENDS)}; got {choice!r}")
+    if backend is None and torch.compiler.is_exporting():
+        return True  # an exported program keeps the operators: where it runs, their kernels or the twins serve
     if choice == "reference" or device_type == "meta":
         return False
     if choice == "cuda" and device_type != "cuda":

@@ -26,9 +26,13 @@ NOT_AT_IMPORT = (
     "mmdet3d",
     "mmseg",
     "nuscenes",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "openlanev2",
     "pytest",
     "tensorflow",
+    "transformers",
     "waymo_open_dataset",
 )
 
