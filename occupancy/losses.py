@@ -1,0 +1,77 @@
+"""Losses over voxels: cross entropy, Lovasz-softmax, and the scene-class affinity terms of MonoScene.
+
+All work on the voxels that count, flattened: a mask is applied by choosing them first, so that nothing of the size of
+the whole grid is ever built. Shapes: V voxels, C classes.
+
+Sources: Lovasz-softmax, arXiv 1705.08790, algorithm 1; scene-class affinity, arXiv 2112.00726, section 3.3.1;
+class weights 1 / ln(frequency), spec/occupancy.md section 1.1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OCC3D_FREQUENCY = (
+    944004, 1897170, 152386, 2391677, 16957802, 724139, 189027, 2074468, 413451, 2384460, 5916653, 175883646, 4275424,
+    51393615, 61411620, 105975596, 116424404, 1892500630,
+)  # fmt: skip
+"""Voxels of each class in the Occ3D-nuScenes training set, id 17 (free) last."""
+
+
+def log_frequency_weights(frequency: tuple[int, ...] = OCC3D_FREQUENCY) -> Tensor:
+    """[C] weights 1 / ln(frequency + 0.001)."""
+    return 1.0 / torch.log(torch.tensor(frequency, dtype=torch.float64) + 0.001).float()
+
+
+def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean over voxels of logits [V, C] against target [V]; with weights the weighted mean. Zero for V = 0."""
+    if not len(target):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, target, class_weights)
+
+
+def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Mean over the classes in ``target`` [V] of the Lovasz extension of 1 - IoU; probabilities [V, C]."""
+    losses = []
+    for c in target.unique().tolist():
+        is_class = (target == c).to(probabilities.dtype)
+        errors, order = (is_class - probabilities[:, c]).abs().sort(descending=True)
+        truth = is_class[order]
+        missed = truth.sum() - truth.cumsum(0)
+        union = truth.sum() + (1 - truth).cumsum(0)
+        jaccard = 1 - missed / union
+        gradient = torch.cat([jaccard[:1], jaccard.diff()])  # of the extension along the sorted errors
+        losses.append((errors * gradient).sum())
+    return torch.stack(losses).mean() if losses else probabilities.sum() * 0.0
+
+
+def scene_class_affinity(probabilities: Tensor, target: Tensor) -> Tensor:
+    """-log of precision, recall and specificity of each class in ``target`` [V], mean over classes (semantic term)."""
+    losses = [_affinity(probabilities[:, c], target == c) for c in target.unique().tolist()]
+    return torch.stack(losses).mean() if losses else probabilities.sum() * 0.0
+
+
+def geometric_affinity(probabilities: Tensor, target: Tensor, free: int) -> Tensor:
+    """The same for the one question whether a voxel is occupied (geometric term)."""
+    if not len(target):
+        return probabilities.sum() * 0.0
+    return _affinity(1 - probabilities[:, free], target != free)
+
+
+def _affinity(probability: Tensor, truth: Tensor) -> Tensor:
+    """Binary terms that exist: no recall without positives, no specificity without negatives."""
+    truth = truth.to(probability.dtype)
+    hit, positives, claimed = (probability * truth).sum(), truth.sum(), probability.sum()
+    negatives = (1 - truth).sum()
+    terms = []
+    if positives > 0:
+        terms += [_log_loss(hit / claimed.clamp(min=1e-6)), _log_loss(hit / positives)]
+    if negatives > 0:
+        terms.append(_log_loss(((1 - probability) * (1 - truth)).sum() / negatives))
+    return torch.stack(terms).sum()
+
+
+def _log_loss(ratio: Tensor) -> Tensor:
+    return -ratio.clamp(min=1e-6, max=1.0).log()

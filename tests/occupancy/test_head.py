@@ -1,0 +1,119 @@
+"""The voxel head: where its columns lie, what its losses count, and that it learns."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from drivestack.errors import ConfigError
+from drivestack.geometry import BevGrid
+from drivestack.occupancy.head import OccupancyHead
+from drivestack.structures import BevFeatures, OccupancyTargets
+
+GRID = BevGrid(-42.0, -42.0, 42.0, 42.0, num_x=56, num_y=56)
+
+
+@dataclass
+class Labels:
+    occupancy: list
+    tokens: list = field(default_factory=lambda: ["a", "b"])
+    ego_from_lidar: torch.Tensor = field(default_factory=lambda: torch.eye(4).expand(2, 4, 4))
+
+
+def head(**settings):
+    torch.manual_seed(0)
+    return OccupancyHead(8, **({"channels": 16, "coarse_cells": 50, "columns_per_sample": 800} | settings))
+
+
+def target(seed: int = 0) -> OccupancyTargets:
+    """A ground layer and a block that stands on it."""
+    semantics = torch.full((200, 200, 16), 17, dtype=torch.uint8)
+    semantics[:, :, 2] = 11
+    semantics[120:140, 60:90, 3:8] = 4
+    mask = torch.rand(200, 200, 16, generator=torch.Generator().manual_seed(seed)) > 0.5
+    return OccupancyTargets(semantics, ~mask, mask)
+
+
+def features(requires_grad: bool = False) -> BevFeatures:
+    generator = torch.Generator().manual_seed(1)
+    return BevFeatures(torch.randn(2, 8, 56, 56, generator=generator).requires_grad_(requires_grad), GRID)
+
+
+def test_a_column_shows_what_lies_there_in_the_ego_frame():
+    """The map holds its own coordinates; the LIDAR looks to the right of the car, as on nuScenes."""
+    net = OccupancyHead(2, num_blocks=0, coarse_cells=200)
+    net.unfold = nn.Linear(2, 16 * 18)
+    nn.init.zeros_(net.unfold.weight)
+    nn.init.zeros_(net.unfold.bias)
+    net.unfold.weight.data[0, 0] = net.unfold.weight.data[1, 1] = 1.0  # z 0: class 0 says x, class 1 says y
+    centres = torch.tensor(GRID.cell_centres(), dtype=torch.float32).permute(2, 0, 1)[None]
+    ego_from_lidar = torch.tensor([[0.0, 1, 0, 1], [-1, 0, 0, 0], [0, 0, 1, 1.8], [0, 0, 0, 1]])[None]
+    labels = Labels([None], ["a"], ego_from_lidar)
+    logits = net.logits(net(BevFeatures(centres, GRID), [], labels))[0].detach()
+    x_ego, y_ego = -40 + 0.4 * (130 + 0.5), -40 + 0.4 * (80 + 0.5)
+    assert logits[130, 80, 0, 0] == pytest.approx(-y_ego, abs=1e-3)  # LIDAR x
+    assert logits[130, 80, 0, 1] == pytest.approx(x_ego - 1, abs=1e-3)  # LIDAR y
+
+
+def test_training_unfolds_the_columns_that_inference_shows():
+    net = head(columns_per_sample=None, mask="none").eval()
+    labels = Labels([target(), None])
+    outputs = net(features(), [], labels)
+    whole = net.logits(outputs[:1])[0].reshape(-1, 18)
+    expected = nn.functional.cross_entropy(whole, target().semantics.reshape(-1).long())
+    torch.testing.assert_close(net.loss(outputs, labels)["loss_occ_cross_entropy"], expected)
+
+
+@pytest.mark.parametrize("mask", ["camera", "lidar", "none"])
+def test_only_voxels_of_the_mask_count(mask):
+    net = head(columns_per_sample=None, mask=mask).eval()
+    outputs = net(features(), [], Labels([None, None]))
+    losses = []
+    for corrupt in ("camera", "lidar"):
+        changed = target()
+        changed.semantics[getattr(changed, f"mask_{corrupt}")] = 0
+        losses.append(net.loss(outputs, Labels([changed, None]))["loss_occ_cross_entropy"].item())
+    plain = net.loss(outputs, Labels([target(), None]))["loss_occ_cross_entropy"].item()
+    assert [abs(value - plain) > 1e-3 for value in losses] == [mask != "lidar", mask != "camera"]
+
+
+def test_samples_without_labels_add_nothing_and_reach_every_parameter():
+    net = head(loss_weights={"cross_entropy": 1.0, "lovasz": 0.5, "semantic_affinity": 1.0, "geometric_affinity": 1.0})
+    bev = features(requires_grad=True)
+    losses = net.loss(net(bev, [], Labels([None, None])), Labels([None, None]))
+    sum(losses.values()).backward()
+    assert all(value == 0 for value in losses.values())
+    assert all(p.grad is not None for p in net.parameters()) and not bev.bev.grad.any()
+    one = net.eval().loss(net(bev, [], Labels([target(), None])), Labels([target(), None]))
+    assert set(one) == {f"loss_occ_{n}" for n in ("cross_entropy", "lovasz", "semantic_affinity", "geometric_affinity")}
+    assert all(value > 0 for value in one.values())
+
+
+def test_it_learns_a_scene_and_predicts_it():
+    net = head(num_blocks=1, columns_per_sample=1500)
+    labels = Labels([target(), target(1)])
+    bev = BevFeatures(torch.zeros(2, 8, 56, 56), GRID)
+    where = torch.tensor(GRID.cell_centres(), dtype=torch.float32).permute(2, 0, 1) / 42
+    inside = ((where[0] > 0.19) & (where[0] < 0.38) & (where[1] > -0.38) & (where[1] < -0.09)).float()
+    bev.bev[:, :2], bev.bev[:, 2] = where, inside
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        sum(net.loss(net(bev, [], labels), labels).values()).backward()
+        optimizer.step()
+    found = net.eval().predict(net(bev, [], labels), labels)
+    assert [grid.token for grid in found] == ["a", "b"] and found[0].semantics.dtype == "uint8"
+    truth = labels.occupancy[0].semantics.numpy()
+    assert (found[0].semantics == truth).mean() > 0.99
+    block = truth == 4
+    assert (found[0].semantics[block] == 4).mean() > 0.8
+
+
+def test_what_cannot_work_is_said():
+    with pytest.raises(ConfigError, match="mask must be one of camera, lidar, none"):
+        head(mask="radar")
+    with pytest.raises(ConfigError, match="'focal' is no loss"):
+        head(loss_weights={"focal": 1.0})
+    with pytest.raises(ConfigError, match="3 class_weights for 18 classes"):
+        head(class_weights=[1.0, 1.0, 1.0])
