@@ -101,7 +101,7 @@ def check_compiler(environ: MutableMapping[str, str]) -> None:
         raise CannotBuildError("DRIVESTACK_BUILD_OPS=0", "unset it")
     compiler = (environ.get("CXX") or "c++").split()[0]
     if not shutil.which(compiler, path=environ.get("PATH")):
-        raise CannotBuildError(f"no C++ compiler found ({compiler})", "install g++ or clang, or set CXX")
+        raise CannotBuildError(f"no C++ compiler `{compiler}` found", "install g++ or clang, or set CXX")
     include = sysconfig.get_path("include")
     if not Path(include, "Python.h").is_file():
         fix = "install them, on Debian and Ubuntu `apt install python3-dev`"
@@ -248,6 +248,12 @@ def plan(environ: MutableMapping[str, str]) -> tuple[list[Extension], dict[str, 
     return extensions, outcomes
 
 
+def tell(outcomes: dict[str, Outcome]) -> str:
+    cpu, cuda = outcomes["cpu"], outcomes["cuda"]
+    said = cpu.told("CPU and CUDA") if cpu == cuda else f"{cpu.told('CPU')}; {cuda.told('CUDA')}"
+    return said if cpu.built else f"{said}; the slow PyTorch twins serve instead"
+
+
 def architecture_names() -> list[str]:
     """TORCH_CUDA_ARCH_LIST as torch reads it: ["75", "120+PTX"]."""
     from torch.utils.cpp_extension import _get_cuda_arch_flags
@@ -301,9 +307,7 @@ def build_command(outcomes: dict[str, Outcome]):
             folder.mkdir(parents=True, exist_ok=True)
             record = {kind: asdict(outcome) for kind, outcome in outcomes.items()}
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            said = "; ".join(outcomes[kind].told(name) for kind, name in (("cpu", "CPU"), ("cuda", "CUDA")))
-            twins = "" if outcomes["cpu"].built else "; the slow PyTorch twins serve instead"
-            print(f"drivestack: {said}{twins}", file=sys.stderr)
+            print(f"drivestack: {tell(outcomes)}", file=sys.stderr)
             missing = outcomes["cuda"].reason and cuda_mode(os.environ) == "1"
             if (missing or self.failures) and self.inplace and not self.editable_mode:
                 raise SystemExit(1)  # a build was asked for, not an installation

@@ -126,11 +126,11 @@ def test_gpus_beside_what_nvcc_knows(build: ModuleType) -> None:
 
 
 def test_without_a_compiler(build: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(build.CannotBuildError, match=r"no C\+\+ compiler found \(c\+\+\)"):
+    with pytest.raises(build.CannotBuildError, match=r"no C\+\+ compiler `c\+\+` found"):
         build.check_compiler({"PATH": str(tmp_path)})
     extensions, outcomes = build.plan({"PATH": str(tmp_path)})
     assert not extensions and all("no C++ compiler" in outcome.reason for outcome in outcomes.values())
-    assert outcomes["cpu"].told("CPU").startswith("CPU kernels not built: no C++ compiler found")
+    assert build.tell(outcomes).startswith("CPU and CUDA kernels not built: no C++ compiler `c++` found (install g++")
 
 
 def test_without_the_headers_of_python(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
