@@ -94,14 +94,16 @@ cuda-build: $(STAMP)
 		$(PYTHON) setup.py -q build_ext --build-lib build/cuda
 	@DRIVESTACK_OPS_FOLDER=$(CUDA_FOLDER) $(PYTHON) -c "$$CHECK_CUDA"
 
+# libstdc++ is loaded early because the interpreter does not link it and ASan wraps its exceptions.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
-SANITIZED := build/sanitize/drivestack/ops
-RUNTIME = $(shell $${CXX:-c++} -print-file-name=libasan.so)
+SANITIZED := LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	DRIVESTACK_OPS_FOLDER=build/sanitize/drivestack/ops DRIVESTACK_OPS_BACKEND=cpp
 sanitize: $(STAMP)
 	@DRIVESTACK_CXXFLAGS="$(SANITIZE) -O1 -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" DRIVESTACK_CUDA=0 \
 		$(PYTHON) setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
-	@LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		DRIVESTACK_OPS_FOLDER=$(SANITIZED) DRIVESTACK_OPS_BACKEND=cpp $(PYTHON) -m pytest -q $(or $(ARGS),tests/ops)
+	@$(SANITIZED) $(PYTHON) -c "from drivestack.ops.backend import extension; assert not extension().reason, extension()"
+	@$(SANITIZED) $(PYTHON) -m pytest -q --capture=sys --durations=3 $(or $(ARGS),tests/ops)
 
 # A machine that brings its own torch with a GPU is used as it is: no environment, no download.
 gpu-check:
