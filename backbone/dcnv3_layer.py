@@ -132,8 +132,8 @@ class DCNv3(nn.Module):
         taps = self.group * self.num_taps
         return self.offset_mask(guide).split((2 * taps, taps), -1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, H, W, C] -> [N, Ho, Wo, C]."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[N, H, W, C] -> [N, Ho, Wo, C]; a residual of the result's shape is added."""
         value = self.input_proj(x)  # [N, H, W, C]
         seen = x[:, self.dw_crop : -self.dw_crop, self.dw_crop : -self.dw_crop] if self.dw_crop else x
         guide = self.dw_conv(seen)  # [N, Ho, Wo, C]
@@ -157,4 +157,4 @@ class DCNv3(nn.Module):
             grouped = (*guide.shape[:3], self.group, -1)
             centre = at_window_centres(value, self.kernel_size, self.stride, self.pad, self.dilation).reshape(grouped)
             y = torch.lerp(y.view(grouped), centre, gate.to(y.dtype)).flatten(3)
-        return self.output_proj(y)
+        return self.output_proj(y, residual=residual)

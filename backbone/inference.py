@@ -21,7 +21,7 @@ from .linear import Linear, PackedConv2d, PackedLinear
 def prepare_inference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in evaluation mode that runs quicker; the model itself and its weights stay as they are.
 
-    - BatchNorms that follow a convolution are folded into it.
+    - BatchNorms that follow a convolution are folded into it, InternImage's branch scales into the layer before them.
     - Layers over the same input run as one (DCNv3's offsets and masks, the offsets and weights of an attention).
     - On CPUs, weights are packed for oneDNN on the first call, once per dtype: under autocast without a cast per call.
 
@@ -33,9 +33,9 @@ def prepare_inference(model: nn.Module) -> nn.Module:
         for module in list(model.modules()):
             fold_batch_norms(module)
         for module in list(model.modules()):
-            join = getattr(module, "join_projections", None)
-            if join is not None:
-                join()
+            for change in ("fold_scales", "join_projections"):
+                if hasattr(module, change):
+                    getattr(module, change)()
         _replace(model)
     return model
 

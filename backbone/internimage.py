@@ -83,15 +83,34 @@ class InternImageLayer(nn.Module):
     def _residual(
         self, x: Tensor, branch: nn.Module, norm: nn.Module, out_norm: nn.Module | None, gamma: Tensor | None
     ) -> Tensor:
+        whole = gamma is None and not (self.training and isinstance(self.drop_path, StochasticDepth))
         if self.post_norm:
+            if whole:
+                return norm[0](branch(x), residual=x)
             y = norm(branch(x))
         else:
+            if whole and out_norm is None:
+                return branch(norm(x), residual=x)
             y = branch(norm(x))
             if out_norm is not None and gamma is None:
                 y = out_norm(y)
         if gamma is not None:
             y = gamma * y
         return x + self.drop_path(y)
+
+    def fold_scales(self) -> None:
+        """For inference, see `prepare_inference`: the branch scales go into the layer before them."""
+        if self.gamma1 is None:
+            return
+        for gamma, norm, last in (
+            (self.gamma1, self.norm1[0], self.dcn.output_proj),
+            (self.gamma2, self.norm2[0], self.mlp.fc2),
+        ):
+            scaled = norm if self.post_norm else last
+            scaled.weight.copy_(scaled.weight * (gamma if self.post_norm else gamma[:, None]))
+            scaled.bias.copy_(scaled.bias * gamma)
+        self.gamma1 = self.gamma2 = None
+        self.res_post_norm1 = self.res_post_norm2 = None  # unused beside branch scales, see above
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._residual(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)

@@ -65,13 +65,16 @@ def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", t
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last axis, with an exact GELU behind it if asked for: in one pass in inference."""
+    """`nn.LayerNorm` over the last axis, with an exact GELU and a residual behind it if asked for."""
 
-    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         if inference_on_cpu(x):
-            return layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu)
+            fits = residual is None or residual.dtype == x.dtype
+            y = layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu, residual=residual if fits else None)
+            return y if fits else residual + y
         y = super().forward(x)
-        return F.gelu(y) if gelu else y
+        y = F.gelu(y) if gelu else y
+        return y if residual is None else residual + y
 
 
 def norm_and_activate(norm: nn.Sequential, act: nn.Module, x: Tensor) -> Tensor:
@@ -130,12 +133,16 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden_channels, channels)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The residual, if there is one, is added to the result."""
         if type(self.act) is nn.GELU:
             x = self.fc1(x, "gelu")  # [..., 4C]
         else:
             x = self.act(self.fc1(x))
-        return self.drop(self.fc2(self.drop(x)))  # [..., C]
+        if self.training:  # dropout stands before the sum
+            y = self.drop(self.fc2(self.drop(x)))
+            return y if residual is None else residual + y
+        return self.fc2(x, residual=residual)  # [..., C]
 
 
 class Stem(nn.Module):

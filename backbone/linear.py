@@ -30,8 +30,9 @@ def _onednn(signature: str) -> Any:
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return None
     name = signature.partition("(")[0].removeprefix("mkldnn::")
-    operator = getattr(getattr(torch.ops.mkldnn, name, None), "default", None)
-    return operator if operator is not None and str(operator._schema).startswith(signature) else None
+    packet = getattr(torch.ops.mkldnn, name, None)
+    default = getattr(packet, "default", None)
+    return packet if default is not None and str(default._schema).startswith(signature) else None
 
 
 @functools.cache
@@ -51,23 +52,23 @@ def inference_on_cpu(x: Tensor) -> bool:
     )
 
 
-def _activate(x: Tensor, activation: str | None) -> Tensor:
-    if activation is None:
-        return x
-    return F.gelu(x) if activation == "gelu" else F.relu(x)
+def _finish(x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+    if activation is not None:
+        x = F.gelu(x) if activation == "gelu" else F.relu(x)
+    return x if residual is None else residual + x
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with an optional activation behind it: None, "gelu" (exact) or "relu"."""
+    """`nn.Linear`, behind it an optional activation (None, "gelu": exact, or "relu") or a residual to be added."""
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
         weight = self.weight
         if x.dtype == torch.float32 == weight.dtype and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
             operator = _onednn(_LINEAR)
             if operator is not None and x.dim() > 1:
                 # unpacked weights: oneDNN is slower with the activation fused than with one behind it
-                return _activate(operator(x, weight, self.bias, "none", [], ""), activation)
-        return _activate(F.linear(x, weight, self.bias), activation)
+                return _finish(operator(x, weight, self.bias, "none", [], ""), activation, residual)
+        return _finish(F.linear(x, weight, self.bias), activation, residual)
 
 
 class _Packed(nn.Module):
@@ -84,8 +85,8 @@ class _Packed(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": {}}  # opaque tensors can neither be copied nor pickled
 
-    def _call(self, x: Tensor, *settings: Any) -> Tensor | None:
-        """oneDNN's result; None where PyTorch's own layer has to serve."""
+    def _for_input(self, x: Tensor) -> tuple[Any, Tensor, Any, Tensor | None] | None:
+        """Operator, input, weight and bias of oneDNN's call; None where PyTorch's own layer has to serve."""
         if not inference_on_cpu(x):
             return None
         operator, autocast = _onednn(self.signature), torch.is_autocast_enabled("cpu")
@@ -98,7 +99,7 @@ class _Packed(nn.Module):
         if entry is None or entry[0] != state:
             bias = None if self.bias is None else self.bias.to(dtype)
             entry = self._packed[dtype] = (state, self._pack(self.weight.to(dtype)), bias)
-        return operator(x.to(dtype), *entry[1:], *settings)
+        return operator, x.to(dtype), *entry[1:]
 
     def _pack(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -117,10 +118,15 @@ class PackedLinear(_Packed):
     def _pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        packed = self._for_input(x) if x.dim() > 1 else None
+        if packed is None:
+            return _finish(F.linear(x, self.weight, self.bias), activation, residual)
+        operator, x, weight, bias = packed
+        if activation is None and residual is not None and residual.dtype == x.dtype:
+            return operator.binary(x, residual.contiguous(), weight, bias, "add")
         name, algorithm = ACTIVATIONS[activation]
-        found = self._call(x, name, [], algorithm) if x.dim() > 1 else None
-        return _activate(F.linear(x, self.weight, self.bias), activation) if found is None else found
+        return _finish(operator(x, weight, bias, name, [], algorithm), None, residual)
 
 
 class PackedConv2d(_Packed):
@@ -142,7 +148,8 @@ class PackedConv2d(_Packed):
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *window)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self._call(x, self.padding, self.stride, self.dilation, self.groups, "none", [], "")
-        if found is None:
+        packed = self._for_input(x)
+        if packed is None:
             return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return found
+        operator, x, weight, bias = packed
+        return operator(x, weight, bias, self.padding, self.stride, self.dilation, self.groups, "none", [], "")

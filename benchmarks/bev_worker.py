@@ -1,6 +1,6 @@
 """One process of `models.py`: runs the tiny BEV model of whatever drivestack it finds first, a turn per line of input.
 
-A line names what to run (see TURNS); the answer is the milliseconds it took, or "none" where this version has no such
+A line says how often to run what (see `turns`); the answer is the milliseconds a call took, or "none" where this version has no such
 thing. Two of these, started with different PYTHONPATHs, compare two versions of the package.
 """
 
@@ -107,12 +107,15 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers
     runs = turns()
     for request in sys.stdin:
-        run = runs.get(request.strip())
+        calls, name = request.split(maxsplit=1)
+        run = runs.get(name.strip())
+        if run is None:
+            print("none", file=answers, flush=True)
+            continue
         start = time.perf_counter()
-        if run is not None:
+        for _ in range(int(calls)):
             run()
-        took = time.perf_counter() - start
-        print("none" if run is None else f"{1e3 * took:.4f}", file=answers, flush=True)
+        print(f"{1e3 * (time.perf_counter() - start) / int(calls):.4f}", file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python benchmarks/models.py --before ../older                   the tiny BEV model, frame and training step
     python benchmarks/models.py --json rows.json
 
-Contenders take turns in one run (the two versions of the package in two processes, one at a time); medians and ratios:
-trust the ratios, not the milliseconds. The peer of InternImage computes in float32 whatever our dtype (bfloat16 means
+Contenders take turns of three calls in one run (the two versions of the package in two processes, one at a time);
+medians of the turns and ratios: trust the ratios, not the milliseconds. The peer of InternImage computes in float32 whatever our dtype (bfloat16 means
 autocast, entered for every forward). "as is" is the model as it was built, "prepared" what `prepare_inference` makes of
 it. Outputs are compared before anything is timed.
 `--before` names a checkout of drivestack with its operators built (`python setup.py build_ext --inplace` in it).
@@ -33,7 +33,8 @@ from upstream_internimage import upstream_internimage
 from drivestack.backbone import internimage, prepare_inference
 from drivestack.ops import backend_report
 
-WARM_UP = 3
+WARM_UP = 2  # turns
+CALLS = 3  # of a contender per turn: a model in use follows itself, not its peer
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}  # largest difference over largest output
 HEADER = f"{'model':26}{'shape':22}{'dtype':10}{'pass':10}{'ours ms':>9}  {'peer':34}"
 HEADER += f"{'peer ms':>9}{'ratio':>8}{'of min':>8}"
@@ -83,8 +84,9 @@ def in_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
 def timed(run: Callable[[], object]) -> Callable[[], float]:
     def once() -> float:
         start = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - start)
+        for _ in range(CALLS):
+            run()
+        return 1e3 * (time.perf_counter() - start) / CALLS
 
     return once
 
@@ -154,7 +156,7 @@ class Worker:
         )
 
     def run(self, name: str) -> float | None:
-        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.write(f"{CALLS} {name}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
         if not answer:

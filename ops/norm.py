@@ -12,17 +12,20 @@ from torch import Tensor
 from .backend import kernel_serves
 
 _NORM = "Tensor weight, Tensor bias, float eps, bool gelu"
-torch.library.define("drivestack::layer_norm", f"(Tensor x, {_NORM}) -> Tensor")
+torch.library.define("drivestack::layer_norm", f"(Tensor x, {_NORM}, Tensor? residual) -> Tensor")
 torch.library.define(
     "drivestack::depthwise_norm",
     f"(Tensor x, Tensor kernel, Tensor kernel_bias, {_NORM}, int stride, int padding) -> Tensor",
 )
 
 
-def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
+def layer_norm_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool, residual: Tensor | None = None
+) -> Tensor:
     """Twin of `layer_norm`."""
     y = F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
-    return F.gelu(y) if gelu else y
+    y = F.gelu(y) if gelu else y
+    return y if residual is None else residual + y
 
 
 def depthwise_norm_reference(
@@ -43,7 +46,7 @@ def depthwise_norm_reference(
 
 
 @torch.library.register_fake("drivestack::layer_norm")
-def _(x, weight, bias, eps, gelu):
+def _(x, weight, bias, eps, gelu, residual):
     return x.new_empty(x.shape)
 
 
@@ -59,9 +62,16 @@ for _name, _twin in (("layer_norm", layer_norm_reference), ("depthwise_norm", de
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, gelu: bool = False, backend: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """Layer norm over the last axis of x [..., C], then GELU if asked for. No gradient.
+    """Layer norm over the last axis of x [..., C], then GELU and the residual [..., C] added if asked for. No gradient.
 
     float32, bfloat16 and float16, sums in float32, the result in the dtype of x; weight and bias [C] may be float32
     beside half precision. float64 goes to PyTorch.
@@ -71,9 +81,13 @@ def layer_norm(
     """
     if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise ValueError(f"layer_norm: weight {list(weight.shape)}, bias {list(bias.shape)} for x {list(x.shape)}")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"layer_norm: residual {residual.dtype} {list(residual.shape)} for x {x.dtype} {list(x.shape)}"
+        )
     if x.dtype == torch.float64 or x.device.type != "cpu" or not kernel_serves("layer_norm", backend, "cpu"):
-        return layer_norm_reference(x, weight, bias, eps, gelu)
-    return torch.ops.drivestack.layer_norm(x, weight, bias, eps, gelu)
+        return layer_norm_reference(x, weight, bias, eps, gelu, residual)
+    return torch.ops.drivestack.layer_norm(x, weight, bias, eps, gelu, residual)
 
 
 def depthwise_norm(

@@ -1,5 +1,7 @@
-// Layer norms and the depthwise convolution in front of offsets and masks, on the CPU. Schemas, twins and autograd are in
+// Layer norms and the depthwise convolution in front of offsets and masks, on the CPU. Schemas and twins are in
 // ops/norm.py; arguments are checked there, here only what keeps a direct call inside its memory.
+#include <optional>
+
 #include "cpu/tensors.h"
 
 namespace drivestack {
@@ -12,11 +14,13 @@ Tensor floats(const Tensor& t, int64_t expected) {
 const float* data(const Tensor& t) { return static_cast<const float*>(t.data_ptr()); }
 
 void check_map(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() > 0 && x.scalar_type() != ScalarType::Double, "drivestack: rows of floats expected, not float64");
+  STD_TORCH_CHECK(x.dim() > 0 && x.scalar_type() != ScalarType::Double, "drivestack: rows expected, not of float64");
 }
 
-Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu) {
+Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu, std::optional<Tensor> residual) {
   check_map(x);
+  STD_TORCH_CHECK(!residual || (residual->numel() == x.numel() && residual->scalar_type() == x.scalar_type()),
+                  "drivestack::layer_norm: the residual must be like x");
   const int64_t channels = x.size(x.dim() - 1), rows = channels ? x.numel() / channels : 0;
   x = dense(x);
   weight = floats(weight, channels);
@@ -24,10 +28,12 @@ Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu) {
   Tensor out = torch::stable::empty_like(x);
   const LayerNorm norm{channels, data(weight), data(bias), float(eps), gelu};
   const Dtype dtype = dtype_of(x);
-  const void* from = x.data_ptr();
+  if (residual) residual = dense(*residual);
+  const void *from = x.data_ptr(), *added = residual ? residual->data_ptr() : nullptr;
   void* to = out.data_ptr();
-  torch::stable::parallel_for(0, rows, grain(4 * channels),
-                              [&](int64_t b, int64_t e) { kernels().norm->layer_norm(norm, dtype, from, to, b, e); });
+  torch::stable::parallel_for(0, rows, grain(4 * channels), [&](int64_t b, int64_t e) {
+    kernels().norm->layer_norm(norm, dtype, from, added, to, b, e);
+  });
   return out;
 }
 

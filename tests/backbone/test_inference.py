@@ -40,10 +40,11 @@ def close(a: torch.Tensor, b: torch.Tensor, share: float = 1e-5) -> None:
     [
         dict(),
         dict(post_norm=True, layer_scale=0.5),
+        dict(layer_scale=0.5, res_post_norm=True, drop_path_rate=0.3, drop_rate=0.2),
         dict(dw_kernel_size=5, center_feature_scale=True, res_post_norm=True, remove_center=True),
         dict(norm_layer="BN", act_layer="SiLU"),
     ],
-    ids=["pre-norm", "post-norm", "H", "BN"],
+    ids=["pre-norm", "post-norm", "scaled pre-norm", "H", "BN"],
 )
 def test_prepared_encoder_gives_the_same_numbers(options):
     model = spread(InternImageClassifier(**TINY, **options))
@@ -107,6 +108,17 @@ def test_linear_is_pytorchs(dtype, activation, bias):
         with torch.no_grad():
             torch.testing.assert_close(layer(x, activation), expected, rtol=tolerance, atol=tolerance)
             torch.testing.assert_close(packed(x, activation), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_linear_adds_a_residual(dtype):
+    layer, x = Linear(24, 40).to(dtype), torch.randn(3, 5, 24, dtype=dtype)
+    for residual in (torch.randn(3, 5, 40, dtype=dtype), torch.randn(5, 3, 40, dtype=dtype).transpose(0, 1)):
+        with torch.no_grad():
+            expected = residual + layer(x)
+            close(layer(x, residual=residual), expected, 1e-2 if dtype == torch.bfloat16 else 1e-6)
+            close(PackedLinear(layer)(x, residual=residual), expected, 1e-2 if dtype == torch.bfloat16 else 1e-6)
+            assert PackedLinear(layer)(x, residual=residual.float()).dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_linear_learns():

@@ -30,6 +30,9 @@ def test_layer_norm_is_pytorchs(backend, dtype, shape, gelu):
     expected = F.layer_norm(x.double(), (channels,), weight.double(), bias.double(), EPS)
     expected = F.gelu(expected) if gelu else expected
     close(layer_norm(x, weight, bias, EPS, gelu=gelu, backend=backend), expected, dtype)
+    residual = randn(*shape, dtype=dtype).flip(0)
+    found = layer_norm(x, weight, bias, EPS, gelu=gelu, residual=residual, backend=backend)
+    close(found, expected + residual.double(), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -92,7 +95,7 @@ def test_same_bits_for_any_number_of_threads(kernels, set_threads):
 def test_opcheck(kernels):
     x, weight = randn(2, 4, 4, 8), randn(8)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.drivestack.layer_norm.default, (x, weight, weight, EPS, True), test_utils=checks)
+    torch.library.opcheck(torch.ops.drivestack.layer_norm.default, (x, weight, weight, EPS, True, x), test_utils=checks)
     arguments = (x, randn(8, 1, 3, 3), weight, weight, weight, EPS, True, 1, 1)
     torch.library.opcheck(torch.ops.drivestack.depthwise_norm.default, arguments, test_utils=checks)
 
@@ -101,6 +104,8 @@ def test_shapes_that_do_not_fit():
     x, weight = randn(2, 4, 4, 8), randn(8)
     with pytest.raises(ValueError, match=r"layer_norm: weight \[7\]"):
         layer_norm(x, weight[:7], weight, EPS)
+    with pytest.raises(ValueError, match=r"residual torch\.bfloat16"):
+        layer_norm(x, weight, weight, EPS, residual=x.bfloat16())
     for kernel in (randn(8, 3, 3), randn(7, 1, 3, 3), randn(8, 1, 3, 2)):
         with pytest.raises(ValueError, match="do not fit x"):
             depthwise_norm(x, kernel, weight, weight, weight, EPS, padding=1)

@@ -1,5 +1,5 @@
-// What each instruction set's object offers around the operators: layer norms, and the depthwise convolution in front of
-// offsets and masks. Every function works on a range of tasks: threads live elsewhere. Parameters are float.
+// What each instruction set's object offers around the operators: layer norms, and the depthwise convolution in front
+// of offsets and masks. Every function works on a range of tasks: threads live elsewhere. Parameters are float.
 #pragma once
 #include <cstdint>
 
@@ -19,8 +19,9 @@ struct DepthwiseConvolution {  // stride, padding and kernel the same along both
 };
 
 struct NormKernels {
-  // Tasks: rows of `channels` numbers. Not for f64.
-  void (*layer_norm)(const LayerNorm&, Dtype, const void* x, void* out, int64_t begin, int64_t end);
+  // Tasks: rows of `channels` numbers. Not for f64. residual: what is added to the result, or null.
+  void (*layer_norm)(const LayerNorm&, Dtype, const void* x, const void* residual, void* out, int64_t begin,
+                     int64_t end);
   // The same of a convolution of channels-last images. Tasks: output rows (n, ho).
   void (*depthwise_norm)(const DepthwiseConvolution&, const LayerNorm&, Dtype, const void* x, void* out, int64_t begin,
                          int64_t end);

@@ -1,6 +1,6 @@
-// Layer norm, alone or behind a depthwise convolution, with or without GELU, on channels-last tensors. Included once per
-// instruction set, behind target_*.h. ATen's three operators write and read the map three times, and its norm spends more
-// on the sums across a register than on the numbers where rows are short: here kLanes rows are summed at once.
+// Layer norm, alone or behind a depthwise convolution, with or without GELU, on channels-last tensors. Included once
+// per instruction set, behind target_*.h. ATen's operators each write and read the map, and its norm spends more on the
+// sums across a register than on the numbers where rows are short: here kLanes rows are summed at once.
 namespace drivestack {
 namespace DRIVESTACK_ISA {
 namespace {
@@ -47,7 +47,7 @@ DS_INLINE Full<float> gelu(Full<float> x) {
 
 // Norms `count` <= kRows rows.
 template <class From, class T>
-DS_INLINE void norm_block(const LayerNorm& norm, const From* x, int64_t count, T* out) {
+DS_INLINE void norm_block(const LayerNorm& norm, const From* x, const T* residual, int64_t count, T* out) {
   using F = Full<float>;
   constexpr int N = kLanes<float>;
   const int64_t C = norm.channels, whole = C / N * N;
@@ -77,23 +77,29 @@ DS_INLINE void norm_block(const LayerNorm& norm, const From* x, int64_t count, T
   for (int r = 0; r < kRows; ++r) scale[r] = 1.f / std::sqrt(variance[r]);
   for (int64_t r = 0; r < count; ++r) {
     const float m = mean[r], s = scale[r];
+    const T* added = residual ? residual + r * C : nullptr;
     auto finish = [&](F v, F w, F b) {
       v = (v - m) * s * w + b;
       return norm.gelu ? gelu(v) : v;
     };
-    for (int64_t c = 0; c < whole; c += N)
-      store<N>(out + r * C + c, finish(load<N>(x + r * C + c), load<N>(norm.weight + c), load<N>(norm.bias + c)));
-    if (whole < C)
-      store_part<float>(out + r * C, whole, C,
-                        finish(load_part<float>(x + r * C, whole, C), load_part<float>(norm.weight, whole, C),
-                               load_part<float>(norm.bias, whole, C)));
+    for (int64_t c = 0; c < whole; c += N) {
+      const F y = finish(load<N>(x + r * C + c), load<N>(norm.weight + c), load<N>(norm.bias + c));
+      store<N>(out + r * C + c, added ? load<N>(added + c) + y : y);
+    }
+    if (whole < C) {
+      const F y = finish(load_part<float>(x + r * C, whole, C), load_part<float>(norm.weight, whole, C),
+                         load_part<float>(norm.bias, whole, C));
+      store_part<float>(out + r * C, whole, C, added ? load_part<float>(added, whole, C) + y : y);
+    }
   }
 }
 
 template <class T>
-void layer_norm_rows(const LayerNorm& norm, const T* x, T* out, int64_t begin, int64_t end) {
+void layer_norm_rows(const LayerNorm& norm, const T* x, const T* residual, T* out, int64_t begin, int64_t end) {
+  const int64_t C = norm.channels;
   for (int64_t row = begin; row < end; row += kRows)
-    norm_block(norm, x + row * norm.channels, end - row < kRows ? end - row : kRows, out + row * norm.channels);
+    norm_block<T, T>(norm, x + row * C, residual ? residual + row * C : nullptr, end - row < kRows ? end - row : kRows,
+                     out + row * C);
 }
 
 // One register of channels of one output pixel, taps [first_y, end_y) x [first_x, end_x) of the kernel.
@@ -147,15 +153,16 @@ void depthwise_norm_rows(const DepthwiseConvolution& conv, const LayerNorm& norm
       int64_t c = 0;
       for (; c + N <= C; c += N) convolve_pixels<T, N>(conv, C, image, ho, wo, count, c, rows.floats);
       for (; c < C; ++c) convolve_pixels<T, 1>(conv, C, image, ho, wo, count, c, rows.floats);
-      norm_block(norm, rows.floats, count, out + (task * conv.out_width + wo) * C);
+      norm_block<float, T>(norm, rows.floats, nullptr, count, out + (task * conv.out_width + wo) * C);
     }
   }
 }
 
-void layer_norm(const LayerNorm& norm, Dtype dtype, const void* x, void* out, int64_t begin, int64_t end) {
+void layer_norm(const LayerNorm& norm, Dtype dtype, const void* x, const void* residual, void* out, int64_t begin,
+                int64_t end) {
   dispatch_single_precision(dtype, [&](auto type) {
     using T = decltype(type);
-    layer_norm_rows(norm, static_cast<const T*>(x), static_cast<T*>(out), begin, end);
+    layer_norm_rows(norm, static_cast<const T*>(x), static_cast<const T*>(residual), static_cast<T*>(out), begin, end);
   });
 }
 void depthwise_norm(const DepthwiseConvolution& conv, const LayerNorm& norm, Dtype dtype, const void* x, void* out,
