@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data_tools.collate import collate_clips
 from ..data_tools.sampler import SceneOrderSampler
-from ..structures import Detections
+from ..structures import Detections, SceneAnswer
 
 logger = logging.getLogger("drivestack")
 
@@ -25,10 +25,15 @@ logger = logging.getLogger("drivestack")
 class Predictions:
     """What a model found, and how long it took."""
 
-    detections: dict[str, Detections] = field(default_factory=dict)
+    answers: dict[str, SceneAnswer] = field(default_factory=dict)
     """One entry per keyframe, by sample token."""
     timing: dict[str, float] = field(default_factory=dict)
     """``samples``, ``seconds`` in all, ``model_seconds_per_sample`` and ``data_seconds_per_sample``."""
+
+    @property
+    def detections(self) -> dict[str, Detections]:
+        """The boxes, by sample token; empty for a model that was not asked for any."""
+        return {token: answer.boxes for token, answer in self.answers.items() if answer.boxes is not None}
 
 
 def predict(
@@ -39,12 +44,14 @@ def predict(
     num_workers: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    keep: Callable[[SceneAnswer], SceneAnswer] = lambda answer: answer,
 ) -> Predictions:
     """Run ``model.predict`` on every clip of ``dataset``; the model is put into eval mode on ``device``.
 
     Each batch is given the history that the one before returned, so a dataset of current frames only is enough for a
     model over time (bev/model.py).
-    device: default where the model already is. A bar on a terminal, a line every tenth elsewhere.
+    keep: is given each answer as it comes and returns what to hold in memory, so that large parts (voxels) can go to
+        disk at once. device: default where the model already is. A bar on a terminal, a line every tenth elsewhere.
     """
     device = next(model.parameters()).device if device is None else torch.device(device)
     model.eval().to(device)
@@ -59,14 +66,16 @@ def predict(
     for number, batch in enumerate(batches, 1):
         batch = batch.to(device)
         began = time.monotonic()
-        detections, history = model.predict(batch, history)
+        answers, history = model.predict(batch, history)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         model_s += time.monotonic() - began
-        found.detections |= {detection.token: detection for detection in detections}
+        for answer in answers:
+            whole = answer if isinstance(answer, SceneAnswer) else SceneAnswer(answer.token, boxes=answer)
+            found.answers[whole.token] = keep(whole)
         if progress and not on_terminal and (number * 10 // len(loader)) > ((number - 1) * 10 // len(loader)):
-            logger.info("predict %d/%d  %.2f s per sample", number, len(loader), model_s / len(found.detections))
-    found.timing = _timing(len(found.detections), time.monotonic() - start, model_s)
+            logger.info("predict %d/%d  %.2f s per sample", number, len(loader), model_s / len(found.answers))
+    found.timing = _timing(len(found.answers), time.monotonic() - start, model_s)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from drivestack.data_tools.collate import ClipSample
 from drivestack.engine.inference import predict
-from drivestack.structures import Batch, Detections, Frame
+from drivestack.structures import Batch, Detections, Frame, OccupancyGrid, SceneAnswer
 
 SCENES = ["a", "b", "a", "b", "b"]
 
@@ -71,3 +72,24 @@ def test_larger_batches_hand_the_history_on_and_give_the_same_samples() -> None:
     found = predict(model, Clips(), batch_size=2, progress=False)
     assert sorted(found.detections) == ["a0", "a1", "b2", "b3", "b4"]
     assert model.histories == [None, 1, 2]
+
+
+class Several(Remembers):
+    """Answers with more than boxes."""
+
+    def predict(self, batch: Batch, history: int | None = None) -> tuple[list[SceneAnswer], int]:
+        boxes, history = super().predict(batch, history)
+        voxels = np.zeros((2, 2, 1), np.uint8)
+        return [SceneAnswer(b.token, b, OccupancyGrid(b.token, voxels)) for b in boxes], history
+
+
+def test_large_parts_need_not_be_kept() -> None:
+    stored = []
+
+    def keep(answer: SceneAnswer) -> SceneAnswer:
+        stored.append(answer.occupancy)
+        return replace(answer, occupancy=None)
+
+    found = predict(Several(), Clips(), progress=False, keep=keep)
+    assert [grid.token for grid in stored] == list(found.answers) == list(found.detections)
+    assert all(answer.occupancy is None for answer in found.answers.values())
