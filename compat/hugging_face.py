@@ -86,17 +86,21 @@ def _even_levels(x: Tensor, counts: Sequence[int], axis: int) -> Tensor:
     return torch.stack(padded, axis - 1)
 
 
-def _uneven_or(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Ours for bilinear sampling, theirs for the other methods."""
-    if theirs.__module__ == __name__:
-        return theirs
+class _UnevenOr:
+    """Ours for bilinear sampling, theirs for the other methods. A class, so that a model with it can be pickled."""
 
-    def attention(value, shapes, locations, weights, num_points_list, method="default"):
-        serve = multi_scale_deformable_attention_v2 if method == "default" else theirs
+    __name__ = _UNEVEN
+
+    def __init__(self, theirs: Callable[..., Tensor]) -> None:
+        self.theirs = theirs
+
+    def __call__(self, value, shapes, locations, weights, num_points_list, method="default") -> Tensor:
+        serve = multi_scale_deformable_attention_v2 if method == "default" else self.theirs
         return serve(value, shapes, locations, weights, num_points_list, method)
 
-    attention.__name__ = _UNEVEN
-    return attention
+
+def _uneven_or(theirs: Callable[..., Tensor]) -> _UnevenOr:
+    return theirs if isinstance(theirs, _UnevenOr) else _UnevenOr(theirs)
 
 
 def use_drivestack_attention(model: nn.Module) -> int:

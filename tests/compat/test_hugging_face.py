@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from types import ModuleType
 
@@ -81,6 +82,8 @@ Mmcv.__name__ = "MultiScaleDeformableAttention"
     torch.testing.assert_close(model[2].ms_deformable_attn_core(value, SHAPES, *flat, [2, 2]), want)
     assert model[2].ms_deformable_attn_core(value, SHAPES, *flat, [2, 2], method="discrete") == "theirs, discrete"
     assert isinstance(model[3], nn.Linear)
+    copied = copy.deepcopy(model[2]).ms_deformable_attn_core
+    torch.testing.assert_close(copied(value, SHAPES, *flat, [2, 2]), want)
     with pytest.raises(ValueError, match="Linear has no deformable attention"):
         use_drivestack_attention(nn.Linear(2, 2))
 

@@ -27,7 +27,9 @@ def mmcv_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mmcv" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
+    finders = list(sys.meta_path)
     yield tmp_path / "mmcv"
+    sys.meta_path[:] = finders
     for name in [name for name in sys.modules if name.split(".")[0] == "mmcv"]:
         del sys.modules[name]
     sys.modules.update(kept)
@@ -45,8 +47,13 @@ def test_mmcv_without_operators_gets_ours_alone(mmcv_folder):
         assert getattr(operators, name) is getattr(file, name) is getattr(ours, name)
     layer = MODELS.build({"type": NAME, "embed_dims": 16, "num_heads": 2})
     assert isinstance(layer, ours.MultiScaleDeformableAttention)
-    with pytest.raises(ImportError, match=r"mmcv.ops.RoIAlign: this mmcv has no compiled operators.*install mmcv"):
-        operators.RoIAlign  # noqa: B018
+    from mmcv.ops import RoIAlign, nms
+    from mmcv.ops.roi_align import roi_align
+
+    assert operators.RoIAlign is RoIAlign  # importing is fine ...
+    for missing in (RoIAlign, nms, roi_align, type("Own", (RoIAlign,), {})):
+        with pytest.raises(MmcvMissingError, match=r"is used, but this mmcv has no compiled operators.*install mmcv"):
+            missing(7)  # ... using is not
     assert not hasattr(operators, "__all__")
 
 

@@ -150,3 +150,16 @@ def test_functions(given):
     out = MultiScaleDeformableAttnFunction.apply(value, SHAPES, STARTS, locations, weights, 64)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), value), torch.autograd.grad(want.sum(), value))
+
+
+@pytest.mark.parametrize("points", ["points", "boxes"])
+def test_autocast_and_half_precision(given, points):
+    layer = randomised(MSDeformAttn(CHANNELS, LEVELS, HEADS, POINTS))
+    inputs = given["query"], given[points], given["value"], SHAPES
+    want = layer(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(*inputs)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), want, atol=0.1, rtol=0.05)
+    half = layer.bfloat16()(inputs[0].bfloat16(), inputs[1], inputs[2].bfloat16(), SHAPES)
+    torch.testing.assert_close(half.float(), want, atol=0.1, rtol=0.05)
