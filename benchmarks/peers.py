@@ -48,7 +48,7 @@ def upstream_dcnv3(value: Tensor, offset: Tensor, mask: Tensor, *, groups: int, 
     )
     taps = torch.stack((tap_x / padded_w, tap_y / padded_h), -1).view(k, 2)  # column by column
     size = torch.tensor([padded_w, padded_h], **options).repeat(groups * k)
-    centres = (reference + offset_scale * taps.repeat(groups, 1)).expand(n, -1, -1, -1, -1).flatten(3)
+    centres = (reference + offset_scale * taps.repeat(groups, 1)).repeat(n, 1, 1, 1, 1).flatten(3)
     grid = 2 * (centres + offset * offset_scale / size) - 1  # [N, H, W, G * K * 2]
     image = value.view(n, padded_h * padded_w, channels).transpose(1, 2)
     image = image.reshape(n * groups, channels // groups, padded_h, padded_w)
