@@ -1,7 +1,7 @@
 """One process of `models.py`: runs the tiny BEV model of whatever drivestack it finds first, a turn per line of input.
 
-A line says how often to run what (see `turns`); the answer is the milliseconds a call took, or "none" where this version has no such
-thing. Two of these, started with different PYTHONPATHs, compare two versions of the package.
+A line says how often to run what (see `turns`); the answer is the milliseconds a call took, or "none" where this
+version has no such thing. Two of these, started with different PYTHONPATHs, compare two versions of the package.
 """
 
 from __future__ import annotations

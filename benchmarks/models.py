@@ -6,9 +6,9 @@
     python benchmarks/models.py --json rows.json
 
 Contenders take turns of three calls in one run (the two versions of the package in two processes, one at a time);
-medians of the turns and ratios: trust the ratios, not the milliseconds. The peer of InternImage computes in float32 whatever our dtype (bfloat16 means
-autocast, entered for every forward). "as is" is the model as it was built, "prepared" what `prepare_inference` makes of
-it. Outputs are compared before anything is timed.
+medians of the turns and ratios: trust the ratios, not the milliseconds. The peer of InternImage computes in float32
+whatever our dtype (bfloat16 means autocast, entered for every forward). "as is" is the model as it was built,
+"prepared" what `prepare_inference` makes of it. Outputs are compared before anything is timed.
 `--before` names a checkout of drivestack with its operators built (`python setup.py build_ext --inplace` in it).
 """
 
