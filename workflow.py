@@ -100,7 +100,7 @@ def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device:
     """Predict every frame with the test pipeline of the config. Raises DataError where an image cannot be used."""
     from .backbone import prepare_inference
     from .engine.config import build_dataset
-    from .engine.inference import predict
+    from .engine.inference import keep_freed_memory, predict
     from .engine.runner import local_device
 
     if "test_dataset" not in config:
@@ -115,7 +115,10 @@ def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device:
     dataset = build_dataset(settings)
     start = time.monotonic()
     chosen = _device(device) if device else local_device()
-    found = predict(prepare_inference(model) if chosen.type == "cpu" else model, dataset, device=chosen)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+        model = prepare_inference(model)
+    found = predict(model, dataset, device=chosen)
     times_s = {"predict": round(time.monotonic() - start, 2)}
     times_s |= {name: value for name, value in found.timing.items() if name.endswith("_per_sample")}
     return Outcome(list(frames), found.detections, list(settings["classes"]), times_s)

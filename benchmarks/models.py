@@ -9,6 +9,7 @@ Contenders take turns of three calls in one run (the two versions of the package
 medians of the turns and ratios: trust the ratios, not the milliseconds. The peer of InternImage computes in float32
 whatever our dtype (bfloat16 means autocast, entered for every forward). "as is" is the model as it was built,
 "prepared" what `prepare_inference` makes of it. Outputs are compared before anything is timed.
+The row "predict" of the tiny BEV model is what `drivestack predict` runs: prepared, and freed memory kept.
 `--before` names a checkout of drivestack with its operators built (`python setup.py build_ext --inplace` in it).
 """
 
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,11 +148,11 @@ def row(
 class Worker:
     """`bev_worker.py` with the drivestack of one checkout."""
 
-    def __init__(self, checkout: Path, threads: int, folder: Path) -> None:
+    def __init__(self, checkout: Path, threads: int, folder: Path, *arguments: str) -> None:
         folder.mkdir()
         (folder / "drivestack").symlink_to(checkout.resolve(), target_is_directory=True)
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, str(Path(__file__).with_name("bev_worker.py")), str(threads)]
+        command = [sys.executable, str(Path(__file__).with_name("bev_worker.py")), str(threads), *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
         )
@@ -169,30 +171,27 @@ class Worker:
 
 
 def bev_rows(before: Path, rounds: int, threads: int) -> list[Row]:
-    with tempfile.TemporaryDirectory() as scratch:
-        now = Worker(Path(__file__).resolve().parents[1], threads, Path(scratch, "now"))
-        then = Worker(before, threads, Path(scratch, "then"))
-        try:
-            rows = []
-            for label in ("float32", "bfloat16"):
-                for op, name, pass_ in (
-                    ("tiny BEV model as is", "frame", "forward"),
-                    ("tiny BEV model prepared", "prepared", "forward"),
-                    ("tiny BEV model as is", "train", "step"),
-                ):
-                    old_name = "train" if name == "train" else "frame"
-                    runs = {
-                        "now": lambda request=f"{name} {label}": now.run(request),
-                        "then": lambda request=f"{old_name} {label}": then.run(request),
-                    }
-                    times = in_turns(runs, rounds)
-                    shape = "1x6x3x128x384"
-                    peer = f"before ({before.name})"
-                    rows.append(row(op, shape, label, pass_, times["now"], peer, times["then"], None, threads))
-            return rows
-        finally:
-            now.close()
-            then.close()
+    here, rows = Path(__file__).resolve().parents[1], []
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as workers:
+        start = lambda name, checkout, *arguments: workers.enter_context(
+            closing(Worker(checkout, threads, Path(scratch, name), *arguments))
+        )
+        now, then = start("now", here), start("then", before)
+        program = start("program", here, "as the program")
+        for label in ("float32", "bfloat16"):
+            for op, worker, request, old_request, pass_ in (
+                ("tiny BEV model as is", now, "frame", "frame", "forward"),
+                ("tiny BEV model, predict", program, "prepared", "frame", "forward"),
+                ("tiny BEV model as is", now, "train", "train", "step"),
+            ):
+                runs = {
+                    "now": lambda worker=worker, what=f"{request} {label}": worker.run(what),
+                    "then": lambda what=f"{old_request} {label}": then.run(what),
+                }
+                times = in_turns(runs, rounds)
+                peer = f"before ({before.name})"
+                rows.append(row(op, "1x6x3x128x384", label, pass_, times["now"], peer, times["then"], None, threads))
+    return rows
 
 
 def main() -> None:
