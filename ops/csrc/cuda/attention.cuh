@@ -76,8 +76,7 @@ struct Visibility {
 
   DS_DEVICE Visibility(const AttentionParams& p, const AttentionPlace& at, const bool* visible) : own(0), any(0) {
     for (int n = 0; n < p.cameras; ++n) {
-      const bool seen =
-          at.inside && (!visible || visible[(at.batch * p.cameras + n) * p.queries + at.query]);
+      const bool seen = at.inside && (!visible || visible[(at.batch * p.cameras + n) * p.queries + at.query]);
       own |= uint64_t(seen) << n;
       any |= uint64_t(__any_sync(~0u, seen) != 0) << n;
     }
@@ -173,9 +172,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
           __syncwarp();
           if (!has_channels || !seen.sees(n)) continue;
           const T* image = values + n * p.tokens * column + c;
-#pragma unroll
-          for (int s = 0; s < kLanes; ++s) {
-            if (base + s >= p.points) break;
+          auto blend = [&](int s) {
             const auto from = shared.corners[Shared::slot(s)];
             const auto weight = shared.weights[Shared::slot(s)];
 #pragma unroll
@@ -185,6 +182,14 @@ __global__ void __launch_bounds__(kAttentionThreads)
 #pragma unroll
               for (int i = 0; i < kChannels; ++i) acc[i] += weight.of[q] * v[i];
             }
+          };
+          const int left = p.points - base;
+          if (left >= kLanes) {  // no branch between the taps, so that the loads of several are under way at once
+#pragma unroll
+            for (int s = 0; s < kLanes; ++s) blend(s);
+          } else {
+#pragma unroll 1
+            for (int s = 0; s < left; ++s) blend(s);
           }
         }
       }
@@ -285,8 +290,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
             if (base + s >= p.points) continue;
             const auto from = shared.corners[Shared::slot(s)];
             const auto weight = shared.weights[Shared::slot(s)];
-            for (int c = own; c < p.channels; c += kWalks ? kLanes : p.channels) {
-              if constexpr (kWalks) g[0] = widen(grads_out[c]);
+            auto visit = [&](int c) {
               S v[4][kChannels];
 #pragma unroll
               for (int q = 0; q < 4; ++q) load_channels(value + image + from.at[q] + c, v[q]);
@@ -296,6 +300,14 @@ __global__ void __launch_bounds__(kAttentionThreads)
                 for (int i = 0; i < kChannels; ++i) dot[s][q] += g[i] * v[q][i];
                 if (weight.of[q] != S(0)) grad_value.add(image + from.at[q] + c, g, weight.of[q]);
               }
+            };
+            if constexpr (kWalks) {
+              for (int c = own; c < p.channels; c += kLanes) {
+                g[0] = widen(grads_out[c]);
+                visit(c);
+              }
+            } else {
+              visit(own);
             }
           }
         }
