@@ -276,7 +276,7 @@ def export_onnx(
 
     Raises:
         ExportError: packages are missing, the model is in training mode, or the plugins cannot do what it needs.
-        ValueError: unknown `operators_as`, or an opset that has no GridSample as needed.
+        ValueError: unknown `operators_as`, or an opset below 18.
     """
     if operators_as not in _DECOMPOSITIONS:
         raise ValueError(f"operators_as must be one of {', '.join(_DECOMPOSITIONS)}; got {operators_as!r}")
