@@ -1,0 +1,19 @@
+"""Class lists of the occupancy data sets, in their id order. Source: spec/occupancy.md sections 1.1, 1.2, 3.3, 3.4."""
+
+_THINGS = (
+    "barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "traffic_cone", "trailer",
+    "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation",
+)  # fmt: skip
+
+OCC3D_NUSCENES = ("others", *_THINGS, "free")
+OCC3D_WAYMO = (
+    "general_object", "vehicle", "pedestrian", "sign", "cyclist", "traffic_light", "pole", "construction_cone",
+    "bicycle", "motorcycle", "building", "vegetation", "tree_trunk", "road", "walkable", "free",
+)  # fmt: skip
+OPENOCC = (
+    "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
+    "barrier", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation", "free",
+)  # fmt: skip
+OPENOCC_MOVING = OPENOCC[:8]
+"""Classes whose flow counts in OccScore."""
+OPENOCCUPANCY = ("free", *_THINGS)
