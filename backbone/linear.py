@@ -1,21 +1,23 @@
-"""Linear layers and convolutions that take oneDNN's matrix products on CPUs where autograd is not asked for.
+"""Linear layers and convolutions that take oneDNN's matrix products where PyTorch's own are slower.
 
-PyTorch sends float32 matrix products on x86 to MKL, which takes its AVX2 path on AMD processors: oneDNN does the same
-in half the time there, and the same time on Intel's. It also fuses the activation, and keeps weights in its own layout
-(`Packed*`, made by `inference.prepare_inference`), which saves a copy of all weights per call.
-Elsewhere (training, other devices and dtypes, torch.compile, torch.export, tracing) these are PyTorch's own layers.
+PyTorch sends float32 matrix products on x86 to MKL, which takes its AVX2 path on AMD processors: on those with AVX-512
+oneDNN does the same in half the time. It also fuses what follows, and keeps weights in its own layout (`Packed*`, made
+by `inference.prepare_inference`), which saves a copy of all weights per call on any x86 processor. Elsewhere (other
+devices and dtypes, torch.compile, torch.export, tracing) these are PyTorch's own layers.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CONVOLUTION_PAYS = 1 << 23  # multiplications; below, its set-up costs more than it saves
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 _LINEAR = "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm)"
 _CONVOLUTION = (
@@ -40,16 +42,29 @@ def _dtype_served(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def inference_on_cpu(x: Tensor) -> bool:
-    """Whether operators without a gradient may take this input: an ordinary CPU tensor, no autograd, nobody tracing."""
+@functools.cache
+def _mkl_lags() -> bool:
+    """Whether MKL leaves half of this processor unused."""
+    try:
+        vendor = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        vendor = platform.processor()
+    return "AuthenticAMD" in vendor and "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def _ordinary(x: Tensor) -> bool:
     return (
         type(x) is Tensor
-        and not torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
+
+
+def inference_on_cpu(x: Tensor) -> bool:
+    """Whether operators without a gradient may take this input: an ordinary CPU tensor, no autograd, nobody tracing."""
+    return not torch.is_grad_enabled() and _ordinary(x)
 
 
 def _finish(x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
@@ -58,17 +73,29 @@ def _finish(x: Tensor, activation: str | None, residual: Tensor | None) -> Tenso
     return x if residual is None else residual + x
 
 
+def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` as a 1 x 1 convolution over one long channels-last column: oneDNN in both directions."""
+    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, C, rows, 1]
+    return F.conv2d(column, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
 class Linear(nn.Linear):
     """`nn.Linear`, behind it an optional activation (None, "gelu": exact, or "relu") or a residual to be added."""
 
     def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        weight = self.weight
-        if x.dtype == torch.float32 == weight.dtype and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
-            operator = _onednn(_LINEAR)
-            if operator is not None and x.dim() > 1:
-                # unpacked weights: oneDNN is slower with the activation fused than with one behind it
-                return _finish(operator(x, weight, self.bias, "none", [], ""), activation, residual)
-        return _finish(F.linear(x, weight, self.bias), activation, residual)
+        return _finish(self._product(x), activation, residual)
+
+    def _product(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if x.dtype == torch.float32 == weight.dtype and _ordinary(x) and not torch.is_autocast_enabled("cpu"):
+            if torch.is_grad_enabled():
+                if x.numel() * weight.shape[0] >= CONVOLUTION_PAYS and _mkl_lags():
+                    return _as_convolution(x, weight, bias)
+            elif x.dim() > 1 and _mkl_lags():
+                operator = _onednn(_LINEAR)
+                if operator is not None:
+                    return operator(x, weight, bias, "none", [], "")
+        return F.linear(x, weight, bias)
 
 
 class _Packed(nn.Module):

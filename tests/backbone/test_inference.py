@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from drivestack.backbone import FPN, InternImageClassifier, ResNet, prepare_inference
+from drivestack.backbone import FPN, InternImageClassifier, ResNet, linear, prepare_inference
 from drivestack.backbone.linear import Linear, PackedConv2d, PackedLinear
 from drivestack.bev.temporal import FusionBlock, ResNetFusion
 
@@ -121,13 +121,24 @@ def test_linear_adds_a_residual(dtype):
             assert PackedLinear(layer)(x, residual=residual.float()).dtype == torch.promote_types(dtype, torch.float32)
 
 
-def test_linear_learns():
-    layer, twin = Linear(6, 4), nn.Linear(6, 4)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_learns(monkeypatch, bias):
+    """Large products go through a convolution on some processors; here all of them do."""
+    monkeypatch.setattr(linear, "_mkl_lags", lambda: True)
+    monkeypatch.setattr(linear, "CONVOLUTION_PAYS", 100)
+    layer, twin = Linear(6, 4, bias=bias), nn.Linear(6, 4, bias=bias)
     twin.load_state_dict(layer.state_dict())
-    x = torch.randn(5, 6)
-    layer(x, "gelu").sum().backward()
-    nn.functional.gelu(twin(x)).sum().backward()
-    torch.testing.assert_close(layer.weight.grad, twin.weight.grad)
+    for shape in ((5, 6), (2, 3, 5, 6), (1, 6), (40, 6)):
+        x = torch.randn(shape, requires_grad=True)
+        y, expected = layer(x, "gelu"), nn.functional.gelu(twin(x))
+        close(y.detach(), expected.detach())
+        inputs, seed = (x, layer.weight), torch.randn_like(y)
+        first = torch.autograd.grad(y, inputs, seed, create_graph=True)
+        wanted = torch.autograd.grad(expected, (x, twin.weight), seed, create_graph=True)
+        for a, b in zip(first, wanted):
+            close(a.detach(), b.detach())
+        (second,), (second_wanted,) = (torch.autograd.grad(g[0].square().sum(), x) for g in (first, wanted))
+        close(second, second_wanted, 1e-4)
 
 
 def test_packed_layers_notice_new_weights():
