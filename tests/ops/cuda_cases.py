@@ -105,6 +105,8 @@ def cross_attention(b, n, q, m, d, p, shapes, references=2, seen=0.4):
 CASES = {
     "dcnv3": lambda: dcnv3(2, 7, 9, 2, 16),
     "dcnv3-strided-packed": lambda: dcnv3(3, 9, 7, 3, 32, stride=2, packed="projection"),
+    "dcnv3-eight-lanes": lambda: dcnv3(2, 4, 5, 1, 64, stride=2),
+    "dcnv3-few-channels": lambda: dcnv3(2, 4, 5, 3, 8, softmax=False, packed="projection"),
     "dcnv3-by-group": lambda: dcnv3(2, 5, 6, 2, 16, softmax=False, packed="groups"),
     "dcnv3-5x3": lambda: dcnv3(1, 9, 8, 3, 8, kernel=(5, 3), pad=2, dilation=2),
     "dcnv3-no-center": lambda: dcnv3(2, 6, 5, 2, 24, center=True, packed="projection"),

@@ -8,6 +8,7 @@ from . import emulated
 from .cuda_cases import F16, F32, F64
 
 INT32_MAX = 2**31 - 1
+pytestmark = pytest.mark.timeout(900)  # the first test also compiles
 
 if emulated.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)

@@ -30,10 +30,19 @@ struct Dcnv3Place {
     pixel = (image * p.out_height + y) * p.out_width + x;
     inside = group < p.groups && x < p.out_width && y < p.out_height;
   }
+  // Outside of the output some other place, for threads that must stay to the end; they write nothing.
+  DS_DEVICE Dcnv3Place or_any(const Dcnv3Params& p) const {
+    Dcnv3Place other = *this;
+    if (!inside) {
+      other.group = other.x = other.y = 0;
+      other.pixel = image * p.out_height * p.out_width;
+    }
+    return other;
+  }
 };
 
-// Pixel offsets of the taps from the window's anchor, x in the outer loop. K = 9: a whole 3 x 3 window.
-template <class S, int K>
+// Pixel coordinates of the taps, x in the outer loop.
+template <class S>
 struct TapGrid {
   const Dcnv3Params& p;
   S scale, anchor_x, anchor_y;
@@ -46,15 +55,13 @@ struct TapGrid {
     anchor_y = S(at.y * p.stride_h - p.pad_h + center_y);
   }
   DS_DEVICE void locate(int k, S offset_x, S offset_y, S& x, S& y) const {
-    int i, j;
-    if constexpr (K == 9) {
-      i = k / 3;
-      j = k % 3;
-    } else {
-      if (p.remove_center && k >= p.kernel_w / 2 * p.kernel_h + p.kernel_h / 2) ++k;
-      i = k / p.kernel_h;
-      j = k % p.kernel_h;
-    }
+    if (p.remove_center && k >= p.kernel_w / 2 * p.kernel_h + p.kernel_h / 2) ++k;
+    locate_at(k / p.kernel_h, k % p.kernel_h, offset_x, offset_y, x, y);
+  }
+  DS_DEVICE void locate_3x3(int k, S offset_x, S offset_y, S& x, S& y) const {
+    locate_at(k / 3, k % 3, offset_x, offset_y, x, y);
+  }
+  DS_DEVICE void locate_at(int i, int j, S offset_x, S offset_y, S& x, S& y) const {
     x = dcnv3_coordinate(S(i * p.dilation_w - center_x), offset_x, scale, anchor_x);
     y = dcnv3_coordinate(S(j * p.dilation_h - center_y), offset_y, scale, anchor_y);
   }
@@ -64,130 +71,92 @@ struct TapGrid {
 template <class S>
 struct MaskSoftmax {
   S largest, inverse_sum;
-  bool half;
 
   template <class O>
-  DS_DEVICE MaskSoftmax(const O* logits, int taps) : half(kIsHalf<O>) {
+  DS_DEVICE MaskSoftmax(const O* logits, int taps) {
     largest = widen(logits[0]);
     for (int k = 1; k < taps; ++k) {
       const S logit = widen(logits[k]);
       largest = logit > largest ? logit : largest;
     }
     S sum = 0;
-    for (int k = 0; k < taps; ++k) sum += exponential(S(widen(logits[k])) - largest, half);
+    for (int k = 0; k < taps; ++k) sum += exponential(S(widen(logits[k])) - largest, kIsHalf<O>);
     inverse_sum = S(1) / sum;
   }
-  DS_DEVICE S probability(S logit) const { return exponential(logit - largest, half) * inverse_sum; }
 };
 
 // acc += the four corners of the tap at (x, y), blended.
 template <class T, int kChannels, class Index>
-DS_DEVICE void blend_tap(const Dcnv3Params& p, const T* image, Index first, Arithmetic<T> x, Arithmetic<T> y, Arithmetic<T> mask,
+DS_DEVICE void blend_tap(const Dcnv3Params& p, const T* image, Arithmetic<T> x, Arithmetic<T> y, Arithmetic<T> mask,
                          Arithmetic<T> (&acc)[kChannels]) {
   using S = Arithmetic<T>;
   using L = ThreadLanes<S, Index>;
   Index corner[4];
   TapAxes<L> axes;
   S weight[4];
-  const Index column = Index(p.value_pixel) * Index(sizeof(T));
-  tap_corners<L>(x, y, p.width, p.height, first, column * Index(p.width), column, corner, axes);
+  tap_corners<L>(x, y, p.width, p.height, Index(0), Index(p.value_pixel) * p.width, Index(p.value_pixel), corner, axes);
   corner_weights<L>(axes, mask, weight);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     S v[kChannels];
-    load_channels(reinterpret_cast<const T*>(reinterpret_cast<const char*>(image) + corner[c]), v);
+    load_channels(image + corner[c], v);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) acc[i] += weight[c] * v[i];
   }
 }
 
-// K > 0: offsets and masks of all taps stay in registers and the loop over taps is unrolled.
-template <class T, class O, int kChannels, int K, class Index>
+template <class T, class O, int kChannels, class Index>
 __global__ void __launch_bounds__(kDcnv3Threads, kResidentBlocks<T>)
     dcnv3_forward_kernel(const Dcnv3Params p, const T* __restrict__ value, const O* __restrict__ offset,
                          const O* __restrict__ mask, T* __restrict__ out, int64_t first_image) {
   using S = Arithmetic<T>;
   const Dcnv3Place at(p, first_image);
   if (!at.inside) return;
-  const TapGrid<S, K> grid(p, at);
+  const TapGrid<S> grid(p, at);
   const O* offsets = offset + at.pixel * p.offset_pixel + at.group * p.offset_group;
   const O* masks = mask + at.pixel * p.mask_pixel + at.group * p.mask_group;
-  const T* image = value + at.image * p.height * p.width * p.value_pixel;
+  const T* image = value + at.image * p.height * p.width * p.value_pixel + int64_t(at.group) * p.channels;
   T* to = out + (at.pixel * p.groups + at.group) * p.channels;
-  if constexpr (K > 0) {
-    S offset_x[K], offset_y[K], m[K];
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      load_pair(offsets + 2 * k, p.paired, offset_x[k], offset_y[k]);
-      m[k] = widen(masks[k]);
-    }
-    if (p.softmax) {
-      S largest = m[0], sum = 0;
-#pragma unroll
-      for (int k = 1; k < K; ++k) largest = m[k] > largest ? m[k] : largest;
-#pragma unroll
-      for (int k = 0; k < K; ++k) sum += m[k] = exponential(m[k] - largest, kIsHalf<O>);
-      const S inverse = S(1) / sum;
-#pragma unroll
-      for (int k = 0; k < K; ++k) m[k] *= inverse;
-    }
-    for (int c = at.lane * kChannels; c < p.channels; c += p.lanes * kChannels) {
-      S acc[kChannels] = {};
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        S x, y;
-        grid.locate(k, offset_x[k], offset_y[k], x, y);
-        blend_tap<T, kChannels, Index>(p, image, Index(at.group * p.channels + c) * Index(sizeof(T)), x, y, m[k], acc);
-      }
-      store_channels<T>(to + c, acc);
-    }
-  } else {
-    S largest = 0, inverse = 1;
-    if (p.softmax) {
-      const MaskSoftmax<S> softmax(masks, p.taps);
-      largest = softmax.largest;
-      inverse = softmax.inverse_sum;
-    }
-    for (int c = at.lane * kChannels; c < p.channels; c += p.lanes * kChannels) {
-      S acc[kChannels] = {};
+  S largest = 0, inverse = 1;
+  if (p.softmax) {
+    const MaskSoftmax<S> softmax(masks, p.taps);
+    largest = softmax.largest;
+    inverse = softmax.inverse_sum;
+  }
+  for (int c = at.lane * kChannels; c < p.channels; c += p.lanes * kChannels) {
+    S acc[kChannels] = {};
 #pragma unroll 2
-      for (int k = 0; k < p.taps; ++k) {
-        S x, y, m = widen(masks[k]);
-        if (p.softmax) m = exponential(m - largest, kIsHalf<O>) * inverse;
-        load_pair(offsets + 2 * k, p.paired, x, y);
-        grid.locate(k, x, y, x, y);
-        blend_tap<T, kChannels, Index>(p, image, Index(at.group * p.channels + c) * Index(sizeof(T)), x, y, m, acc);
-      }
-      store_channels<T>(to + c, acc);
+    for (int k = 0; k < p.taps; ++k) {
+      S x, y, m = widen(masks[k]);
+      if (p.softmax) m = exponential(m - largest, kIsHalf<O>) * inverse;
+      load_pair(offsets + 2 * k, p.paired, x, y);
+      grid.locate(k, x, y, x, y);
+      blend_tap<T, kChannels, Index>(p, image + c, x, y, m, acc);
     }
+    store_channels<T>(to + c, acc);
   }
 }
 
 // All threads stay to the end, for the sums over lanes. kept: room for the gradients to the probabilities, shaped like
 // grad_mask, which it may be; each number is written and read back by one thread.
-template <class T, class O, int kChannels, int K, class Index, class Sum>
+template <class T, class O, int kChannels, class Index, class Sum>
 __global__ void __launch_bounds__(kDcnv3Threads, kResidentBlocks<T>)
     dcnv3_backward_kernel(const Dcnv3Params p, const T* __restrict__ grad_out, const T* __restrict__ value,
                           const O* __restrict__ offset, const O* __restrict__ mask, Sum grad_value,
                           O* __restrict__ grad_offset, O* grad_mask, Arithmetic<T>* kept, int64_t first_image) {
   using S = Arithmetic<T>;
   using L = ThreadLanes<S, Index>;
-  Dcnv3Place at(p, first_image);
+  const Dcnv3Place at = Dcnv3Place(p, first_image).or_any(p);
   const bool inside = at.inside;
-  if (!inside) {  // any place will do; nothing of it is written
-    at.group = at.x = at.y = 0;
-    at.pixel = at.image * p.out_height * p.out_width;
-  }
   grad_value.start();
-  const TapGrid<S, K> grid(p, at);
-  const int taps = K > 0 ? K : p.taps;
+  const TapGrid<S> grid(p, at);
   const O* offsets = offset + at.pixel * p.offset_pixel + at.group * p.offset_group;
   const O* masks = mask + at.pixel * p.mask_pixel + at.group * p.mask_group;
   const int64_t image = at.image * p.height * p.width, group = int64_t(at.group) * p.channels;
   const T* values = value + image * p.value_pixel + group;
   const int64_t grads = image * p.groups * p.channels + group;  // grad_value is contiguous
   const T* grads_out = grad_out + (at.pixel * p.groups + at.group) * p.channels;
-  const int64_t first_tap = (at.pixel * p.groups + at.group) * taps;
+  const int64_t first_tap = (at.pixel * p.groups + at.group) * p.taps;
   const int column = p.groups * p.channels;
   // Vector kernels have a lane for every channel; the scalar one walks.
   constexpr bool kWalks = kChannels == 1;
@@ -198,12 +167,11 @@ __global__ void __launch_bounds__(kDcnv3Threads, kResidentBlocks<T>)
 
   S largest = 0, inverse = 1, inner = 0;
   if (p.softmax) {
-    const MaskSoftmax<S> softmax(masks, taps);
+    const MaskSoftmax<S> softmax(masks, p.taps);
     largest = softmax.largest;
     inverse = softmax.inverse_sum;
   }
-#pragma unroll (K > 0 ? 3 : 1)
-  for (int k = 0; k < taps; ++k) {
+  for (int k = 0; k < p.taps; ++k) {
     S x, y, m = widen(masks[k]), weight[4], dot[4] = {};
     if (p.softmax) m = exponential(m - largest, kIsHalf<O>) * inverse;
     load_pair(offsets + 2 * k, p.paired, x, y);
@@ -249,7 +217,7 @@ __global__ void __launch_bounds__(kDcnv3Threads, kResidentBlocks<T>)
     }
   }
   if (!p.softmax || !inside) return;
-  for (int k = at.lane; k < taps; k += p.lanes) {
+  for (int k = at.lane; k < p.taps; k += p.lanes) {
     const S probability = exponential(S(widen(masks[k])) - largest, kIsHalf<O>) * inverse;
     grad_mask[first_tap + k] = narrow<O>(softmax_gradient<L>(probability, kept[first_tap + k], inner));
   }

@@ -1,23 +1,9 @@
+#include "dcnv3_3x3.cuh"
 #include "dcnv3_launch.h"
 #include "fixed_point.cuh"
 
 namespace drivestack {
 namespace cuda {
-namespace {
-
-template <class T, class O, int kChannels, int K, class Index, class Sum>
-void run(const Dcnv3Call& call, const void* grad_out, Sum grad_value, void* grad_offset, void* grad_mask, void* kept,
-         Stream stream) {
-  Dcnv3Params p = call.params;
-  int64_t blocks;
-  const dim3 block = lay_out<O>(p, call.offset, kChannels, blocks);
-  launch_images("dcnv3_backward", dcnv3_backward_kernel<T, O, kChannels, K, Index, Sum>, blocks, call.batch, block,
-                stream, p, static_cast<const T*>(grad_out), static_cast<const T*>(call.value),
-                static_cast<const O*>(call.offset), static_cast<const O*>(call.mask), grad_value,
-                static_cast<O*>(grad_offset), static_cast<O*>(grad_mask), static_cast<Arithmetic<T>*>(kept));
-}
-
-}  // namespace
 
 void launch_dcnv3_backward(const Dcnv3Call& call, const void* grad_out, ValueGradient grad_value, void* grad_offset,
                            void* grad_mask, void* kept, Stream stream) {
@@ -25,20 +11,30 @@ void launch_dcnv3_backward(const Dcnv3Call& call, const void* grad_out, ValueGra
     using T = decltype(value);
     using O = decltype(tap);
     using S = Arithmetic<T>;
-    constexpr int kWord = 16 / sizeof(T), kWide = sizeof(T) == 2 ? kWord : 2 * kWord;
+    constexpr int kWord = 16 / sizeof(T);
+    Dcnv3Params p = call.params;
+    auto run = [&](const char* name, auto kernel, int channels, auto sum, auto... more) {
+      int64_t blocks;
+      const dim3 block = lay_out<O>(p, call.offset, channels, blocks);
+      launch_images(name, kernel, blocks, call.batch, block, stream, p, static_cast<const T*>(grad_out),
+                    static_cast<const T*>(call.value), static_cast<const O*>(call.offset),
+                    static_cast<const O*>(call.mask), sum, static_cast<O*>(grad_offset), static_cast<O*>(grad_mask),
+                    more...);
+    };
+    const char* name = "dcnv3_backward";
+    const auto room = static_cast<S*>(kept);
     const AtomicSum<S> sum{static_cast<S*>(grad_value.sum)};
-    const int channels = call.params.channels;
-    auto run_with = [&](auto run, auto to) { run(call, grad_out, to, grad_offset, grad_mask, kept, stream); };
-    if (grad_value.largest)
-      run_with(run<T, O, 1, 0, int64_t, FixedPointSum<S>>,
-               FixedPointSum<S>{static_cast<unsigned long long*>(grad_value.sum), grad_value.largest,
-                                grad_value.headroom, S(0)});
-    else if (!reads_whole_words<T>(call, grad_out) || channels > 32 * kWord)
-      run_with(run<T, O, 1, 0, int64_t, AtomicSum<S>>, sum);
-    else if (is_whole_3x3(call.params) && channels % kWide == 0)
-      run_with(run<T, O, kWide, 9, int32_t, AtomicSum<S>>, sum);
-    else
-      run_with(run<T, O, kWord, 0, int32_t, AtomicSum<S>>, sum);
+    if (grad_value.largest) {
+      const FixedPointSum<S> fixed{static_cast<unsigned long long*>(grad_value.sum), grad_value.largest,
+                                   grad_value.headroom, S(0)};
+      return run(name, dcnv3_backward_kernel<T, O, 1, int64_t, FixedPointSum<S>>, 1, fixed, room);
+    }
+    if (!reads_whole_words<T>(call, grad_out) || p.channels > 32 * kWord)
+      return run(name, dcnv3_backward_kernel<T, O, 1, int64_t, AtomicSum<S>>, 1, sum, room);
+    const bool served = dispatch_3x3<T>(p, [&](auto lanes) {
+      run("dcnv3_3x3_backward", dcnv3_3x3_backward_kernel<T, O, lanes.value, AtomicSum<S>>, kWord, sum);
+    });
+    if (!served) run(name, dcnv3_backward_kernel<T, O, kWord, int32_t, AtomicSum<S>>, kWord, sum, room);
   });
 }
 

@@ -14,7 +14,19 @@ bool reads_whole_words(const Dcnv3Call& call, const void* contiguous) {
   return aligned(call.value, 16) && aligned(contiguous, 16) && p.value_pixel * sizeof(T) % 16 == 0 &&
          p.channels * sizeof(T) % 16 == 0 && elements <= limits().elements && elements * sizeof(T) <= UINT32_MAX;
 }
-inline bool is_whole_3x3(const Dcnv3Params& p) { return p.kernel_h == 3 && p.kernel_w == 3 && !p.remove_center; }
+
+// Calls f with the lanes of a group where the kernels for whole 3 x 3 windows serve; false where they do not.
+template <class T, class F>
+bool dispatch_3x3(const Dcnv3Params& p, F f) {
+  if constexpr (sizeof(T) < 8) {
+    constexpr int kWord = 16 / sizeof(T);
+    if (p.kernel_h != 3 || p.kernel_w != 3 || p.remove_center) return false;
+    if (p.channels == 2 * kWord) return f(std::integral_constant<int, 2>{}), true;
+    if (p.channels == 4 * kWord) return f(std::integral_constant<int, 4>{}), true;
+    if (p.channels == 8 * kWord) return f(std::integral_constant<int, 8>{}), true;
+  }
+  return false;
+}
 
 // Tiles of equal size that cover `size`, each of `most` at most.
 inline int tile_side(int size, int most) {

@@ -161,5 +161,20 @@ DS_DEVICE S sum_over_lanes(S x, int lanes) {
   return x;
 }
 
+// Each lane has a part of kLanes times 4 sums; afterwards lane s has the four sums of tap s in x[0].
+template <int kHalf, int kLanes, class S>
+DS_DEVICE void distribute_sums(S (&x)[kLanes][4], int lane) {
+  const bool upper = lane & kHalf;
+#pragma unroll
+  for (int s = 0; s < kHalf; ++s) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const S give = upper ? x[s][q] : x[s + kHalf][q], keep = upper ? x[s + kHalf][q] : x[s][q];
+      x[s][q] = keep + __shfl_xor_sync(~0u, give, kHalf);
+    }
+  }
+  if constexpr (kHalf > 1) distribute_sums<kHalf / 2>(x, lane);
+}
+
 }  // namespace cuda
 }  // namespace drivestack

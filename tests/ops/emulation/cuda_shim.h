@@ -178,6 +178,8 @@ void emulate(const char* name, dim3 grid, dim3 block, F f) {
 #define __syncwarp() emulation::wait_for_warp("__syncwarp " DS_PLACE)
 #define __shfl_xor_sync(mask, x, step) \
   emulation::exchange("__shfl_xor_sync " DS_PLACE, x, emulation::current ^ unsigned(step))
+#define __shfl_sync(mask, x, source, width) \
+  emulation::exchange("__shfl_sync " DS_PLACE, x, emulation::current / (width) * (width) + (source))
 #define __any_sync(mask, x) emulation::any_of_warp("__any_sync " DS_PLACE, x)
 namespace emulation {
 inline int any_of_warp(const char* operation, bool x) {
