@@ -209,6 +209,14 @@ def ours(kind: str, *tensors: Tensor, backend: str | None = None, **fixed: Any) 
     )
 
 
+def exact(kind: str, *tensors: Tensor, **fixed: Any) -> Tensor:
+    """Our twin in float64. GEMMs keep the precision of their tensors: they are not the operator's, and the offsets that
+    they round to bfloat16 move by hundredths of a cell."""
+    if kind == "spatial_cross_attention_whole":
+        kind, tensors = "spatial_cross_attention", project_queries(fixed["shapes"], *tensors)
+    return ours(kind, *(t.double() for t in tensors), **fixed, backend="reference")
+
+
 def project_queries(shapes: Shapes, value: Tensor, query: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Value, and of queries [B, Q, C] offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P], by one GEMM each."""
     layout = (*query.shape[:2], value.shape[-2], len(shapes), -1)

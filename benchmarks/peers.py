@@ -129,7 +129,6 @@ def upstream_cross_attention(
     """BEVFormer's spatial cross-attention: per camera the list of queries it sees, padded to the longest list; offsets
     and weights (by GEMMs where `project`), attention, scatter to the BEV, mean over the cameras that see a cell."""
     dtype = value.dtype
-    value, *tensors = at_least_float32(value, *tensors)
     per_query = tensors[:1] if project else tensors  # the query, or its offsets and logits
     batch, cameras, _, m, d = value.shape
     lists = [[visible[b, i].nonzero().squeeze(-1) for i in range(cameras)] for b in range(batch)]
@@ -148,6 +147,7 @@ def upstream_cross_attention(
         logits = F.linear(rebatched[0], tensors[3], tensors[4]).view(layout)
     else:
         offsets, logits = rebatched
+    value, offsets, logits = at_least_float32(value, offsets, logits)
     weights = logits.flatten(3).softmax(-1).view(logits.shape)
     locations = upstream_locations(anchors.flatten(0, 1)[:, :, None], offsets, shapes)
     answers = upstream_attention(value.flatten(0, 1), locations, weights, shapes=shapes)
