@@ -110,7 +110,7 @@ def _fake_backward(name: str) -> Callable:
 
 def autocast_inputs(name: str, inputs: Sequence, device_type: str) -> Sequence:
     """The inputs of operator `name` as autocast wants them on this device (nothing if it is off, or with float64)."""
-    if not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return inputs
     dtype, cast = torch.get_autocast_dtype(device_type), list(inputs)
     for i in _AUTOCAST[name]:
