@@ -140,7 +140,8 @@ def queries(b: int, q: int, m: int, n_levels: int, p: int, spread: float, dtype:
 @given(
     b=st.integers(0, 3), q=st.integers(0, 9), m=small, d=channels, shapes=levels, p=st.integers(1, 9),
     shared=st.tuples(st.booleans(), st.booleans()), r=st.integers(1, 4), level_mean=st.booleans(),
-    overlap=st.booleans(), dtype=dtypes, wide_queries=st.booleans(), packed=st.booleans(), layouts=layouts, spread=spread, seed=seeds,
+    overlap=st.booleans(), dtype=dtypes, wide_queries=st.booleans(), packed=st.booleans(), layouts=layouts,
+    spread=spread, seed=seeds,
 )  # fmt: skip
 def test_ms_deform_attn_fused(
     b, q, m, d, shapes, p, shared, r, level_mean, overlap, dtype, wide_queries, packed, layouts, spread, seed
