@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from drivestack.ops import dcnv3
+from drivestack.ops import dcnv3, dcnv4, packed_width
 from drivestack.ops.reference import output_size, tap_grid
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "dcnv3_op"
@@ -212,3 +212,54 @@ def test_ints_stand_for_pairs():
     (value, offset, mask, _), options = random_inputs(1, 6, 5, 2, 8)
     short = {"kernel_size": 3, "stride": 1, "padding": [1, 1], "dilation": 1, "groups": 2}
     assert torch.equal(dcnv3(value, offset, mask, **short), dcnv3(value, offset, mask, **options))
+
+
+def test_softmax_inside_is_the_softmax_outside(backend):
+    for remove_center in (False, True):
+        (value, offset, mask, grad_out), options = random_inputs(
+            2, 6, 7, 3, 4, torch.float64, remove_center=remove_center
+        )
+        inputs = [t.requires_grad_() for t in (value, offset, mask)]
+        outside = dcnv3(
+            value, offset, mask.unflatten(-1, (3, -1)).softmax(-1).flatten(-2), **options, backend="reference"
+        )
+        found = dcnv3(*inputs, **options, mask_softmax=True, backend=backend)
+        torch.testing.assert_close(found, outside, rtol=1e-12, atol=1e-12)
+        expected = torch.autograd.grad(outside, inputs, grad_out)
+        for gradient, wanted in zip(torch.autograd.grad(found, inputs, grad_out), expected):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("groups, remove_center", [(2, False), (2, True), (3, False), (8, True)])
+def test_dcnv4_reads_its_packed_layout(groups, remove_center, backend):
+    """Per group K offsets (dx, dy), then K weights; the padding up to a multiple of 8 is not looked at."""
+    taps = 9 - remove_center
+    (value, offset, mask, grad_out), options = random_inputs(
+        2, 6, 5, groups, 4, torch.float64, remove_center=remove_center
+    )
+    width = packed_width(groups, remove_center=remove_center)
+    assert width % 8 == 0 and 0 <= width - groups * 3 * taps < 8
+    packed = torch.full((2, 6, 5, width), torch.nan, dtype=torch.float64)
+    grouped = packed[..., : groups * 3 * taps].unflatten(-1, (groups, 3 * taps))
+    grouped[..., : 2 * taps] = offset.unflatten(-1, (groups, 2 * taps))
+    grouped[..., 2 * taps :] = mask.unflatten(-1, (groups, taps))
+    packed.requires_grad_()
+    found = dcnv4(value.requires_grad_(), packed, **options, backend=backend)
+    gradients = torch.autograd.grad(found, (value, packed), grad_out)
+    expected = run((value, offset, mask, grad_out), options, "reference")
+    torch.testing.assert_close(found.detach(), expected[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], expected[1], rtol=1e-12, atol=1e-12)
+    grouped = gradients[1][..., : groups * 3 * taps].unflatten(-1, (groups, 3 * taps))
+    torch.testing.assert_close(grouped[..., : 2 * taps].flatten(-2), expected[2], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grouped[..., 2 * taps :].flatten(-2), expected[3], rtol=1e-12, atol=1e-12)
+    assert (gradients[1][..., groups * 3 * taps :] == 0).all()
+
+
+def test_dcnv4_names_what_is_wrong():
+    (value, *_), options = random_inputs(1, 4, 4, 2, 4)
+    with pytest.raises(
+        ValueError, match=r"offset_mask must be \[N, Ho, Wo, 54\] or more \(padding\), got \[1, 4, 4, 53\]"
+    ):
+        dcnv4(value, torch.zeros(1, 4, 4, 53), **options)
+    with pytest.raises(ValueError, match=r"dcnv4: offset must be .*\[1, 4, 4, 2, 18\].*got \[1, 3, 4, 2, 18\]"):
+        dcnv4(value, torch.zeros(1, 3, 4, 56), **options)
