@@ -6,7 +6,7 @@
 Exact: the PyTorch twin in float64 on the same numbers (inputs are rounded to the dtype first, so that rounding them is
 no error of the operator). The error of a tensor is its largest difference over the largest magnitude in it; the table
 tells the worst of three seeds. Gradients to offsets and locations jump where a sampling point crosses a pixel border,
-and float32 may see it on the other side: all points keep 1/64 of a pixel away from borders. The JSON rows also have
+and float32 may see it on the other side: all points keep 1/8 of a pixel away from borders. The JSON rows also have
 the error of the twin in the same dtype (float32 arithmetic, rounded at the end).
 """
 
@@ -34,8 +34,8 @@ TOKENS = sum(h * w for h, w in LEVELS)
 
 
 def between_borders(positions: Tensor) -> Tensor:
-    """Positions in pixels, moved to multiples of 1/32 that are at least 1/64 away from whole pixels."""
-    return (positions * 32).floor() / 32 + 1 / 64
+    """Positions in pixels, moved to odd multiples of 1/8, which every dtype holds up to 16 pixels."""
+    return (positions * 4).floor() / 4 + 1 / 8
 
 
 def dcnv3_inputs(softmax: bool) -> tuple[Callable, dict[str, Tensor]]:
