@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 CONVOLUTION_PAYS = 1 << 23  # multiplications; below, its set-up costs more than it saves
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
@@ -53,17 +54,19 @@ def _mkl_lags() -> bool:
 
 
 def _ordinary(x: Tensor) -> bool:
+    """An ordinary CPU tensor, and nobody traces or differentiates forwards."""
     return (
-        type(x) is Tensor
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
         and x.device.type == "cpu"
         and x.numel() > 0
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and forward_ad._current_level < 0
     )
 
 
 def inference_on_cpu(x: Tensor) -> bool:
-    """Whether operators without a gradient may take this input: an ordinary CPU tensor, no autograd, nobody tracing."""
+    """Whether operators without a gradient may take this input."""
     return not torch.is_grad_enabled() and _ordinary(x)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from drivestack.backbone import FPN, InternImageClassifier, ResNet, linear, prepare_inference
+from drivestack.backbone.layers import LayerNorm
 from drivestack.backbone.linear import Linear, PackedConv2d, PackedLinear
 from drivestack.bev.temporal import FusionBlock, ResNetFusion
 
@@ -157,3 +158,17 @@ def test_packed_layers_stand_side_by_side():
     x = torch.randn(2, 3, 8)
     with torch.no_grad():
         close(PackedLinear(first, second)(x), torch.cat([first(x), second(x)], -1))
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_transforms_see_the_whole_function(prepared):
+    """Forward-mode derivatives and vmap go through although nothing records gradients."""
+    model = nn.Sequential(Linear(6, 4), LayerNorm(4))
+    spread(model)
+    run = prepare_inference(model) if prepared else model
+    x, direction = torch.randn(3, 6), torch.randn(3, 6)
+    with torch.no_grad():
+        _, slope = torch.func.jvp(run, (x,), (direction,))
+        step = 1e-3 * direction
+        close(slope, (run(x + step) - run(x - step)) / 2e-3, 1e-2)
+        close(torch.vmap(run)(x), run(x), 1e-4)
