@@ -114,7 +114,7 @@ DS_DEVICE void place_tap(const AttentionParams& p, const AttentionPlace& at, con
 
 // offsets: [.., M, L, P, 2], or locations; logits: [.., M, L, P], or weights; visible: [B, N, Q] or null.
 template <class T, class O, int kChannels, int kLanes, class Index, bool kFused>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, sizeof(T) == 8 ? 2 : 3)
     attention_forward_kernel(const __grid_constant__ AttentionParams p, const T* __restrict__ value,
                              const Arithmetic<T>* __restrict__ reference, const bool* __restrict__ visible,
                              const O* __restrict__ offsets, const O* __restrict__ logits, T* __restrict__ out,
