@@ -27,6 +27,8 @@ struct ScalarLanes {
   static DS_TAP Real broadcast(Scalar x) { return x; }
   static DS_TAP Mask both(Mask a, Mask b) { return a && b; }
   static DS_TAP Mask less(Real a, Real b) { return a < b; }
+  static DS_TAP Mask less_or_equal(Real a, Real b) { return a <= b; }
+  static DS_TAP Mask differ(Real a, Real b) { return a != b; }
   static DS_TAP Mask below(Int x, Int size) { return uint32_t(x) < uint32_t(size); }  // 0 <= x < size
   static DS_TAP Real keep(Mask m, Real x) { return m ? x : Real(0); }
   static DS_TAP Real select(Mask m, Real yes, Real no) { return m ? yes : no; }
@@ -133,46 +135,51 @@ struct BlockLimits {
       : last(L::larger(L::real(n) - L::broadcast(2), L::broadcast(0))),
         second(L::smaller(L::real(n) - L::broadcast(1), L::broadcast(1))) {}
 };
+// The place of the block of a tap at x: a pixel's number. Inside [0, last] for any x, NaN too.
 template <class L>
-struct BlockAxis {
-  typename L::Real first, low, high;  // first pixel (an integer); weights of the two
+DS_TAP typename L::Real block_place(typename L::Real x, const BlockLimits<L>& limits) {
+  return L::smaller(L::larger(L::floor(x), L::broadcast(0)), limits.last);
+}
+// Weights of the two pixels of an axis for a tap `u` behind the first one: between 0 and 1, unless the block was moved.
+template <class L>
+struct BlockWeights {
+  typename L::Real low, high;
+  DS_TAP BlockWeights(typename L::Real u, const BlockLimits<L>& limits)
+      : low(L::larger(L::broadcast(1) - L::magnitude(u), L::broadcast(0))),
+        high(L::larger(limits.second - L::magnitude(u - L::broadcast(1)), L::broadcast(0))) {}
 };
+// Their derivatives by u, the right-hand ones at pixel centres, and zero where a weight is not of a tap inside.
 template <class L>
-DS_TAP BlockAxis<L> block_axis(typename L::Real x, const BlockLimits<L>& limits) {
-  using R = typename L::Real;
-  const R zero = L::broadcast(0), one = L::broadcast(1);
-  const R first = L::smaller(L::larger(L::floor(x), zero), limits.last), u = x - first;
-  return {first, L::larger(one - L::magnitude(u), zero), L::larger(limits.second - L::magnitude(u - one), zero)};
-}
-// Derivatives of the two weights by x, the right-hand ones at pixel centres; zero where a weight is not of a tap inside.
+struct BlockSlopes {
+  typename L::Real low, high;
+  DS_TAP BlockSlopes(typename L::Real u, const BlockLimits<L>& limits) {
+    using R = typename L::Real;
+    const R zero = L::broadcast(0), one = L::broadcast(1);
+    const auto before = L::both(L::less(-one, u), L::less(u, zero));
+    const auto between = L::both(L::less_or_equal(zero, u), L::less(u, one));
+    const auto behind = L::both(L::less_or_equal(one, u), L::less(u, one + one));
+    low = L::keep(before, one) - L::keep(between, one);
+    high = L::keep(between, limits.second) - L::keep(behind, limits.second);
+  }
+};
+// As tap_gradients, for a tap (x, y) behind the first corner of its block.
 template <class L>
-DS_TAP void block_slopes(typename L::Real x, const BlockLimits<L>& limits, typename L::Real first,
-                         typename L::Real& low, typename L::Real& high) {
-  using R = typename L::Real;
-  const R zero = L::broadcast(0), one = L::broadcast(1);
-  const R shift = L::floor(x) - first;  // not 0: a moved block
-  const auto inside = L::both(L::less(-one, shift), L::less(shift, one));
-  const auto left = L::both(L::both(L::less(-one - one, shift), L::less(shift, zero)), L::less(-one, x));
-  const auto right = L::both(L::less(zero, shift), L::less(shift, one + one));
-  low = L::keep(left, one) - L::keep(inside, one);
-  high = L::keep(inside, limits.second) - L::keep(right, limits.second);
-}
-// As tap_gradients. x and y: the weights along the axes; slope_*: their derivatives, low and high.
-template <class L>
-DS_TAP void block_gradients(const BlockAxis<L>& x, const BlockAxis<L>& y, const typename L::Real (&slope_x)[2],
-                            const typename L::Real (&slope_y)[2], typename L::Real mask,
-                            const typename L::Real (&dot)[4], typename L::Real& grad_mask, typename L::Real& grad_x,
-                            typename L::Real& grad_y) {
+DS_TAP void block_gradients(typename L::Real x, typename L::Real y, const BlockLimits<L>& limits_x,
+                            const BlockLimits<L>& limits_y, typename L::Real mask, const typename L::Real (&dot)[4],
+                            typename L::Real& grad_mask, typename L::Real& grad_x, typename L::Real& grad_y) {
   using R = typename L::Real;
   const R zero = L::broadcast(0);
-  const auto has_left = L::less(zero, slope_x[0] * slope_x[0]), has_right = L::less(zero, slope_x[1] * slope_x[1]);
-  const auto has_top = L::less(zero, slope_y[0] * slope_y[0]), has_bottom = L::less(zero, slope_y[1] * slope_y[1]);
-  const R d0 = L::keep(L::both(has_top, has_left), dot[0]), d1 = L::keep(L::both(has_top, has_right), dot[1]);
-  const R d2 = L::keep(L::both(has_bottom, has_left), dot[2]), d3 = L::keep(L::both(has_bottom, has_right), dot[3]);
-  const R top = x.low * d0 + x.high * d1, bottom = x.low * d2 + x.high * d3;
-  grad_mask = y.low * top + y.high * bottom;
-  grad_x = mask * (y.low * (slope_x[0] * d0 + slope_x[1] * d1) + y.high * (slope_x[0] * d2 + slope_x[1] * d3));
-  grad_y = mask * (slope_y[0] * top + slope_y[1] * bottom);
+  const BlockWeights<L> across(x, limits_x), down(y, limits_y);
+  const BlockSlopes<L> slope_x(x, limits_x), slope_y(y, limits_y);
+  const auto left = L::differ(slope_x.low, zero), right = L::differ(slope_x.high, zero);
+  const auto top = L::differ(slope_y.low, zero), bottom = L::differ(slope_y.high, zero);
+  const R d0 = L::keep(L::both(top, left), dot[0]), d1 = L::keep(L::both(top, right), dot[1]);
+  const R d2 = L::keep(L::both(bottom, left), dot[2]), d3 = L::keep(L::both(bottom, right), dot[3]);
+  const R above = across.low * d0 + across.high * d1, below = across.low * d2 + across.high * d3;
+  grad_mask = down.low * above + down.high * below;
+  grad_x = mask * (down.low * (slope_x.low * d0 + slope_x.high * d1) +
+                   down.high * (slope_x.low * d2 + slope_x.high * d3));
+  grad_y = mask * (slope_y.low * above + slope_y.high * below);
 }
 
 // Softmax over a few taps: the largest logit first, then exponentials, then the division by their sum. Its gradient

@@ -97,34 +97,27 @@ DS_INLINE void corner_dots(const T* image, BlockSteps step, const Offset* corner
   }
 }
 
-// Backward, second half: adds weight * grad_out to the corners of grad_value.
+// Backward, second half: adds weight * grad_out to the corners of grad_value. The groups take turns: a load from where a
+// tap of the same group has just stored would wait for it.
 template <class S, class T, class Offset, int VW, int NV>
-DS_INLINE void scatter_group(S* grad_image, BlockSteps step, const Offset* corner, const S* const (&weight)[4],
-                             const T* grad_out, int64_t taps) {
+DS_INLINE void scatter_pixel(S* grad_image, BlockSteps step, const Offset* corner, const S* const (&weight)[4],
+                             const T* grad_out, int64_t groups, int64_t taps, int64_t channels) {
   S* const images[4] = {grad_image, grad_image + step.column, grad_image + step.row,
                         grad_image + step.row + step.column};
-  Vec<S, VW> g[NV];
-  for (int d = 0; d < NV; ++d) g[d] = load<VW>(grad_out + VW * d);
-  for (int64_t t = 0; t < taps; ++t)
-    for (int c = 0; c < 4; ++c) {
-      S* p = images[c] + corner[t];
-      const S w = weight[c][t];
-      for (int d = 0; d < NV; ++d) store<VW>(p + VW * d, load<VW>(p + VW * d) + g[d] * w);
+  const int64_t vectors = NV > 0 ? NV : channels / VW;
+  for (int64_t k = 0; k < taps; ++k)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t t = g * taps + k, at = corner[t];
+      const T* from = grad_out + g * channels;
+      const S w[4] = {weight[0][t], weight[1][t], weight[2][t], weight[3][t]};
+      for (int64_t d = 0; d < vectors; ++d) {
+        const Vec<S, VW> v = load<VW>(from + VW * d);
+        for (int c = 0; c < 4; ++c) {
+          S* p = images[c] + at + VW * d;
+          store<VW>(p, load<VW>(p) + v * w[c]);
+        }
+      }
     }
-}
-template <class S, class T, class Offset, int VW, int NV>
-DS_INLINE void scatter_pixel(S* grad_image, BlockSteps step, const Offset* corner, const S* const (&weights)[4],
-                             const T* grad_out, int64_t groups, int64_t taps, int64_t channels) {
-  for (int64_t g = 0; g < groups; ++g, grad_out += channels) {
-    const int64_t t = g * taps;
-    const S* const weight[4] = {weights[0] + t, weights[1] + t, weights[2] + t, weights[3] + t};
-    if constexpr (NV > 0) {
-      scatter_group<S, T, Offset, VW, NV>(grad_image, step, corner + t, weight, grad_out, taps);
-    } else {
-      for (int64_t d = 0; d < channels; d += VW)
-        scatter_group<S, T, Offset, VW, 1>(grad_image + d, step, corner + t, weight, grad_out + d, taps);
-    }
-  }
 }
 
 template <int V>

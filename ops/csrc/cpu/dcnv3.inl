@@ -24,7 +24,7 @@ void dcnv3_forward_pixels(const Dcnv3Sizes& s, const T* value, const O* offset, 
   if (begin >= end) return;
   const int64_t C = s.channels(), pixels = s.out_height * s.out_width, image_size = s.height * s.width * C;
   const int64_t line = TapPlan<S, O>::line_of(s);
-  Arena arena(TapPlan<S, O>::bytes(s) + ForwardTaps<S, Offset>::bytes(16, line));
+  Arena arena(TapPlan<S, O>::bytes(s) + ForwardTaps<S, Offset>::bytes(TapPlan<S, O>::kLongestRun, line));
   const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, arena);
   const ForwardTaps<S, Offset> taps(arena, plan.run, line);
   const BlockSteps step = block_steps(s);
@@ -54,31 +54,57 @@ void dcnv3_forward_pixels(const Dcnv3Sizes& s, const T* value, const O* offset, 
 }
 
 template <class T, class O, class Offset, int VW, int NV>
-void dcnv3_backward_tasks(const Dcnv3Sizes& s, const T* grad_out, const T* value, const O* offset, const O* mask,
-                          Arithmetic<T>* grad_value, O* grad_offset, O* grad_mask, int64_t blocks, int64_t begin,
-                          int64_t end) {
+void dcnv3_backward_taps(const Dcnv3Sizes& s, const T* grad_out, const T* value, const O* offset, const O* mask,
+                         O* grad_offset, O* grad_mask, int64_t begin, int64_t end) {
   using S = Arithmetic<T>;
-  const int64_t C = s.channels(), D = s.group_channels, K = s.taps(), pixels = s.out_height * s.out_width;
+  const int64_t C = s.channels(), pixels = s.out_height * s.out_width, image_size = s.height * s.width * C;
+  const int64_t line = TapPlan<S, O>::line_of(s);
+  Arena arena(TapPlan<S, O>::bytes(s) + BackwardTaps<S, Offset>::bytes(line));
+  const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, arena);
+  const BackwardTaps<S, Offset> taps(arena, line);
+  const BlockSteps step = block_steps(s);
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    make_backward_taps(plan, pixel, taps);
+    corner_dots<S, T, Offset, VW, NV>(value + pixel / pixels * image_size, step, taps.corner, plan.channel,
+                                      grad_out + pixel * C, plan.n, s.group_channels, taps.dots);
+    finish_backward_taps(plan, taps, grad_offset + 2 * pixel * plan.n, grad_mask + pixel * plan.n);
+  }
+}
+
+template <class T, class O, class Offset, int VW, int NV>
+void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offset, const O* mask,
+                          Arithmetic<T>* grad_value, int64_t blocks, int64_t begin, int64_t end) {
+  using S = Arithmetic<T>;
+  const int64_t C = s.channels(), D = s.group_channels, pixels = s.out_height * s.out_width;
   const int64_t image_size = s.height * s.width * C, line = TapPlan<S, O>::line_of(s);
   const BlockSteps step = block_steps(s);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / blocks, block = task % blocks;
     const int64_t g0 = block * s.groups / blocks, groups = (block + 1) * s.groups / blocks - g0;
-    Arena arena(TapPlan<S, O>::bytes(s) + BackwardTaps<S, Offset>::bytes(line));
+    Arena arena(TapPlan<S, O>::bytes(s) + ForwardTaps<S, Offset>::bytes(TapPlan<S, O>::kLongestRun, line) +
+                (groups * D + 16) * sizeof(S));
     const TapPlan<S, O> plan(s, offset, mask, g0, groups, arena);
-    const BackwardTaps<S, Offset> taps(arena, line);
-    const T* image = value + n * image_size + g0 * D;
+    const ForwardTaps<S, Offset> taps(arena, plan.run, line);
+    S* scaled = arena.take<S>(groups * D);
     S* grad_image = grad_value + n * image_size + g0 * D;
-    int64_t pixel = n * pixels;
-    for (int64_t ho = 0; ho < s.out_height; ++ho)
-      for (int64_t wo = 0; wo < s.out_width; ++wo, ++pixel) {
-        const T* g = grad_out + pixel * C + g0 * D;
-        const int64_t first = (pixel * s.groups + g0) * K;
-        make_backward_taps(plan, pixel, ho, wo, taps);
-        corner_dots<S, T, Offset, VW, NV>(image, step, taps.corner, plan.channel, g, plan.n, D, taps.dots);
-        scatter_pixel<S, T, Offset, VW, NV>(grad_image, step, taps.corner, taps.weight, g, groups, K, D);
-        finish_backward_taps(plan, taps, grad_offset + 2 * first, grad_mask + first);
+    for (int64_t pixel = n * pixels, last = pixel + pixels; pixel < last; pixel += plan.run) {
+      const int64_t count = std::min(plan.run, last - pixel);
+      make_forward_taps(plan, pixel, count, taps);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = i * line;
+        const S* const weight[4] = {taps.weight[0] + first, taps.weight[1] + first, taps.weight[2] + first,
+                                    taps.weight[3] + first};
+        const T* g = grad_out + (pixel + i) * C + g0 * D;
+        if (s.mask_softmax) {
+          for (int64_t k = 0; k < groups; ++k)
+            for (int64_t d = 0; d < D; d += VW)
+              store<VW>(scaled + k * D + d, load<VW>(g + k * D + d) * taps.scale[i * groups + k]);
+          scatter_pixel<S, S, Offset, VW, NV>(grad_image, step, taps.corner + first, weight, scaled, groups, plan.K, D);
+        } else {
+          scatter_pixel<S, T, Offset, VW, NV>(grad_image, step, taps.corner + first, weight, g, groups, plan.K, D);
+        }
       }
+    }
   }
 }
 
@@ -118,26 +144,41 @@ void dcnv3_forward(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, bool wide,
   });
 }
 
-void dcnv3_backward(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, bool wide, const void* grad_out,
-                    const void* value, const void* offset, const void* mask, void* grad_value, void* grad_offset,
-                    void* grad_mask, int64_t blocks, int64_t begin, int64_t end) {
+void dcnv3_backward_taps(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, bool wide, const void* grad_out,
+                         const void* value, const void* offset, const void* mask, void* grad_offset, void* grad_mask,
+                         int64_t begin, int64_t end) {
   dispatch_dcnv3(dtype, float_taps, wide, [&](auto value_type, auto tap_type, auto offset_type) {
     using T = decltype(value_type);
     using O = decltype(tap_type);
     using Offset = decltype(offset_type);
     dispatch_channels<Arithmetic<T>, sizeof(Offset) == 4 || sizeof(T) == 8>(
         s.group_channels, [&](auto width, auto vectors) {
-          dcnv3_backward_tasks<T, O, Offset, decltype(width)::value, decltype(vectors)::value>(
+          dcnv3_backward_taps<T, O, Offset, decltype(width)::value, decltype(vectors)::value>(
               s, static_cast<const T*>(grad_out), static_cast<const T*>(value), static_cast<const O*>(offset),
-              static_cast<const O*>(mask), static_cast<Arithmetic<T>*>(grad_value), static_cast<O*>(grad_offset),
-              static_cast<O*>(grad_mask), blocks, begin, end);
+              static_cast<const O*>(mask), static_cast<O*>(grad_offset), static_cast<O*>(grad_mask), begin, end);
+        });
+  });
+}
+
+void dcnv3_backward_value(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, bool wide, const void* grad_out,
+                          const void* offset, const void* mask, void* grad_value, int64_t blocks, int64_t begin,
+                          int64_t end) {
+  dispatch_dcnv3(dtype, float_taps, wide, [&](auto value_type, auto tap_type, auto offset_type) {
+    using T = decltype(value_type);
+    using O = decltype(tap_type);
+    using Offset = decltype(offset_type);
+    dispatch_channels<Arithmetic<T>, sizeof(Offset) == 4 || sizeof(T) == 8>(
+        s.group_channels, [&](auto width, auto vectors) {
+          dcnv3_backward_value<T, O, Offset, decltype(width)::value, decltype(vectors)::value>(
+              s, static_cast<const T*>(grad_out), static_cast<const O*>(offset), static_cast<const O*>(mask),
+              static_cast<Arithmetic<T>*>(grad_value), blocks, begin, end);
         });
   });
 }
 
 }  // namespace
 
-constexpr Dcnv3Kernels dcnv3_kernels = {dcnv3_forward, dcnv3_backward};
+constexpr Dcnv3Kernels dcnv3_kernels = {dcnv3_forward, dcnv3_backward_taps, dcnv3_backward_value};
 constexpr RowKernels row_kernels = {softmax_forward, softmax_backward, narrow};
 
 }  // namespace DRIVESTACK_ISA

@@ -19,6 +19,7 @@ struct TapPlan {
   BlockLimits<SimdLanes<S>> limits_x, limits_y;
   int64_t run;  // pixels whose taps are made at a time: their stores are done when they are read
 
+  static constexpr int64_t kLongestRun = 16;
   static int64_t line_of(const Dcnv3Sizes& s) { return padded(s.groups * s.taps()) + kLanes<S>; }
   static size_t bytes(const Dcnv3Sizes& s) { return line_of(s) * 7 * sizeof(S) + 7 * 64; }
 
@@ -53,7 +54,7 @@ struct TapPlan {
         scale(broadcast<S>(S(s.offset_scale))),
         limits_x(broadcast_index<S>(Index<S>(s.width))),
         limits_y(broadcast_index<S>(Index<S>(s.height))),
-        run(std::max<int64_t>(1, std::min<int64_t>(16, 256 / std::max<int64_t>(1, n)))) {
+        run(std::max<int64_t>(1, std::min<int64_t>(kLongestRun, 256 / std::max<int64_t>(1, n)))) {
     int64_t t = 0;
     for (int64_t g = 0; g < groups; ++g)
       for (int64_t i = 0; i < s.kernel_w; ++i)
@@ -137,79 +138,63 @@ __attribute__((noinline)) void make_forward_taps(const TapPlan<S, O>& shared_pla
       Full<S> x, y;
       plan.coordinates(o, t, anchor_x, anchor_y, x, y);
       const Full<S> mask = plan.softmax ? load_full<S>(plan.exponentials + t) : load<N>(m + t);
-      const BlockAxis<L> ax = block_axis<L>(x, plan.limits_x), ay = block_axis<L>(y, plan.limits_y);
-      plan.store_corner(taps.corner + first, ax.first, ay.first, t);
-      const Full<S> low = ay.low * mask, high = ay.high * mask;
-      store<N>(taps.weight[0] + first + t, low * ax.low);
-      store<N>(taps.weight[1] + first + t, low * ax.high);
-      store<N>(taps.weight[2] + first + t, high * ax.low);
-      store<N>(taps.weight[3] + first + t, high * ax.high);
+      const Full<S> ix = block_place<L>(x, plan.limits_x), iy = block_place<L>(y, plan.limits_y);
+      plan.store_corner(taps.corner + first, ix, iy, t);
+      const BlockWeights<L> across(x - ix, plan.limits_x), down(y - iy, plan.limits_y);
+      const Full<S> low = down.low * mask, high = down.high * mask;
+      store<N>(taps.weight[0] + first + t, low * across.low);
+      store<N>(taps.weight[1] + first + t, low * across.high);
+      store<N>(taps.weight[2] + first + t, high * across.low);
+      store<N>(taps.weight[3] + first + t, high * across.high);
     }
     if (++wo == plan.out_width) wo = 0, ++ho;
   }
 }
 
-// What the gradients to offsets and masks need of a register of taps.
-template <class S>
-struct BlockRecord {
-  BlockAxis<SimdLanes<S>> x, y;
-  Full<S> slope_x[2], slope_y[2], mask;
-};
+// What the gradients to offsets and masks of a pixel need, [line] each: corners, (x, y) from them on, masks (with the
+// softmax, if any).
 template <class S, class Offset>
 struct BackwardTaps {
   Offset* corner;
-  S* weight[4];
+  S *x, *y, *mask, *grad_mask, *scale;
   S* dots[4];
-  S *mask, *grad_mask, *scale;
-  BlockRecord<S>* records;
-  static size_t bytes(int64_t line) {
-    return line * (11 * sizeof(S) + sizeof(Offset)) + line / kLanes<S> * sizeof(BlockRecord<S>) + 13 * 64;
-  }
+  static size_t bytes(int64_t line) { return line * (9 * sizeof(S) + sizeof(Offset)) + 10 * 64; }
   BackwardTaps(Arena& arena, int64_t line)
       : corner(arena.take<Offset>(line)),
-        weight{arena.take<S>(line), arena.take<S>(line), arena.take<S>(line), arena.take<S>(line)},
-        dots{arena.take<S>(line), arena.take<S>(line), arena.take<S>(line), arena.take<S>(line)},
+        x(arena.take<S>(line)),
+        y(arena.take<S>(line)),
         mask(arena.take<S>(line)),
         grad_mask(arena.take<S>(line)),
         scale(arena.take<S>(line)),
-        records(arena.take<BlockRecord<S>>(line / kLanes<S>)) {}
+        dots{arena.take<S>(line), arena.take<S>(line), arena.take<S>(line), arena.take<S>(line)} {}
 };
 
 template <class S, class O, class Offset>
-__attribute__((noinline)) void make_backward_taps(const TapPlan<S, O>& shared_plan, int64_t pixel, int64_t ho,
-                                                  int64_t wo, const BackwardTaps<S, Offset>& shared_taps) {
+__attribute__((noinline)) void make_backward_taps(const TapPlan<S, O>& shared_plan, int64_t pixel,
+                                                  const BackwardTaps<S, Offset>& shared_taps) {
   using L = SimdLanes<S>;
   constexpr int N = kLanes<S>;
   const TapPlan<S, O> plan = shared_plan;
   const BackwardTaps<S, Offset> taps = shared_taps;
-  const int64_t K = plan.K;
+  const int64_t wo = pixel % plan.out_width, ho = pixel / plan.out_width % plan.out_height;
+  const Full<S> anchor_x = plan.anchor_x(wo), anchor_y = plan.anchor_y(ho);
   const O *o, *m;
   plan.taps_of(pixel, o, m);
-  const Full<S> anchor_x = plan.anchor_x(wo), anchor_y = plan.anchor_y(ho);
   if (plan.softmax) {
-    softmax_rows_of<S>(m, std::max<int64_t>(plan.n, N), plan.groups, K, plan.exponentials, taps.scale);
+    softmax_rows_of<S>(m, std::max<int64_t>(plan.n, N), plan.groups, plan.K, plan.exponentials, taps.scale);
     for (int64_t g = 0; g < plan.groups; ++g)  // rows in order: what a row writes too much, the next one corrects
-      for (int64_t k = 0; k < K; k += N)
-        store<N>(taps.mask + g * K + k, load_full<S>(plan.exponentials + g * K + k) * taps.scale[g]);
+      for (int64_t k = g * plan.K; k < (g + 1) * plan.K; k += N)
+        store<N>(taps.mask + k, load_full<S>(plan.exponentials + k) * taps.scale[g]);
   }
-  BlockRecord<S>* record = taps.records;
-  for (int64_t t0 = 0; t0 < plan.n; t0 += N, ++record) {
+  for (int64_t t0 = 0; t0 < plan.n; t0 += N) {
     const int64_t t = plan.at(t0);
     Full<S> x, y;
     plan.coordinates(o, t, anchor_x, anchor_y, x, y);
-    BlockRecord<S> r;
-    r.mask = plan.softmax ? load_full<S>(taps.mask + t) : load<N>(m + t);
-    r.x = block_axis<L>(x, plan.limits_x);
-    r.y = block_axis<L>(y, plan.limits_y);
-    block_slopes<L>(x, plan.limits_x, r.x.first, r.slope_x[0], r.slope_x[1]);
-    block_slopes<L>(y, plan.limits_y, r.y.first, r.slope_y[0], r.slope_y[1]);
-    plan.store_corner(taps.corner, r.x.first, r.y.first, t);
-    const Full<S> low = r.y.low * r.mask, high = r.y.high * r.mask;
-    store<N>(taps.weight[0] + t, low * r.x.low);
-    store<N>(taps.weight[1] + t, low * r.x.high);
-    store<N>(taps.weight[2] + t, high * r.x.low);
-    store<N>(taps.weight[3] + t, high * r.x.high);
-    *record = r;
+    const Full<S> ix = block_place<L>(x, plan.limits_x), iy = block_place<L>(y, plan.limits_y);
+    plan.store_corner(taps.corner, ix, iy, t);
+    store<N>(taps.x + t, x - ix);
+    store<N>(taps.y + t, y - iy);
+    if (!plan.softmax) store<N>(taps.mask + t, load<N>(m + t));
   }
 }
 
@@ -222,13 +207,12 @@ __attribute__((noinline)) void finish_backward_taps(const TapPlan<S, O>& shared_
   constexpr int N = kLanes<S>;
   const TapPlan<S, O> plan = shared_plan;
   const BackwardTaps<S, Offset> taps = shared_taps;
-  const int64_t K = plan.K;
-  const BlockRecord<S>* r = taps.records;
-  for (int64_t t0 = 0; t0 < plan.n; t0 += N, ++r) {
+  for (int64_t t0 = 0; t0 < plan.n; t0 += N) {
     const int64_t t = plan.at(t0);
     Full<S> dot[4], gm, gx, gy;
     for (int c = 0; c < 4; ++c) dot[c] = load_full<S>(taps.dots[c] + t);
-    block_gradients<L>(r->x, r->y, r->slope_x, r->slope_y, r->mask, dot, gm, gx, gy);
+    block_gradients<L>(load_full<S>(taps.x + t), load_full<S>(taps.y + t), plan.limits_x, plan.limits_y,
+                       load_full<S>(taps.mask + t), dot, gm, gx, gy);
     store_pairs<S>(grad_offset, t, plan.n, gx * plan.scale, gy * plan.scale);
     if (plan.softmax)
       store<N>(taps.grad_mask + t, gm);
@@ -237,11 +221,12 @@ __attribute__((noinline)) void finish_backward_taps(const TapPlan<S, O>& shared_
   }
   if (!plan.softmax) return;
   for (int64_t g = 0; g < plan.groups; ++g) {
-    const S *p = taps.mask + g * K, *q = taps.grad_mask + g * K;
+    const int64_t end = (g + 1) * plan.K;
     S inner = 0;
-    for (int64_t k = 0; k < K; ++k) inner += p[k] * q[k];
-    for (int64_t k = 0; k < K; k += N)  // in order, as above
-      store<N>(taps.scale + g * K + k, softmax_gradient<L>(load_full<S>(p + k), load_full<S>(q + k), broadcast(inner)));
+    for (int64_t k = g * plan.K; k < end; ++k) inner += taps.mask[k] * taps.grad_mask[k];
+    for (int64_t k = g * plan.K; k < end; k += N)  // in order, as above
+      store<N>(taps.scale + k,
+               softmax_gradient<L>(load_full<S>(taps.mask + k), load_full<S>(taps.grad_mask + k), broadcast(inner)));
   }
   for (int64_t t = 0; t < plan.n; t += N) store_part<S>(grad_mask, t, plan.n, load_full<S>(taps.scale + t));
 }

@@ -228,6 +228,8 @@ struct SimdLanes {
   static DS_INLINE Real broadcast(S x) { return Real{} + x; }
   static DS_INLINE Mask both(Mask a, Mask b) { return a & b; }
   static DS_INLINE Mask less(Real a, Real b) { return Mask(a < b); }
+  static DS_INLINE Mask less_or_equal(Real a, Real b) { return Mask(a <= b); }
+  static DS_INLINE Mask differ(Real a, Real b) { return Mask(a != b); }
   static DS_INLINE Mask below(Int x, Int size) {
     using U = Vec<UIndex<S>, kLanes<S>>;
     return Mask(U(x) < U(size));

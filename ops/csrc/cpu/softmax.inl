@@ -19,13 +19,13 @@ DS_INLINE Full<double> exp_of(Full<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
   return x;
 }
-template <class V>
-DS_INLINE auto largest_lane(V v) {
-  auto m = v[0];
-  for (size_t i = 1; i < sizeof(V) / sizeof(m); ++i) m = v[i] > m ? v[i] : m;
-  return m;
+template <int Step, class V, int... I>
+DS_INLINE V largest_of_lanes(V v, std::integer_sequence<int, I...> lanes) {
+  if constexpr (Step > 0)
+    return largest_of_lanes<Step / 2>(larger_of(v, __builtin_shufflevector(v, v, (I ^ Step)...)), lanes);
+  else
+    return v;
 }
-
 // For `rows` rows of `length` logits, one behind the other: exponentials and the inverse of each row's sum. All rows are
 // shifted by the largest logit of all, which costs nothing; a row far below it, or one with infinities or NaN, is done by
 // itself. `n`: logits to read, at least a register; the exponentials have room for a register more.
@@ -35,7 +35,7 @@ DS_INLINE void softmax_rows_of(const O* logits, int64_t n, int64_t rows, int64_t
   constexpr S kTooSmall = sizeof(S) == 4 ? S(1e-7) : S(1e-15);
   Full<S> most = load<N>(logits);
   for (int64_t t = N; t < n; t += N) most = larger_of(load<N>(logits + (t + N <= n ? t : n - N)), most);
-  const Full<S> shift = broadcast<S>(largest_lane(most));
+  const Full<S> shift = largest_of_lanes<N / 2>(most, std::make_integer_sequence<int, N>{});
   for (int64_t t = 0; t < n; t += N) {
     const int64_t at = t + N <= n ? t : n - N;
     store<N>(exponentials + at, exp_of(load<N>(logits + at) - shift));
