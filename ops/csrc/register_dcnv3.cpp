@@ -91,6 +91,7 @@ Tensor dcnv3(Tensor value, Tensor offset, Tensor mask, int64_t kernel_h, int64_t
                        value, offset, mask);
   const Dcnv3Sizes& s = call.sizes;
   Tensor out = torch::stable::new_empty(call.value, {s.batch, s.out_height, s.out_width, s.channels()});
+  if (s.batch * s.channels() == 0) return out;
   const void *v = call.value.data_ptr(), *o = call.offset.tensor.data_ptr(), *m = call.mask.tensor.data_ptr();
   void* to = out.data_ptr();
   torch::stable::parallel_for(0, s.batch * s.out_height * s.out_width, grain(s.channels() * s.taps()),
@@ -113,6 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(Tensor grad_out, Tensor value,
   STD_TORCH_CHECK(grad_out.numel() == s.batch * s.out_height * s.out_width * s.channels() &&
                       grad_out.scalar_type() == value.scalar_type(),
                   "drivestack::dcnv3_backward: grad_out does not fit value and window");
+  if (s.batch * s.channels() == 0)
+    return {torch::stable::new_zeros(value, value.sizes()), torch::stable::new_zeros(offset, offset.sizes()),
+            torch::stable::new_zeros(mask, mask.sizes())};
   grad_out = dense(grad_out);
   Tensor grad_value = accumulator(call.value), grad_offset = torch::stable::new_empty(offset, offset.sizes()),
          grad_mask = torch::stable::new_empty(mask, mask.sizes());

@@ -17,6 +17,11 @@ inline BlockSteps block_steps(const Dcnv3Sizes& s) {
   return {s.width > 1 ? s.channels() : 0, s.height > 1 ? s.width * s.channels() : 0};
 }
 
+template <class Plan, class Run>
+size_t tap_bytes(const Dcnv3Sizes& s, int64_t groups) {
+  return Plan::bytes(s, groups) + Run::bytes(Plan::run_of(groups * s.taps()), Plan::line_of(s));
+}
+
 template <class T, class O, class Offset, int VW, int NV, int K>
 void dcnv3_forward_pixels(const Dcnv3Sizes& s, const T* value, const O* offset, const O* mask, T* out, int64_t begin,
                           int64_t end) {
@@ -24,9 +29,9 @@ void dcnv3_forward_pixels(const Dcnv3Sizes& s, const T* value, const O* offset, 
   if (begin >= end) return;
   const int64_t C = s.channels(), pixels = s.out_height * s.out_width, image_size = s.height * s.width * C;
   const int64_t line = TapPlan<S, O>::line_of(s);
-  Arena arena(TapPlan<S, O>::bytes(s) + ForwardTaps<S, Offset>::bytes(TapPlan<S, O>::kLongestRun, line));
+  Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, false>>(s, s.groups));
   const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, arena);
-  const ForwardTaps<S, Offset> taps(arena, plan.run, line);
+  const TapRun<S, Offset, false> taps(arena, plan.run, line);
   const BlockSteps step = block_steps(s);
   if (!s.mask_softmax)
     for (int64_t i = 0; i < plan.run * s.groups; ++i) taps.scale[i] = 1;
@@ -34,7 +39,7 @@ void dcnv3_forward_pixels(const Dcnv3Sizes& s, const T* value, const O* offset, 
   for (int64_t pixel = begin; pixel < end;) {
     const int64_t n = pixel / pixels, count = std::min({plan.run, end - pixel, (n + 1) * pixels - pixel});
     const T* image = value + n * image_size;
-    make_forward_taps(plan, pixel, count, taps);
+    make_taps(plan, pixel, count, taps);
     for (int64_t i = 0; i < count; ++i, ++pixel) {
       if (prefetch) {
         const int64_t in_image = pixel - n * pixels, ho = in_image / s.out_width, wo = in_image - ho * s.out_width;
@@ -59,15 +64,22 @@ void dcnv3_backward_taps(const Dcnv3Sizes& s, const T* grad_out, const T* value,
   using S = Arithmetic<T>;
   const int64_t C = s.channels(), pixels = s.out_height * s.out_width, image_size = s.height * s.width * C;
   const int64_t line = TapPlan<S, O>::line_of(s);
-  Arena arena(TapPlan<S, O>::bytes(s) + BackwardTaps<S, Offset>::bytes(line));
+  if (begin >= end) return;
+  Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, true>>(s, s.groups));
   const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, arena);
-  const BackwardTaps<S, Offset> taps(arena, line);
+  const TapRun<S, Offset, true> taps(arena, plan.run, line);
   const BlockSteps step = block_steps(s);
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    make_backward_taps(plan, pixel, taps);
-    corner_dots<S, T, Offset, VW, NV>(value + pixel / pixels * image_size, step, taps.corner, plan.channel,
-                                      grad_out + pixel * C, plan.n, s.group_channels, taps.dots);
-    finish_backward_taps(plan, taps, grad_offset + 2 * pixel * plan.n, grad_mask + pixel * plan.n);
+  for (int64_t pixel = begin; pixel < end;) {
+    const int64_t n = pixel / pixels, count = std::min({plan.run, end - pixel, (n + 1) * pixels - pixel});
+    make_taps(plan, pixel, count, taps);
+    for (int64_t i = 0; i < count; ++i) {
+      S* const dots[4] = {taps.dots[0] + i * line, taps.dots[1] + i * line, taps.dots[2] + i * line,
+                          taps.dots[3] + i * line};
+      corner_dots<S, T, Offset, VW, NV>(value + n * image_size, step, taps.corner + i * line, plan.channel,
+                                        grad_out + (pixel + i) * C, plan.n, s.group_channels, dots);
+    }
+    finish_taps(plan, count, taps, grad_offset + 2 * pixel * plan.n, grad_mask + pixel * plan.n);
+    pixel += count;
   }
 }
 
@@ -81,15 +93,14 @@ void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offse
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / blocks, block = task % blocks;
     const int64_t g0 = block * s.groups / blocks, groups = (block + 1) * s.groups / blocks - g0;
-    Arena arena(TapPlan<S, O>::bytes(s) + ForwardTaps<S, Offset>::bytes(TapPlan<S, O>::kLongestRun, line) +
-                (groups * D + 16) * sizeof(S));
+    Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, false>>(s, groups) + (groups * D + 16) * sizeof(S));
     const TapPlan<S, O> plan(s, offset, mask, g0, groups, arena);
-    const ForwardTaps<S, Offset> taps(arena, plan.run, line);
+    const TapRun<S, Offset, false> taps(arena, plan.run, line);
     S* scaled = arena.take<S>(groups * D);
     S* grad_image = grad_value + n * image_size + g0 * D;
     for (int64_t pixel = n * pixels, last = pixel + pixels; pixel < last; pixel += plan.run) {
       const int64_t count = std::min(plan.run, last - pixel);
-      make_forward_taps(plan, pixel, count, taps);
+      make_taps(plan, pixel, count, taps);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t first = i * line;
         const S* const weight[4] = {taps.weight[0] + first, taps.weight[1] + first, taps.weight[2] + first,

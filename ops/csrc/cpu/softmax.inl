@@ -19,6 +19,7 @@ DS_INLINE Full<double> exp_of(Full<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
   return x;
 }
+// The largest lane, or the sum of the lanes, in every lane; the order of additions is always the same.
 template <int Step, class V, int... I>
 DS_INLINE V largest_of_lanes(V v, std::integer_sequence<int, I...> lanes) {
   if constexpr (Step > 0)
@@ -26,33 +27,41 @@ DS_INLINE V largest_of_lanes(V v, std::integer_sequence<int, I...> lanes) {
   else
     return v;
 }
-// For `rows` rows of `length` logits, one behind the other: exponentials and the inverse of each row's sum. All rows are
-// shifted by the largest logit of all, which costs nothing; a row far below it, or one with infinities or NaN, is done by
-// itself. `n`: logits to read, at least a register; the exponentials have room for a register more.
-template <class S, class O>
-DS_INLINE void softmax_rows_of(const O* logits, int64_t n, int64_t rows, int64_t length, S* exponentials, S* inverse) {
+template <int Step, class V, int... I>
+DS_INLINE V sum_of_lanes(V v, std::integer_sequence<int, I...> lanes) {
+  if constexpr (Step > 0)
+    return sum_of_lanes<Step / 2>(v + __builtin_shufflevector(v, v, (I ^ Step)...), lanes);
+  else
+    return v;
+}
+template <class S, int... I>
+DS_INLINE FullIndex<S> first_lanes(int64_t count, std::integer_sequence<int, I...>) {
+  return FullIndex<S>(FullIndex<S>{I...} < broadcast_index<S>(Index<S>(count)));
+}
+
+// For `rows` rows of `length` logits, one behind the other: exponentials, shifted by the largest of their row, and the
+// inverse of each row's sum. All three have room for a register more: what a row writes too much, the next one corrects.
+// Many rows at a time: every step reads across the stores of the one before, and would wait for them.
+template <class S>
+DS_INLINE void softmax_rows_of(const S* logits, int64_t rows, int64_t length, S* exponentials, S* inverse) {
   constexpr int N = kLanes<S>;
-  constexpr S kTooSmall = sizeof(S) == 4 ? S(1e-7) : S(1e-15);
-  Full<S> most = load<N>(logits);
-  for (int64_t t = N; t < n; t += N) most = larger_of(load<N>(logits + (t + N <= n ? t : n - N)), most);
-  const Full<S> shift = largest_of_lanes<N / 2>(most, std::make_integer_sequence<int, N>{});
-  for (int64_t t = 0; t < n; t += N) {
-    const int64_t at = t + N <= n ? t : n - N;
-    store<N>(exponentials + at, exp_of(load<N>(logits + at) - shift));
-  }
+  constexpr std::make_integer_sequence<int, N> lanes{};
   for (int64_t r = 0; r < rows; ++r) {
-    S* e = exponentials + r * length;
-    S sum = 0;
-    for (int64_t k = 0; k < length; ++k) sum += e[k];
-    if (__builtin_expect(!(sum > kTooSmall), 0)) {
-      const O* x = logits + r * length;
-      S most_here = load<1>(x);
-      for (int64_t k = 1; k < length; ++k) most_here = load<1>(x + k) > most_here ? load<1>(x + k) : most_here;
-      sum = 0;
-      for (int64_t k = 0; k < length; ++k) sum += e[k] = std::exp(load<1>(x + k) - most_here);
-    }
-    inverse[r] = 1 / sum;
+    const S* x = logits + r * length;
+    Full<S> most = broadcast<S>(-S(__builtin_inf()));
+    for (int64_t k = 0; k < length; k += N)
+      most = select<S>(first_lanes<S>(length - k, lanes), larger_of(load_full<S>(x + k), most), most);
+    most = largest_of_lanes<N / 2>(most, lanes);
+    for (int64_t k = 0; k < length; k += N) store<N>(exponentials + r * length + k, load_full<S>(x + k) - most);
   }
+  for (int64_t t = 0; t < rows * length; t += N) store<N>(exponentials + t, exp_of(load_full<S>(exponentials + t)));
+  for (int64_t r = 0; r < rows; ++r) {
+    Full<S> sum{};
+    for (int64_t k = 0; k < length; k += N)
+      sum += keep<S>(first_lanes<S>(length - k, lanes), load_full<S>(exponentials + r * length + k));
+    inverse[r] = sum_of_lanes<N / 2>(sum, lanes)[0];
+  }
+  for (int64_t r = 0; r < rows; r += N) store<N>(inverse + r, S(1) / load_full<S>(inverse + r));
 }
 
 // Rows stand in columns of the block, so that every lane works on a row of its own.
