@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .registration import ARGUMENTS, DIFFERENTIATED, TWINS, refuse_vmap, triples
+from .registration import ARGUMENTS, DIFFERENTIATED, refuse_vmap, triples, twin_gradients
 
 
 def call(name: str, *inputs):
@@ -82,8 +82,7 @@ def _backward(name: str) -> Callable:
 
 def _double_backward(name: str) -> Callable:
     """Gradients to the inputs of the backward operator: it is the vjp of the twin, and so are its derivatives."""
-    places, twin = _TENSORS[f"{name}_backward"], TWINS[name]
-    differentiated = [i + 1 for i in DIFFERENTIATED[name]]
+    places = _TENSORS[f"{name}_backward"]
 
     def double_backward(ctx, *grads):
         inputs = _inputs(ctx, places)
@@ -93,14 +92,7 @@ def _double_backward(name: str) -> Callable:
             given = list(inputs)
             for i, tensor in zip(leaves, tensors):
                 given[i] = tensor
-
-            def out(*wanted):
-                arguments = list(given)
-                for i, tensor in zip(differentiated, wanted):
-                    arguments[i] = tensor
-                return twin(*arguments[1:-1])
-
-            return torch.func.vjp(out, *(given[i] for i in differentiated))[1](given[0])
+            return twin_gradients(name, given[0], given[1:-1])
 
         second = torch.func.vjp(first, *(inputs[i] for i in leaves))[1](grads)
         by_place = dict(zip(leaves, second))

@@ -1,9 +1,9 @@
 """Schemas, fake kernels and rules of the operators in torch.library, namespace `drivestack`.
 
-The kernels are added by the shared objects (csrc/register_*); where there are none, the forward operators run the
-twins, so that an exported program runs anywhere. The gradients are operators of their own, so that torch.compile and
-torch.export see them. Here are the rules for torch's transforms: shapes (fake), autocast, vmap; autograd.py has the
-derivatives.
+The kernels are added by the shared objects (csrc/register_*), which the first call loads, also one of an exported
+program in a new process; where there are none, the twins run, so that such a program runs anywhere. The gradients are
+operators of their own, so that torch.compile and torch.export see them. Here are the rules for torch's transforms:
+shapes (fake), autocast, vmap; autograd.py has the derivatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .backend import kernel_serves
 from .reference import (
     dcnv3_reference,
     ms_deform_attn_fused_reference,
@@ -81,6 +82,33 @@ TWINS = {
 }
 
 
+def twin_gradients(name: str, grad_out: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
+    """What the backward operator of `name` computes: the vjp of the twin."""
+
+    def out(*wanted: Tensor) -> Tensor:
+        arguments = list(inputs)
+        for place, tensor in zip(DIFFERENTIATED[name], wanted):
+            arguments[place] = tensor
+        return TWINS[name](*arguments)
+
+    return torch.func.vjp(out, *(inputs[i] for i in DIFFERENTIATED[name]))[1](grad_out)
+
+
+def _without_kernel(name: str, backward: bool) -> Callable:
+    """Implementation of an operator that has no kernel, or whose kernel is not loaded yet."""
+    qualified = f"{name}_backward" if backward else name
+
+    def run(*inputs):
+        strided = inputs[0].layout == torch.strided
+        if strided and kernel_serves(qualified, None, inputs[0].device.type):  # it is loaded now
+            return getattr(torch.ops.drivestack, qualified).default(*inputs)
+        if backward:
+            return tuple(g.contiguous() for g in twin_gradients(name, inputs[0], inputs[1:-1]))
+        return TWINS[name](*inputs)
+
+    return run
+
+
 # Fake kernels: the shapes of the results.
 
 
@@ -147,7 +175,8 @@ for _name, _arguments in ARGUMENTS.items():
         f"(Tensor grad_out, {_arguments}, bool deterministic) -> (Tensor, Tensor, Tensor)",
         tags=_tags,
     )
-    torch.library.impl(f"drivestack::{_name}", "CompositeExplicitAutograd", TWINS[_name])
+    torch.library.impl(f"drivestack::{_name}", "CompositeExplicitAutograd", _without_kernel(_name, False))
+    torch.library.impl(f"drivestack::{_name}_backward", "CompositeExplicitAutograd", _without_kernel(_name, True))
     torch.library.register_fake(f"drivestack::{_name}", _fake_forward(_name))
     torch.library.register_fake(f"drivestack::{_name}_backward", _fake_backward(_name))
     for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):

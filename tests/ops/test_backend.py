@@ -71,6 +71,42 @@ def test_the_argument_wins_over_the_environment(monkeypatch, no_extension):
         dcnv3(*dcnv3_inputs(), groups=2, backend="gpu")
 
 
+def test_cuda_kernels_are_demanded_or_missed(no_extension):
+    with pytest.raises(BackendUnavailableError, match="the CUDA kernels were asked for, but the tensors are on cpu"):
+        dcnv3(*dcnv3_inputs(), groups=2, backend="cuda")
+    report = backend_report()["cuda"]
+    assert report["path"] is None and report["architectures"] is None and report["reason"]
+    assert "DRIVESTACK_CUDA=1 python setup.py build_ext --inplace" in report["fix"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not backend_module.kernel_serves("dcnv3", None, "cuda")
+        assert not backend_module.kernel_serves("ms_deform_attn", None, "cuda")
+        assert not backend_module.kernel_serves("dcnv3", None, "cpu")  # warns once more: another device
+    assert len(caught) == 2 and "DRIVESTACK_CUDA=1" in str(caught[0].message)
+    with pytest.raises(BackendUnavailableError, match="no compiled operators"):
+        backend_module.kernel_serves("dcnv3", "cpp", "cuda")
+
+
+@pytest.mark.parametrize(
+    "architectures, gpu, serves",
+    [
+        ("75 80 90", (9, 0), True),
+        ("75 80 90", (8, 6), True),
+        ("75 80 90", (12, 0), False),
+        ("75 80 90 120+PTX", (12, 1), True),
+        ("90+PTX", (12, 0), True),
+        ("90+PTX", (8, 0), False),
+        ("86", (8, 0), False),
+        ("90a", (9, 0), True),
+        ("", (8, 0), True),
+    ],
+)
+def test_kernels_for_another_gpu_are_a_reason(architectures, gpu, serves, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    assert (backend_module._gpu_problem(architectures) is None) == serves
+
+
 def test_importing_loads_no_library():
     code = "import drivestack.ops, drivestack.ops.backend as b; assert not b._extensions"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=120)

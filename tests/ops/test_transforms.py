@@ -1,13 +1,16 @@
 """Every operator under torch.compile, torch.export, autocast, opcheck, fake and meta tensors."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-from drivestack.ops import dcnv3, ms_deform_attn, ms_deform_attn_fused
+from drivestack.ops import dcnv3, ms_deform_attn, ms_deform_attn_fused, registration
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -62,6 +65,53 @@ def test_exports_with_a_dynamic_batch_and_comes_back(call_case, kernels):
     for size in (1, 5):
         tensors = call_case.tensors(size, dtype=torch.float32)
         assert torch.equal(loaded(*tensors), call_case.function(*tensors))
+
+
+RUN_PROGRAM = """
+import sys, torch
+import drivestack.ops
+from drivestack.ops.backend import _serving
+
+tensors, expected = torch.load(sys.argv[1] + "/tensors.pt")
+found = torch.export.load(sys.argv[1] + "/program.pt2").module()(*tensors)
+print(sorted(_serving), (found - expected).abs().max().item())
+"""
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+def test_an_exported_program_loads_the_kernels_or_runs_without(folder, tmp_path, kernels):
+    """In a new process that called nothing else; DRIVESTACK_OPS_FOLDER hides the kernels."""
+
+    class Module(torch.nn.Module):
+        def forward(self, value, offset, mask):
+            return dcnv3(value, offset, mask, groups=2)
+
+    tensors = tuple(torch.randn(2, 5, 6, channels) for channels in (8, 36, 18))
+    torch.export.save(torch.export.export(Module(), tensors), tmp_path / "program.pt2")
+    torch.save((tensors, Module()(*tensors)), tmp_path / "tensors.pt")
+    environment = os.environ | {"DRIVESTACK_OPS_FOLDER": folder and str(tmp_path / folder)}
+    command = [sys.executable, "-W", "ignore", "-c", RUN_PROGRAM, str(tmp_path)]
+    said = subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True, text=True).stdout
+    serving, difference = said.rsplit(" ", 1)
+    assert serving == ("[]" if folder else "[('dcnv3', 'cpu')]")
+    assert float(difference) <= (1e-5 if folder else 0)
+
+
+def test_operators_without_kernels_are_served_by_the_twins(call_case, monkeypatch):
+    """What the dispatcher does with an operator that has no kernel for a device: forward and backward."""
+    tensors = call_case.tensors()
+    inputs = call_case.raw(*tensors)
+    monkeypatch.setenv("DRIVESTACK_OPS_BACKEND", "reference")
+    out = registration._without_kernel(call_case.name, False)(*inputs)
+    torch.testing.assert_close(out, call_case.function(*tensors, backend="reference"))
+    grads = registration._without_kernel(call_case.name, True)(torch.ones_like(out), *inputs, False)
+    leaves = [inputs[i].detach().requires_grad_() for i in registration.DIFFERENTIATED[call_case.name]]
+    arguments = list(inputs)
+    for i, leaf in zip(registration.DIFFERENTIATED[call_case.name], leaves):
+        arguments[i] = leaf
+    expected = torch.autograd.grad(registration.TWINS[call_case.name](*arguments).sum(), leaves)
+    for found, wanted in zip(grads, expected):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
