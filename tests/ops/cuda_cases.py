@@ -30,16 +30,16 @@ class Case:
                 continue
             if x.dtype == F64:
                 taps_here = taps if i in DIFFERENTIATED[self.op] and self.op != "ms_deform_attn" else arithmetic
-                x = cast_strided(x, value if i == 0 else taps_here)
-            out[i] = x.to(device) if device != "cpu" else x
+                out[i] = cast_strided(x, value if i == 0 else taps_here, device)
+            else:
+                out[i] = x.to(device)
         return out
 
 
-def cast_strided(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in another dtype with the same strides and storage offset."""
-    base = x._base if x._base is not None else x
-    flat = base.to(dtype) if base.dtype != dtype else base
-    return flat.as_strided(x.shape, x.stride(), x.storage_offset()) if x._base is not None else flat
+def cast_strided(x: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    """`x` in another dtype or place with the same strides and storage offset."""
+    base = x if x._base is None else x._base
+    return base.to(device, dtype).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def randn(*shape: int, scale: float = 1.0) -> Tensor:
