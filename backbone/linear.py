@@ -90,11 +90,19 @@ class Linear(nn.Linear):
 
     def _product(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        if x.dtype == torch.float32 == weight.dtype and _ordinary(x) and not torch.is_autocast_enabled("cpu"):
+        if weight.dtype != torch.float32 or not _ordinary(x):
+            return F.linear(x, weight, bias)
+        if torch.is_autocast_enabled("cpu"):
+            if not torch.is_grad_enabled():
+                # Autocast keeps all its half-precision weights until its context ends: cold memory, page by page. Cast
+                # just before they are needed, they take the same warm place one after the other.
+                dtype = torch.get_autocast_dtype("cpu")
+                return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+        elif x.dtype == torch.float32 and _mkl_lags():
             if torch.is_grad_enabled():
-                if x.numel() * weight.shape[0] >= CONVOLUTION_PAYS and _mkl_lags():
+                if x.numel() * weight.shape[0] >= CONVOLUTION_PAYS:
                     return _as_convolution(x, weight, bias)
-            elif x.dim() > 1 and _mkl_lags():
+            elif x.dim() > 1:
                 operator = _onednn(_LINEAR)
                 if operator is not None:
                     return operator(x, weight, bias, "none", [], "")

@@ -12,7 +12,14 @@ from drivestack.cli import build_parser
 from drivestack.engine.config import config_names
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/synthetic.md", "docs/own_data.md", "docs/tiny_model.md")
-PAGES += ("docs/parity.md", "docs/compat.md", "docs/LOG.md", "geometry/README.md", "weights/README.md")
+PAGES += (
+    "docs/parity.md",
+    "docs/compat.md",
+    "docs/model_speed.md",
+    "docs/LOG.md",
+    "geometry/README.md",
+    "weights/README.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
