@@ -215,6 +215,21 @@ def check_points_outside(ops, device: str = "cpu") -> None:
         assert all((x == 0).all() for x in results(ops, case, inputs, True))
 
 
+def check_expanded_inputs(ops, device: str = "cpu") -> None:
+    """Strides of zero: one mask for all pixels, one number for all masks, one value for all pixels."""
+    torch.manual_seed(0)
+    for case in (dcnv3(2, 5, 6, 2, 16, softmax=False), attention(2, 5, 2, 32, 4, [(5, 6), (3, 2)])):
+        inputs = case.cast(F32, F32, device)
+        places = DIFFERENTIATED[case.op]
+        for i, kept in ((places[2], 1), (places[2], 0), (places[1], 1), (places[0], 1)):
+            given = list(inputs)
+            shape = inputs[i].shape
+            given[i] = inputs[i][(0,) * (len(shape) - kept)].expand(shape)
+            dense = [x.contiguous() if isinstance(x, Tensor) else x for x in given]
+            for actual, expected in zip(results(ops, case, given, True), results(ops, case, dense, True)):
+                assert torch.equal(actual, expected), (case.op, i, kept)
+
+
 def check_float_locations(ops, device: str = "cpu") -> None:
     """Half values with float32 locations on a map 1000 wide: positions rounded to half would be off by 0.25 cells."""
     ramp = torch.arange(1000, dtype=F64).view(1, -1, 1, 1).expand(1, 1000, 1, 8) / 1000

@@ -78,6 +78,7 @@ def test_parity_at_real_sizes(name, value, taps):
     [
         cases.check_images_are_separate,
         cases.check_points_outside,
+        cases.check_expanded_inputs,
         cases.check_float_locations,
         cases.check_masks_per_sample,
         cases.check_sums_are_float,
@@ -85,7 +86,7 @@ def test_parity_at_real_sizes(name, value, taps):
     ids=lambda check: check.__name__,
 )
 @pytest.mark.filterwarnings("ignore:.*deterministic")
-def test_defects_of_others(check):
+def test_special_cases(check):
     check(OPS, "cuda")
 
 

@@ -70,6 +70,10 @@ def test_points_outside(ops):
     cases.check_points_outside(ops)
 
 
+def test_expanded_inputs(ops):
+    cases.check_expanded_inputs(ops)
+
+
 def test_float_locations_with_half_values(ops):
     cases.check_float_locations(ops)
 

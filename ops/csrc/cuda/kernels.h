@@ -68,8 +68,8 @@ void launch_attention_backward(const AttentionCall& call, const void* grad_out, 
 void largest_exponent(Type type, const void* x, int64_t n, int* largest, Stream stream);
 void fixed_point_result(Type type, const ValueGradient& gradient, void* out, int64_t n, Stream stream);
 
-// Images in one launch, and elements of an image that 32-bit offsets may reach. Tests lower them, to walk the paths that
-// otherwise take tensors of many gigabytes.
+// Images in one launch, and elements of an image that 32-bit offsets may reach. Tests lower them, to walk the paths
+// that otherwise take tensors of many gigabytes.
 struct Limits {
   int64_t images = 65535, elements = INT32_MAX;
 };

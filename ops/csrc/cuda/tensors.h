@@ -84,10 +84,10 @@ inline int extent(const char* op, int64_t n) {
   return int(n);
 }
 
-// Whether the axes [begin, end) can be walked as one, and the stride of that walk (0 for a single element).
+// Whether the axes [begin, end) can be walked as one, and the stride of that walk (1 for a single element).
 inline bool one_axis(const Tensor& t, int64_t begin, int64_t end, int64_t& stride) {
   int64_t expected = -1;
-  stride = 0;
+  stride = 1;
   for (int64_t i = end - 1; i >= begin; --i) {
     if (t.size(i) == 1) continue;
     if (expected < 0)
@@ -101,7 +101,7 @@ inline bool one_axis(const Tensor& t, int64_t begin, int64_t end, int64_t& strid
 // The same for axes that lie densely.
 inline bool is_dense(const Tensor& t, int64_t begin, int64_t end) {
   int64_t stride;
-  return one_axis(t, begin, end, stride) && (stride == 1 || stride == 0);
+  return one_axis(t, begin, end, stride) && stride == 1;
 }
 
 // Sums gradients to `value`: an accumulator of the arithmetic type, or of integers in the deterministic mode.
