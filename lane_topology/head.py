@@ -1,0 +1,317 @@
+"""The lane head of the shared model: directed lanes, traffic elements, and how they belong together, from one BEV map.
+
+Lanes are Bezier curves, refined layer by layer from dense guesses (lane_map.py) and learned ones (lane_decoder.py);
+elements come from the front camera's pyramid (elements.py); relations.py joins them. Every layer is supervised.
+
+Shapes: B batch, N cameras, C channels, Q lane queries, K control points, n labelled lanes, k labelled elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..bev.losses import mean_over_ranks, sigmoid_focal_loss
+from ..bev.resample import resample_bev
+from ..errors import ConfigError
+from ..geometry import BevGrid
+from ..structures import Batch, BevFeatures, LaneGraph, LaneTargets
+from .curves import NUM_CONTROL, fit_lines, sample_curves
+from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
+from .front_image import boxes_on_disk
+from .lane_decoder import LaneDecoder
+from .lane_map import LaneMap, LaneMapOutputs
+from .matching import UNMATCHED, focal_cost, match
+from .relations import LaneElementRelation, LaneRelation
+
+
+@dataclass(frozen=True)
+class LaneOutputs:
+    """What the head says about each lane query, cell of the BEV map and cell of the front image."""
+
+    logits: Tensor
+    """[layers, B, Q] score of each lane"""
+    controls: Tensor
+    """[layers, B, Q, K, 3] metres, EGO frame"""
+    lanes: Tensor
+    """[B, Q, C] embeddings of the last layer: feature and position"""
+    lane_lane: Tensor
+    """[B, Q, Q] logits: the end of lane i leads into the start of lane j"""
+    dense: LaneMapOutputs
+    elements: ElementMaps
+    image_size_px: tuple[int, int]
+    """(height, width) of the padded front image"""
+
+
+@MODELS.register_module()
+class LaneTopologyHead(nn.Module):
+    """A task head of bev.perception.
+
+    in_channels: of BEV and pyramid maps; channels: C of this head, a multiple of num_heads.
+    lane_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres of the EGO frame; bev_size: (num_y, num_x) cells of
+        the lanes' own map, to which the shared one is resampled.
+    num_queries, num_proposals: learned lane queries, and those from the dense guesses.
+    num_layers, num_heads, num_along, ffn_dims, dropout: of the decoder (lane_decoder.py); dilations: of the dense
+        branch (lane_map.py); hidden: of the pair MLPs.
+    front_camera: name or index of the camera whose image shows the elements; camera_names: the batch's cameras in
+        their order, where that is not the order of the frames' own.
+    element_level: which pyramid map shows the elements, 0 the finest; element_upsample: finer cells than the map's;
+        max_elements: peaks returned.
+    max_lanes: lanes returned, best first (None: all); num_points: points of each.
+    near_m: a query that is matched to no label, but within this mean distance of one, learns that lane's edges too.
+    weights: factor of each loss term, see ``WEIGHTS``; terms that are not named keep theirs.
+
+    Raises ConfigError for unknown weights, or a front camera by name that is none of ``camera_names``.
+    """
+
+    WEIGHTS = {
+        "cls": 1.5,
+        "points": 0.25,
+        "control": 0.1,
+        "dense_mask": 1.0,
+        "dense_heat": 1.0,
+        "dense_direction": 0.5,
+        "dense_points": 0.25,
+        "topology": 2.0,
+        "element_heat": 1.0,
+        "element_class": 0.5,
+        "element_box": 1.0,
+        "element_relation": 2.0,
+    }
+
+    def __init__(
+        self,
+        in_channels: int = 256,
+        channels: int = 256,
+        lane_range: Sequence[float] = (-51.2, -25.6, -2.3, 51.2, 25.6, 1.7),
+        bev_size: tuple[int, int] = (100, 200),
+        num_queries: int = 100,
+        num_proposals: int = 100,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        num_along: int = 5,
+        ffn_dims: int = 512,
+        dropout: float = 0.0,
+        dilations: Sequence[int] = (1, 2, 4, 8),
+        hidden: int = 128,
+        num_control: int = NUM_CONTROL,
+        front_camera: str | int = 0,
+        camera_names: Sequence[str] | None = None,
+        element_level: int = 0,
+        element_upsample: int = 2,
+        element_channels: int | None = None,
+        num_attributes: int = NUM_ATTRIBUTES,
+        max_elements: int = 50,
+        max_lanes: int | None = None,
+        num_points: int = 11,
+        near_m: float = 1.0,
+        weights: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if unknown := set(weights or {}) - set(self.WEIGHTS):
+            raise ConfigError(f"weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(self.WEIGHTS)}")
+        if isinstance(front_camera, str) and camera_names is not None and front_camera not in camera_names:
+            raise ConfigError(f"front_camera {front_camera!r} is none of the cameras {', '.join(camera_names)}")
+        self.weights = self.WEIGHTS | (weights or {})
+        self.front_camera, self.camera_names = front_camera, camera_names
+        self.num_control, self.num_points, self.near_m = num_control, num_points, near_m
+        self.num_proposals, self.max_elements, self.max_lanes = num_proposals, max_elements, max_lanes
+        self.element_level, self.num_attributes = element_level, num_attributes
+        self.lane_range = tuple(map(float, lane_range))
+        x_min, y_min, _, x_max, y_max, _ = self.lane_range
+        self.grid = BevGrid(x_min, y_min, x_max, y_max, num_x=bev_size[1], num_y=bev_size[0])
+        self.lane_map = LaneMap(in_channels, channels, self.grid, dilations, num_control)
+        self.decoder = LaneDecoder(
+            self.lane_range, channels, num_layers, num_heads, num_along, ffn_dims, num_control, dropout=dropout
+        )
+        self.proposal_query = nn.Linear(channels, channels)
+        self.query = nn.Embedding(num_queries, channels)
+        self.first_curves = nn.Parameter(self._random_curves(num_queries))  # fractions of lane_range
+        element_channels = element_channels or channels
+        self.element_maps = DenseElements(in_channels, element_channels, element_upsample, 2, num_attributes)
+        self.lane_relation = LaneRelation(channels, hidden)
+        self.element_relation = LaneElementRelation(channels, element_channels, num_attributes, hidden)
+
+    def _random_curves(self, count: int) -> Tensor:
+        """[count, K, 3]: straight lines of a fifth of the range, anywhere in it, in any direction."""
+        middle, angle = torch.rand(count, 1, 3), torch.rand(count, 1) * 2 * torch.pi
+        middle[..., 2] = 0.5
+        size = torch.tensor(self.lane_range[3:]) - torch.tensor(self.lane_range[:3])
+        reach = torch.linspace(-0.1, 0.1, self.num_control) * size[0]
+        way = torch.stack([angle.cos() * reach, angle.sin() * reach, torch.zeros_like(reach).expand(count, -1)], -1)
+        return (middle + way / size).clamp(0, 1)
+
+    def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> LaneOutputs:
+        """From the shared BEV map and the current frame's pyramid maps [B, N, C, h, w].
+
+        Raises ConfigError where the batch does not have the front camera, or its labels name another one.
+        """
+        front = self._front_index(batch)
+        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_lidar))
+        size = self.decoder.size
+        guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
+        learned = self.first_curves * size + self.decoder.low
+        count = len(guesses)
+        controls = torch.cat([learned.expand(count, -1, -1, -1), guesses], 1)
+        query = torch.cat([self.query.weight.expand(count, -1, -1), self.proposal_query(at_guesses)], 1)
+        states, logits, curves = self.decoder(query, controls, dense.features)
+        lanes = states + self.decoder.embed(curves[-1].detach())
+        image_size_px = tuple(batch.images.shape[-2:])
+        maps = self.element_maps(levels[self.element_level][:, front], image_size_px)
+        return LaneOutputs(logits, curves, lanes, self.lane_relation(lanes, curves[-1]), dense, maps, image_size_px)
+
+    def relate(self, outputs: LaneOutputs, elements: Elements) -> Tensor:
+        """[B, Q, E] logits: element j governs lane i."""
+        height, width = outputs.image_size_px
+        boxes = elements.boxes / elements.boxes.new_tensor([width, height, width, height])
+        return self.element_relation(outputs.lanes, elements.features, elements.attributes, boxes)
+
+    def _front_index(self, batch: Batch) -> int:
+        cameras = self.camera_names
+        if cameras is None:
+            cameras = [view.name for view in batch.frames[0].cameras] if batch.frames else []
+        front = self.front_camera
+        if isinstance(front, str):
+            if front not in cameras:
+                raise ConfigError(f"front_camera {front!r} is none of the batch's cameras {', '.join(cameras)}")
+            front = cameras.index(front)
+        if not 0 <= front < batch.images.shape[2]:
+            raise ConfigError(f"front_camera {front}, but the batch has {batch.images.shape[2]} cameras")
+        for targets in batch.lanes:
+            if targets is not None and targets.front_camera != front:
+                raise ConfigError(
+                    f"the labels' elements lie in camera {targets.front_camera}, the head looks at camera {front}: "
+                    "give the dataset and the head the same front_camera"
+                )
+        return front
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, outputs: LaneOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Named terms; those of earlier decoder layers carry ``d0_``, ``d1_``, ... Samples without labels add nothing.
+
+        Raises FloatingPointError if the matching meets numbers that are not finite.
+        """
+        count, device = outputs.logits.shape[1], outputs.logits.device
+        targets = list(batch.lanes) or [None] * count
+        controls = [None if t is None else self._labels(t, device) for t in targets]
+        boxes = [None if t is None else t.elements_xyxy_px for t in targets]
+        kinds = [None if t is None else t.attributes for t in targets]
+        terms = {f"dense_{name}": value for name, value in self.lane_map.loss(outputs.dense, controls).items()}
+        terms |= {f"element_{n}": value for n, value in self.element_maps.loss(outputs.elements, boxes, kinds).items()}
+        last = len(outputs.logits) - 1
+        assigned = None
+        for layer, (logits, curves) in enumerate(zip(outputs.logits, outputs.controls)):
+            assigned = [
+                None if own is None else self._match(logits[b], curves[b], own, f"lanes, layer {layer}, sample {b}")
+                for b, own in enumerate(controls)
+            ]
+            prefix = "" if layer == last else f"d{layer}_"
+            terms |= {prefix + n: v for n, v in self._layer_loss(logits, curves, controls, assigned).items()}
+        terms |= self._edge_losses(outputs, targets, controls, assigned, boxes)
+        return {f"loss_lane_{name}": value * self.weights[self._term(name)] for name, value in terms.items()}
+
+    @staticmethod
+    def _term(name: str) -> str:
+        return name.split("_", 1)[1] if name[0] == "d" and name[1].isdigit() else name
+
+    def _labels(self, targets: LaneTargets, device: torch.device) -> Tensor:
+        return fit_lines(targets.centrelines, self.num_control).to(device)
+
+    def _match(self, logits: Tensor, curves: Tensor, labels: Tensor, where: str) -> Tensor:
+        """Label of each query [Q] of one sample."""
+        zeros = torch.zeros(len(labels), dtype=torch.long, device=logits.device)
+        costs = {
+            "classification": focal_cost(logits[:, None], zeros) * self.weights["cls"],
+            "point": self._gaps(curves, labels) * 3 * self.weights["points"],
+        }
+        return match(costs, where)
+
+    @torch.no_grad()
+    def _gaps(self, curves: Tensor, labels: Tensor) -> Tensor:
+        """[Q, n]: mean distance per axis between the points of curves and labels, metres."""
+        ours, theirs = (sample_curves(c.detach().float(), self.num_points).flatten(1) for c in (curves, labels))
+        return torch.cdist(ours, theirs, p=1) / ours.shape[1]
+
+    def _layer_loss(
+        self, logits: Tensor, curves: Tensor, labels: Sequence[Tensor | None], assigned: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        known = torch.tensor([own is not None for own in labels], device=logits.device)
+        positive = torch.zeros_like(logits)
+        target = torch.zeros_like(curves)
+        for b, (own, to) in enumerate(zip(labels, assigned)):
+            if own is not None and len(own):
+                found = (to != UNMATCHED).nonzero().flatten()
+                positive[b, found] = 1
+                target[b, found] = own[to[found]]
+        count = mean_over_ranks(positive.sum()).clamp(min=1)
+        away = (curves - target) * positive[..., None, None]
+        apart = sample_curves(away, self.num_points)  # curves are linear in their control points
+        return {
+            "cls": (sigmoid_focal_loss(logits, positive) * known[:, None]).sum() / count,
+            "points": apart.abs().sum(-1).mean(-1).sum() / count,
+            "control": away.abs().sum(-1).mean(-1).sum() / count,
+        }
+
+    def _edge_losses(
+        self,
+        outputs: LaneOutputs,
+        targets: Sequence[LaneTargets | None],
+        labels: Sequence[Tensor | None],
+        assigned: Sequence[Tensor | None],
+        boxes: Sequence[Tensor | None],
+    ) -> dict[str, Tensor]:
+        """Focal losses of the edges between queries that stand for a label (matched, or near one).
+
+        Other queries have no edges to learn: neither a wrong lane's nor a duplicate's are counted by the metric.
+        """
+        element_logits = self.relate(outputs, self.element_maps.labelled(outputs.elements, boxes))
+        between, governs = torch.zeros_like(outputs.lane_lane), torch.zeros_like(element_logits)
+        between_counts, governs_counts = torch.zeros_like(between), torch.zeros_like(governs)
+        for b, (own, to) in enumerate(zip(targets, assigned)):
+            if own is None or not len(labels[b]):
+                continue
+            gap, nearest = self._gaps(outputs.controls[-1, b], labels[b]).min(1)
+            stands_for = torch.where((to == UNMATCHED) & (gap < self.near_m), nearest, to)
+            rows = (stands_for != UNMATCHED).nonzero().flatten()
+            lane = stands_for[rows]
+            between[b, rows[:, None], rows] = own.lane_lane[lane[:, None], lane].to(between)
+            between_counts[b, rows[:, None], rows] = 1
+            k = own.lane_element.shape[1]
+            governs[b, rows, :k] = own.lane_element[lane].to(governs)
+            governs_counts[b, rows, :k] = 1
+        return {
+            name: (sigmoid_focal_loss(logits, truth, alpha=0.5) * counts).sum()
+            / mean_over_ranks((truth * counts).sum()).clamp(min=1)
+            for name, logits, truth, counts in (
+                ("topology", outputs.lane_lane, between, between_counts),
+                ("element_relation", element_logits, governs, governs_counts),
+            )
+        }
+
+    # ---- inference -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, outputs: LaneOutputs, batch: Batch) -> list[LaneGraph]:
+        """One graph per sample: lanes best first, and the elements' boxes in the front image as it lies on disk."""
+        elements = self.element_maps.peaks(outputs.elements, self.max_elements)
+        lane_element = self.relate(outputs, elements).sigmoid()
+        scores, order = outputs.logits[-1].sigmoid().sort(dim=1, descending=True, stable=True)
+        front, found = self._front_index(batch), []
+        for b, token in enumerate(batch.tokens):
+            kept = order[b, : self.max_lanes]
+            arrays = (
+                sample_curves(outputs.controls[-1, b, kept], self.num_points),
+                scores[b, : self.max_lanes],
+                boxes_on_disk(elements.boxes[b], batch, b, front),
+                elements.attributes[b].argmax(-1),
+                elements.scores[b],
+                outputs.lane_lane[b, kept[:, None], kept].sigmoid(),
+                lane_element[b, kept],
+            )
+            found.append(LaneGraph(token, *(x.cpu().numpy() for x in arrays)))
+        return found

@@ -1,0 +1,143 @@
+"""The lane head of the shared model: learns toy streets quickly, leaves unlabelled samples alone, answers in order."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from drivestack.errors import ConfigError
+from drivestack.geometry import PinholeCamera
+from drivestack.lane_topology.front_image import boxes_on_disk
+from drivestack.lane_topology.head import LaneTopologyHead
+from drivestack.structures import CameraView
+
+_spec = importlib.util.spec_from_file_location("toy_streets", Path(__file__).with_name("toy_streets.py"))
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+
+@pytest.fixture
+def head() -> LaneTopologyHead:
+    torch.manual_seed(0)
+    return MODELS.build(dict(type=LaneTopologyHead, **toy.SMALL))
+
+
+def test_it_learns_toy_streets_with_their_edges_in_a_few_steps(head):
+    features, levels, batch = toy.scenes(2)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3)
+    for _ in range(70):
+        total = sum(head.loss(head(features, levels, batch), batch).values())
+        optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 10.0)
+        optimiser.step()
+    graphs = head.eval().predict(head(features, levels, batch), batch)
+    for graph, truth in zip(graphs, batch.lanes):
+        assert graph.centrelines.shape[1:] == (11, 3) and graph.lane_scores[3] > 0.4 > graph.lane_scores[4]
+        ends = np.stack([line[[0, 10, 20]].numpy() for line in truth.centrelines])  # [n, 3, 3]
+        gap = np.abs(graph.centrelines[:4, None, [0, 5, 10]] - ends).sum(-1).mean(-1)
+        of = gap.argmin(1)
+        assert sorted(of) == [0, 1, 2, 3] and gap.min(1).max() < 3.0
+        edges = graph.lane_lane[:4, :4] > 0.5
+        np.testing.assert_array_equal(edges, truth.lane_lane.numpy()[of[:, None], of])
+        first = int(np.abs(graph.elements_xyxy_px[:2] - truth.elements_xyxy_px[0].numpy()).sum(1).argmin())
+        order = [first, 1 - first]
+        assert graph.element_scores[1] > 0.3 > graph.element_scores[2]
+        assert np.abs(graph.elements_xyxy_px[order] - truth.elements_xyxy_px.numpy()).max() < 8
+        np.testing.assert_array_equal(graph.attributes[order], truth.attributes.numpy())
+        governed = graph.lane_element[:4][:, order] > 0.5
+        np.testing.assert_array_equal(governed, truth.lane_element.numpy()[of])
+
+
+def test_every_parameter_learns_and_unlabelled_samples_add_nothing(head):
+    features, levels, batch = toy.scenes(2)
+    whole = head.eval().loss(head(features, levels, batch), batch)  # eval: BatchNorm must not mix the samples
+    sum(whole.values()).backward()
+    assert not [n for n, p in head.named_parameters() if p.grad is None]
+    _, _, half = toy.scenes(2, labelled=(0,))
+    one = replace(half, **{k: getattr(half, k)[:1] for k in ("images", "frame_valid", "lanes", "frames")})
+    one = replace(one, ego_from_lidar=half.ego_from_lidar[:1])
+    alone = head.loss(head(replace(features, bev=features.bev[:1]), [levels[0][:1]], one), one)
+    together = head.loss(head(features, levels, half), half)
+    assert together.keys() == alone.keys() == whole.keys()
+    for name, value in together.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_batch_without_labels_gives_zeros_that_reach_every_parameter(head):
+    features, levels, batch = toy.scenes(2, labelled=())
+    for lanes in (batch.lanes, []):
+        head.zero_grad(set_to_none=True)
+        losses = head.loss(head(features, levels, batch), replace(batch, lanes=lanes))
+        assert all(name.startswith("loss_lane_") and value == 0 for name, value in losses.items())
+        sum(losses.values()).backward()
+        assert not [n for n, p in head.named_parameters() if p.grad is None or p.grad.any()]
+
+
+def test_a_street_without_lanes_or_elements_is_learned_as_empty(head):
+    features, levels, batch = toy.scenes(1)
+    none = replace(
+        batch.lanes[0],
+        centrelines=[],
+        elements_xyxy_px=torch.zeros(0, 4),
+        attributes=torch.zeros(0, dtype=torch.long),
+        lane_lane=torch.zeros(0, 0, dtype=torch.bool),
+        lane_element=torch.zeros(0, 0, dtype=torch.bool),
+    )
+    losses = head.loss(head(features, levels, batch), replace(batch, lanes=[none]))
+    assert losses["loss_lane_cls"] > 0 and losses["loss_lane_element_heat"] > 0
+    assert losses["loss_lane_points"] == losses["loss_lane_topology"] == losses["loss_lane_element_relation"] == 0
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_bf16_autocast_keeps_coordinates_exact(head):
+    features, levels, batch = toy.scenes(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = head(features, levels, batch)
+        losses = head.loss(outputs, batch)
+    assert outputs.controls.dtype == outputs.lane_lane.dtype == outputs.elements.ltrb_px.dtype == torch.float32
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_lanes_come_best_first_and_edges_follow_their_lanes(head):
+    features, levels, batch = toy.scenes(1)
+    head.eval().max_lanes = 5
+    with torch.no_grad():
+        outputs = head(features, levels, batch)
+    (graph,) = head.predict(outputs, batch)
+    order = outputs.logits[-1, 0].argsort(descending=True)[:5]
+    assert graph.token == "sample0" and (np.diff(graph.lane_scores) <= 0).all()
+    expected = outputs.lane_lane[0, order[:, None], order].sigmoid()
+    np.testing.assert_allclose(graph.lane_lane, expected.numpy(), rtol=1e-6)
+    assert graph.lane_element.shape == (5, 6) and graph.elements_xyxy_px.shape == (6, 4)
+
+
+def test_wrong_front_camera_and_weights_are_refused(head):
+    features, levels, batch = toy.scenes(1)
+    with pytest.raises(ConfigError, match="camera 1, the head looks at camera 0"):
+        head(features, levels, replace(batch, lanes=[replace(batch.lanes[0], front_camera=1)]))
+    with pytest.raises(ConfigError, match="none of the batch's cameras"):
+        LaneTopologyHead(**toy.SMALL, front_camera="CAM_FRONT")(features, levels, batch)
+    with pytest.raises(ConfigError, match="'edges' is no loss"):
+        LaneTopologyHead(**toy.SMALL, weights={"edges": 1.0})
+    with pytest.raises(ConfigError, match="none of the cameras a, b"):
+        LaneTopologyHead(**toy.SMALL, front_camera="c", camera_names=("a", "b"))
+
+
+def test_boxes_return_to_the_image_on_disk():
+    _, _, batch = toy.scenes(1)
+    camera = PinholeCamera(np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]]), 1600, 900)
+    views = tuple(
+        CameraView(name, "", camera, np.eye(4), np.diag([side, side, 1.0, 1.0]), 0)
+        for name, side in (("behind", -1.0), ("front", 1.0))
+    )
+    seen = torch.tensor([[250.0, 0, 200], [0, 250, 450 / 4 - 30], [0, 0, 1]])  # a quarter, 30 px cut off above
+    batch = replace(batch, frames=[replace(batch.frames[0], cameras=views)], intrinsics=seen[None, None])
+    boxes = boxes_on_disk(torch.tensor([[100.0, 10, 120, 50], [-8.0, 20, 30, 190]]), batch, 0, 0)
+    expected = torch.tensor([[400.0, 160, 480, 320], [0, 200, 120, 880]])
+    torch.testing.assert_close(boxes, expected)
