@@ -28,8 +28,10 @@ def bernstein(num_points: int, num_control: int = NUM_CONTROL) -> Tensor:
 
 
 def sample_curves(controls: Tensor, num_points: int = 11) -> Tensor:
-    """Points [..., P, 3] of the curves with control points [..., K, 3]."""
-    return bernstein(num_points, controls.shape[-2]).to(controls) @ controls
+    """Points [..., P, D] of the curves with control points [..., K, D]."""
+    basis = bernstein(num_points, controls.shape[-2]).to(controls)
+    # no matrix product: autocast would round metres to half precision
+    return (basis[:, :, None] * controls[..., None, :, :]).sum(-2)
 
 
 @functools.lru_cache(maxsize=64)
