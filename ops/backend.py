@@ -61,9 +61,15 @@ _warned: set[str] = set()
 
 def how_to_build(device_type: str = "cpu") -> str:
     command, needs = "python setup.py build_ext --inplace", "a C++17 compiler"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "setup.py").is_file():
+        command = "pip install --no-build-isolation ."
     if device_type == "cuda":
         command, needs = f"DRIVESTACK_CUDA=1 {command}", "nvcc and a CUDA build of torch"
-    return f"run `{command}` in {Path(__file__).resolve().parent.parent} (needs {needs})"
+    first = build_record(device_type).get("fix")  # of what was missing when it was built last
+    first = f"{first}, then " if first and "setup.py" not in first and "DRIVESTACK_CUDA=1" not in first else ""
+    where = root if (root / "setup.py").is_file() else "a checkout"
+    return f"{first}run `{command}` in {where} (needs {needs})"
 
 
 def build_record(device_type: str) -> dict:
@@ -94,6 +100,8 @@ def _load(device_type: str) -> Extension:
         why = build_record(device_type).get("reason")
         reason = f"no compiled operators ({name}*.so) in {_FOLDER}" + (f", not built: {why}" if why else "")
         return Extension(None, None, reason)
+    if device_type == "cuda" and torch.version.cuda is None:
+        return Extension(str(path), None, f"torch {torch.__version__} has no CUDA")
     try:
         library = ctypes.CDLL(str(path))
         version = library.drivestack_interface_version()
