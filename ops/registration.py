@@ -28,9 +28,7 @@ _WINDOW = (
 # spatial_shapes: height and width of each level, one after the other; levels: height, width and first token.
 ARGUMENTS = {
     "dcnv3": f"Tensor value, Tensor offset, Tensor mask, {_WINDOW}",
-    "ms_deform_attn": (
-        "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights"  #
-    ),
+    "ms_deform_attn": "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights",
     "ms_deform_attn_fused": (
         "Tensor value, SymInt[] levels, Tensor reference_points, Tensor offsets, Tensor logits, bool level_mean"
     ),
