@@ -1,4 +1,4 @@
-"""ResNet-50 and -101 as image encoders, from torchvision's blocks.
+"""ResNet-18, -50 and -101 as image encoders, from torchvision's blocks.
 
 Deep Residual Learning for Image Recognition, arXiv 1512.03385; modulated deformable convolutions (DCNv2) of Deformable
 ConvNets v2, arXiv 1811.11168. Parameter names are torchvision's and mmdet's, which agree: a released BEVFormer
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import deform_conv2d
 
 from .checkpoint import StateDict, load_checkpoint
 from .features import FeatureInfo, validate_out_indices
 
-DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class ModulatedDeformConv2d(nn.Conv2d):
@@ -44,10 +44,11 @@ class ResNet(nn.Module):
     BatchNorm becomes SyncBatchNorm on several GPUs by the runner's `sync_bn="torch"`; keys do not change.
 
     Args:
-        depth: 50 or 101.
+        depth: 18, 50 or 101.
         style: "caffe" puts a block's stride in its first 1x1 convolution, "pytorch" in its 3x3.
         out_indices: stages to return, 0 to 3 (C2 to C5, stride 4 to 32).
-        base_channels: width of the first stage's blocks (outputs are four times as wide, doubling per stage).
+        base_channels: width of the first stage's blocks, doubling per stage (outputs are four times as wide, but those
+            of ResNet-18 as wide).
         stem_channels: channels after the first convolution, None for `base_channels`.
         frozen_stages: -1 trains everything, k >= 0 freezes the stem and the first k stages.
         norm_eval: keep all BatchNorms in evaluation mode (running statistics) while training.
@@ -77,9 +78,12 @@ class ResNet(nn.Module):
             raise ValueError(f"depth={depth}: choose one of {', '.join(map(str, DEPTHS))}")
         if style not in ("caffe", "pytorch"):
             raise ValueError(f"style={style!r}: choose 'caffe' or 'pytorch'")
+        if depth == 18 and (style == "caffe" or any(stage_with_dcn)):
+            raise ValueError("depth=18 has no bottlenecks: style='caffe' and stage_with_dcn are for 50 and 101")
         if not -1 <= frozen_stages <= 4:
             raise ValueError(f"frozen_stages={frozen_stages}: choose -1 (train all) to 4")
         self.base_channels = base_channels
+        self.block = BasicBlock if depth == 18 else Bottleneck
         self.out_indices = validate_out_indices(out_indices, 4)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -92,9 +96,9 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for i, num_blocks in enumerate(DEPTHS[depth]):
             width = base_channels << i
-            stage = _make_stage(channels, width, num_blocks, 1 if i == 0 else 2, style, stage_with_dcn[i])
+            stage = _make_stage(self.block, channels, width, num_blocks, 1 if i == 0 else 2, style, stage_with_dcn[i])
             self.add_module(f"layer{i + 1}", stage)
-            channels = width * Bottleneck.expansion
+            channels = width * self.block.expansion
         self._init_random(zero_init_residual)
         if not norm_requires_grad:
             for norm in self._norms():
@@ -109,7 +113,7 @@ class ResNet(nn.Module):
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Channels and stride of each returned map."""
-        width = self.base_channels * Bottleneck.expansion
+        width = self.base_channels * self.block.expansion
         return tuple(FeatureInfo(width << i, 4 << i) for i in self.out_indices)
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
@@ -158,22 +162,29 @@ class ResNet(nn.Module):
             if isinstance(module, ModulatedDeformConv2d):  # starts as a plain convolution with taps of weight 1/2
                 nn.init.zeros_(module.conv_offset.weight)
                 nn.init.zeros_(module.conv_offset.bias)
-            elif isinstance(module, Bottleneck) and zero_init_residual:
-                nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, self.block) and zero_init_residual:
+                last = module.bn3 if self.block is Bottleneck else module.bn2
+                nn.init.zeros_(last.weight)
 
 
 def _make_stage(
-    in_channels: int, width: int, num_blocks: int, stride: int, style: str, with_dcn: bool
+    block_type: type[BasicBlock | Bottleneck],
+    in_channels: int,
+    width: int,
+    num_blocks: int,
+    stride: int,
+    style: str,
+    with_dcn: bool,
 ) -> nn.Sequential:
-    out_channels = width * Bottleneck.expansion
+    out_channels = width * block_type.expansion
     blocks = []
     for i in range(num_blocks):
         downsample = None
-        if i == 0:  # every stage of a bottleneck ResNet changes the width
+        if i == 0 and (stride > 1 or in_channels != out_channels):
             downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
-        block = Bottleneck(in_channels if i == 0 else out_channels, width, stride if i == 0 else 1, downsample)
+        block = block_type(in_channels if i == 0 else out_channels, width, stride if i == 0 else 1, downsample)
         if style == "caffe":
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
         if with_dcn:

@@ -1,11 +1,37 @@
-"""From pixels of the front image as the model sees it to pixels of the image on disk."""
+"""The front camera of a batch, and its pixels as the model sees them and as they lie on disk."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..structures import Batch
+
+
+def front_index(front_camera: str | int, camera_names: Sequence[str] | None, batch: Batch) -> int:
+    """Index of the front camera, given by name or index, in the batch.
+
+    ``camera_names``: the batch's cameras in their order, None where that is the order of the frames' own.
+    Raises ConfigError where the batch does not have the camera, or its labels' elements lie in another one.
+    """
+    if isinstance(front_camera, str):
+        if camera_names is None:
+            camera_names = [view.name for view in batch.frames[0].cameras] if batch.frames else []
+        if front_camera not in camera_names:
+            raise ConfigError(f"front_camera {front_camera!r} is none of the batch's cameras {', '.join(camera_names)}")
+        front_camera = list(camera_names).index(front_camera)
+    if not 0 <= front_camera < batch.images.shape[2]:
+        raise ConfigError(f"front_camera {front_camera}, but the batch has {batch.images.shape[2]} cameras")
+    for targets in batch.lanes:
+        if targets is not None and targets.front_camera != front_camera:
+            raise ConfigError(
+                f"the labels' elements lie in camera {targets.front_camera}, the head looks at camera {front_camera}: "
+                "give the dataset and the head the same front_camera"
+            )
+    return front_camera
 
 
 def boxes_on_disk(boxes: Tensor, batch: Batch, sample: int, front: int) -> Tensor:

@@ -22,7 +22,7 @@ from ..geometry import BevGrid
 from ..structures import Batch, BevFeatures, LaneGraph, LaneTargets
 from .curves import NUM_CONTROL, fit_lines, sample_curves
 from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
-from .front_image import boxes_on_disk
+from .front_image import boxes_on_disk, front_index
 from .lane_decoder import LaneDecoder
 from .lane_map import LaneMap, LaneMapOutputs
 from .matching import UNMATCHED, focal_cost, match
@@ -150,7 +150,7 @@ class LaneTopologyHead(nn.Module):
 
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
-        front = self._front_index(batch)
+        front = front_index(self.front_camera, self.camera_names, batch)
         dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_lidar))
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
@@ -169,25 +169,6 @@ class LaneTopologyHead(nn.Module):
         height, width = outputs.image_size_px
         boxes = elements.boxes / elements.boxes.new_tensor([width, height, width, height])
         return self.element_relation(outputs.lanes, elements.features, elements.attributes, boxes)
-
-    def _front_index(self, batch: Batch) -> int:
-        cameras = self.camera_names
-        if cameras is None:
-            cameras = [view.name for view in batch.frames[0].cameras] if batch.frames else []
-        front = self.front_camera
-        if isinstance(front, str):
-            if front not in cameras:
-                raise ConfigError(f"front_camera {front!r} is none of the batch's cameras {', '.join(cameras)}")
-            front = cameras.index(front)
-        if not 0 <= front < batch.images.shape[2]:
-            raise ConfigError(f"front_camera {front}, but the batch has {batch.images.shape[2]} cameras")
-        for targets in batch.lanes:
-            if targets is not None and targets.front_camera != front:
-                raise ConfigError(
-                    f"the labels' elements lie in camera {targets.front_camera}, the head looks at camera {front}: "
-                    "give the dataset and the head the same front_camera"
-                )
-        return front
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -301,7 +282,7 @@ class LaneTopologyHead(nn.Module):
         elements = self.element_maps.peaks(outputs.elements, self.max_elements)
         lane_element = self.relate(outputs, elements).sigmoid()
         scores, order = outputs.logits[-1].sigmoid().sort(dim=1, descending=True, stable=True)
-        front, found = self._front_index(batch), []
+        front, found = front_index(self.front_camera, self.camera_names, batch), []
         for b, token in enumerate(batch.tokens):
             kept = order[b, : self.max_lanes]
             arrays = (

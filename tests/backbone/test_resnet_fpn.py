@@ -27,11 +27,12 @@ def perturb_norms(model: nn.Module) -> None:
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
 
 
-@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("depth", [18, 50, 101])
 def test_pytorch_style_is_torchvisions(depth):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
     perturb_norms(theirs)
     ours = ResNet(depth=depth).eval()
+    assert [info.channels for info in ours.feature_info] == [c * (1 if depth == 18 else 4) for c in (64, 128, 256, 512)]
     ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
     x = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
@@ -125,7 +126,8 @@ def test_pyramid_without_extra_convolutions_takes_every_second_pixel():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ResNet(depth=18), "depth=18"),
+        (lambda: ResNet(depth=34), "depth=34"),
+        (lambda: ResNet(depth=18, style="caffe"), "no bottlenecks"),
         (lambda: ResNet(style="tf"), "style='tf'"),
         (lambda: ResNet(frozen_stages=7), "frozen_stages=7"),
         (lambda: FPN(in_channels=(4, 8), out_channels=4, num_outs=1), "num_outs=1"),
