@@ -11,11 +11,12 @@ torch.compile of it.
 
 Protocol: every contender is first checked against the twin in float64 (values and gradients, on a part of the queries
 and one head or group); one that is wrong is listed as failing and not timed. Then contenders take turns in rotated
-order. A turn of a quick one is an untimed call (inputs are warm in a network too) and calls for 3 ms, whose mean counts.
-Each gets its own conversions charged. Medians and minima of the turns; ratio = peer / ours. "% copy": every input and
-result once, over our median, as a share of the bandwidth that copying 256 MB reaches here; in the caches, or where few
-queries read little of a large map, it exceeds 100. Trust the ratios, not the milliseconds, and neither where the machine
-has other work. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command all contenders get huge pages.
+order. A turn of a quick one is an untimed call (inputs are warm in a network too), then calls for 3 ms, of which the
+mean counts. Each gets its own conversions charged. Medians and minima of the turns; ratio = peer / ours. "% copy":
+every input and result once, over our median, as a share of the bandwidth that copying 256 MB reaches here; in the
+caches, or where few queries read little of a large map, it exceeds 100. Trust the ratios, not the milliseconds, and
+neither where the machine has other work. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command all
+contenders get huge pages.
 """
 
 from __future__ import annotations
