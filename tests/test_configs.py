@@ -105,6 +105,7 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
         bda=torch.eye(3)[None],
         intrinsics=intrinsics.expand(1, num_cameras, 3, 3),
         lidar_from_camera=lidar_from_camera[None],
+        ego_from_lidar=torch.eye(4)[None],
         gt_boxes=[boxes],
         gt_labels=[torch.full((num_cameras,), 3)],
         mono=[[mono] * num_cameras],
