@@ -67,9 +67,9 @@ void prepare(Call& call, const Tensor& value, std::vector<int64_t> level_table, 
                     "drivestack: a level is empty or leaves the tokens of value");
   }
   const ScalarType type = value.scalar_type(), taps = scores.scalar_type();
-  STD_TORCH_CHECK(positions.scalar_type() == taps &&
-                      (taps == type || (taps == ScalarType::Float && type != ScalarType::Double)),
-                  "drivestack: dtypes do not fit");
+  STD_TORCH_CHECK(
+      positions.scalar_type() == taps && (taps == type || (taps == ScalarType::Float && type != ScalarType::Double)),
+      "drivestack: dtypes do not fit");
   call.dtype = dtype_of(value);
   call.tap_dtype = dtype_of(scores);
   call.levels_given = std::move(level_table);
@@ -152,9 +152,9 @@ int64_t head_blocks(int64_t batch, int64_t heads) {
 
 Gradients backward(Call& call, const Tensor& grad_out, const Tensor& value, const Tensor& positions,
                    const Tensor& scores) {
-  STD_TORCH_CHECK(grad_out.numel() == call.batch * call.queries * call.channels() &&
-                      grad_out.scalar_type() == value.scalar_type(),
-                  "drivestack: grad_out does not fit");
+  STD_TORCH_CHECK(
+      grad_out.numel() == call.batch * call.queries * call.channels() && grad_out.scalar_type() == value.scalar_type(),
+      "drivestack: grad_out does not fit");
   const auto gradient_like = [](const Tensor& t) { return on_huge_pages(torch::stable::new_empty(t, t.sizes())); };
   Tensor grad_value = accumulator(value), grad_positions = gradient_like(positions),
          grad_scores = gradient_like(scores);
@@ -163,9 +163,8 @@ Gradients backward(Call& call, const Tensor& grad_out, const Tensor& value, cons
   call.grad_positions = grad_positions.data_ptr();
   call.grad_scores = grad_scores.data_ptr();
   const int64_t blocks = head_blocks(call.batch, call.heads);
-  torch::stable::parallel_for(0, call.batch * blocks, 1, [&](int64_t b, int64_t e) {
-    kernels().ms_deform_attn->backward(call, blocks, b, e);
-  });
+  torch::stable::parallel_for(0, call.batch * blocks, 1,
+                              [&](int64_t b, int64_t e) { kernels().ms_deform_attn->backward(call, blocks, b, e); });
   return {narrowed(grad_value, value), grad_positions, grad_scores};
 }
 
@@ -188,7 +187,8 @@ Tensor ms_deform_attn_fused(Tensor value, std::vector<int64_t> levels, Tensor re
   return forward(call, value);
 }
 Gradients ms_deform_attn_fused_backward(Tensor grad_out, Tensor value, std::vector<int64_t> levels, Tensor references,
-                                        Tensor offsets, Tensor logits, bool level_mean, bool /*deterministic: always*/) {
+                                        Tensor offsets, Tensor logits, bool level_mean,
+                                        bool /*deterministic: always*/) {
   Call call{};
   prepare_fused(call, value, levels, references, offsets, logits, level_mean);
   return backward(call, grad_out, value, offsets, logits);

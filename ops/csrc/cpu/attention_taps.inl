@@ -90,16 +90,17 @@ DS_INLINE void softmax_any_rows(S* p, int64_t count, int64_t length, S scale) {
 template <class S>
 void softmax_rows(S* p, int64_t count, int64_t length, S scale) {
   constexpr int N = kLanes<S>;
-  if (N >= 16 && length == 16) return softmax_short_rows<S, N >= 16 ? 16 : 1>(p, count, scale);
-  if (N >= 8 && length == 8) return softmax_short_rows<S, N >= 8 ? 8 : 1>(p, count, scale);
-  if (N >= 4 && length == 4) return softmax_short_rows<S, N >= 4 ? 4 : 1>(p, count, scale);
+  if (N >= 16 && length == 16) return softmax_short_rows < S, N >= 16 ? 16 : 1 > (p, count, scale);
+  if (N >= 8 && length == 8) return softmax_short_rows < S, N >= 8 ? 8 : 1 > (p, count, scale);
+  if (N >= 4 && length == 4) return softmax_short_rows < S, N >= 4 ? 4 : 1 > (p, count, scale);
   if (length % N == 0) return softmax_long_rows<S>(p, count, length, scale);
   softmax_any_rows<S>(p, count, length, scale);
 }
 
 // ---- taps of a query
 
-// Corner offsets and weights of many taps. Those of a register of taps lie together, so that one pointer walks over all.
+// Corner offsets and weights of many taps. Those of a register of taps lie together, so that one pointer walks over
+// all.
 template <class S>
 struct TapBlock {
   Index<S> offset[4][kLanes<S>];  // top-left, top-right, bottom-left, bottom-right
@@ -169,8 +170,7 @@ struct TapMaker {
       width_f[t] = S(width[t] = Index<S>(level[1]));
       row[t] = Index<S>(level[1] * unit);
       first[t] = Index<S>(level[2] * unit);
-      if (c.references)
-        reference_of[t] = int32_t(l * c.reference_stride[3] + k % c.points % c.reference_count * 2);
+      if (c.references) reference_of[t] = int32_t(l * c.reference_stride[3] + k % c.points % c.reference_count * 2);
     }
     switch (c.tap_dtype) {
       case Dtype::f64:
@@ -208,20 +208,20 @@ struct TapMaker {
         reference_x[t] = from[reference_of[t]];
         reference_y[t] = from[reference_of[t] + 1];
       }
-      make_all<kBackward>(blocks, kept, [&](int64_t t, int64_t u, Full<S> w, Full<S> h, Full<S>& at_x, Full<S>& at_y,
-                                            Full<S>& weight) {
-        at_x = referred_coordinate<Full<S>>(load_full<S>(reference_x + u), w, load_full<S>(x + t));
-        at_y = referred_coordinate<Full<S>>(load_full<S>(reference_y + u), h, load_full<S>(y + t));
-        weight = load_full<S>(score + t);
-      });
+      make_all<kBackward>(
+          blocks, kept, [&](int64_t t, int64_t u, Full<S> w, Full<S> h, Full<S>& at_x, Full<S>& at_y, Full<S>& weight) {
+            at_x = referred_coordinate<Full<S>>(load_full<S>(reference_x + u), w, load_full<S>(x + t));
+            at_y = referred_coordinate<Full<S>>(load_full<S>(reference_y + u), h, load_full<S>(y + t));
+            weight = load_full<S>(score + t);
+          });
     } else {
-      make_all<kBackward>(blocks, kept, [&](int64_t t, int64_t, Full<S> w, Full<S> h, Full<S>& at_x, Full<S>& at_y,
-                                            Full<S>& weight) {
-        load_pairs<S>(static_cast<const S*>(positions), t, all, at_x, at_y);
-        at_x = located_coordinate<Full<S>>(at_x, w);
-        at_y = located_coordinate<Full<S>>(at_y, h);
-        weight = load_part<S>(static_cast<const S*>(scores), t, all);
-      });
+      make_all<kBackward>(blocks, kept,
+                          [&](int64_t t, int64_t, Full<S> w, Full<S> h, Full<S>& at_x, Full<S>& at_y, Full<S>& weight) {
+                            load_pairs<S>(static_cast<const S*>(positions), t, all, at_x, at_y);
+                            at_x = located_coordinate<Full<S>>(at_x, w);
+                            at_y = located_coordinate<Full<S>>(at_y, h);
+                            weight = load_part<S>(static_cast<const S*>(scores), t, all);
+                          });
     }
   }
 
@@ -260,7 +260,8 @@ struct Pairs {
   Pairs(const AttentionCall& c, int64_t begin, int64_t end_) : call(c), query(begin - 1), end(end_) {}
 
   DS_INLINE bool sees(int64_t c) const {
-    return !call.visible || call.visible[(query / call.queries * call.cameras + c) * call.queries + query % call.queries];
+    return !call.visible ||
+           call.visible[(query / call.queries * call.cameras + c) * call.queries + query % call.queries];
   }
   // False behind the last pair. Calls unseen(query) for queries that no camera sees.
   template <class F>

@@ -21,11 +21,11 @@ struct AttentionCall {
   const void *positions, *scores;
   int64_t position_stride, score_stride;  // elements from one (b, q) to the next
 
-  const void* references;          // (x, y) pairs, R in a row; nullptr: positions are locations, scores are weights
-  int64_t reference_count;         // R
-  int64_t reference_stride[4];     // elements from one batch, camera, query and level to the next
-  const unsigned char* visible;    // [B, N, Q]; nullptr: every camera sees every query
-  bool level_mean;                 // softmax over each level's points, and the mean of the levels
+  const void* references;        // (x, y) pairs, R in a row; nullptr: positions are locations, scores are weights
+  int64_t reference_count;       // R
+  int64_t reference_stride[4];   // elements from one batch, camera, query and level to the next
+  const unsigned char* visible;  // [B, N, Q]; nullptr: every camera sees every query
+  bool level_mean;               // softmax over each level's points, and the mean of the levels
 
   void* out;  // [B, Q, M * D]
 

@@ -45,8 +45,8 @@ DS_INLINE void gather_corners(const T* image, int64_t unit, const TapBlock<S>* b
 }
 // NV = 0: any number of channels that VW divides, in blocks of 4, 2 and 1 vectors.
 template <class S, class T, int VW, int NV, bool kWide>
-DS_INLINE void gather_head(const T* image, int64_t channels, int64_t unit, const TapBlock<S>* blocks, int64_t t0, int64_t n,
-                           bool add, S* sum) {
+DS_INLINE void gather_head(const T* image, int64_t channels, int64_t unit, const TapBlock<S>* blocks, int64_t t0,
+                           int64_t n, bool add, S* sum) {
   if constexpr (NV > 0) {
     gather_corners<S, T, VW, NV, kWide>(image, unit, blocks, t0, n, add, sum);
   } else {
@@ -61,8 +61,8 @@ DS_INLINE void gather_head(const T* image, int64_t channels, int64_t unit, const
   }
 }
 
-// Where a map has few taps for its size, its rows mostly come from memory and waiting for them dominates. Elsewhere they
-// come from a cache, and prefetching only costs instructions.
+// Where a map has few taps for its size, its rows mostly come from memory and waiting for them dominates. Elsewhere
+// they come from a cache, and prefetching only costs instructions.
 constexpr int64_t kTapsPerToken = 8;
 template <class T>
 DS_INLINE bool worth_prefetching(const AttentionCall& call) {
@@ -128,15 +128,15 @@ void forward_queries(const AttentionCall& call, int64_t begin, int64_t end) {
 
 // ---- backward
 
-// For one head: dots[c][t] = <grad_out, corner c of tap t> and grad_value += weight * grad_out at the corners, for up to
-// kBatch taps from t0 on: as many as have their dots in one register.
+// For one head: dots[c][t] = <grad_out, corner c of tap t> and grad_value += weight * grad_out at the corners, for up
+// to kBatch taps from t0 on: as many as have their dots in one register.
 template <int VW>
 constexpr int kBatch = VW >= 4 ? VW / 4 : 1;
 
 template <class S, class T, int VW, int NV, bool kWide>
 DS_INLINE void scatter_corners(const T* image, S* grad_image, const T* grad_out, int64_t channels, int64_t unit,
-                               const TapBlock<S>* blocks, int64_t t0, int n, S* const* dots) {
-  constexpr int64_t N = kLanes<S>;
+                               const TapBlock<S>* blocks, uint64_t t0, int n, S* const* dots) {
+  constexpr uint64_t N = kLanes<S>;
   const int64_t vectors = NV > 0 ? NV : channels / VW;
   Vec<S, VW> g[NV > 0 ? NV : 1];
   for (int d = 0; d < NV; ++d) g[d] = load<VW>(grad_out + VW * d);
@@ -217,7 +217,8 @@ template <class T, int VW, int NV, bool kWide>
 void backward_tasks(const AttentionCall& call, int64_t blocks, int64_t begin, int64_t end) {
   using S = Arithmetic<T>;
   const int64_t D = call.head_channels, C = call.channels(), n = call.taps(), M = call.heads / blocks, all = M * n;
-  Arena arena(padded(all) / kLanes<S> * sizeof(TapBlock<S>) + TapMaker<S>::bytes(call, M) + TapGradients<S>::bytes(all));
+  Arena arena(padded(all) / kLanes<S> * sizeof(TapBlock<S>) + TapMaker<S>::bytes(call, M) +
+              TapGradients<S>::bytes(all));
   TapBlock<S>* const taps = arena.take<TapBlock<S>>(padded(all) / kLanes<S>);
   TapMaker<S> maker(arena, call, M);
   TapGradients<S> gradients(arena, all);

@@ -47,13 +47,12 @@ inline int64_t split(int64_t images, int64_t slices) {
   return std::max<int64_t>(1, std::min(slices, (threads + images - 1) / std::max<int64_t>(1, images)));
 }
 
-// Large fresh memory costs more in page faults than the kernels take to fill it. On Linux in the mode "madvise" a program
-// has to ask for large pages (82 MB: 4 ms instead of 18); elsewhere this does nothing.
+// Large fresh memory costs more in page faults than the kernels take to fill it. On Linux in the mode "madvise" a
+// program has to ask for large pages (82 MB: 4 ms instead of 18); elsewhere this does nothing.
 inline Tensor on_huge_pages(Tensor t) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(t.data_ptr()),
-                  begin = (first + kPage - 1) / kPage * kPage,
+  const uintptr_t first = reinterpret_cast<uintptr_t>(t.data_ptr()), begin = (first + kPage - 1) / kPage * kPage,
                   end = (first + uintptr_t(t.numel()) * uintptr_t(t.element_size())) / kPage * kPage;
   if (begin + kPage < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
@@ -63,8 +62,8 @@ inline Tensor on_huge_pages(Tensor t) {
 // A zeroed accumulator for the gradient to `like`: float for half types.
 inline Tensor accumulator(const Tensor& like) {
   const bool half = like.scalar_type() == ScalarType::Half || like.scalar_type() == ScalarType::BFloat16;
-  Tensor sum = on_huge_pages(
-      torch::stable::new_empty(like, like.sizes(), half ? ScalarType::Float : like.scalar_type()));
+  Tensor sum =
+      on_huge_pages(torch::stable::new_empty(like, like.sizes(), half ? ScalarType::Float : like.scalar_type()));
   char* bytes = static_cast<char*>(sum.data_ptr());
   const int64_t size = sum.element_size();
   torch::stable::parallel_for(0, sum.numel(), 1 << 17,
