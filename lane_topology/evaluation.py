@@ -1,8 +1,8 @@
 """The OpenLane-V2 score (OLS) with its parts, in each of the versions that were in use.
 
 ``v2.1`` (also of v1.1) is today's. In ``v1.0`` (also of v2.0) topology is averaged over ten thresholds of confidence
-per frame, and edges between items that nobody found count with full confidence. ``fork-2023`` is v1.0 with the thresholds
-read from unsorted confidences: the numbers that InternImage's fork printed.
+per frame, and edges between items that nobody found count with full confidence. ``fork-2023`` is v1.0 with the
+thresholds read from unsorted confidences: the numbers that InternImage's fork printed.
 
 Differences from the official package, none of which changes a score: arguments are not written into, ties of
 confidence are broken by order instead of by an unstable sort, and NumPy 2 gives the numbers of NumPy 1 (recall is
