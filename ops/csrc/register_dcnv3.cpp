@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(Tensor grad_out, Tensor value,
     return {torch::stable::new_zeros(value, value.sizes()), torch::stable::new_zeros(offset, offset.sizes()),
             torch::stable::new_zeros(mask, mask.sizes())};
   grad_out = dense(grad_out);
-  Tensor grad_value = accumulator(call.value), grad_offset = torch::stable::new_empty(offset, offset.sizes()),
+  Tensor grad_value = torch::stable::new_empty(value, value.sizes()), grad_offset = torch::stable::new_empty(offset, offset.sizes()),
          grad_mask = torch::stable::new_empty(mask, mask.sizes());
   const void *g = grad_out.data_ptr(), *v = call.value.data_ptr(), *o = call.offset.tensor.data_ptr(),
              *m = call.mask.tensor.data_ptr();
@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(Tensor grad_out, Tensor value,
   torch::stable::parallel_for(0, s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
     kernels().dcnv3->backward_value(s, call.dtype, call.float_taps, call.wide, g, o, m, gv, blocks, begin, end);
   });
-  return {narrowed(grad_value, call.value), grad_offset, grad_mask};
+  return {grad_value, grad_offset, grad_mask};
 }
 
 void check_rows(const Tensor& t) {

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kPrefetchRows = 4;
 
-inline BlockSteps block_steps(const Dcnv3Sizes& s) {
-  return {s.width > 1 ? s.channels() : 0, s.height > 1 ? s.width * s.channels() : 0};
+inline BlockSteps block_steps(const Dcnv3Sizes& s, int64_t channels) {
+  return {s.width > 1 ? channels : 0, s.height > 1 ? s.width * channels : 0};
 }
 
 template <class Plan, class Run>
@@ -30,9 +30,9 @@ void dcnv3_forward_pixels(const Dcnv3Sizes& s, const T* value, const O* offset, 
   const int64_t C = s.channels(), pixels = s.out_height * s.out_width, image_size = s.height * s.width * C;
   const int64_t line = TapPlan<S, O>::line_of(s);
   Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, false>>(s, s.groups));
-  const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, arena);
+  const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, C, arena);
   const TapRun<S, Offset, false> taps(arena, plan.run, line);
-  const BlockSteps step = block_steps(s);
+  const BlockSteps step = block_steps(s, C);
   if (!s.mask_softmax)
     for (int64_t i = 0; i < plan.run * s.groups; ++i) taps.scale[i] = 1;
   const bool prefetch = image_size * int64_t(sizeof(T)) > kPrefetchBytes;
@@ -66,9 +66,9 @@ void dcnv3_backward_taps(const Dcnv3Sizes& s, const T* grad_out, const T* value,
   const int64_t line = TapPlan<S, O>::line_of(s);
   if (begin >= end) return;
   Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, true>>(s, s.groups));
-  const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, arena);
+  const TapPlan<S, O> plan(s, offset, mask, 0, s.groups, C, arena);
   const TapRun<S, Offset, true> taps(arena, plan.run, line);
-  const BlockSteps step = block_steps(s);
+  const BlockSteps step = block_steps(s, C);
   for (int64_t pixel = begin; pixel < end;) {
     const int64_t n = pixel / pixels, count = std::min({plan.run, end - pixel, (n + 1) * pixels - pixel});
     make_taps(plan, pixel, count, taps);
@@ -83,21 +83,25 @@ void dcnv3_backward_taps(const Dcnv3Sizes& s, const T* grad_out, const T* value,
   }
 }
 
+// A task sums in memory of its own, side by side, and writes its channels of grad_value once: threads that added to
+// neighbouring lines would take them from each other.
 template <class T, class O, class Offset, int VW, int NV>
-void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offset, const O* mask,
-                          Arithmetic<T>* grad_value, int64_t blocks, int64_t begin, int64_t end) {
+void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offset, const O* mask, T* grad_value,
+                          int64_t blocks, int64_t begin, int64_t end) {
   using S = Arithmetic<T>;
   const int64_t C = s.channels(), D = s.group_channels, pixels = s.out_height * s.out_width;
-  const int64_t image_size = s.height * s.width * C, line = TapPlan<S, O>::line_of(s);
-  const BlockSteps step = block_steps(s);
+  const int64_t image_pixels = s.height * s.width, line = TapPlan<S, O>::line_of(s);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / blocks, block = task % blocks;
-    const int64_t g0 = block * s.groups / blocks, groups = (block + 1) * s.groups / blocks - g0;
-    Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, false>>(s, groups) + (groups * D + 16) * sizeof(S));
-    const TapPlan<S, O> plan(s, offset, mask, g0, groups, arena);
+    const int64_t g0 = block * s.groups / blocks, groups = (block + 1) * s.groups / blocks - g0, own = groups * D;
+    Arena sums(image_pixels * own * sizeof(S));
+    Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, false>>(s, groups) + (own + 16) * sizeof(S));
+    const TapPlan<S, O> plan(s, offset, mask, g0, groups, own, arena);
     const TapRun<S, Offset, false> taps(arena, plan.run, line);
-    S* scaled = arena.take<S>(groups * D);
-    S* grad_image = grad_value + n * image_size + g0 * D;
+    const BlockSteps step = block_steps(s, own);
+    S *sum = sums.take<S>(image_pixels * own), *scaled = arena.take<S>(own);
+    if (!s.mask_softmax)
+      for (int64_t i = 0; i < plan.run * groups; ++i) taps.scale[i] = 1;
     for (int64_t pixel = n * pixels, last = pixel + pixels; pixel < last; pixel += plan.run) {
       const int64_t count = std::min(plan.run, last - pixel);
       make_taps(plan, pixel, count, taps);
@@ -105,16 +109,16 @@ void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offse
         const int64_t first = i * line;
         const S* const weight[4] = {taps.weight[0] + first, taps.weight[1] + first, taps.weight[2] + first,
                                     taps.weight[3] + first};
-        const T* g = grad_out + (pixel + i) * C + g0 * D;
-        if (s.mask_softmax) {
-          for (int64_t k = 0; k < groups; ++k)
-            for (int64_t d = 0; d < D; d += VW)
-              store<VW>(scaled + k * D + d, load<VW>(g + k * D + d) * taps.scale[i * groups + k]);
-          scatter_pixel<S, S, Offset, VW, NV>(grad_image, step, taps.corner + first, weight, scaled, groups, plan.K, D);
-        } else {
-          scatter_pixel<S, T, Offset, VW, NV>(grad_image, step, taps.corner + first, weight, g, groups, plan.K, D);
-        }
+        const T* from = grad_out + (pixel + i) * C + g0 * D;
+        for (int64_t g = 0; g < groups; ++g)
+          for (int64_t d = g * D; d < (g + 1) * D; d += VW)
+            store<VW>(scaled + d, load<VW>(from + d) * taps.scale[i * groups + g]);
+        scatter_pixel<S, S, Offset, VW, NV>(sum, step, taps.corner + first, weight, scaled, groups, plan.K, D);
       }
+    }
+    for (int64_t i = 0; i < image_pixels; ++i) {
+      T* to = grad_value + (n * image_pixels + i) * C + g0 * D;
+      for (int64_t d = 0; d < own; d += VW) store<VW>(to + d, load<VW>(sum + i * own + d));
     }
   }
 }
@@ -182,7 +186,7 @@ void dcnv3_backward_value(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, boo
         s.group_channels, [&](auto width, auto vectors) {
           dcnv3_backward_value<T, O, Offset, decltype(width)::value, decltype(vectors)::value>(
               s, static_cast<const T*>(grad_out), static_cast<const O*>(offset), static_cast<const O*>(mask),
-              static_cast<Arithmetic<T>*>(grad_value), blocks, begin, end);
+              static_cast<T*>(grad_value), blocks, begin, end);
         });
   });
 }

@@ -9,7 +9,7 @@ struct TapPlan {
   int64_t groups, K, n;                                            // n: taps of a pixel
   int64_t line;                                                    // room for them, with a register to spare
   int64_t out_height, out_width, stride_h, stride_w, top, left;    // (top, left): anchor of the first pixel
-  int64_t width, channels;                                         // of the image
+  int64_t width, channels;                                         // of the image that corners are counted in
   bool softmax, gathers;                                           // gathers: side by side only after copying
   S *grid_x, *grid_y;                                              // [line] pixels from the anchor
   Index<S>* channel;                                               // [line] first channel of the tap's group
@@ -27,7 +27,7 @@ struct TapPlan {
   }
 
   TapPlan(const Dcnv3Sizes& s, const O* all_offsets, const O* all_masks, int64_t first_group, int64_t n_groups,
-          Arena& arena)
+          int64_t image_channels, Arena& arena)
       : offset(all_offsets + first_group * s.offset_group),
         mask(all_masks + first_group * s.mask_group),
         offset_pixel(s.offset_pixel),
@@ -45,7 +45,7 @@ struct TapPlan {
         top(s.dilation_h * (s.kernel_h - 1) / 2 - s.pad_h),
         left(s.dilation_w * (s.kernel_w - 1) / 2 - s.pad_w),
         width(s.width),
-        channels(s.channels()),
+        channels(image_channels),
         softmax(s.mask_softmax),
         gathers((n_groups > 1 && (s.offset_group != 2 * K || s.mask_group != K)) || n < kLanes<S>),
         grid_x(arena.take<S>(line)),

@@ -16,9 +16,9 @@ struct Dcnv3Kernels {
   void (*backward_taps)(const Dcnv3Sizes&, Dtype, bool float_taps, bool wide, const void* grad_out, const void* value,
                         const void* offset, const void* mask, void* grad_offset, void* grad_mask, int64_t begin,
                         int64_t end);
-  // Gradient to values. Tasks: (n, block of groups). A task owns its slice of grad_value, so there are no atomics, and as
-  // every group sums in the same order whatever the blocks, the result does not depend on the number of threads.
-  // grad_value: zeroed, float for half types (see `narrow`).
+  // Gradient to values, of their type. Tasks: (n, block of groups). A task owns its channels of grad_value, so there are
+  // no atomics, and as every group sums in the same order whatever the blocks, the result does not depend on the number
+  // of threads.
   void (*backward_value)(const Dcnv3Sizes&, Dtype, bool float_taps, bool wide, const void* grad_out,
                          const void* offset, const void* mask, void* grad_value, int64_t blocks, int64_t begin,
                          int64_t end);
