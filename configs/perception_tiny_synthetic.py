@@ -27,13 +27,14 @@ model.update(
         type=LaneTopologyHead,
         in_channels=channels,
         channels=64,
-        bev_size=(50, 100),
+        bev_size=(34, 68),
         num_queries=20,
         num_proposals=30,
         num_layers=3,
         num_heads=4,
         ffn_dims=128,
         hidden=64,
+        element_upsample=4,
         front_camera=0,  # CAM_FRONT
     ),
 )
