@@ -302,7 +302,7 @@ def benchmark(args: argparse.Namespace, rows: list[Row]) -> list[str]:
         gc.disable()
         for backward in (False, True):
             left = 2 * (len(cases) - number) - backward
-            comparison.measure(backward, args.rounds, max(0.0, end - time.monotonic()) / left)
+            comparison.measure(backward, args.rounds, max(0.5, (end - time.monotonic()) / left))
         gc.enable()
         for label in PASSES:
             for row in rows_of(comparison, label, common, copy):
