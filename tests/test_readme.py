@@ -16,6 +16,7 @@ PAGES += (
     "docs/parity.md",
     "docs/compat.md",
     "docs/model_speed.md",
+    "docs/performance.md",
     "docs/LOG.md",
     "geometry/README.md",
     "weights/README.md",
