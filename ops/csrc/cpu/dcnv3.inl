@@ -83,6 +83,40 @@ void dcnv3_backward_taps(const Dcnv3Sizes& s, const T* grad_out, const T* value,
   }
 }
 
+// Zeroed memory that a thread keeps from call to call, up to some size: fresh pages cost as much as the sums in them.
+class KeptMemory {
+ public:
+  template <class S>
+  S* zeroed(int64_t n) {
+    const size_t bytes = (n * sizeof(S) + 63) / 64 * 64;
+    if (bytes > size_) {
+      release();
+      base_ = std::aligned_alloc(64, bytes);
+      if (!base_) std::abort();
+      size_ = bytes;
+    }
+    std::memset(base_, 0, bytes);
+    return static_cast<S*>(base_);
+  }
+  void shrink() {
+    if (size_ > kMost) release();
+  }
+  KeptMemory() = default;
+  KeptMemory(const KeptMemory&) = delete;
+  KeptMemory& operator=(const KeptMemory&) = delete;
+  ~KeptMemory() { release(); }
+
+ private:
+  static constexpr size_t kMost = 4 << 20;
+  void* base_ = nullptr;
+  size_t size_ = 0;
+  void release() {
+    std::free(base_);
+    base_ = nullptr;
+    size_ = 0;
+  }
+};
+
 // A task sums in memory of its own, side by side, and writes its channels of grad_value once: threads that added to
 // neighbouring lines would take them from each other.
 template <class T, class O, class Offset, int VW, int NV>
@@ -91,15 +125,15 @@ void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offse
   using S = Arithmetic<T>;
   const int64_t C = s.channels(), D = s.group_channels, pixels = s.out_height * s.out_width;
   const int64_t image_pixels = s.height * s.width, line = TapPlan<S, O>::line_of(s);
+  static thread_local KeptMemory kept;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / blocks, block = task % blocks;
     const int64_t g0 = block * s.groups / blocks, groups = (block + 1) * s.groups / blocks - g0, own = groups * D;
-    Arena sums(image_pixels * own * sizeof(S));
     Arena arena(tap_bytes<TapPlan<S, O>, TapRun<S, Offset, false>>(s, groups) + (own + 16) * sizeof(S));
     const TapPlan<S, O> plan(s, offset, mask, g0, groups, own, arena);
     const TapRun<S, Offset, false> taps(arena, plan.run, line);
     const BlockSteps step = block_steps(s, own);
-    S *sum = sums.take<S>(image_pixels * own), *scaled = arena.take<S>(own);
+    S *sum = kept.zeroed<S>(image_pixels * own), *scaled = arena.take<S>(own);
     if (!s.mask_softmax)
       for (int64_t i = 0; i < plan.run * groups; ++i) taps.scale[i] = 1;
     for (int64_t pixel = n * pixels, last = pixel + pixels; pixel < last; pixel += plan.run) {
@@ -121,6 +155,7 @@ void dcnv3_backward_value(const Dcnv3Sizes& s, const T* grad_out, const O* offse
       for (int64_t d = 0; d < own; d += VW) store<VW>(to + d, load<VW>(sum + i * own + d));
     }
   }
+  kept.shrink();
 }
 
 // Calls f(T{}, O{}, Offset{}): the storage types of values and taps, and the integer of offsets inside an image.
