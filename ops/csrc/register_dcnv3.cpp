@@ -135,47 +135,10 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(Tensor grad_out, Tensor value,
   return {grad_value, grad_offset, grad_mask};
 }
 
-void check_rows(const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() > 0 && t.size(t.dim() - 1) <= 64 && t.scalar_type() != ScalarType::Double,
-                  "drivestack::softmax_rows: rows of at most 64 numbers, not float64");
-}
-int64_t row_count(const Tensor& t) { return t.numel() / std::max<int64_t>(1, t.size(t.dim() - 1)); }
-
-Tensor softmax_rows(Tensor logits) {
-  check_rows(logits);
-  logits = dense(logits);
-  Tensor out = torch::stable::empty_like(logits);
-  const int64_t length = logits.size(logits.dim() - 1);
-  const Dtype dtype = dtype_of(logits);
-  const void* from = logits.data_ptr();
-  void* to = out.data_ptr();
-  torch::stable::parallel_for(0, row_count(logits), grain(length),
-                              [&](int64_t b, int64_t e) { kernels().rows->softmax_forward(length, dtype, from, to, b, e); });
-  return out;
-}
-
-Tensor softmax_rows_backward(Tensor grad_out, Tensor out) {
-  check_rows(out);
-  STD_TORCH_CHECK(grad_out.numel() == out.numel() && grad_out.scalar_type() == out.scalar_type(),
-                  "drivestack::softmax_rows_backward: grad_out does not fit out");
-  grad_out = dense(grad_out);
-  out = dense(out);
-  Tensor grad_logits = torch::stable::empty_like(out);
-  const int64_t length = out.size(out.dim() - 1);
-  const Dtype dtype = dtype_of(out);
-  const void *g = grad_out.data_ptr(), *y = out.data_ptr();
-  void* to = grad_logits.data_ptr();
-  torch::stable::parallel_for(0, row_count(out), grain(length),
-                              [&](int64_t b, int64_t e) { kernels().rows->softmax_backward(length, dtype, g, y, to, b, e); });
-  return grad_logits;
-}
-
 }  // namespace
 }  // namespace drivestack
 
 STABLE_TORCH_LIBRARY_IMPL(drivestack, CPU, m) {
   m.impl("dcnv3", TORCH_BOX(&drivestack::dcnv3));
   m.impl("dcnv3_backward", TORCH_BOX(&drivestack::dcnv3_backward));
-  m.impl("softmax_rows", TORCH_BOX(&drivestack::softmax_rows));
-  m.impl("softmax_rows_backward", TORCH_BOX(&drivestack::softmax_rows_backward));
 }

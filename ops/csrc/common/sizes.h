@@ -19,9 +19,4 @@ struct Dcnv3Sizes {
   int64_t channels() const { return groups * group_channels; }
 };
 
-struct MsDeformAttnSizes {
-  int64_t batch, tokens, heads, head_channels, queries, levels, points;
-  const int64_t* spatial_shapes;  // [L, 2] (height, width)
-};
-
 }  // namespace drivestack

@@ -229,7 +229,7 @@ void dcnv3_backward_value(const Dcnv3Sizes& s, Dtype dtype, bool float_taps, boo
 }  // namespace
 
 constexpr Dcnv3Kernels dcnv3_kernels = {dcnv3_forward, dcnv3_backward_taps, dcnv3_backward_value};
-constexpr RowKernels row_kernels = {softmax_forward, softmax_backward, narrow};
+constexpr RowKernels row_kernels = {narrow};
 
 }  // namespace DRIVESTACK_ISA
 }  // namespace drivestack

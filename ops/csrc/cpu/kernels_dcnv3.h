@@ -25,10 +25,6 @@ struct Dcnv3Kernels {
 };
 
 struct RowKernels {
-  // Tasks: rows of at most 64 numbers; not for f64.
-  void (*softmax_forward)(int64_t length, Dtype, const void* logits, void* out, int64_t begin, int64_t end);
-  void (*softmax_backward)(int64_t length, Dtype, const void* grad_out, const void* out, void* grad_logits,
-                           int64_t begin, int64_t end);
   // float accumulators [begin, end) to bf16 or f16.
   void (*narrow)(Dtype, const float* from, void* to, int64_t begin, int64_t end);
 };

@@ -1,7 +1,5 @@
 // Softmax over short rows (taps, points). ATen's takes several times the operators it feeds on rows of 4 to 32.
 
-constexpr int64_t kLongestRow = 64;
-
 DS_INLINE Full<float> exp_of(Full<float> x) {  // relative error 2e-7 for x <= 0; 0 below -87
   constexpr int N = kLanes<float>;
   const FullIndex<float> vanishes = FullIndex<float>(x < -87.f);
@@ -62,82 +60,6 @@ DS_INLINE void softmax_rows_of(const S* logits, int64_t rows, int64_t length, S*
     inverse[r] = sum_of_lanes<N / 2>(sum, lanes)[0];
   }
   for (int64_t r = 0; r < rows; r += N) store<N>(inverse + r, S(1) / load_full<S>(inverse + r));
-}
-
-// Rows stand in columns of the block, so that every lane works on a row of its own.
-template <class T>
-DS_INLINE void load_rows(const T* from, int64_t rows, int64_t length, float* block) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t k = 0; k < length; ++k) block[k * kLanes<float> + row] = load<1>(from + row * length + k);
-}
-template <class T>
-DS_INLINE void store_rows(const float* block, int64_t rows, int64_t length, T* to) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t k = 0; k < length; ++k) store<1>(to + row * length + k, block[k * kLanes<float> + row]);
-}
-
-template <class T>
-void softmax_block_rows(int64_t length, const T* logits, T* out, int64_t begin, int64_t end) {
-  constexpr int N = kLanes<float>;
-  alignas(64) float block[kLongestRow * N] = {};
-  for (int64_t row = begin; row < end; row += N) {
-    const int64_t rows = end - row < N ? end - row : N;
-    load_rows(logits + row * length, rows, length, block);
-    Full<float> largest = load_full<float>(block), sum{};
-    for (int64_t k = 1; k < length; ++k) {
-      const Full<float> x = load_full<float>(block + k * N);
-      largest = select<float>(FullIndex<float>(x > largest), x, largest);
-    }
-    for (int64_t k = 0; k < length; ++k) {
-      const Full<float> e = exp_of(load_full<float>(block + k * N) - largest);
-      sum += e;
-      store<N>(block + k * N, e);
-    }
-    const Full<float> scale = 1.f / sum;
-    for (int64_t k = 0; k < length; ++k) store<N>(block + k * N, load_full<float>(block + k * N) * scale);
-    store_rows(block, rows, length, out + row * length);
-  }
-}
-
-template <class T>
-void softmax_backward_block_rows(int64_t length, const T* grad_out, const T* out, T* grad_logits, int64_t begin,
-                                 int64_t end) {
-  constexpr int N = kLanes<float>;
-  alignas(64) float y[kLongestRow * N] = {}, g[kLongestRow * N] = {};
-  for (int64_t row = begin; row < end; row += N) {
-    const int64_t rows = end - row < N ? end - row : N;
-    load_rows(out + row * length, rows, length, y);
-    load_rows(grad_out + row * length, rows, length, g);
-    Full<float> dot{};
-    for (int64_t k = 0; k < length; ++k) dot += load_full<float>(y + k * N) * load_full<float>(g + k * N);
-    for (int64_t k = 0; k < length; ++k)
-      store<N>(g + k * N, load_full<float>(y + k * N) * (load_full<float>(g + k * N) - dot));
-    store_rows(g, rows, length, grad_logits + row * length);
-  }
-}
-
-template <class F>
-void dispatch_single_precision(Dtype dtype, F f) {
-  if (dtype == Dtype::f32)
-    f(float{});
-  else if (dtype == Dtype::bf16)
-    f(BFloat16{});
-  else
-    f(Half{});
-}
-void softmax_forward(int64_t length, Dtype dtype, const void* logits, void* out, int64_t begin, int64_t end) {
-  dispatch_single_precision(dtype, [&](auto type) {
-    using T = decltype(type);
-    softmax_block_rows<T>(length, static_cast<const T*>(logits), static_cast<T*>(out), begin, end);
-  });
-}
-void softmax_backward(int64_t length, Dtype dtype, const void* grad_out, const void* out, void* grad_logits,
-                      int64_t begin, int64_t end) {
-  dispatch_single_precision(dtype, [&](auto type) {
-    using T = decltype(type);
-    softmax_backward_block_rows<T>(length, static_cast<const T*>(grad_out), static_cast<const T*>(out),
-                                   static_cast<T*>(grad_logits), begin, end);
-  });
 }
 
 template <class T>
