@@ -5,6 +5,7 @@ Everything up to the BEV map, and the boxes, is bevformerv2_tiny_synthetic, so i
 """
 
 from mmengine.config import read_base
+from mmengine.optim import CosineAnnealingLR, LinearLR
 
 from drivestack.bev.perception import BevPerception
 from drivestack.lane_topology.head import LaneTopologyHead
@@ -20,7 +21,7 @@ model.update(
         in_channels=channels,
         channels=64,
         coarse_cells=100,
-        columns_per_sample=3000,
+        columns_per_sample=2000,
         loss_weights=dict(cross_entropy=1.0, lovasz=0.5, semantic_affinity=0.3, geometric_affinity=0.3),
     ),
     lane_head=dict(
@@ -34,8 +35,18 @@ model.update(
         num_heads=4,
         ffn_dims=128,
         hidden=64,
-        element_upsample=4,
+        element_stem=16,
         front_camera=0,  # CAM_FRONT
     ),
+    # brings the gradients that the three tasks send into the BEV map to one order of magnitude
+    loss_weights=dict(occupancy=5.0, lanes=0.5),
 )
-train_dataloader.dataset.update(occupancy=True, lanes=True)
+train_dataloader.dataset.update(occupancy=True, lanes=True, dataroots=["data/train100", "data/train101"])
+
+max_iters = 6000
+optim_wrapper.optimizer.update(lr=6e-4)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=200),
+    dict(type=CosineAnnealingLR, eta_min=6e-6, by_epoch=False, begin=200, end=max_iters),
+]
+train_cfg.update(max_iters=max_iters)

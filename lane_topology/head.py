@@ -60,7 +60,8 @@ class LaneTopologyHead(nn.Module):
     front_camera: name or index of the camera whose image shows the elements; camera_names: the batch's cameras in
         their order, where that is not the order of the frames' own.
     element_level: which pyramid map shows the elements, 0 the finest; element_upsample: finer cells than the map's;
-        max_elements: peaks returned.
+        element_stem: channels of convolutions on the front image itself (elements.py), 0 without; max_elements: peaks
+        returned.
     max_lanes: lanes returned, best first (None: all); num_points: points of each.
     near_m: a query that is matched to no label, but within this mean distance of one, learns that lane's edges too.
     weights: factor of each loss term, see ``WEIGHTS``; terms that are not named keep theirs.
@@ -104,6 +105,7 @@ class LaneTopologyHead(nn.Module):
         element_level: int = 0,
         element_upsample: int = 2,
         element_channels: int | None = None,
+        element_stem: int = 0,
         num_attributes: int = NUM_ATTRIBUTES,
         max_elements: int = 50,
         max_lanes: int | None = None,
@@ -132,7 +134,9 @@ class LaneTopologyHead(nn.Module):
         self.query = nn.Embedding(num_queries, channels)
         self.first_curves = nn.Parameter(self._random_curves(num_queries))  # fractions of lane_range
         element_channels = element_channels or channels
-        self.element_maps = DenseElements(in_channels, element_channels, element_upsample, 2, num_attributes)
+        self.element_maps = DenseElements(
+            in_channels, element_channels, element_upsample, 2, num_attributes, stem_channels=element_stem
+        )
         self.lane_relation = LaneRelation(channels, hidden)
         self.element_relation = LaneElementRelation(channels, element_channels, num_attributes, hidden)
 
@@ -161,7 +165,8 @@ class LaneTopologyHead(nn.Module):
         states, logits, curves = self.decoder(query, controls, dense.features)
         lanes = states + self.decoder.embed(curves[-1].detach())
         image_size_px = tuple(batch.images.shape[-2:])
-        maps = self.element_maps(levels[self.element_level][:, front], image_size_px)
+        front_images = batch.images[:, batch.current, front]
+        maps = self.element_maps(levels[self.element_level][:, front], front_images)
         return LaneOutputs(logits, curves, lanes, self.lane_relation(lanes, curves[-1]), dense, maps, image_size_px)
 
     def relate(self, outputs: LaneOutputs, elements: Elements) -> Tensor:
