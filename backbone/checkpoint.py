@@ -83,6 +83,7 @@ def load_checkpoint(
     use_ema: bool = False,
     class_rows: Sequence[int] | Tensor | None = None,
     random_head: bool = False,
+    may_lack: Sequence[str] = (),
 ) -> LoadReport:
     """Load published or own weights into `model`.
 
@@ -98,6 +99,8 @@ def load_checkpoint(
         class_rows: rows of the checkpoint's classification layer to keep, one per class of the model
             (`conversion.read_class_rows`).
         random_head: keep the model's classification layer, scaled by 0.001, instead of the checkpoint's.
+        may_lack: prefixes of the model's keys that the checkpoint may be without, such as a new head's; those keep
+            the model's values, and a note says how many.
 
     Returns:
         A report; with `strict` it is clean.
@@ -107,7 +110,15 @@ def load_checkpoint(
             then unchanged.
     """
     state = _strip_prefix(read_state_dict(path, use_ema=use_ema), model, prefix, str(path))
-    return load_state(model, state, source=str(path), strict=strict, class_rows=class_rows, random_head=random_head)
+    return load_state(
+        model,
+        state,
+        source=str(path),
+        strict=strict,
+        class_rows=class_rows,
+        random_head=random_head,
+        may_lack=may_lack,
+    )
 
 
 def load_state(
@@ -118,6 +129,7 @@ def load_state(
     strict: bool = True,
     class_rows: Sequence[int] | Tensor | None = None,
     random_head: bool = False,
+    may_lack: Sequence[str] = (),
 ) -> LoadReport:
     """Load weights that are in memory already; see `load_checkpoint`. `source` names them in messages."""
     notes: list[str] = []
@@ -136,12 +148,15 @@ def load_state(
         if key in own and value.shape != own[key].shape
     )
     wrong = {key for key, _, _ in wrong_shape}
+    absent = [key for key in own if key not in state]
+    if fresh := [key for key in absent if key.startswith(tuple(may_lack))]:
+        notes = [*notes, f"{len(fresh)} tensors start afresh: {_some(fresh)}"]
     fitting = {key: value for key, value in state.items() if key in own and key not in wrong}
     report = LoadReport(
         path=source,
         model=type(model).__name__,
         loaded=len(fitting),
-        missing=tuple(key for key in own if key not in state),
+        missing=tuple(key for key in absent if not key.startswith(tuple(may_lack))),
         unexpected=tuple(key for key in state if key not in own),
         wrong_shape=wrong_shape,
         notes=tuple(notes),

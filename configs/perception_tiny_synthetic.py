@@ -43,6 +43,7 @@ model.update(
 )
 train_dataloader.dataset.update(occupancy=True, lanes=True, dataroots=["data/train100", "data/train101"])
 
+new_parts = ("occupancy_head.", "lane_head.")
 max_iters = 6000
 optim_wrapper.optimizer.update(lr=6e-4)
 param_scheduler = [

@@ -101,7 +101,7 @@ class TrainRunner(Runner):
         if self._resume:
             self._resume_from(Path(self._load_from))
         else:
-            load_checkpoint(self.bare_model, self._load_from)
+            load_checkpoint(self.bare_model, self._load_from, may_lack=tuple(self.cfg.get("new_parts", ())))
             self.call_hook("after_load_checkpoint", checkpoint={"state_dict": self.bare_model.state_dict()})
         self._has_loaded = True
 

@@ -42,7 +42,7 @@ def train(
     config: file, shipped name or Config; keys as in configs/_base_/runtime.py.
     resume: True or "auto" goes on from work_dir's last checkpoint, or starts where there is none; or a checkpoint.
     seed: overrides the config's. On the CPU, one seed is one result, whether or not the run was interrupted.
-    load_from: start from these weights (.pth or .safetensors), iteration 0.
+    load_from: start from these weights (.pth or .safetensors), iteration 0, unless ``resume`` finds a checkpoint.
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
     Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
 
@@ -53,7 +53,8 @@ def train(
     if missing := [key for key in NEEDED if key not in config]:
         raise ConfigError(f"the config has no {missing[0]}; training needs {', '.join(NEEDED)}.")
     work_dir = Path(work_dir).resolve()
-    start = find_start(work_dir, resume) or load_from
+    interrupted = find_start(work_dir, resume)
+    start = interrupted or load_from
     checkpoints.close_unsafe_loaders()
     seed = config.get("seed", 0) if seed is None else seed
     device = local_device()
@@ -85,7 +86,7 @@ def train(
         ),
         custom_hooks=hooks,
         load_from=None if start is None else str(start),
-        resume=bool(resume) and start is not None,
+        resume=interrupted is not None,
         launcher="pytorch" if distributed else "none",
         randomness=dict(seed=seed),
         visualizer=dict(type=Visualizer),
@@ -94,7 +95,7 @@ def train(
         cfg=config,
     )
     if start is not None:
-        logger.info("%s %s", "resuming" if resume else "starting from", start)
+        logger.info("%s %s", "starting from" if interrupted is None else "resuming", start)
     try:
         runner.train()
     finally:

@@ -6,3 +6,4 @@ log_interval = 50
 ema = None  # dict(momentum=0.0002): average the weights, publish the average
 sync_bn = True  # BatchNorm statistics over all GPUs
 find_unused_parameters = False  # DDP: True where a part of the model may get no gradient
+new_parts = ()  # prefixes of parameter names that a --load-from file may lack: they start at random

@@ -145,6 +145,20 @@ def test_load_from_starts_at_iteration_zero_with_the_weights(toy: Any, undisturb
         assert torch.equal(value, read_checkpoint(path)["state_dict"][name])
 
 
+def test_load_from_may_lack_the_new_parts_and_does_not_hinder_resuming(
+    toy: Any, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = toy.toy_config(1)
+    state = {k: v for k, v in read_checkpoint(undisturbed)["state_dict"].items() if not k.startswith("net.0.")}
+    torch.save({"state_dict": state}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"missing.*net\.0\.weight"):
+        train(config, tmp_path / "a", load_from=tmp_path / "part.pth")
+    config.new_parts = ("net.0.",)
+    train(config, tmp_path / "a", load_from=tmp_path / "part.pth", resume=True)  # nothing to resume yet
+    config = toy.toy_config(2)
+    assert train(config, tmp_path / "a", load_from=tmp_path / "part.pth", resume=True).name == "iter_2.pth"
+
+
 def test_another_models_checkpoint_is_refused(toy: Any, undisturbed: Path, tmp_path: Path) -> None:
     for how in ({"resume": undisturbed}, {"load_from": undisturbed}):
         with pytest.raises(CheckpointError, match=r"net\.0\.weight"):
