@@ -132,3 +132,18 @@ def test_json_rows_and_table(
     assert "| dcnv3 | toy | " in (tmp_path / "rows.md").read_text()
     text = capsys.readouterr().out
     assert "not installed: absent" in text and text.count("upstream formulation") == len(rows)
+
+
+def test_sharing_compares_with_models_of_one_task_each(repository_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(repository_root / "benchmarks")
+    sharing = importlib.import_module("sharing")
+    config = sharing.load_config("perception_tiny_synthetic")
+    with torch.device("meta"):
+        parts = {task: sharing.model_of(config, (task,)) for task in sharing.TASKS}
+        whole = sharing.model_of(config, sharing.TASKS)
+    assert set().union(*(part.state_dict() for part in parts.values())) == set(whole.state_dict())
+    assert not any(key.startswith(("occupancy_head", "bev_proposals")) for key in parts["lanes"].state_dict())
+    counts = [sharing.parameters_of(part) for part in parts.values()]
+    assert max(counts) < sharing.parameters_of(whole) < sum(counts)
+    line = sharing.row("x", {sharing.SHARED: 3.0, "boxes": 1.0, "occupancy": 2.0, "lanes": 3.0})
+    assert line.split()[-2:] == ["6", "0.50"]
