@@ -84,6 +84,13 @@ class OccupancyLabels:
     """[X, Y, Z] True where the current cameras see."""
 
 
+ELEMENT_ATTRIBUTES = (
+    "unknown", "red", "green", "yellow", "go_straight", "turn_left", "turn_right", "no_left_turn", "no_right_turn",
+    "u_turn", "no_u_turn", "slight_left", "slight_right",
+)  # fmt: skip
+"""What OpenLane-V2's traffic elements say, by number: lights up to yellow, then signs."""
+
+
 @dataclass(frozen=True)
 class LaneLabels:
     """Lanes and traffic elements of one keyframe, the lanes in its EGO (vehicle) frame (OpenLane-V2)."""
@@ -95,7 +102,7 @@ class LaneLabels:
     elements_xyxy_px: NDArray[np.float32]
     """[k, 4] boxes in the front image as it lies on disk."""
     attributes: NDArray[np.int64]
-    """[k] 0 unknown, 1 red .. 12 slight_right."""
+    """[k] indices into ELEMENT_ATTRIBUTES."""
     lane_lane: NDArray[np.int8]
     """[n, n] 1 where the end of lane i connects to the start of lane j."""
     lane_element: NDArray[np.int8]

@@ -9,17 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from ...geometry import invert_pose, transform_points
-from ...structures import LaneLabels
+from ...structures import ELEMENT_ATTRIBUTES, LaneLabels
 from .layout import Lane, Layout, TrafficElement
 from .renderer import RayCaster
 from .sensors import RigCamera
 
 LANE_RANGE_M = ((-50.0, 50.0), (-25.0, 25.0))  # x forward, y left of the ego frame
 LANE_POINTS = 201
-ATTRIBUTES = (
-    "unknown", "red", "green", "yellow", "go_straight", "turn_left", "turn_right", "no_left_turn", "no_right_turn",
-    "u_turn", "no_u_turn", "slight_left", "slight_right",
-)  # fmt: skip
 _STEP_M = 0.1
 _MIN_LENGTH_M = 2.0
 _MIN_SIDE_SHARE = 0.008  # of the image's longer side: 13 px at 1600
@@ -53,7 +49,7 @@ def label_lanes(layout: Layout, caster: RayCaster, world_from_ego: np.ndarray, f
         centrelines=lines,
         is_connector=np.array([layout.lanes[name].is_connector for name in names], bool),
         elements_xyxy_px=np.array([box for _, box in seen], np.float32).reshape(-1, 4),
-        attributes=np.array([ATTRIBUTES.index(e.state) for e, _ in seen], np.int64),
+        attributes=np.array([ELEMENT_ATTRIBUTES.index(e.state) for e, _ in seen], np.int64),
         lane_lane=lane_lane,
         lane_element=np.array([[name in e.lane_ids for e, _ in seen] for name in names], np.int8).reshape(n, len(seen)),
     )
@@ -82,7 +78,7 @@ def _front_box(
 ) -> np.ndarray | None:
     """[4] pixels around a light's or sign's face; None if it is turned away, hidden, cut off, too small or no element
     of OpenLane-V2."""
-    if element.state not in ATTRIBUTES:
+    if element.state not in ELEMENT_ATTRIBUTES:
         return None
     world_from_camera = world_from_ego @ front.ego_from_camera
     eye = world_from_camera[:3, 3]

@@ -7,13 +7,14 @@ import pytest
 
 from drivestack.data_tools.nuscenes_reader import read_nuscenes
 from drivestack.data_tools.synthetic import build_world, synthesize
-from drivestack.data_tools.synthetic.lanes import ATTRIBUTES, LANE_POINTS, LANE_RANGE_M, label_lanes
+from drivestack.data_tools.synthetic.lanes import LANE_POINTS, LANE_RANGE_M, label_lanes
 from drivestack.data_tools.synthetic.mesh import Semantic
 from drivestack.data_tools.synthetic.observe import observe, take_picture
 from drivestack.data_tools.synthetic.renderer import RayCaster
 from drivestack.data_tools.synthetic.sensors import RIGS, camera_rig, ego_from_lidar
 from drivestack.data_tools.synthetic.voxels import FREE, label_voxels
 from drivestack.geometry import OCC3D_GRID, invert_pose, points_in_boxes, transform_points
+from drivestack.structures import ELEMENT_ATTRIBUTES
 
 SEED, SCENE, KEYFRAMES = 5, 3, 3  # a crossing, a red light in view
 FLAT = [Semantic.DRIVEABLE_SURFACE, Semantic.OTHER_FLAT, Semantic.SIDEWALK, Semantic.TERRAIN]
@@ -121,7 +122,7 @@ def test_a_traffic_element_lies_on_its_pixels(moment):
     for (left, top, right, bottom), attribute in zip(labels.elements_xyxy_px, labels.attributes):
         u, v = int((left + right) / 2), int((top + bottom) / 2)
         assert picture.semantic[v, u] == Semantic.MANMADE
-        element = elements[ATTRIBUTES[attribute]]
+        element = elements[ELEMENT_ATTRIBUTES[attribute]]
         camera_from_world = invert_pose(moment.world_from_ego @ rig[0].ego_from_camera)
         nearest = min(
             transform_points(camera_from_world, np.array([e.centre]))[0, 2]
