@@ -234,7 +234,7 @@ class ClipDataset(Dataset):
         return [by_name[name] for name in self.camera_names]
 
     def _placement(self, view: CameraView, draw: ImageDraw) -> ImagePlacement:
-        return ImagePlacement.of(view.camera, self.image.crop, draw.height_px)
+        return self.image.placement(view.name, view.camera, draw.height_px)
 
     def _labelled(
         self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw, rng: np.random.Generator
@@ -268,9 +268,9 @@ class ClipDataset(Dataset):
         """Elements of which less than half lies in the cropped image are left out."""
         if "lanes" not in self.tasks or frame.lanes is None:
             return None
-        labels = frame.lanes
-        check_lanes(labels, f"sample {frame.token}")
-        placement = self._placement(self._views(frame)[self._front], draw)
+        labels, view = frame.lanes, self._views(frame)[self._front]
+        check_lanes(labels, f"sample {frame.token}", (view.camera.width_px, view.camera.height_px))
+        placement = self._placement(view, draw)
         whole = (labels.elements_xyxy_px - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
         boxes = placement.boxes(labels.elements_xyxy_px)
         area = lambda xyxy: (xyxy[:, 2:] - xyxy[:, :2]).prod(1)

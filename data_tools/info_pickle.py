@@ -110,7 +110,7 @@ def read_info_pickle(
                 "make the infos again with the converter of its layout"
             ) from error
     check_frames(frames)
-    return _link(frames)
+    return link_frames(frames)
 
 
 class _ImagePaths:
@@ -247,7 +247,7 @@ def _frame_of_bevformer(
     )
 
 
-def _link(frames: list[Frame]) -> list[Frame]:
+def link_frames(frames: list[Frame]) -> list[Frame]:
     """Frames sorted by scene and time, each with its neighbours in time within the scene."""
     frames = sorted(frames, key=lambda f: f.timestamp_us)
     drives: dict[str, tuple[str, int]] = {}  # drive (log) to its current scene and last time

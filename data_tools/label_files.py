@@ -22,6 +22,7 @@ from ..geometry import OCC3D_GRID
 from ..structures import LaneLabels, OccupancyLabels
 
 NUM_OCCUPANCY_CLASSES = 18  # of Occ3D-nuScenes, free (17) among them
+NUM_ATTRIBUTES = 13  # of traffic elements in OpenLane-V2, unknown (0) among them
 
 
 def occupancy_file(root: str | Path, scene_name: str, sample_token: str) -> Path:
@@ -86,6 +87,10 @@ def read_lanes(path: str | Path) -> LaneLabels:
     """Lane labels of one keyframe. Raises DataError as ``check_lanes``, and for a missing or broken file."""
     arrays = read_arrays(path, _LANE_ARRAYS)
     points, counts = arrays.pop("points"), arrays.pop("points_per_lane")
+    if len(points) != counts.sum():
+        raise DataError(
+            f"{path}: points_per_lane adds up to {counts.sum()}, but points has {len(points)}; generate the file again"
+        )
     lines = np.split(points, np.cumsum(counts)[:-1]) if len(counts) else []
     labels = LaneLabels(centrelines=lines, **arrays)
     check_lanes(labels, str(path))
@@ -105,19 +110,54 @@ def write_lanes(path: str | Path, labels: LaneLabels) -> None:
     )
 
 
-def check_lanes(labels: LaneLabels, place: str) -> None:
-    """Raises DataError, naming the place (file or sample) and the lane or field, where labels cannot be used."""
+_NAMES = {"lane_lane": "lane_lane (topology_lclc)", "lane_element": "lane_element (topology_lcte)"}
+"""Ours, and what OpenLane-V2 calls them."""
+
+
+def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] | None = None) -> None:
+    """Raises DataError, naming the place (file or sample), the lane, element or field, and the fix, for labels that
+    cannot be used.
+
+    front_size_px: (width, height) of the front image on disk; with it, every element's box must reach into the image.
+    """
+
+    def wrong(problem: str, fix: str) -> DataError:
+        return DataError(f"{place}: {problem}; {fix}")
+
     for i, line in enumerate(labels.centrelines):
         if line.ndim != 2 or line.shape[1] != 3 or len(line) < 2:
-            raise DataError(f"{place}: lane {i} has points {list(line.shape)}; a centreline needs two or more, [n, 3]")
+            fix = "a centreline needs two or more, [n, 3]: mend the lane, or remove it with its rows and columns"
+            raise wrong(f"lane {i} has points {list(line.shape)}", fix)
         if not np.isfinite(line).all():
-            raise DataError(f"{place}: lane {i} has points that are not finite")
+            raise wrong(f"lane {i} has points that are not finite", "make the label again, or remove the lane")
     n, k = len(labels.centrelines), len(labels.attributes)
     expected = {"is_connector": (n,), "elements_xyxy_px": (k, 4), "lane_lane": (n, n), "lane_element": (n, k)}
     for name, shape in expected.items():
         found = getattr(labels, name).shape
         if found != shape:
-            raise DataError(f"{place}: {name} is {list(found)}, {n} lanes and {k} traffic elements need {list(shape)}")
+            needed = f"{n} lanes and {k} traffic elements need {list(shape)}"
+            raise wrong(f"{_NAMES.get(name, name)} is {list(found)}", f"{needed}: make the label again")
+    for name in ("lane_lane", "lane_element"):
+        values = getattr(labels, name)
+        if values.size and not np.isin(values, (0, 1)).all():
+            i, j = np.argwhere(~np.isin(values, (0, 1)))[0]
+            fix = "an edge is there (1) or not (0): make the label again"
+            raise wrong(f"{_NAMES[name]} holds {values[i, j]} at [{i}, {j}]", fix)
+    for i, (attribute, box) in enumerate(zip(labels.attributes, labels.elements_xyxy_px)):
+        if not 0 <= attribute < NUM_ATTRIBUTES:
+            raise wrong(f"traffic element {i} has attribute {attribute}", f"it must be one of 0..{NUM_ATTRIBUTES - 1}")
+        text = f"traffic element {i} has the box {[round(float(x), 2) for x in box]}"
+        if not np.isfinite(box).all():
+            raise wrong(f"{text}, not finite", "make the label again, or remove the element with its column")
+        if box[0] > box[2] or box[1] > box[3]:
+            raise wrong(f"{text}, reversed", "a box is x1, y1, x2, y2 with x1 <= x2 and y1 <= y2: swap its corners")
+        if front_size_px is not None and not (
+            box[2] >= 0 and box[3] >= 0 and box[0] <= front_size_px[0] and box[1] <= front_size_px[1]
+        ):
+            size = "x".join(map(str, front_size_px))
+            raise wrong(
+                f"{text}, outside the front image of {size} pixels", "boxes are pixels of the front camera's own image"
+            )
 
 
 def _write(path: str | Path, arrays: Mapping[str, NDArray]) -> None:

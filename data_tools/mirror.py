@@ -21,36 +21,39 @@ _MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
 
 
 def mirror_clip(sample: ClipSample) -> ClipSample:
-    """The sample reflected at the plane x = 0 of the current LIDAR frame (left and right on nuScenes).
+    """The sample reflected, left for right of the car, at a plane through the origin of the current LIDAR frame: x = 0
+    where the LIDAR's x axis points sideways (nuScenes), y = 0 where it points ahead (OpenLane-V2: no LiDAR, ego frame).
 
     Raises ValueError for samples with perspective targets, which are not reflected.
     """
     if any(target is not None for target in sample.mono):
         raise ValueError("mirror_clip does not reflect perspective targets: use mirror with mono=False")
-    reflect = np.diag([-1.0, 1.0, 1.0, 1.0])  # of LIDAR points, and of camera points
+    ego_from_lidar = sample.frame.ego_from_lidar if sample.ego_from_lidar is None else sample.ego_from_lidar
+    sideways = int(np.abs(ego_from_lidar[1, :2]).argmax())  # the LIDAR axis nearest to the ego frame's y
+    reflect, reflect_camera = np.eye(4), np.diag([-1.0, 1.0, 1.0, 1.0])
+    reflect[sideways, sideways] = -1.0
     image_from_lidar = sample.image_from_lidar.copy()
     for t, views in enumerate(sample.images):
         for n, view in enumerate(views or ()):
             image_from_lidar[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_lidar[t, n] @ reflect
     intrinsics = sample.intrinsics.copy()
     for n, view in enumerate(sample.images[sample.frame_offsets.index(0)]):
-        intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect[:3, :3]).astype(
+        intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect_camera[:3, :3]).astype(
             np.float32
         )
     # the reflected ego frame is the ego frame reflected at its own middle, so that left stays left of forward
     reflect_ego = np.diag([1.0, -1.0, 1.0, 1.0])
-    ego_from_lidar = sample.frame.ego_from_lidar if sample.ego_from_lidar is None else sample.ego_from_lidar
     boxes = sample.gt_boxes
     if boxes is not None:
         boxes = boxes.copy()
-        boxes[:, [0, 7]] *= -1
-        boxes[:, 6] = wrap_angle(np.pi - boxes[:, 6])
+        boxes[:, [sideways, 7 + sideways]] *= -1
+        boxes[:, 6] = wrap_angle((np.pi if sideways == 0 else 0.0) - boxes[:, 6])
     return replace(
         sample,
         images=[views and [np.ascontiguousarray(view[:, :, ::-1]) for view in views] for views in sample.images],
         image_from_lidar=image_from_lidar,
         intrinsics=intrinsics,
-        lidar_from_camera=(reflect @ sample.lidar_from_camera @ reflect).astype(np.float32),
+        lidar_from_camera=(reflect @ sample.lidar_from_camera @ reflect_camera).astype(np.float32),
         bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
         gt_boxes=boxes,
         ego_from_lidar=(reflect_ego @ ego_from_lidar @ reflect).astype(np.float32),

@@ -13,7 +13,8 @@ Shapes: H, W image; n boxes. Images are BGR until ``normalise``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import cv2
@@ -33,9 +34,14 @@ class ImageSettings:
 
     crop: tuple[float, float, float, float] = (0.0, 260 / 900, 1.0, 1.0)
     """Left, top, right, bottom as fractions of the image; the default drops the sky (upstream: 260 of 900 rows)."""
+    crops: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    """Crops of single cameras by name, instead of ``crop``."""
     train_heights_px: tuple[int, ...] = (640,)
-    """Heights of the cropped image in training, one is drawn per clip; the width keeps the aspect ratio."""
+    """Heights of the cropped image in training, one is drawn per clip."""
     test_height_px: int = 640
+    aspect: float | None = None
+    """Width by height of every network input: a portrait image beside landscape ones is stretched to theirs (as in
+    OpenLane-V2's baselines). None: each crop keeps its own, and a batch pads the narrower ones."""
     flip: bool = False
     """Mirror the images of a clip in training with probability one half."""
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
@@ -47,9 +53,12 @@ class ImageSettings:
     uint8, photometric jitter after it instead of before: several times faster."""
 
     def __post_init__(self) -> None:
-        left, top, right, bottom = self.crop
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise ConfigError(f"image crop must be fractions left < right, top < bottom within 0..1, got {self.crop}")
+        for crop in (self.crop, *self.crops.values()):
+            left, top, right, bottom = crop
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+                raise ConfigError(f"image crop must be fractions left < right, top < bottom within 0..1, got {crop}")
+        if self.aspect is not None and self.aspect <= 0:
+            raise ConfigError(f"image aspect is width by height, above 0, or None; got {self.aspect}")
         if min(self.train_heights_px, default=0) < 1 or self.test_height_px < 1:
             raise ConfigError(f"image heights must be positive: {self.train_heights_px}, {self.test_height_px}")
         if self.resample not in ("bicubic", "area", "bilinear") or self.channels not in ("bgr", "rgb"):
@@ -62,6 +71,10 @@ class ImageSettings:
     @property
     def test_draw(self) -> ImageDraw:
         return ImageDraw(self.test_height_px, False)
+
+    def placement(self, camera_name: str, camera: PinholeCamera, height_px: int) -> ImagePlacement:
+        """Where the crop of this camera's image lies, and its size as network input of this height."""
+        return ImagePlacement.of(camera, self.crops.get(camera_name, self.crop), height_px, self.aspect)
 
 
 @dataclass(frozen=True)
@@ -82,12 +95,23 @@ class ImagePlacement:
     height_px: int
 
     @classmethod
-    def of(cls, camera: PinholeCamera, crop: tuple[float, float, float, float], height_px: int) -> ImagePlacement:
-        """The placement for an image of this camera; the width is rounded down, as upstream does."""
+    def of(
+        cls,
+        camera: PinholeCamera,
+        crop: tuple[float, float, float, float],
+        height_px: int,
+        aspect: float | None = None,
+    ) -> ImagePlacement:
+        """The placement for an image of this camera: of the aspect (width by height), or with that of the crop and the
+        width rounded down, as upstream does.
+        """
         width, height = camera.width_px, camera.height_px
         left, right = round(crop[0] * width), round(crop[2] * width)
         top, bottom = round(crop[1] * height), round(crop[3] * height)
-        scaled_width = (right - left) * height_px // (bottom - top)
+        if aspect is None:
+            scaled_width = (right - left) * height_px // (bottom - top)
+        else:
+            scaled_width = round(height_px * aspect)
         return cls(left, top, right - left, bottom - top, max(scaled_width, 1), height_px)
 
     @property

@@ -45,6 +45,16 @@ def identifiers(data_dict: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Id
     ]
 
 
+def read_data_dict(path: str | Path) -> dict[str, dict[str, list[str]]]:
+    """The frames of each segment of each split, as a ``data_dict_*.json`` lists them. Raises DataError naming it."""
+    content = _read_json(Path(path))
+    if not isinstance(content, dict) or not all(isinstance(segments, dict) for segments in content.values()):
+        raise DataError(
+            f"{path}: no list of frames ({{split: {{segment: ['<timestamp>.json', ...]}}}}); fetch it again"
+        )
+    return content
+
+
 def collect(
     root: str | Path,
     frames: Sequence[Identifier],
@@ -148,7 +158,8 @@ def segment_labels(frame: Mapping[str, Any], place: str) -> LaneSegments | None:
 def write_frame(root: str | Path, split: str, frame: Frame, front_camera: str | None = None) -> Identifier:
     """Write the info file of a Frame, with its lanes where it has them; any number of cameras, the front one first.
 
-    Segment is the scene's name, timestamp that of the keyframe. Images stay where they are: ``image_path`` is theirs.
+    Segment is the scene's name, timestamp that of the keyframe. Images stay where they are: ``image_path`` is theirs,
+    and ``image_size_px`` [width, height], which official files lack, stands beside it.
     front_camera: the one that shows the traffic elements; default: the first of the frame.
     Raises ValueError if the frame has no such camera.
     """
@@ -162,6 +173,7 @@ def write_frame(root: str | Path, split: str, frame: Frame, front_camera: str | 
         ego_from_camera = frame.ego_from_lidar @ view.lidar_from_camera
         sensor[view.name] = {
             "image_path": view.image_path,
+            "image_size_px": [view.camera.width_px, view.camera.height_px],
             "extrinsic": _pose_entry(ego_from_camera),
             "intrinsic": {"K": view.camera.intrinsics.tolist(), "distortion": [0.0, 0.0, 0.0]},
         }

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ..bev.losses import gaussian_focal_loss, ltrb_giou_loss, mean_over_ranks
 from ..bev.proposals import gaussian_radius
-
-NUM_ATTRIBUTES = 13
+from ..data_tools.label_files import NUM_ATTRIBUTES
 
 
 @dataclass(frozen=True)

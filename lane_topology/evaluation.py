@@ -20,13 +20,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data_tools.label_files import NUM_ATTRIBUTES
 from ..structures import LaneGraph, LaneLabels
 from .distances import box_distances, lane_distances
 
 Version = Literal["v2.1", "v1.0", "fork-2023"]
 LANE_THRESHOLDS_M = (1.0, 2.0, 3.0)
 ELEMENT_THRESHOLD = 0.75
-NUM_ATTRIBUTES = 13
 _TICKS = np.arange(0, 1.001, 0.1).astype(np.float32)
 _NUM_CUTS = 10  # thresholds of confidence in v1.0
 _UNMATCHED = 0.5 + np.finfo(np.float32).eps

@@ -6,13 +6,16 @@ import torch
 
 from drivestack.data_tools.collate import ClipSample, collate_clips
 from drivestack.data_tools.mirror import mirror_clip
-from drivestack.geometry import box_corners, invert_pose, pose, rotation_z
+from drivestack.geometry import box_corners, invert_pose, pose, rotation_z, transform_points
 from drivestack.structures import Frame
 
 WIDTHS = (64, 48)
+NUSCENES = pose(rotation_z(-np.pi / 2), [1.0, 0, 1.8])  # the LIDAR's x axis points right
+OPENLANE = np.eye(4)  # no LIDAR: ego frame, y points left
+MOUNTINGS = pytest.mark.parametrize(("ego_from_lidar", "sideways"), [(NUSCENES, 0), (OPENLANE, 1)])
 
 
-def sample() -> ClipSample:
+def sample(ego_from_lidar=NUSCENES) -> ClipSample:
     rng = np.random.default_rng(0)
     intrinsics = np.array([[40.0, 0, 30], [0, 42, 15], [0, 0, 1]])
     axes = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # camera from LIDAR axes: looks along +y
@@ -29,7 +32,7 @@ def sample() -> ClipSample:
         bda=(np.diag([1.0, -1, 1]) @ rotation_z(0.2)).astype(np.float32),
         intrinsics=np.stack([intrinsics] * 2).astype(np.float32),
         lidar_from_camera=lidar_from_camera.astype(np.float32),
-        frame=Frame("f", "s", "scene", 0, (), np.eye(4), np.eye(4)),
+        frame=Frame("f", "s", "scene", 0, (), ego_from_lidar, np.eye(4)),
         gt_boxes=boxes,
         gt_labels=np.array([3, 6]),
     )
@@ -40,8 +43,9 @@ def pixels(image_from_lidar, points):
     return uvd[..., :2] / uvd[..., 2:], uvd[..., 2]
 
 
-def test_boxes_project_to_the_mirrored_pixels():
-    before, after = sample(), mirror_clip(sample())
+@MOUNTINGS
+def test_boxes_project_to_the_mirrored_pixels(ego_from_lidar, sideways):
+    before, after = sample(ego_from_lidar), mirror_clip(sample(ego_from_lidar))
     for n, width in enumerate(WIDTHS):
         uv, depth = pixels(before.image_from_lidar[0, n], box_corners(before.gt_boxes))
         uv_mirrored, depth_mirrored = pixels(after.image_from_lidar[0, n], box_corners(after.gt_boxes))
@@ -51,16 +55,23 @@ def test_boxes_project_to_the_mirrored_pixels():
         np.testing.assert_allclose(after.images[0][n], before.images[0][n][..., ::-1])
 
 
-def test_headings_and_velocities_turn_with_the_boxes():
-    before, after = sample(), mirror_clip(sample())
+@MOUNTINGS
+def test_headings_and_velocities_turn_with_the_boxes(ego_from_lidar, sideways):
+    before, after = sample(ego_from_lidar), mirror_clip(sample(ego_from_lidar))
+    turned = [[-1, 1], [1, -1]][sideways]
     heading = np.stack([np.cos(before.gt_boxes[:, 6]), np.sin(before.gt_boxes[:, 6])], 1)
     mirrored = np.stack([np.cos(after.gt_boxes[:, 6]), np.sin(after.gt_boxes[:, 6])], 1)
-    np.testing.assert_allclose(mirrored, heading * [-1, 1], atol=1e-6)
-    np.testing.assert_allclose(after.gt_boxes[:, 7:], before.gt_boxes[:, 7:] * [-1, 1])
+    np.testing.assert_allclose(mirrored, heading * turned, atol=1e-6)
+    np.testing.assert_allclose(after.gt_boxes[:, 7:], before.gt_boxes[:, 7:] * turned)
+    # what is ahead of the car stays ahead, what is left becomes right
+    ego = [np.array(c.ego_from_lidar if c.ego_from_lidar is not None else ego_from_lidar) for c in (before, after)]
+    at = [transform_points(e, c.gt_boxes[:, :3].astype(float)) for e, c in zip(ego, (before, after))]
+    np.testing.assert_allclose(at[1], at[0] * [1, -1, 1], atol=1e-5)
 
 
-def test_matrices_stay_consistent():
-    after = mirror_clip(sample())
+@MOUNTINGS
+def test_matrices_stay_consistent(ego_from_lidar, sideways):
+    after = mirror_clip(sample(ego_from_lidar))
     for n in range(len(WIDTHS)):
         rotation = after.lidar_from_camera[n, :3, :3]
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
@@ -72,8 +83,11 @@ def test_matrices_stay_consistent():
         )
 
 
-def test_twice_is_nothing_and_the_batch_holds_it():
-    before, twice = sample(), mirror_clip(mirror_clip(sample()))
+@MOUNTINGS
+def test_twice_is_nothing_and_the_batch_holds_it(ego_from_lidar, sideways):
+    before = sample(ego_from_lidar)
+    twice = mirror_clip(mirror_clip(before))
+    np.testing.assert_allclose(twice.ego_from_lidar, ego_from_lidar, atol=1e-6)
     for name in ("image_from_lidar", "intrinsics", "lidar_from_camera", "bda", "gt_boxes"):
         np.testing.assert_allclose(getattr(twice, name), getattr(before, name), atol=1e-4)
     batch = collate_clips([mirror_clip(sample())])

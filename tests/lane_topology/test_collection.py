@@ -155,7 +155,10 @@ def test_broken_files_are_named(root, tmp_path):
         collect(root, [("train", "00001", "2")])
     found = collect(root, [KEY])[KEY]
     found["annotation"]["topology_lcte"] = np.zeros((2, 2), np.int8)
-    with pytest.raises(DataError, match=r"here: lane_element is \[2, 2\], 2 lanes and 1 traffic elements need"):
+    with pytest.raises(
+        DataError,
+        match=r"here: lane_element \(topology_lcte\) is \[2, 2\]; 2 lanes and 1 traffic elements need \[2, 1\]",
+    ):
         lane_labels(found, "here")
     found["annotation"]["lane_centerline"][0]["points"] = np.zeros((1, 3))
     with pytest.raises(DataError, match="lane 0 has points"):
