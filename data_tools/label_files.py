@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..files import atomic_path
 from ..geometry import OCC3D_GRID
-from ..structures import LaneLabels, OccupancyLabels
+from ..structures import ELEMENT_ATTRIBUTES, LaneLabels, OccupancyLabels
 
 NUM_OCCUPANCY_CLASSES = 18  # of Occ3D-nuScenes, free (17) among them
-NUM_ATTRIBUTES = 13  # of traffic elements in OpenLane-V2, unknown (0) among them
+NUM_ATTRIBUTES = len(ELEMENT_ATTRIBUTES)
 
 
 def occupancy_file(root: str | Path, scene_name: str, sample_token: str) -> Path:
