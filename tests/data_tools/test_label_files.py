@@ -79,14 +79,28 @@ def test_unusable_voxel_labels_are_named(tmp_path: Path):
     [
         ({"centrelines": [np.zeros((1, 3), np.float32)] * 2}, r"lane 0 has points \[1, 3\]"),
         ({"centrelines": [np.full((2, 3), np.nan, np.float32)] * 2}, "lane 0 has points that are not finite"),
-        ({"lane_lane": np.zeros((2, 3), np.int8)}, r"lane_lane is \[2, 3\]"),
-        ({"lane_element": np.zeros((3, 1), np.int8)}, r"lane_element is \[3, 1\]"),
+        ({"lane_lane": np.zeros((2, 3), np.int8)}, r"lane_lane \(topology_lclc\) is \[2, 3\]"),
+        ({"lane_element": np.zeros((3, 1), np.int8)}, r"lane_element \(topology_lcte\) is \[3, 1\]"),
+        ({"lane_lane": np.full((2, 2), 2, np.int8)}, r"lane_lane \(topology_lclc\) holds 2 at \[0, 0\]"),
+        ({"attributes": np.array([13])}, "traffic element 0 has attribute 13"),
+        ({"elements_xyxy_px": np.array([[5, 6, 4, 9]], np.float32)}, r"traffic element 0 has the box .*, reversed"),
+        ({"elements_xyxy_px": np.array([[5, 6, np.inf, 9]], np.float32)}, r"traffic element 0 has .*, not finite"),
+        ({"elements_xyxy_px": np.array([[5, 60, 8, 90]], np.float32)}, r".*, outside the front image of 80x50 pixels"),
         ({"elements_xyxy_px": np.zeros((1, 2), np.float32)}, r"elements_xyxy_px is \[1, 2\]"),
     ],
 )
 def test_unusable_lane_labels_are_named(change, message):
     with pytest.raises(DataError, match=f"sample x: {message}"):
-        check_lanes(replace(lanes(), **change), "sample x")
+        check_lanes(replace(lanes(), **change), "sample x", (80, 50))
+
+
+def test_a_lane_file_whose_parts_do_not_fit_is_named(tmp_path):
+    write_lanes(tmp_path / "x.npz", lanes())
+    with np.load(tmp_path / "x.npz") as stored:
+        arrays = dict(stored)
+    np.savez(tmp_path / "x.npz", **(arrays | {"points": arrays["points"][:-1]}))
+    with pytest.raises(DataError, match=r"x\.npz: points_per_lane adds up to \d+, but points has \d+; generate"):
+        read_lanes(tmp_path / "x.npz")
 
 
 @pytest.fixture(scope="module")
