@@ -11,15 +11,16 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cli_answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score, add_visualize
+from .cli_options import add_config, positive, verb
 from .errors import ConfigError, DataError, DrivestackError
 
 USER_ERROR = 2
-INVALID_SUBMISSION = 1
 INTERRUPTED = 130
 
 
@@ -74,70 +75,26 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="drivestack",
-        description="Surround-view camera images to 3D boxes: data, training, official evaluation, pictures.",
+        description="Surround-view camera images to 3D boxes, voxels and lanes: data, training, evaluation, pictures.",
         epilog="start with:\n  drivestack demo\neach verb explains itself, with examples:\n  drivestack VERB --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"drivestack {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_demo, _synthesize, _train, _evaluate, _predict, _score, _check, _visualize, _export, _doctor):
+    for add in (
+        _demo,
+        _synthesize,
+        _train,
+        add_evaluate,
+        add_predict,
+        add_score,
+        add_check,
+        add_visualize,
+        _export,
+        _doctor,
+    ):
         add(verbs)
     return parser
-
-
-def _verb(
-    verbs: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, examples: Sequence[str]
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, again="the same command starts again; nothing half-written is left")
-    return parser
-
-
-def _add_source(parser: argparse.ArgumentParser, needed: bool) -> None:
-    fallback = "" if needed else " (default: the config's test dataset)"
-    group = parser.add_argument_group("data" + fallback)
-    group.add_argument("--dataroot", metavar="DIR", required=needed, help="nuScenes root: samples/ and the tables")
-    group.add_argument("--version", dest="data_version", metavar="V", help="folder of tables, e.g. v1.0-trainval")
-    group.add_argument("--split", metavar="S", help="train, val, test, mini_train, mini_val, or of splits.json")
-
-
-def _add_info_pickle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--info-pickle", metavar="FILE", help="published info file instead of tables (with --dataroot)")
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="name of a shipped config, or a .py file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change the config, e.g. --set train_cfg.max_iters=100; repeatable",
-    )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    _add_config(parser)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors of this config, or 'random'")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument(
-        "--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses, to see that they matter"
-    )
-
-
-def _source(options: argparse.Namespace):
-    from .workflow import Source
-
-    pickle = getattr(options, "info_pickle", None)
-    return Source(options.dataroot, options.data_version, options.split, pickle)
 
 
 # ----------------------------------------------------------------------------------------------------------- verbs
@@ -149,15 +106,21 @@ def _demo(verbs: Any) -> None:
         "drivestack demo --out runs/random --random-weights           # the baseline: about 0",
         "drivestack demo --out runs/shuffled --perturb-calibration shuffle   # geometry matters",
     ]
-    parser = _verb(verbs, "demo", _run_demo, "detect on held-out synthetic scenes with the shipped weights", examples)
+    parser = verb(
+        verbs,
+        "demo",
+        _run_demo,
+        "boxes, voxels and lanes on held-out synthetic scenes with the shipped weights",
+        examples,
+    )
     parser.add_argument("--out", metavar="DIR", default="runs/demo", help="where results go (default: %(default)s)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--weights", metavar="FILE", help="other weights than the shipped ones")
     weights.add_argument("--random-weights", action="store_true", help="untrained model")
     parser.add_argument("--config", metavar="CONFIG", help="config of the weights (default: that of the shipped ones)")
     parser.add_argument("--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses")
-    parser.add_argument("--scenes", type=_positive, metavar="N", help="number of scenes (default: 10)")
-    parser.add_argument("--keyframes", type=_positive, metavar="N", help="keyframes per scene (default: 8)")
+    parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 10)")
+    parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 8)")
     parser.add_argument("--pictures", type=int, default=6, metavar="N", help="pictures to draw (default: %(default)s)")
     parser.add_argument(
         "--score-threshold",
@@ -169,7 +132,7 @@ def _demo(verbs: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=positive,
         default=os.cpu_count() or 2,
         metavar="N",
         help="processes that synthesize (default: all cores)",
@@ -180,7 +143,6 @@ def _run_demo(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from .demo import DEMO_CONFIG, DEMO_WEIGHTS, DemoRecipe, run_demo
-    from .workflow import score_table
 
     sizes = {"num_scenes": options.scenes, "keyframes_per_scene": options.keyframes}
     recipe = replace(DemoRecipe(), **{key: value for key, value in sizes.items() if value is not None})
@@ -196,11 +158,10 @@ def _run_demo(options: argparse.Namespace) -> int:
         options.score_threshold,
         say=lambda line: print(line, flush=True),
     )
-    print("\n" + "\n".join(score_table(result)) + "\n")
-    out, times_s = Path(options.out), result["times"]
-    print(f"scores      {out / 'metrics.json'}")
-    print(f"submission  {out / 'submission.json'} (valid)")
-    print(f"pictures    {out / 'pictures'} ({len(result['files']['pictures'])}), {out / 'clip.gif'}")
+    out, times_s, files = Path(options.out), result["times"], result["files"]
+    print(f"\nscores      {out / 'metrics.json'}")
+    print("submissions " + ", ".join(str(out / name) for name in files["submissions"].values()) + " (valid)")
+    print(f"pictures    {out / 'pictures'} ({len(files['pictures'])}), {out / 'clip.gif'}")
     parts = ", ".join(f"{name} {times_s[name]:.0f} s" for name in ("synthesize", "predict", "evaluate", "draw"))
     print(f"time        {times_s['total']:.0f} s ({parts})")
     size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 2**20
@@ -214,13 +175,13 @@ def _synthesize(verbs: Any) -> None:
         "drivestack synthesize data/small --split val --scenes 2 --keyframes 5 --image-width 320",
     ]
     summary = "write a synthetic street data set in the nuScenes v1.0 schema"
-    parser = _verb(verbs, "synthesize", _run_synthesize, summary, examples)
+    parser = verb(verbs, "synthesize", _run_synthesize, summary, examples)
     parser.add_argument("out", metavar="DIR", help="root of the new set (version v1.0-trainval)")
     parser.add_argument("--split", default="train", choices=("train", "val"), help="default: %(default)s")
-    parser.add_argument("--scenes", type=_positive, default=20, metavar="N", help="default: %(default)s")
-    parser.add_argument("--keyframes", type=_positive, default=20, metavar="N", help="per scene (default: %(default)s)")
+    parser.add_argument("--scenes", type=positive, default=20, metavar="N", help="default: %(default)s")
+    parser.add_argument("--keyframes", type=positive, default=20, metavar="N", help="per scene (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--image-width", type=_positive, default=640, metavar="PX", help="default: %(default)s")
+    parser.add_argument("--image-width", type=positive, default=640, metavar="PX", help="default: %(default)s")
     parser.add_argument(
         "--rig",
         default="nuscenes",
@@ -235,7 +196,7 @@ def _synthesize(verbs: Any) -> None:
         help="what to label besides boxes (default: both)",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"
+        "--workers", type=positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"
     )
     parser.set_defaults(again="the same command goes on with the scenes that are missing")
 
@@ -268,8 +229,8 @@ def _train(verbs: Any) -> None:
         "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --resume   # after a kill",
         "torchrun --nproc-per-node 8 -m drivestack train bevformerv2_r50_t1_24ep",
     ]
-    parser = _verb(verbs, "train", _run_train, "train a model", examples)
-    _add_config(parser)
+    parser = verb(verbs, "train", _run_train, "train a model", examples)
+    add_config(parser)
     parser.add_argument("--work-dir", metavar="DIR", help="checkpoints and log (default: runs/CONFIG)")
     parser.add_argument(
         "--resume",
@@ -301,166 +262,13 @@ def _run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _predicted(options: argparse.Namespace):
-    """(source, outcome) of running the model of the options on their data."""
-    from .data_tools.perturb import perturb_calibration
-    from .engine.config import load_config
-    from .workflow import load_model, run_model
-
-    config = load_config(options.config, options.overrides)
-    source = _source(options).completed(config)
-    model = load_model(config, None if options.checkpoint == "random" else options.checkpoint)
-    frames = source.read()
-    if options.perturb_calibration is not None:
-        frames = perturb_calibration(frames, options.perturb_calibration)
-    return source, run_model(config, model, frames, options.device)
-
-
-def _predict(verbs: Any) -> None:
-    examples = [
-        "drivestack predict bevformerv2_tiny_synthetic weights/bevformerv2_tiny_synthetic.safetensors \\",
-        "    --dataroot data/synthetic --version v1.0-trainval --split val --out submission.json",
-        "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
-        "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
-    ]
-    parser = _verb(verbs, "predict", _run_predict, "run a model and write a valid nuScenes submission", examples)
-    _add_model(parser)
-    _add_source(parser, needed=False)
-    _add_info_pickle(parser)
-    parser.add_argument("--out", metavar="FILE", default="submission.json", help="default: %(default)s")
-
-
-def _run_predict(options: argparse.Namespace) -> int:
-    _, outcome = _predicted(options)
-    outcome.submission().write(options.out)
-    boxes = sum(len(found.boxes) for found in outcome.detections.values())
-    print(f"wrote {options.out}: {len(outcome.frames)} samples, {boxes} boxes found")
-    return 0
-
-
-def _evaluate(verbs: Any) -> None:
-    examples = [
-        "drivestack evaluate bevformerv2_tiny_synthetic runs/bevformerv2_tiny_synthetic/iter_10800.pth",
-        "drivestack evaluate bevformerv2_r50_t1_24ep t1.pth --dataroot D --version v1.0-trainval --split val",
-    ]
-    summary = "run a model and score it with the official nuScenes evaluation"
-    parser = _verb(verbs, "evaluate", _run_evaluate, summary, examples)
-    _add_model(parser)
-    _add_source(parser, needed=False)
-    parser.add_argument("--out", metavar="DIR", help="submission and scores (default: runs/CONFIG/evaluation)")
-
-
-def _run_evaluate(options: argparse.Namespace) -> int:
-    from .bev.metrics import evaluate_nuscenes
-    from .engine.config import load_config
-    from .workflow import labelled_split, score_table
-
-    labelled_split(_source(options).completed(load_config(options.config, options.overrides)))  # before the work
-    source, outcome = _predicted(options)
-    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
-    outcome.submission().write(out / "submission.json")
-    scores = evaluate_nuscenes(out / "submission.json", *labelled_split(source), out_dir=out)
-    print("\n".join(score_table(scores)))
-    print(f"\nscores      {out / 'metrics_summary.json'}\nsubmission  {out / 'submission.json'}")
-    return 0
-
-
-def _score(verbs: Any) -> None:
-    examples = ["drivestack score submission.json --dataroot data/nuscenes --version v1.0-trainval --split val"]
-    summary = "score a submission file with the official nuScenes evaluation"
-    parser = _verb(verbs, "score", _run_score, summary, examples)
-    parser.add_argument("file", metavar="FILE")
-    _add_source(parser, needed=True)
-    parser.add_argument("--out", metavar="DIR", help="also write metrics_summary.json here")
-
-
-def _run_score(options: argparse.Namespace) -> int:
-    from .bev.metrics import evaluate_nuscenes
-    from .workflow import labelled_split, score_table
-
-    scores = evaluate_nuscenes(options.file, *labelled_split(_source(options)), out_dir=options.out)
-    print("\n".join(score_table(scores)))
-    return 0
-
-
-def _check(verbs: Any) -> None:
-    examples = [
-        "drivestack check-submission submission.json",
-        "drivestack check-submission submission.json --dataroot data/nuscenes --version v1.0-test --split test",
-    ]
-    summary = "say every rule that a nuScenes submission file breaks"
-    parser = _verb(verbs, "check-submission", _run_check, summary, examples)
-    parser.add_argument("file", metavar="FILE")
-    _add_source(parser, needed=False)
-    parser.add_argument("--limit", type=_positive, default=20, metavar="N", help="problems to print (default: 20)")
-
-
-def _run_check(options: argparse.Namespace) -> int:
-    from .bev.submission_check import check_submission, split_tokens
-    from .workflow import labelled_split
-
-    tokens = None
-    if options.dataroot or options.data_version or options.split:
-        tokens = split_tokens(*labelled_split(_source(options)))
-    problems = check_submission(options.file, tokens)
-    for problem in problems[: options.limit]:
-        print(problem)
-    if len(problems) > options.limit:
-        print(f"... and {len(problems) - options.limit} more (--limit shows more)")
-    if problems:
-        print(f"error: {options.file} is invalid: {len(problems)} broken rule(s)", file=sys.stderr)
-        return INVALID_SUBMISSION
-    scope = "its samples were not compared with a split (name --dataroot, --version, --split)"
-    print(f"{options.file} is valid; {f'all {len(tokens)} samples are there' if tokens is not None else scope}")
-    return 0
-
-
-def _visualize(verbs: Any) -> None:
-    examples = [
-        "drivestack visualize --dataroot data/synthetic --version v1.0-trainval --split val --out pictures",
-        "drivestack visualize --dataroot data/nuscenes --version v1.0-mini --split mini_val \\",
-        "    --submission submission.json --scene scene-0103 --clip clip.gif",
-    ]
-    summary = "draw boxes in the cameras and from above: labels, and predictions of a submission"
-    parser = _verb(verbs, "visualize", _run_visualize, summary, examples)
-    _add_source(parser, needed=True)
-    _add_info_pickle(parser)
-    parser.add_argument("--submission", metavar="FILE", help="draw its boxes too")
-    parser.add_argument("--scene", metavar="NAME", help="this scene only")
-    parser.add_argument("--sample", metavar="TOKEN", action="append", default=[], help="this sample; repeatable")
-    parser.add_argument(
-        "--max", type=_positive, default=10, metavar="N", help="pictures at most (default: %(default)s)"
-    )
-    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="P", help="default: %(default)s")
-    parser.add_argument("--out", metavar="DIR", default="pictures", help="folder of PNGs (default: %(default)s)")
-    parser.add_argument("--clip", metavar="FILE", help="also a .gif or .mp4 of the chosen frames")
-
-
-def _run_visualize(options: argparse.Namespace) -> int:
-    from .bev.submission import read_detections
-    from .bev.submission_check import CLASS_ATTRIBUTES
-    from .data_tools.visualise import View, render_clip
-    from .workflow import choose_frames, draw_pictures
-
-    frames = choose_frames(_source(options).read(), options.scene, options.sample, options.max)
-    class_names = list(CLASS_ATTRIBUTES)
-    found = read_detections(options.submission, frames, class_names) if options.submission else {}
-    paths = draw_pictures(frames, found, class_names, Path(options.out), options.score_threshold)
-    print(f"wrote {len(paths)} pictures to {options.out}")
-    if options.clip:
-        view = View(camera_width_px=360, score_threshold=options.score_threshold)
-        render_clip(frames, found, class_names, options.clip, view)
-        print(f"wrote {options.clip}")
-    return 0
-
-
 def _export(verbs: Any) -> None:
     examples = [
         "drivestack export-weights runs/bevformerv2_tiny_synthetic/iter_10800.pth tiny.safetensors --half \\",
         "    --note command='drivestack train bevformerv2_tiny_synthetic' --note commit=$(git rev-parse HEAD)",
     ]
     summary = "publish the weights of a training checkpoint as safetensors"
-    parser = _verb(verbs, "export-weights", _run_export, summary, examples)
+    parser = verb(verbs, "export-weights", _run_export, summary, examples)
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("out", metavar="FILE", help="name it .safetensors")
     parser.add_argument("--half", action="store_true", help="16-bit floats: half the size")
@@ -487,7 +295,7 @@ def _run_export(options: argparse.Namespace) -> int:
 
 def _doctor(verbs: Any) -> None:
     summary = "show what is installed, which kernels run, and what to do about what is missing"
-    _verb(verbs, "doctor", _run_doctor, summary, ["drivestack doctor"])
+    verb(verbs, "doctor", _run_doctor, summary, ["drivestack doctor"])
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
@@ -504,10 +312,3 @@ def _run_doctor(options: argparse.Namespace) -> int:
         return INVALID_SUBMISSION
     print("all that is required is here")
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -1,6 +1,6 @@
-"""`make demo`: synthesize scenes the model has never seen, detect, score officially, draw.
+"""`make demo`: synthesize scenes the model has never seen, answer, score officially, draw.
 
-Writes metrics.json, submission.json, pictures/*.png and clip.gif into one folder.
+Writes metrics.json, a submission per task (answers.py), pictures/*.png and clip.gif into one folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import DataError, SubmissionError
 from .files import write_json
-from .workflow import draw_pictures, load_model, run_model
+from .workflow import Source, draw_pictures, load_model, run_model, tasks_of
 
 logger = logging.getLogger("drivestack")
 
@@ -57,8 +57,7 @@ def run_demo(
     weights: None runs random ones, the baseline. perturbation: see data_tools.perturb.
     Raises DataError, CheckpointError, ConfigError, SubmissionError.
     """
-    from .bev.metrics import evaluate_nuscenes
-    from .bev.submission_check import check_submission
+    from .answers import KINDS, Reference, answer_reader, places
     from .data_tools.nuscenes_reader import read_nuscenes
     from .data_tools.perturb import perturb_calibration
     from .data_tools.synthetic import synthesize
@@ -73,6 +72,10 @@ def run_demo(
 
     config = load_config(config_name)
     model = load_model(config, weights, seed=recipe.seed)  # first: a wrong checkpoint should not cost a minute
+    tasks = tasks_of(model)
+    kinds = {task: KINDS[task]() for task in tasks}
+    out.mkdir(parents=True, exist_ok=True)
+    paths = places(out, tasks)
 
     start = begin = time.monotonic()
     data = out / recipe.folder
@@ -95,31 +98,37 @@ def run_demo(
     seen = frames if perturbation is None else perturb_calibration(frames, perturbation)
     parameters = sum(p.numel() for p in model.parameters())
     name = "random weights" if weights is None else Path(weights).name
-    say(f"2/4 detecting in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
-    outcome = run_model(config, model, seen, device)
+    say(f"2/4 {', '.join(tasks)} in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
+    keep = {"keep": kinds["occupancy"].keep(paths["occupancy"])} if "occupancy" in tasks else {}
+    outcome = run_model(config, model, seen, device, **keep)
     times_s |= outcome.times_s
 
     begin = time.monotonic()
-    say("3/4 checking the submission, official evaluation")
-    submission_path = out / "submission.json"
-    outcome.submission().write(submission_path)
-    problems = check_submission(submission_path, [frame.token for frame in frames])
-    if problems:
-        raise SubmissionError(f"{submission_path}: {problems[0]}")
-    scores = evaluate_nuscenes(submission_path, data, VERSION, SPLIT)
+    say("3/4 checking the submissions, official evaluation")
+    reference = Reference(Source(str(data), VERSION, SPLIT), frames)
+    scores: dict[str, dict[str, Any]] = {}
+    for task, path in paths.items():
+        kinds[task].write(path, outcome, SPLIT)
+        problems = kinds[task].check(path, reference)
+        if problems:
+            raise SubmissionError(f"{path}: {problems[0]}")
+        scores[task] = kinds[task].score(path, reference)
+        say("\n".join(["", kinds[task].title, "", *kinds[task].table(scores[task]), ""]))
     timed("evaluate", begin)
 
     begin = time.monotonic()
     say("4/4 drawing")
     chosen = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
-    pictures = draw_pictures(chosen, outcome.detections, outcome.class_names, out / "pictures", score_threshold)
+    answer_of = answer_reader(kinds, paths, frames, outcome.class_names, SPLIT)
+    pictures = draw_pictures(chosen, answer_of, outcome.class_names, out / "pictures", score_threshold)
     scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
     view = View(camera_width_px=320, score_threshold=score_threshold)
     render_clip(scene, outcome.detections, outcome.class_names, out / "clip.gif", view)
     timed("draw", begin)
     timed("total", start)
 
-    result = scores | {
+    submissions = {task: str(path.relative_to(out)) for task, path in paths.items()}
+    result = summary(scores) | {
         "config": config_name,
         "weights": None if weights is None else Path(weights).name,
         "weights_made_by": _header(weights),
@@ -128,7 +137,8 @@ def run_demo(
         "data": asdict(recipe),
         "times": times_s,
         "files": {
-            "submission": submission_path.name,
+            "submission": submissions.get("boxes"),
+            "submissions": submissions,
             "clip": "clip.gif",
             "pictures": [str(path.relative_to(out)) for path in pictures],
             "data": recipe.folder,
@@ -136,6 +146,21 @@ def run_demo(
     }
     write_json(out / "metrics.json", result, indent=2)
     return result
+
+
+def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The scores of all tasks as metrics.json has them: those of the boxes, the heads of the others, and their tables
+    whole under ``occupancy`` and ``lanes``."""
+    found = dict(scores.get("boxes", {}))
+    if "occupancy" in scores:
+        voxels = scores["occupancy"]
+        found |= {"miou": voxels["miou"]["camera"], "fscore": voxels["fscore"]["camera"]}
+        found |= {"rayiou": voxels["rayiou"]["RayIoU"], "occupancy": voxels}
+    if "lanes" in scores:
+        lanes = scores["lanes"]
+        found |= {key: lanes[key] for key in ("ols", "det_l", "det_t", "top_ll", "top_lt")}
+        found |= {"lane_metric_version": lanes["metric_version"], "lanes": lanes}
+    return found
 
 
 def _header(weights: str | Path | None) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import CheckpointError, ConfigError, DataError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
-    from .structures import Detections, Frame
+    from .structures import Detections, Frame, SceneAnswer
 
 logger = logging.getLogger("drivestack")
 
@@ -65,16 +65,15 @@ class Outcome:
     """Predictions on a list of frames."""
 
     frames: list[Frame]
-    detections: dict[str, Detections]
-    """By sample token."""
+    answers: dict[str, SceneAnswer]
+    """By sample token, without what was not kept in memory."""
     class_names: list[str]
     times_s: dict[str, float]
 
-    def submission(self):
-        """The NuScenesSubmission of all frames."""
-        from .bev.submission import NuScenesSubmission
-
-        return NuScenesSubmission.from_detections(self.detections.values(), self.frames, self.class_names)
+    @property
+    def detections(self) -> dict[str, Detections]:
+        """The boxes, by sample token."""
+        return {token: answer.boxes for token, answer in self.answers.items() if answer.boxes is not None}
 
 
 def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> nn.Module:
@@ -96,8 +95,30 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
     return model
 
 
-def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device: str | None = None) -> Outcome:
-    """Predict every frame with the test pipeline of the config. Raises DataError where an image cannot be used."""
+def tasks_of(model: nn.Module, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a model answers of "boxes", "occupancy" and "lanes"; with ``wanted`` it is told to answer only that.
+
+    Raises ConfigError if it cannot answer what is wanted.
+    """
+    answered = tuple(getattr(model, "tasks", ("boxes",)))
+    if missing := [task for task in wanted if task not in answered]:
+        raise ConfigError(f"the model of this config answers {', '.join(answered)}, not {missing[0]}: choose of these")
+    if wanted and set(wanted) != set(answered):
+        model.tasks = answered = tuple(task for task in answered if task in wanted)
+    return answered
+
+
+def run_model(
+    config: Config,
+    model: nn.Module,
+    frames: Sequence[Frame],
+    device: str | None = None,
+    keep: Callable[[SceneAnswer], SceneAnswer] = lambda answer: answer,
+) -> Outcome:
+    """Predict every frame with the test pipeline of the config; ``keep``: see engine.inference.predict.
+
+    Raises DataError where an image cannot be used.
+    """
     from .backbone import prepare_inference
     from .engine.config import build_dataset
     from .engine.inference import keep_freed_memory, predict
@@ -118,10 +139,10 @@ def run_model(config: Config, model: nn.Module, frames: Sequence[Frame], device:
     if chosen.type == "cpu":
         keep_freed_memory()
         model = prepare_inference(model)
-    found = predict(model, dataset, device=chosen)
+    found = predict(model, dataset, device=chosen, keep=keep)
     times_s = {"predict": round(time.monotonic() - start, 2)}
     times_s |= {name: value for name, value in found.timing.items() if name.endswith("_per_sample")}
-    return Outcome(list(frames), found.detections, list(settings["classes"]), times_s)
+    return Outcome(list(frames), found.answers, list(settings["classes"]), times_s)
 
 
 def _device(name: str) -> torch.device:
@@ -143,41 +164,21 @@ def labelled_split(source: Source) -> tuple[str, str, str]:
     return source.dataroot, source.version, source.split
 
 
-def score_table(scores: Mapping[str, Any]) -> list[str]:
-    """The scores as lines of text: the two sums, the errors, and a row per class."""
-    errors = scores["tp_errors"]
-    lines = [
-        f"NDS {scores['nds']:.4f}    mAP {scores['map']:.4f}    "
-        + "  ".join(f"{name} {_digits(value)}" for name, value in errors.items()),
-        "",
-        f"{'class':<22}{'AP':>8}" + "".join(f"{name[1:]:>8}" for name in errors) + f"{'labels':>9}{'boxes':>8}",
-    ]
-    for name, ap in sorted(scores["ap"].items(), key=lambda entry: -entry[1]):
-        row = "".join(f"{_digits(value):>8}" for value in scores["tp_errors_per_class"][name].values())
-        labels, boxes = (scores[key].get(name, 0) for key in ("num_ground_truths", "num_predictions"))
-        lines.append(f"{name:<22}{ap:>8.3f}{row}{labels:>9}{boxes:>8}")
-    return lines
-
-
-def _digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def draw_pictures(
     frames: Iterable[Frame],
-    detections: Mapping[str, Detections],
+    answer_of: Callable[[Frame], SceneAnswer],
     class_names: Sequence[str],
     folder: Path,
     score_threshold: float,
 ) -> list[Path]:
-    """One PNG per frame, ``scene_token.png``; the paths."""
+    """One PNG per frame, ``scene_time_token.png``; the paths."""
     from .data_tools.visualise import View, render_frame, save_picture
 
     view = View(score_threshold=score_threshold)
     paths = []
     for frame in frames:
         path = folder / f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
-        save_picture(render_frame(frame, detections.get(frame.token), class_names, view), path)
+        save_picture(render_frame(frame, answer_of(frame).boxes, class_names, view), path)
         paths.append(path)
     return paths
 

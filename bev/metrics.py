@@ -143,3 +143,23 @@ def _summary(official: dict[str, Any]) -> dict[str, Any]:
             for name, errors in official["label_tp_errors"].items()
         },
     }
+
+
+def table(scores: Mapping[str, Any]) -> list[str]:
+    """The scores as lines of text: the two sums, the errors, and a row per class."""
+    errors = scores["tp_errors"]
+    lines = [
+        f"NDS {scores['nds']:.4f}    mAP {scores['map']:.4f}    "
+        + "  ".join(f"{name} {_digits(value)}" for name, value in errors.items()),
+        "",
+        f"{'class':<22}{'AP':>8}" + "".join(f"{name[1:]:>8}" for name in errors) + f"{'labels':>9}{'boxes':>8}",
+    ]
+    for name, ap in sorted(scores["ap"].items(), key=lambda entry: -entry[1]):
+        row = "".join(f"{_digits(value):>8}" for value in scores["tp_errors_per_class"][name].values())
+        labels, boxes = (scores[key].get(name, 0) for key in ("num_ground_truths", "num_predictions"))
+        lines.append(f"{name:<22}{ap:>8.3f}{row}{labels:>9}{boxes:>8}")
+    return lines
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

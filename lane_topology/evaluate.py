@@ -25,16 +25,21 @@ def evaluate(
     """Scores of ``predicted(sample token)`` on all frames.
 
     Returns what ``evaluation.evaluate`` and ``fscore.fscore`` return, in one.
-    Raises DataError, naming the sample, if a frame has no lane labels or unusable ones.
+    Raises DataError as ``check_labels``.
     """
+    check_labels(frames)
+    truths, graphs = [frame.lanes for frame in frames], [predicted(frame.token) for frame in frames]
+    return evaluation.evaluate(truths, graphs, on_sample, version) | fscore(truths, graphs)
+
+
+def check_labels(frames: Sequence[Frame]) -> None:
+    """Raises DataError, naming the sample, if a frame has no lane labels or unusable ones, or there is no frame."""
     bare = [frame for frame in frames if frame.lanes is None]
     if bare or not frames:
         where = f"sample {bare[0].token}: no lane labels" if bare else "no frame at all"
         raise DataError(f"{where} ({len(bare)} of {len(frames)} frames have none); score a split that is labelled")
     for frame in frames:
         check_lanes(frame.lanes, f"sample {frame.token}")
-    truths, graphs = [frame.lanes for frame in frames], [predicted(frame.token) for frame in frames]
-    return evaluation.evaluate(truths, graphs, on_sample, version) | fscore(truths, graphs)
 
 
 def table(scores: Mapping[str, Any]) -> list[str]:

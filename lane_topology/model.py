@@ -67,6 +67,7 @@ class LaneBaseline(BaseModel):
     """What the baselines share: images to pyramid maps, matrices of the EGO frame, labels, MMEngine's door."""
 
     frame_offsets = (0,)
+    tasks = ("lanes",)
 
     def __init__(
         self,

@@ -7,10 +7,11 @@ Source: spec/lane_topology.md section 4.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from ..data_tools.info_pickle import load_pickle
 from ..errors import DataError, SubmissionError
 from ..files import atomic_path
-from ..structures import LaneGraph
+from ..structures import Frame, LaneGraph
 
 Identifier = tuple[str, str, str]
 """Split, segment, timestamp."""
@@ -49,6 +50,36 @@ class Team:
             "institution / company": self.institution,
             "country / region": self.country,
         }
+
+
+NOBODY = Team("unnamed", ("nobody",), "nobody@example.com", "none", "AQ")
+"""Fills a file that is scored at home. The country is Antarctica."""
+
+
+def read_team(path: str | os.PathLike[str]) -> Team:
+    """A team from a JSON file with the fields of Team. Raises SubmissionError naming the field that is amiss."""
+    names = [f.name for f in fields(Team)]
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SubmissionError(f"{path}: cannot be read as JSON ({error}); write {', '.join(names)}") from None
+    if not isinstance(content, dict) or set(content) != set(names):
+        raise SubmissionError(f"{path}: must be an object of {', '.join(names)}, all of them and nothing else")
+    for name, value in content.items():
+        texts = value if name == "authors" else [value]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise SubmissionError(f"{path}: {name} must be {'a list of texts' if name == 'authors' else 'a text'}")
+    return Team(**{**content, "authors": tuple(content["authors"])})
+
+
+def identifier_of(frame: Frame, split: str) -> Identifier:
+    """Under which a frame stands in a submission.
+
+    A frame of an OpenLane-V2 set has it as its token, "split/segment/timestamp"; for others segment is the scene's
+    name, timestamp that of the keyframe (collection.write_frame).
+    """
+    parts = frame.token.split("/")
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (split, frame.scene_name, str(frame.timestamp_us))
 
 
 class _PortablePickler(pickle.Pickler):

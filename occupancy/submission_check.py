@@ -14,16 +14,20 @@ from ..geometry import OCC3D_GRID
 from .classes import OCC3D_NUSCENES
 from .submission import Predictions
 
-TEST_SAMPLES = 6008
-"""Keyframes of the nuScenes test split."""
+SPLIT_SAMPLES = {"train": 28130, "val": 6019, "test": 6008}
+"""Keyframes of the nuScenes splits; the challenge's server takes the test split."""
 
 
 def check_submission(
-    path: str | os.PathLike[str], expected_tokens: Iterable[str] | None = None, num_classes: int = len(OCC3D_NUSCENES)
+    path: str | os.PathLike[str],
+    expected_tokens: Iterable[str] | None = None,
+    num_classes: int = len(OCC3D_NUSCENES),
+    num_samples: int | None = None,
 ) -> list[str]:
     """Problems as one line each; an empty list means valid.
 
-    expected_tokens: sample tokens of the split; without them missing and foreign samples cannot be told.
+    expected_tokens: sample tokens of the split; without them missing and foreign samples cannot be told, but their
+    number can: num_samples (see SPLIT_SAMPLES).
     Raises SubmissionError if the path cannot be opened at all.
     """
     predictions = Predictions(path)
@@ -40,6 +44,8 @@ def check_submission(
         problems += [f"sample {t}: not of this split; remove its file" for t in sorted(set(names) - expected)]
     elif not names:
         problems.append("no .npz file at all; write one per sample")
+    elif num_samples not in (None, len(names)):
+        problems.append(f"{len(names)} samples, but the split has {num_samples}; predict every keyframe of it")
     shape = list(OCC3D_GRID.shape)
     for token in names:
         try:

@@ -1,0 +1,127 @@
+"""One tiny synthetic set for all verbs, and an oracle that repeats its labels: from files to scores it must give 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from safetensors.torch import save_file
+
+from drivestack.cli import main
+from drivestack.data_tools.label_files import read_occupancy
+from drivestack.structures import Detections, Frame, LaneGraph, OccupancyGrid, SceneAnswer
+
+CLASSES = ["barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian"]
+CLASSES += ["traffic_cone", "trailer", "truck"]
+
+
+@MODELS.register_module()
+class OracleForTests(BaseModel):
+    """Finds every labelled object that a sensor hit, and with more tasks every voxel and lane."""
+
+    def __init__(self, frame_offsets: tuple[int, ...] = (0,), tasks: tuple[str, ...] = ("boxes",)) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.tasks = tuple(tasks)
+
+    def predict(self, batch, history):
+        assert batch.frame_offsets == (0,)
+        if self.tasks == ("boxes",):
+            return [boxes_of(frame) for frame in batch.frames], history
+        answer = {"boxes": boxes_of, "occupancy": voxels_of, "lanes": lanes_of}
+        found = [SceneAnswer(f.token, **{task: answer[task](f) for task in self.tasks}) for f in batch.frames]
+        return found, history
+
+    def forward(self, batch, mode: str = "predict"):
+        return self.predict(batch, None)[0]
+
+
+def boxes_of(frame: Frame) -> Detections:
+    labels = frame.annotations
+    keep = [i for i, n in enumerate(labels.names) if n and labels.num_lidar_points[i] > 0]
+    boxes = np.nan_to_num(frame.lidar_boxes()[keep]).astype(np.float32)
+    scores = np.full(len(keep), 0.8, dtype=np.float32)
+    return Detections(frame.token, boxes, scores, np.array([CLASSES.index(labels.names[i]) for i in keep], np.int64))
+
+
+def voxels_of(frame: Frame) -> OccupancyGrid:
+    return OccupancyGrid(frame.token, read_occupancy(frame.occupancy_path).semantics)
+
+
+def lanes_of(frame: Frame) -> LaneGraph:
+    labels = frame.lanes
+    lines = np.stack([line[np.linspace(0, len(line) - 1, 41).round().astype(int)] for line in labels.centrelines])
+    scores = [np.linspace(0.9, 0.6, n, dtype=np.float32) for n in (len(lines), len(labels.attributes))]
+    edges = [matrix.astype(np.float32) for matrix in (labels.lane_lane, labels.lane_element)]
+    return LaneGraph(frame.token, lines, scores[0], labels.elements_xyxy_px, labels.attributes, scores[1], *edges)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "data"
+    arguments = ["--split", "val", "--scenes", "2", "--keyframes", "2", "--image-width", "96", "--workers", "1"]
+    assert main(["synthesize", str(folder), *arguments]) == 0
+    return folder
+
+
+def source_of(root: Path, split: str = "val") -> list[str]:
+    return ["--dataroot", str(root), "--version", "v1.0-trainval", "--split", split]
+
+
+@pytest.fixture
+def source() -> Callable[..., list[str]]:
+    """Options that name a set: source(root), source(root, "train")."""
+    return source_of
+
+
+def write_config(root: Path, name: str, tasks: tuple[str, ...]) -> Path:
+    path = root.parent / name
+    path.write_text(
+        f"""
+from drivestack.data_tools.clip_dataset import ClipDataset
+
+model = dict(type="OracleForTests", frame_offsets=(-1, 0), tasks={tasks!r})
+test_dataset = dict(
+    type=ClipDataset,
+    classes={CLASSES!r},
+    dataroots={str(root)!r},
+    version="v1.0-trainval",
+    split="val",
+    frame_offsets=(-1, 0),
+    image=dict(test_height_px=32),
+)
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def config(root: Path) -> Path:
+    """Of the oracle for boxes."""
+    return write_config(root, "oracle.py", ("boxes",))
+
+
+@pytest.fixture(scope="session")
+def config_of_three(root: Path) -> Path:
+    """Of the oracle for boxes, voxels and lanes."""
+    return write_config(root, "oracle_of_three.py", ("boxes", "occupancy", "lanes"))
+
+
+@pytest.fixture(scope="session")
+def weights(root: Path) -> Path:
+    path = root.parent / "oracle.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def submission(root: Path, config: Path, weights: Path) -> Path:
+    """The boxes of the oracle."""
+    path = root.parent / "submission.json"
+    assert main(["predict", str(config), str(weights), *source_of(root), "--out", str(path)]) == 0
+    return path
