@@ -245,6 +245,8 @@ class Batch:
     """B, None for a sample without lane labels; empty list where the task is not loaded."""
     ego_from_lidar: Tensor | None = None
     """[B, 4, 4] of the current frame."""
+    global_from_ego: Tensor | None = None
+    """[B, T, 4, 4] float64, each frame's; identity where a frame is missing. A mirrored clip's world is mirrored."""
     frames: list[Frame] = field(default_factory=list)
     """The current frames, for tokens and poses."""
 

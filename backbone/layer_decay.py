@@ -162,12 +162,19 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
       backbones decay as they should).
     - `lr_mults` ({}): factor for parameters whose name starts with the key; the longest match counts.
     - `decay_one_dim` (False): whether one-dimensional tensors (biases, norms, scales) have weight decay.
+    - `no_decay` (()): parts of names; parameters that have one of them in their name have no weight decay.
 
     Raises:
         ConfigError: for an unknown option, a prefix without parameters, or layer decay on another encoder.
     """
 
-    DEFAULTS = {"prefix": "img_backbone.", "layer_decay_rate": 1.0, "lr_mults": {}, "decay_one_dim": False}
+    DEFAULTS = {
+        "prefix": "img_backbone.",
+        "layer_decay_rate": 1.0,
+        "lr_mults": {},
+        "decay_one_dim": False,
+        "no_decay": (),
+    }
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         given = dict(paramwise_cfg or {})
@@ -199,6 +206,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             if matches:
                 scale *= options["lr_mults"][max(matches, key=len)]
             flat = parameter.ndim <= 1 and not options["decay_one_dim"]
+            flat = flat or any(part in name for part in options["no_decay"])
             decay = 0.0 if flat else (self.base_wd or 0.0)
             policies[name] = ParamPolicy(f"lr_x{scale:.6g}_{'no_decay' if flat else 'decay'}", scale, decay)
         return policies

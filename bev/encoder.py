@@ -133,11 +133,15 @@ class BevEncoder(nn.Module):
         num_layers: int = 6,
         num_points_in_pillar: int = 4,
         checkpoint_layers: bool = False,
+        shift_current: bool = False,
         **layer: object,
     ) -> None:
-        """``layer``: arguments of ``BevEncoderLayer``."""
+        """``shift_current``: the ego motion displaces the current map's reference points too, as the occupancy
+        challenge's weights were trained (spec/occupancy.md section 2.1); ``layer``: arguments of ``BevEncoderLayer``.
+        """
         super().__init__()
         self.grid = grid
+        self.shift_current = shift_current
         self.checkpoint_layers = checkpoint_layers
         self.layers = nn.ModuleList(BevEncoderLayer(**layer) for _ in range(num_layers))
         self.register_buffer("pillars", pillar_points(grid, z_range, num_points_in_pillar), persistent=False)
@@ -171,7 +175,8 @@ class BevEncoder(nn.Module):
             current = query
             if shift is not None:
                 displaced = self.cells + shift[:, None].to(self.cells.dtype)  # [B, Q, 2]
-                reference_2d = torch.stack([displaced, self.cells.expand_as(displaced)], 2)
+                own = displaced if self.shift_current else self.cells.expand_as(displaced)
+                reference_2d = torch.stack([displaced, own], 2)
         bev_shape = (self.grid.num_y, self.grid.num_x)
         for layer in self.layers:
             arguments = (query, query_pos, value, spatial_shapes, uv, visible, bev_shape, reference_2d)

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import rotate
 
-from ..geometry import BevGrid
+from ..errors import ConfigError
+from ..geometry import BevGrid, invert_pose
+from ..structures import Batch
 from .resample import sample_bev
 
 
@@ -109,3 +111,19 @@ def rotate_bev_v1(bev: Tensor, angle_deg: Tensor, grid: BevGrid, centre: tuple[i
     maps = bev.transpose(1, 2).unflatten(2, (grid.num_y, grid.num_x))
     rotated = [rotate(m, float(angle), center=list(centre)) for m, angle in zip(maps, angle_deg.tolist())]
     return torch.stack(rotated).flatten(2).transpose(1, 2)
+
+
+def images_from_ego(batch: Batch) -> Tensor:
+    """[B, T, N, 4, 4]: points of each frame's OWN EGO frame to pixels of its images.
+
+    Raises ConfigError where a clip of several frames lacks their ego poses.
+    """
+    lidar_from_ego = invert_pose(batch.ego_from_lidar.double())[:, None]  # [B, 1, 4, 4]
+    if len(batch.frame_offsets) > 1:
+        if batch.global_from_ego is None:
+            raise ConfigError(
+                f"samples {', '.join(batch.tokens)}: the batch lacks global_from_ego, the ego poses of its past frames"
+            )
+        now = batch.global_from_ego[:, batch.current, None].double()
+        lidar_from_ego = lidar_from_ego @ (invert_pose(now) @ batch.global_from_ego.double())
+    return (batch.image_from_lidar.double() @ lidar_from_ego[:, :, None]).to(batch.image_from_lidar.dtype)

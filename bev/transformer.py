@@ -49,10 +49,12 @@ class BevTransformer(nn.Module):
         fusion_channels: int = 512,
         fusion_layers: int = 3,
         checkpoint_encoder: bool = False,
+        shift_current: bool = False,
     ) -> None:
         """``point_range`` (x_min, y_min, z_min, x_max, y_max, z_max) metres of the LIDAR frame; ``bev_size`` (num_y,
         num_x) cells; ``num_level_embeds`` rows of the level embedding where a checkpoint has more than ``num_levels``
-        (v1 small and tiny); ``frames`` ascending time offsets of the fused maps, 0 among them (only (0,): no fusion).
+        (v1 small and tiny); ``decoder_layers`` 0: no object queries, a map alone; ``frames`` ascending time offsets of
+        the fused maps, 0 among them (only (0,): no fusion); ``shift_current`` see ``BevEncoder``.
         """
         super().__init__()
         x_min, y_min, z_min, x_max, y_max, z_max = self.point_range = tuple(map(float, point_range))
@@ -71,6 +73,7 @@ class BevTransformer(nn.Module):
             encoder_layers,
             num_points_in_pillar,
             checkpoint_encoder,
+            shift_current,
             embed_dims=embed_dims,
             num_heads=num_heads,
             num_levels=num_levels,
@@ -79,15 +82,16 @@ class BevTransformer(nn.Module):
             ffn_dims=ffn_dims,
             dropout=dropout,
         )
-        self.decoder = ObjectDecoder(
-            decoder_layers,
-            embed_dims=embed_dims,
-            num_heads=num_heads,
-            num_points=num_points_decoder,
-            ffn_dims=ffn_dims,
-            dropout=dropout,
-        )
-        self.reference_points = nn.Linear(embed_dims, 3)
+        if decoder_layers:
+            self.decoder = ObjectDecoder(
+                decoder_layers,
+                embed_dims=embed_dims,
+                num_heads=num_heads,
+                num_points=num_points_decoder,
+                ffn_dims=ffn_dims,
+                dropout=dropout,
+            )
+            self.reference_points = nn.Linear(embed_dims, 3)
         if len(self.frames) > 1:
             self.fusion = ResNetFusion(len(self.frames) * embed_dims, embed_dims, fusion_channels, fusion_layers)
         self.init_weights()
@@ -100,7 +104,8 @@ class BevTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, (DeformableAttention, SpatialCrossAttention)):
                 module.init_weights()
-        nn.init.zeros_(self.reference_points.bias)
+        if hasattr(self, "reference_points"):
+            nn.init.zeros_(self.reference_points.bias)
 
     def image_tokens(
         self, feats: Sequence[Tensor], camera_ids: Sequence[int] | None = None

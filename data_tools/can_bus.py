@@ -11,6 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..geometry import matrix_to_quaternion, yaw_of
+
+
+def can_bus_of_pose(global_from_ego: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Absolute numbers [18] of an ego pose [4, 4]; the raw signals are 0, as upstream has them for drives without."""
+    signal = np.zeros(18)
+    signal[:3] = global_from_ego[:3, 3]
+    signal[3:7] = matrix_to_quaternion(global_from_ego[:3, :3])
+    signal[-2] = yaw_of(global_from_ego[:3, :3]) % (2 * np.pi)
+    signal[-1] = np.degrees(signal[-2])
+    return signal
+
 
 def can_bus_deltas(
     can_bus: NDArray[np.float64], scene_tokens: Sequence[str]

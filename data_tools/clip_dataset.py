@@ -304,11 +304,13 @@ class ClipDataset(Dataset):
         shape = len(self.frame_offsets), len(self.camera_names)
         images: list[list[NDArray[np.float32]] | None] = []
         image_from_lidar = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
+        global_from_ego = np.tile(np.eye(4), (shape[0], 1, 1))
         for t, neighbour in enumerate(self.neighbours(frame)):
             if neighbour is None:
                 images.append(None)
                 continue
             lidar_from_current = past_lidar_from_current(frame, neighbour)
+            global_from_ego[t] = neighbour.global_from_ego
             images.append([])
             for n, view in enumerate(self._views(neighbour)):
                 camera = self._placement(view, draw).camera(view.camera)
@@ -332,6 +334,7 @@ class ClipDataset(Dataset):
             gt_boxes=boxes if labelled else None,
             gt_labels=labels if labelled else None,
             mono=mono,
+            global_from_ego=global_from_ego,
             occupancy=self._occupancy(frame),
             lanes=self._lanes(frame, draw),
             tasks=self.tasks,

@@ -43,6 +43,8 @@ class ClipSample:
     mono: list[MonoTargets | None] = field(default_factory=list)
     ego_from_lidar: NDArray[np.float32] | None = None
     """[4, 4]; None: that of the frame. A mirrored clip has its own."""
+    global_from_ego: NDArray[np.float64] | None = None
+    """[T, 4, 4], identity where a frame is missing; None: not known."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
     tasks: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
 
+    with_poses = all(sample.global_from_ego is not None for sample in samples)
     labelled = all(sample.gt_boxes is not None for sample in samples)
     with_mono = all(sample.mono for sample in samples)
     return Batch(
@@ -97,6 +100,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         occupancy=[sample.occupancy for sample in samples] if "occupancy" in first.tasks else [],
         lanes=[sample.lanes for sample in samples] if "lanes" in first.tasks else [],
         ego_from_lidar=torch.from_numpy(np.stack([_ego_from_lidar(sample) for sample in samples])),
+        global_from_ego=stack("global_from_ego") if with_poses else None,
         frames=[sample.frame for sample in samples],
     )
 

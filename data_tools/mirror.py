@@ -57,6 +57,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
         gt_boxes=boxes,
         ego_from_lidar=(reflect_ego @ ego_from_lidar @ reflect).astype(np.float32),
+        global_from_ego=None if sample.global_from_ego is None else reflect_ego @ sample.global_from_ego @ reflect_ego,
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
     )

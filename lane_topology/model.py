@@ -19,23 +19,13 @@ from torch import Tensor, nn
 
 from ..bev.history import History
 from ..bev.model import build
+from ..bev.temporal import images_from_ego
+from ..data_tools.can_bus import can_bus_of_pose
 from ..errors import ConfigError
-from ..geometry import invert_pose, yaw_of
-from ..geometry.poses import matrix_to_quaternion
-from ..structures import Batch, Frame, LaneGraph, SceneAnswer
+from ..structures import Batch, LaneGraph, SceneAnswer
 from . import losses
 from .curves import fit_lines, sample_curves
 from .front_image import boxes_on_disk, front_index
-
-
-def absolute_can_bus(frame: Frame) -> Tensor:
-    """[18] as the published lane models read it: position, heading (w, x, y, z) and yaw of the WORLD, zeros between."""
-    signal = np.zeros(18)
-    signal[:3] = frame.global_from_ego[:3, 3]
-    signal[3:7] = matrix_to_quaternion(frame.global_from_ego[:3, :3])
-    signal[-2] = yaw_of(frame.global_from_ego[:3, :3]) % (2 * np.pi)
-    signal[-1] = np.degrees(signal[-2])
-    return torch.from_numpy(signal)
 
 
 def lane_graph(
@@ -91,13 +81,6 @@ class LaneBaseline(BaseModel):
         return [
             level.unflatten(0, images.shape[:2]) for level in self.img_neck(self.img_backbone(images.flatten(0, 1)))
         ]
-
-    @staticmethod
-    def image_from_ego(batch: Batch) -> Tensor:
-        """[B, N, 4, 4]"""
-        lidar_from_ego = torch.stack([invert_pose(pose) for pose in batch.ego_from_lidar.double()])
-        matrices = batch.image_from_lidar[:, batch.current].double() @ lidar_from_ego[:, None]
-        return matrices.to(batch.image_from_lidar.dtype)
 
     def front(self, batch: Batch) -> int:
         return front_index(self.front_camera, self.camera_names, batch)
@@ -179,9 +162,10 @@ class RoadBevFormer(LaneBaseline):
         padded = tuple(batch.images.shape[-2:])
         can_bus = None
         if self.bev_constructor.can_bus_mlp is not None:
-            can_bus = torch.stack([absolute_can_bus(frame) for frame in batch.frames]).to(batch.images.device)
+            signals = np.stack([can_bus_of_pose(frame.global_from_ego) for frame in batch.frames])
+            can_bus = torch.from_numpy(signals).to(batch.images.device)
         sizes = batch.image_size_px[:, now]
-        bev = self.bev_constructor(levels, self.image_from_ego(batch), sizes, padded, can_bus)
+        bev = self.bev_constructor(levels, images_from_ego(batch)[:, now], sizes, padded, can_bus)
         lanes = self.pts_bbox_head(bev)
         elements = self.bbox_head([level[:, front] for level in levels], sizes[:, front], padded)
         state = lanes.states[-1]

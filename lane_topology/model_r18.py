@@ -17,6 +17,7 @@ from torchvision.ops import box_convert
 
 from ..backbone.fpn import ConvModule
 from ..bev.model import build
+from ..bev.temporal import images_from_ego
 from ..structures import Batch, LaneGraph
 from . import losses
 from .curves import NUM_CONTROL
@@ -77,7 +78,7 @@ class RoadBaselineR18(LaneBaseline):
         """Lanes and elements (DetrOutputs) and the edges' logits [B, Q, Q], [B, Q, E]."""
         (maps,), sizes = self.levels(batch), batch.image_size_px[:, batch.current]
         padded, front = tuple(batch.images.shape[-2:]), self.front(batch)
-        lanes = self.lc_head(self.img_view_transformer(maps, self.image_from_ego(batch), sizes, padded))
+        lanes = self.lc_head(self.img_view_transformer(maps, images_from_ego(batch)[:, batch.current], sizes, padded))
         elements = self.te_head(maps[:, front])
         return (
             lanes,

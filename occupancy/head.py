@@ -17,14 +17,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..bev.resample import resample_bev, sample_bev
-from ..errors import ConfigError
 from ..geometry import OCC3D_GRID, BevGrid
 from ..structures import Batch, BevFeatures, OccupancyGrid, OccupancyTargets
-from . import losses
+from .losses import VoxelLoss
 
 GRID = OCC3D_GRID
-MASKS = ("camera", "lidar", "none")
-TERMS = ("cross_entropy", "lovasz", "semantic_affinity", "geometric_affinity")
 
 
 @MODELS.register_module()
@@ -34,13 +31,11 @@ class OccupancyHead(nn.Module):
     in_channels: C of the BEV map. channels, num_blocks: width and depth of the trunk.
     coarse_cells: cells per side of the trunk's grid, over the voxel grid's 80 m.
     num_classes: K, ``free`` among them.
-    mask: voxels that count in the losses: those the cameras see, those a LiDAR ray met, or all.
-    loss_weights: factor of each term that is used, of TERMS.
-    class_weights: K factors of the cross entropy, or None.
+    mask, loss_weights, class_weights: what is learned from which voxels, see losses.VoxelLoss.
     columns_per_sample: columns unfolded in training, None for all; half of them are drawn from those in which
         something stands, as far as there are any.
 
-    Raises ConfigError for a mask or term that does not exist, or weights of another length than K.
+    Raises ConfigError as VoxelLoss.
     """
 
     def __init__(
@@ -53,21 +48,13 @@ class OccupancyHead(nn.Module):
         free: int = 17,
         mask: str = "camera",
         loss_weights: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | str | None = None,
         columns_per_sample: int | None = None,
     ) -> None:
         super().__init__()
-        self.loss_weights = dict({"cross_entropy": 1.0} if loss_weights is None else loss_weights)
-        if unknown := set(self.loss_weights) - set(TERMS):
-            raise ConfigError(f"loss_weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(TERMS)}")
-        if mask not in MASKS:
-            raise ConfigError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise ConfigError(f"{len(class_weights)} class_weights for {num_classes} classes")
-        self.mask, self.free, self.num_classes = mask, free, num_classes
+        self.voxel_loss = VoxelLoss(num_classes, free, mask, loss_weights, class_weights)
+        self.free, self.num_classes = free, num_classes
         self.columns_per_sample = columns_per_sample
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
         self.coarse = BevGrid(GRID.x_min, GRID.y_min, GRID.x_max, GRID.y_max, coarse_cells, coarse_cells)
         self.columns = BevGrid(GRID.x_min, GRID.y_min, GRID.x_max, GRID.y_max, GRID.num_x, GRID.num_y)
         layers: list[nn.Module] = []
@@ -96,49 +83,20 @@ class OccupancyHead(nn.Module):
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Mean over the labelled samples of each term; zeros that keep the graph where none is labelled."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.loss_weights}
-        for features, target in zip(outputs, batch.occupancy):
-            if target is not None:
-                for name, value in self._terms(features, target).items():
-                    found[name].append(value)
         nothing = outputs.sum() * 0.0 + sum(p.sum() for p in self.unfold.parameters()) * 0.0
-        return {
-            f"loss_occ_{name}": weight * (torch.stack(found[name]).mean() if found[name] else nothing)
-            for name, weight in self.loss_weights.items()
-        }
+        labelled = [(features, target) for features, target in zip(outputs, batch.occupancy) if target is not None]
+        return self.voxel_loss([self._learned_voxels(*pair) for pair in labelled], nothing)
 
-    def _counts(self, target: OccupancyTargets) -> Tensor:
-        """[X, Y, Z] bool: the voxels that count."""
-        if self.mask == "none":
-            return torch.ones_like(target.mask_camera)
-        return target.mask_camera if self.mask == "camera" else target.mask_lidar
-
-    def _terms(self, features: Tensor, target: OccupancyTargets) -> dict[str, Tensor]:
-        counts = self._counts(target)
+    def _learned_voxels(self, features: Tensor, target: OccupancyTargets) -> tuple[Tensor, Tensor]:
+        """Logits [V, K] and classes [V]."""
+        counts = self.voxel_loss.counts(target)
         ix, iy = self._chosen_columns(counts, target.semantics)
         # centres of the columns in the trunk's grid, -1..1 over the common range
         where = torch.stack([(2 * ix + 1) / GRID.num_x - 1, (2 * iy + 1) / GRID.num_y - 1], -1)  # [n, 2] (x, y)
         with torch.autocast(features.device.type, enabled=False):
             columns = F.grid_sample(features[None].float(), where.float()[None, None], align_corners=False)
-        logits = self.column_logits(columns[0, :, 0].T)  # [n, Z, K]
         chosen = counts[ix, iy]  # [n, Z]
-        logits, truth = logits[chosen].float(), target.semantics[ix, iy][chosen].long()
-        return self._voxel_terms(logits, truth)
-
-    def _voxel_terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """The configured terms of logits [V, K] against classes [V], without their weights."""
-        out = {}
-        probabilities = logits.softmax(-1) if set(self.loss_weights) - {"cross_entropy"} else None
-        for name in self.loss_weights:
-            if name == "cross_entropy":
-                out[name] = losses.cross_entropy(logits, truth, self.class_weights)
-            elif name == "lovasz":
-                out[name] = losses.lovasz_softmax(probabilities, truth)
-            elif name == "semantic_affinity":
-                out[name] = losses.scene_class_affinity(probabilities, truth)
-            else:
-                out[name] = losses.geometric_affinity(probabilities, truth, self.free)
-        return out
+        return self.column_logits(columns[0, :, 0].T)[chosen], target.semantics[ix, iy][chosen]
 
     def _chosen_columns(self, counts: Tensor, semantics: Tensor) -> tuple[Tensor, Tensor]:
         """(ix, iy) [n] of the columns to learn from, those with a voxel that counts."""

@@ -9,9 +9,17 @@ class weights 1 / ln(frequency), spec/occupancy.md section 1.1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..structures import OccupancyTargets
+from .metrics import MASKS
+
+TERMS = ("cross_entropy", "lovasz", "semantic_affinity", "geometric_affinity")
 
 OCC3D_FREQUENCY = (
     944004, 1897170, 152386, 2391677, 16957802, 724139, 189027, 2074468, 413451, 2384460, 5916653, 175883646, 4275424,
@@ -75,3 +83,70 @@ def _affinity(probability: Tensor, truth: Tensor) -> Tensor:
 
 def _log_loss(ratio: Tensor) -> Tensor:
     return -ratio.clamp(min=1e-6, max=1.0).log()
+
+
+class VoxelLoss(nn.Module):
+    """The terms that a head learns from, over the voxels that count.
+
+    num_classes: K, ``free`` among them.
+    mask: voxels that count: those the cameras see, those a LiDAR ray met, or all.
+    loss_weights: factor of each term that is used, of TERMS; default: cross entropy alone.
+    class_weights: K factors of the cross entropy, "log_frequency" for those of Occ3D-nuScenes
+        (``log_frequency_weights``), or None.
+
+    Raises ConfigError for a mask or term that does not exist, or weights of another length than K.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 18,
+        free: int = 17,
+        mask: str = "camera",
+        loss_weights: Mapping[str, float] | None = None,
+        class_weights: Sequence[float] | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss_weights = dict({"cross_entropy": 1.0} if loss_weights is None else loss_weights)
+        if unknown := set(self.loss_weights) - set(TERMS):
+            raise ConfigError(f"loss_weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(TERMS)}")
+        if mask not in MASKS:
+            raise ConfigError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
+        if isinstance(class_weights, str):
+            if class_weights != "log_frequency":
+                raise ConfigError(f"class_weights: {class_weights!r} is no rule; write 'log_frequency', or the numbers")
+            class_weights = log_frequency_weights()
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ConfigError(f"{len(class_weights)} class_weights for {num_classes} classes")
+        self.mask, self.free = mask, free
+        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def counts(self, target: OccupancyTargets) -> Tensor:
+        """[X, Y, Z] bool: the voxels that count."""
+        if self.mask == "none":
+            return torch.ones_like(target.mask_camera)
+        return target.mask_camera if self.mask == "camera" else target.mask_lidar
+
+    def forward(self, samples: Sequence[tuple[Tensor, Tensor]], nothing: Tensor) -> dict[str, Tensor]:
+        """Weighted terms ``loss_occ_*``, each the mean over samples: logits [V, K] and classes [V] of the voxels that
+        count. Without samples ``nothing``, a zero that keeps the graph.
+        """
+        found = [self._terms(logits.float(), truth.long()) for logits, truth in samples]
+        return {
+            f"loss_occ_{name}": weight * (torch.stack([terms[name] for terms in found]).mean() if found else nothing)
+            for name, weight in self.loss_weights.items()
+        }
+
+    def _terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        out = {}
+        probabilities = logits.softmax(-1) if set(self.loss_weights) - {"cross_entropy"} else None
+        for name in self.loss_weights:
+            if name == "cross_entropy":
+                out[name] = cross_entropy(logits, truth, self.class_weights)
+            elif name == "lovasz":
+                out[name] = lovasz_softmax(probabilities, truth)
+            elif name == "semantic_affinity":
+                out[name] = scene_class_affinity(probabilities, truth)
+            else:
+                out[name] = geometric_affinity(probabilities, truth, self.free)
+        return out

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from drivestack.engine.config import build_model, config_names, load_config
-from drivestack.structures import Batch, Frame, MonoTargets
+from drivestack.structures import Batch, Frame, MonoTargets, OccupancyTargets
 
 NAMES = config_names()
 # (parameters, trainable parameters) of the released models, spec/bevformer.md section 9
@@ -23,10 +23,9 @@ RELEASED = {
     "bevformerv2_r50_t8": (91_616_026, 91_616_016),
 }
 # A step needs memory for gradients and time; the 48-epoch configs differ from their base in iterations only.
-# The lane baselines have heads of their own: tests/lane_topology/test_models.py steps them.
-STEPPED = [
-    name for name in NAMES if not name.endswith("48ep") and "_xl_" not in name and not name.startswith("openlanev2")
-]
+# Lane and occupancy baselines have heads of their own: tests/{lane_topology/test_models,occupancy/test_model}.py.
+APART = ("openlanev2", "bevformer_")
+STEPPED = [name for name in NAMES if not name.endswith("48ep") and "_xl_" not in name and not name.startswith(APART)]
 HEIGHT_PX, WIDTH_PX = 64, 160
 
 
@@ -59,6 +58,8 @@ def test_one_training_step_reaches_every_parameter(name: str) -> None:
     head.bev_size = head.transformer.bev_size = (12, 12)
     head.num_query = 20
     config.model.img_backbone.pop("activation_checkpointing", None)
+    if "occupancy_head" in config.model:
+        config.model.occupancy_head.update(coarse_cells=20, columns_per_sample=200)
     model = build_model(config).train()
     batch = toy_batch(model.frame_offsets, num_cameras=2)
     losses = model(batch, mode="loss")
@@ -93,6 +94,9 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
         attributes=torch.tensor([0]),
         speed=torch.tensor([1.0]),
     )
+    voxels = torch.full((200, 200, 16), 17, dtype=torch.uint8)
+    voxels[:, :, 2] = 11  # a road
+    seen = torch.ones_like(voxels, dtype=torch.bool)
     identity = np.eye(4)
     frame = Frame("sample", "scene", "scene", 0, (), ego_from_lidar=identity, global_from_ego=identity)
     return Batch(
@@ -109,5 +113,6 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
         gt_boxes=[boxes],
         gt_labels=[torch.full((num_cameras,), 3)],
         mono=[[mono] * num_cameras],
+        occupancy=[OccupancyTargets(voxels, seen, seen)],
         frames=[frame],
     )

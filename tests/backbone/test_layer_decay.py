@@ -136,8 +136,9 @@ def test_constructor_decays_both_trunks_of_a_composite():
 
 
 def test_constructor_serves_other_encoders_without_layer_decay():
-    got = construct(Detector(ResNet(base_channels=4)), lr_mults={"img_backbone.": 0.5})
+    got = construct(Detector(ResNet(base_channels=4)), lr_mults={"img_backbone.": 0.5}, no_decay=["query"])
     assert got["img_backbone.conv1.weight"] == (0.5, 0.01)
+    assert got["query_embedding.weight"] == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

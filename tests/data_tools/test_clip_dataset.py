@@ -10,8 +10,10 @@ import torch
 from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader
 
+from drivestack.bev.temporal import images_from_ego
 from drivestack.data_tools.clip_dataset import ClipDataset
 from drivestack.data_tools.collate import collate_clips
+from drivestack.data_tools.mirror import mirror_clip
 from drivestack.data_tools.nuscenes_reader import read_nuscenes
 from drivestack.data_tools.sampler import ResumableSampler
 from drivestack.data_tools.transforms import BdaSettings, ImageSettings, PhotometricSettings
@@ -122,6 +124,22 @@ def test_points_of_the_current_frame_land_in_past_images(build, frames):
             width_scale = clip.images[t][n].shape[2] / view.camera.width_px
             expected = (uv - [0, top]) * [width_scale, scale]
             np.testing.assert_allclose((homogeneous[:, :2] / homogeneous[:, 2:])[front], expected[front], atol=1e-2)
+
+
+def test_ego_poses_give_every_frame_its_own_matrices(build, frames):
+    """Also in the mirror world, whose poses are mirrored."""
+    clip = build(frame_offsets=(-1, 0))[1]
+    mirrored = mirror_clip(clip)
+    points = np.random.default_rng(0).uniform([5, -9, -1], [20, 9, 3], (50, 3))  # of each frame's own EGO frame
+    matrices = images_from_ego(collate_clips([clip, mirrored])).double().numpy()
+    for t, frame in enumerate(frames[:2]):
+        view, width_px = frame.cameras[0], clip.images[t][0].shape[2]
+        lidar = transform_points(np.linalg.inv(frame.ego_from_lidar), points)
+        uv, _ = view.camera.project(transform_points(np.linalg.inv(view.lidar_from_camera), lidar))
+        expected_u = uv[:, 0] * width_px / view.camera.width_px
+        for b, u in ((0, expected_u), (1, width_px - expected_u)):
+            seen = transform_points(matrices[b, t, 0], points * [1, -1 if b else 1, 1])
+            np.testing.assert_allclose(seen[:, 0] / seen[:, 2], u, atol=1e-2)
 
 
 def test_matrices_of_a_mirrored_clip_are_those_of_the_plain_one_and_its_features_mirror_back(build):

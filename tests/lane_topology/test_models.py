@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from drivestack.backbone import FPN, ResNet
+from drivestack.data_tools.can_bus import can_bus_of_pose
 from drivestack.engine.config import build_model, load_config
 from drivestack.errors import ConfigError
 from drivestack.geometry import pose, rotation_z
@@ -22,7 +23,7 @@ from drivestack.lane_topology.detr_head import DetrHead
 from drivestack.lane_topology.element_head import ElementHead
 from drivestack.lane_topology.ipm import IpmViewTransformer
 from drivestack.lane_topology.matching import UNMATCHED
-from drivestack.lane_topology.model import RoadBevFormer, absolute_can_bus, lane_graph
+from drivestack.lane_topology.model import RoadBevFormer, lane_graph
 from drivestack.lane_topology.model_r18 import FinestFPN, RoadBaselineR18
 from drivestack.lane_topology.relationship import RelationshipHead, TopologyHead
 
@@ -117,9 +118,7 @@ def test_the_map_lies_in_the_ego_frame():
 
 
 def test_can_bus_is_absolute_and_off_unless_asked_for():
-    _, _, batch = toy.scenes(1)
-    frame = replace(batch.frames[0], global_from_ego=pose(rotation_z(-np.pi / 2), [300.0, 900.0, 0.0]))
-    signal = absolute_can_bus(frame)
+    signal = can_bus_of_pose(pose(rotation_z(-np.pi / 2), [300.0, 900.0, 0.0]))
     np.testing.assert_allclose(signal[:3], [300, 900, 0])
     np.testing.assert_allclose(np.abs(signal[3:7]), [0.5**0.5, 0, 0, 0.5**0.5], atol=1e-12)
     np.testing.assert_allclose(signal[-2:], [1.5 * np.pi, 270])
