@@ -169,9 +169,9 @@ def test_rayiou_cases(folder, grids):
     check_rays(*ray_scores(ray[:1]), expected["sample0"])
     check_rays(*ray_scores([(g, g, o) for g, _, o in ray]), expected["perfect"])
     check_rays(*ray_scores([(ray[0][0], np.full_like(ray[0][0], 17), ray[0][2])]), expected["all_free_pred"])
-    seen = cast_rays(ray[0][0], ray[0][2], 17)[0] != 17
+    seen = cast_rays([ray[0][0]], ray[0][2], 17)[0][0] != 17
     for key, voxels in (("gt", ray[0][0]), ("pred", ray[0][1])):
-        classes, distance_m, _ = cast_rays(voxels, ray[0][2], 17)
+        ((classes, distance_m, _),) = cast_rays([voxels], ray[0][2], 17)
         rows = np.array(expected["sample0_depths_every97"][key])
         np.testing.assert_array_equal(classes[seen][::97], rows[:, 0])
         np.testing.assert_allclose(distance_m[seen][::97], rows[:, 1], atol=1e-3)
