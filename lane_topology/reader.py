@@ -1,8 +1,8 @@
 """OpenLane-V2 to Frames, and the data set that trains on them.
 
 The EGO frame is the vehicle frame of the info files. There is no LiDAR in them, so ``ego_from_lidar`` is the identity:
-what the code calls the LIDAR frame is the EGO frame here. Cameras are taken at the frame's own time, and as pinholes,
-like the official baselines take them (the images are undistorted as far as the calibration says).
+what the code calls the LIDAR frame is the EGO frame here. As in the official baselines cameras are taken at the
+frame's own time and as pinholes: the lens distortion that subset A states is left out.
 
     subset A   Argoverse 2: seven ring cameras, ``ring_front_center`` 1550 x 2048, the others 2048 x 1550
     subset B   nuScenes: six cameras, 1600 x 900

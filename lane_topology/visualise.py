@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANGE_M = (-50.0, -25.0, 50.0, 25.0)
-_BACKGROUND = (250, 250, 250)
+_BACKGROUND, _AREA = (250, 250, 250), (232, 230, 222)
 _GRID = (225, 225, 225)
 _LANE, _CONNECTOR, _EDGE, _CAR = (40, 90, 200), (230, 120, 20), (20, 150, 60), (60, 60, 60)
 
@@ -19,11 +19,13 @@ def draw_lanes(
     lane_lane: NDArray[np.floating],
     is_connector: NDArray[np.bool_] | None = None,
     px_per_m: int = 12,
+    areas: Sequence[NDArray[np.floating]] = (),
 ) -> NDArray[np.uint8]:
     """RGB picture [H, W, 3] of lanes [points, 3] in the EGO frame, the car's front to the right.
 
     Lanes are blue, inside intersections orange, each with an arrow in its middle; a green dot where the end of one lane
-    connects to the start of another (lane_lane [n, n] above 0.5).
+    connects to the start of another (lane_lane [n, n] above 0.5). areas: outlines [points, 2 or 3] filled in grey, such
+    as the drivable areas of a map.
     """
     x0, y0, x1, y1 = RANGE_M
     image = np.full((round((y1 - y0) * px_per_m), round((x1 - x0) * px_per_m), 3), _BACKGROUND, np.uint8)
@@ -32,6 +34,8 @@ def draw_lanes(
         points = np.asarray(points, np.float64)
         return np.round(np.stack([points[..., 0] - x0, y1 - points[..., 1]], -1) * px_per_m).astype(np.int32)
 
+    for area in areas:
+        cv2.fillPoly(image, [pixels(np.asarray(area)[:, :2])], _AREA)
     for metres in range(-40, 50, 10):
         cv2.line(image, *map(tuple, pixels(np.array([[metres, y0], [metres, y1]])).tolist()), _GRID, 1)
     for metres in range(-20, 30, 10):

@@ -1,7 +1,7 @@
 """Scores equal those of the official package on random scenes.
 
-Needs `pip install --no-deps openlanev2==2.1.0` with ortools, similaritymeasures, iso3166, chardet, tqdm and shapely;
-skipped where they are not installed.
+Needs `pip install --no-deps openlanev2==2.1.0 ortools==9.15.6755 similaritymeasures iso3166 chardet absl-py
+immutabledict` (docs/lane_topology.md); skipped where they are not installed.
 """
 
 from __future__ import annotations
