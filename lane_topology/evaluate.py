@@ -6,14 +6,17 @@ Sources: evaluation.py, fscore.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..data_tools.label_files import check_lanes
 from ..errors import DataError
-from ..structures import ELEMENT_ATTRIBUTES, Frame, LaneGraph
+from ..structures import ELEMENT_ATTRIBUTES, Frame, LaneGraph, LaneLabels
 from . import evaluation
 from .evaluation import LANE_THRESHOLDS_M, Version
 from .fscore import fscore
+
+RAW_POINTS, EVALUATION_INTERVAL = 201, 20  # OpenLane-V2 2.1.0, preprocess.py
 
 
 def evaluate(
@@ -24,12 +27,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of ``predicted(sample token)`` on all frames.
 
+    Labelled lanes of 201 points, OpenLane-V2's raw form, are thinned to 11 as the official preprocessing does for val
+    and test: the Frechet distance is one between points, so the number of points decides it.
+
     Returns what ``evaluation.evaluate`` and ``fscore.fscore`` return, in one.
     Raises DataError as ``check_labels``.
     """
     check_labels(frames)
-    truths, graphs = [frame.lanes for frame in frames], [predicted(frame.token) for frame in frames]
+    truths, graphs = [_thinned(frame.lanes) for frame in frames], [predicted(frame.token) for frame in frames]
     return evaluation.evaluate(truths, graphs, on_sample, version) | fscore(truths, graphs)
+
+
+def _thinned(labels: LaneLabels) -> LaneLabels:
+    lines = [line[::EVALUATION_INTERVAL] if len(line) == RAW_POINTS else line for line in labels.centrelines]
+    return replace(labels, centrelines=lines)
 
 
 def check_labels(frames: Sequence[Frame]) -> None:

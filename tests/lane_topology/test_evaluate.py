@@ -64,6 +64,14 @@ def test_perfect_predictions_score_one_and_nothing_scores_next_to_nothing() -> N
     assert (none["det_l"], none["top_ll"], none["lane_fscore"]) == (0.0, 0.0, 0.0)
 
 
+def test_raw_labels_are_thinned_as_officially() -> None:
+    """Eleven points of a lane of 90 m are 9 m apart: raw labels would lie up to 4.5 m from all of them."""
+    raw = [np.stack([np.linspace(-45, 45, 201), np.full(201, y), np.zeros(201)], -1) for y in (0.0, 4.0, 8.0)]
+    own = replace(frame("a"), lanes=replace(labels(0), centrelines=[line.astype(np.float32) for line in raw]))
+    graph = replace(perfect(frame("a")), centrelines=np.stack([line[::20] for line in raw]))
+    assert evaluate([own], lambda _: graph)["det_l"] == 1.0
+
+
 def test_the_table_names_the_version_and_every_part() -> None:
     own = frame("a")
     lines = table(evaluate([own], lambda _: perfect(own)))
