@@ -1,10 +1,11 @@
-"""Files of voxel labels (the Occ3D-nuScenes layout) and of lane labels beside a set in the nuScenes schema.
+"""Files of voxel labels (the layouts of Occ3D) and of lane labels beside a set in the nuScenes schema.
 
     gts/<scene name>/<sample token>/labels.npz    semantics, mask_lidar, mask_camera: uint8 [200, 200, 16] as [x, y, z]
+    <split>/<NNN>/<NNN>_04.npz                    Occ3D-Waymo: voxel_label and three masks, see ``read_occupancy_waymo``
     lanes/<scene name>/<sample token>.npz         the fields of structures.LaneLabels, centrelines end to end
 
-Voxels: Occ3D, arXiv 2304.14365, spec/occupancy.md section 1.1. The lane file is drivestack's own; OpenLane-V2's
-collections are read and written in lane_topology.
+Voxels: Occ3D, arXiv 2304.14365, spec/occupancy.md sections 1.1 and 1.2. The lane file is drivestack's own;
+OpenLane-V2's collections are read and written in lane_topology.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ..geometry import OCC3D_GRID
 from ..structures import ELEMENT_ATTRIBUTES, LaneLabels, OccupancyLabels
 
 NUM_OCCUPANCY_CLASSES = 18  # of Occ3D-nuScenes, free (17) among them
+WAYMO_SUFFIX = "_04.npz"
+WAYMO_FREE, WAYMO_FREE_ON_DISK = 15, 23
 NUM_ATTRIBUTES = len(ELEMENT_ATTRIBUTES)
 
 
@@ -49,19 +52,22 @@ def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, NDArray]:
         raise DataError(f"{path}: not a readable .npz file ({error}); fetch or generate it again") from None
 
 
+def waymo_occupancy_file(root: str | Path, split: str, segment: int, frame: int) -> Path:
+    """Occ3D-Waymo's file of 0.4 m voxels; split: training, validation or test."""
+    return Path(root) / split / f"{segment:03d}" / f"{frame:03d}{WAYMO_SUFFIX}"
+
+
 def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -> OccupancyLabels:
-    """Voxel labels of one keyframe.
+    """Voxel labels of one keyframe; a file of Occ3D-Waymo (``NNN_04.npz``) as ``read_occupancy_waymo`` reads it.
 
     Raises DataError, naming the file and the array, for a missing file or array, a shape other than [200, 200, 16], a
     dtype other than uint8 or bool, and a class that is none (255 for example).
     """
+    if Path(path).name.endswith(WAYMO_SUFFIX):
+        return read_occupancy_waymo(path)
     arrays = read_arrays(path, ("semantics", "mask_lidar", "mask_camera"))
-    shape = list(OCC3D_GRID.shape)
     for name, array in arrays.items():
-        if array.shape != OCC3D_GRID.shape or array.dtype not in (np.uint8, np.bool_):
-            raise DataError(
-                f"{path}: {name} is {array.dtype} {list(array.shape)}, it must be uint8 {shape}, [x, y, z]; convert it"
-            )
+        _check_grid(path, name, array, (np.uint8, np.bool_), "convert it")
     highest = int(arrays["semantics"].max())
     if highest >= num_classes:
         raise DataError(
@@ -70,6 +76,42 @@ def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -
     return OccupancyLabels(
         arrays["semantics"].astype(np.uint8), arrays["mask_lidar"].astype(bool), arrays["mask_camera"].astype(bool)
     )
+
+
+def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLabels:
+    """Voxel labels of one frame of Occ3D-Waymo: 16 classes, free 15 (23 in the file). Frame, range and order of axes
+    are those of Occ3D-nuScenes.
+
+    ``mask_lidar`` is the file's ``origin_voxel_state``, ``mask_camera`` its ``final_voxel_state`` and, with
+    ``in_view``, also its ``infov``: Waymo's five cameras do not look back. CVT-Occ trains and scores so.
+
+    Raises DataError as ``read_occupancy``.
+    """
+    arrays = read_arrays(path, ("voxel_label", "origin_voxel_state", "final_voxel_state", "infov"))
+    for name, array in arrays.items():
+        kinds = (np.integer,) if name == "voxel_label" else (np.integer, np.bool_)
+        _check_grid(path, name, array, kinds, f"take the 0.4 m file, <frame>{WAYMO_SUFFIX}")
+    classes = arrays["voxel_label"]
+    free = classes == WAYMO_FREE_ON_DISK
+    strange = np.unique(classes[~free & ((classes < 0) | (classes > WAYMO_FREE))])
+    if len(strange):
+        raise DataError(
+            f"{path}: voxel_label holds {strange[0]}, but classes are 0..{WAYMO_FREE - 1} and "
+            f"{WAYMO_FREE_ON_DISK} (free): fetch the file again"
+        )
+    seen = arrays["final_voxel_state"].astype(bool)
+    if in_view:
+        seen &= arrays["infov"].astype(bool)
+    semantics = np.where(free, WAYMO_FREE, classes).astype(np.uint8)
+    return OccupancyLabels(semantics, arrays["origin_voxel_state"].astype(bool), seen)
+
+
+def _check_grid(path: str | Path, name: str, array: NDArray, kinds: tuple[type, ...], fix: str) -> None:
+    if array.shape != OCC3D_GRID.shape or not any(np.issubdtype(array.dtype, kind) for kind in kinds):
+        shape = list(OCC3D_GRID.shape)
+        raise DataError(
+            f"{path}: {name} is {array.dtype} {list(array.shape)}, it must be uint8 {shape}, [x, y, z]; {fix}"
+        )
 
 
 def write_occupancy(path: str | Path, labels: OccupancyLabels) -> None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..geometry import PinholeCamera, invert_pose, quaternion_to_matrix
 from ..structures import Annotations, CameraView, Frame
+from .challenge_annotations import FILE_NAME as CHALLENGE_FILE
+from .challenge_annotations import read_challenge
 from .checks import check_frames
 from .label_files import lanes_file, occupancy_file, read_lanes
 
@@ -49,7 +51,8 @@ MAX_VELOCITY_GAP_S = 1.5
 def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]:
     """All keyframes of a split, sorted by scene name and time.
 
-    dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
+    dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval`` (version
+    ``annotations.json``: the occupancy challenge's file instead, see challenge_annotations.py); split: an official
     one (train, val, test, mini_train, mini_val) or one of the version's own ``splits.json`` (split -> scene names, as
     nuscenes-devkit reads it); scenes of it that the tables lack are left out. Frames of a set without labels have
     ``annotations`` None. Voxel and lane labels that lie beside the tables (label_files.py) are found by themselves.
@@ -57,6 +60,8 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
     without scenes, or unusable calibration.
     """
+    if version == CHALLENGE_FILE:
+        return read_challenge(dataroot, split, CAMERA_ORDER)
     nusc = load_devkit(dataroot, version)
     wanted = _scenes_of_split(split, Path(dataroot) / version / "splits.json")
     scenes = sorted((s for s in nusc.scene if s["name"] in wanted), key=lambda s: s["name"])

@@ -13,6 +13,8 @@ from drivestack.data_tools.label_files import (
     check_lanes,
     read_lanes,
     read_occupancy,
+    read_occupancy_waymo,
+    waymo_occupancy_file,
     write_lanes,
     write_occupancy,
 )
@@ -71,6 +73,32 @@ def test_unusable_voxel_labels_are_named(tmp_path: Path):
         read_occupancy(path)
     np.savez(path, semantics=np.full(SHAPE, 255, np.uint8), **masks)
     with pytest.raises(DataError, match="semantics holds 255"):
+        read_occupancy(path)
+
+
+def test_waymo_voxels_have_their_own_names_and_free_class(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    path = waymo_occupancy_file(tmp_path, "validation", 7, 42)
+    assert path == tmp_path / "validation" / "007" / "042_04.npz"
+    path.parent.mkdir(parents=True)
+    classes = rng.integers(0, 16, SHAPE).astype(np.uint8)
+    classes[classes == 15] = 23
+    lidar, camera, view = rng.integers(0, 2, (3, *SHAPE))
+    arrays = {"voxel_label": classes, "origin_voxel_state": lidar, "final_voxel_state": camera, "infov": view > 0}
+    np.savez_compressed(path, **arrays)
+    labels = read_occupancy(path, num_classes=16)
+    assert labels.semantics.dtype == np.uint8 and labels.semantics.max() == 15
+    np.testing.assert_array_equal(labels.semantics == 15, classes == 23)
+    np.testing.assert_array_equal(labels.semantics[classes < 15], classes[classes < 15])
+    np.testing.assert_array_equal(labels.mask_lidar, lidar == 1)
+    np.testing.assert_array_equal(labels.mask_camera, (camera == 1) & (view == 1))
+    np.testing.assert_array_equal(read_occupancy_waymo(path, in_view=False).mask_camera, camera == 1)
+
+    np.savez(path, **arrays | {"voxel_label": np.full(SHAPE, 16, np.uint8)})
+    with pytest.raises(DataError, match=r"042_04\.npz: voxel_label holds 16, but classes are 0\.\.14 and 23 \(free\)"):
+        read_occupancy(path)
+    np.savez(path, **arrays | {"infov": np.ones((4, 4, 4), bool)})
+    with pytest.raises(DataError, match=r"infov is bool \[4, 4, 4\], .* take the 0.4 m file"):
         read_occupancy(path)
 
 
