@@ -127,6 +127,9 @@ class Frame:
     lanes: LaneLabels | None = None
     prev_token: str = ""
     next_token: str = ""
+    can_signals: NDArray[np.float64] | None = None
+    """[9] of the car's own bus: acceleration (m/s^2), turn rate (rad/s), velocity (m/s), x y z each in the EGO frame;
+    None where nobody recorded them."""
 
     @property
     def global_from_lidar(self) -> NDArray[np.float64]:
@@ -247,6 +250,8 @@ class Batch:
     """[B, 4, 4] of the current frame."""
     global_from_ego: Tensor | None = None
     """[B, T, 4, 4] float64, each frame's; identity where a frame is missing. A mirrored clip's world is mirrored."""
+    can_bus: Tensor | None = None
+    """[B, T, 18] float64, absolute numbers of each frame (data_tools/can_bus.py)."""
     frames: list[Frame] = field(default_factory=list)
     """The current frames, for tokens and poses."""
 

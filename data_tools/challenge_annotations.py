@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..errors import DataError
 from ..geometry import PinholeCamera, invert_pose, pose, rotation_z
 from ..structures import CameraView, Frame
 from .checks import check_frames
+from .info_pickle import link_frames
 
 FILE_NAME = "annotations.json"
 EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
@@ -45,18 +45,16 @@ def read_challenge(
     content = _load(path)
     frames: list[Frame] = []
     for scene in _scenes(content, split, path):
-        members = []
         for token, entry in content["scene_infos"][scene].items():
             try:
-                members.append(_frame(Path(root), scene, token, entry, camera_order, image_size_px))
+                frames.append(_frame(Path(root), scene, token, entry, camera_order, image_size_px))
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"{path}: sample {token} (scene {scene}): unusable entry ({type(error).__name__}: {error}); "
                     "fetch the file again"
                 ) from error
-        frames += _linked(sorted(members, key=lambda frame: frame.timestamp_us))
     check_frames(frames)
-    return frames
+    return sorted(link_frames(frames), key=lambda frame: frame.scene_name)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -132,10 +130,3 @@ def _image(root: Path, path: PurePosixPath) -> Path:
     """Where the image lies: as the file says, or below imgs/ or samples/, in its camera's folder."""
     places = [root / path, *(root / folder / path.parent.name / path.name for folder in ("imgs", "samples"))]
     return next((place for place in places if place.is_file()), places[1])
-
-
-def _linked(frames: list[Frame]) -> list[Frame]:
-    tokens = ["", *(frame.token for frame in frames), ""]
-    return [
-        replace(frame, prev_token=before, next_token=after) for frame, before, after in zip(frames, tokens, tokens[2:])
-    ]

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
 from ..structures import CameraView, Frame, LaneTargets, MonoTargets, OccupancyTargets, past_lidar_from_current
+from .can_bus import can_bus_of_pose
 from .checks import check_frames
 from .collate import ClipSample
 from .ground_truth import ground_truth
@@ -305,12 +306,14 @@ class ClipDataset(Dataset):
         images: list[list[NDArray[np.float32]] | None] = []
         image_from_lidar = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
         global_from_ego = np.tile(np.eye(4), (shape[0], 1, 1))
+        can_bus = np.zeros((shape[0], 18))
         for t, neighbour in enumerate(self.neighbours(frame)):
             if neighbour is None:
                 images.append(None)
                 continue
             lidar_from_current = past_lidar_from_current(frame, neighbour)
             global_from_ego[t] = neighbour.global_from_ego
+            can_bus[t] = can_bus_of_pose(neighbour.global_from_ego, neighbour.can_signals)
             images.append([])
             for n, view in enumerate(self._views(neighbour)):
                 camera = self._placement(view, draw).camera(view.camera)
@@ -335,6 +338,7 @@ class ClipDataset(Dataset):
             gt_labels=labels if labelled else None,
             mono=mono,
             global_from_ego=global_from_ego,
+            can_bus=can_bus,
             occupancy=self._occupancy(frame),
             lanes=self._lanes(frame, draw),
             tasks=self.tasks,

@@ -45,6 +45,8 @@ class ClipSample:
     """[4, 4]; None: that of the frame. A mirrored clip has its own."""
     global_from_ego: NDArray[np.float64] | None = None
     """[T, 4, 4], identity where a frame is missing; None: not known."""
+    can_bus: NDArray[np.float64] | None = None
+    """[T, 18], see can_bus.py; None where the poses are."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
     tasks: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         lanes=[sample.lanes for sample in samples] if "lanes" in first.tasks else [],
         ego_from_lidar=torch.from_numpy(np.stack([_ego_from_lidar(sample) for sample in samples])),
         global_from_ego=stack("global_from_ego") if with_poses else None,
+        can_bus=stack("can_bus") if with_poses else None,
         frames=[sample.frame for sample in samples],
     )
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..geometry import PinholeCamera, boxes_from_legacy, invert_pose, pose, rotation_z
 from ..structures import Annotations, CameraView, Frame
+from .can_bus import SIGNALS
 from .checks import check_frames
 
 SCENE_GAP_US = 1_500_000
@@ -244,6 +245,8 @@ def _frame_of_bevformer(
         global_from_ego=global_from_ego,
         lidar_path=resolve(info["lidar_path"], "LIDAR_TOP"),
         annotations=annotations,
+        occupancy_path=str(resolve.root / info["occ_gt_path"]) if info.get("occ_gt_path") else "",
+        can_signals=np.array(info["can_bus"][SIGNALS], dtype=np.float64) if "can_bus" in info else None,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ..geometry import wrap_angle
 from ..structures import LaneTargets, OccupancyTargets
+from .can_bus import mirror_can_bus
 from .collate import ClipSample
 
 # OpenLane-V2's attributes that say left or right; spec/lane_topology.md section 1.3
@@ -43,6 +44,9 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         )
     # the reflected ego frame is the ego frame reflected at its own middle, so that left stays left of forward
     reflect_ego = np.diag([1.0, -1.0, 1.0, 1.0])
+    poses = sample.global_from_ego
+    if poses is not None:
+        poses = reflect_ego @ poses @ reflect_ego
     boxes = sample.gt_boxes
     if boxes is not None:
         boxes = boxes.copy()
@@ -57,7 +61,8 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
         gt_boxes=boxes,
         ego_from_lidar=(reflect_ego @ ego_from_lidar @ reflect).astype(np.float32),
-        global_from_ego=None if sample.global_from_ego is None else reflect_ego @ sample.global_from_ego @ reflect_ego,
+        global_from_ego=poses,
+        can_bus=None if poses is None else mirror_can_bus(sample.can_bus, poses),
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
     )

@@ -162,7 +162,7 @@ class RoadBevFormer(LaneBaseline):
         padded = tuple(batch.images.shape[-2:])
         can_bus = None
         if self.bev_constructor.can_bus_mlp is not None:
-            signals = np.stack([can_bus_of_pose(frame.global_from_ego) for frame in batch.frames])
+            signals = np.stack([can_bus_of_pose(f.global_from_ego, f.can_signals) for f in batch.frames])
             can_bus = torch.from_numpy(signals).to(batch.images.device)
         sizes = batch.image_size_px[:, now]
         bev = self.bev_constructor(levels, images_from_ego(batch)[:, now], sizes, padded, can_bus)

@@ -3,7 +3,8 @@
 Source: the CVPR 2023 occupancy challenge's baseline, as InternImage ships it (spec/occupancy.md section 2). State-dict
 prefixes are the published ones: ``img_backbone.``, ``img_neck.``, ``pts_bbox_head.``. Kept because the weights depend
 on it: the ego motion displaces both maps of the temporal attention, the padding of the images counts as seen, and the
-CAN-bus numbers. New models should be an OccupancyHead on a bev.perception.BevPerception.
+CAN-bus numbers (info pickles hold all of them; from other sources the car's own signals are zeros). New models should
+be an OccupancyHead on a bev.perception.BevPerception.
 
 Shapes: B batch, T frames of a clip, N cameras, C channels, H = num_y * num_x BEV cells, X, Y, Z voxels, K classes.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ..bev.model import build
 from ..bev.model_v1 import RecurrentBev, RecurrentState, can_bus_since
 from ..bev.temporal import images_from_ego
 from ..bev.transformer import BevTransformerV1
-from ..data_tools.can_bus import can_bus_deltas, can_bus_of_pose
+from ..data_tools.can_bus import can_bus_deltas
 from ..errors import ConfigError
 from ..geometry import OCC3D_GRID
 from ..structures import Batch, OccupancyGrid, OccupancyTargets, SceneAnswer
@@ -149,12 +149,11 @@ class BEVFormerOcc(RecurrentBev):
         """Maps [B, H, C] of the current frames, through the chosen frames of their clips (ascending, current last)."""
         # frames that no sample has would be encoded for nothing
         chosen = [t for t in chosen if t == batch.current or bool(batch.frame_valid[:, t].any())]
-        poses = self._poses(batch)[:, chosen]
         signals, known = [], []
-        for b, own in enumerate(poses):
+        for b, own in enumerate(self._can_bus(batch)[:, chosen].cpu().numpy()):
             valid = batch.frame_valid[b, chosen].tolist()
             scenes = ["scene" if ok else f"missing {t}" for t, ok in enumerate(valid)]
-            signal, has_previous = can_bus_deltas(np.stack([can_bus_of_pose(pose) for pose in own]), scenes)
+            signal, has_previous = can_bus_deltas(own, scenes)
             signals.append(torch.from_numpy(signal))
             known.append(torch.from_numpy(has_previous))
         return self.encode_clip(
@@ -166,11 +165,11 @@ class BEVFormerOcc(RecurrentBev):
         )
 
     @staticmethod
-    def _poses(batch: Batch) -> np.ndarray:
-        """Ego poses [B, T, 4, 4] of all frames."""
-        if batch.global_from_ego is not None:
-            return batch.global_from_ego.cpu().numpy()
-        return np.stack([frame.global_from_ego for frame in batch.frames])[:, None]
+    def _can_bus(batch: Batch) -> Tensor:
+        """[B, T, 18] absolute numbers."""
+        if batch.can_bus is None:
+            raise ConfigError(f"samples {', '.join(batch.tokens)}: the batch lacks can_bus; ClipDataset makes it")
+        return batch.can_bus
 
     @staticmethod
     def _seen_size(batch: Batch) -> Tensor:
@@ -228,14 +227,10 @@ class BEVFormerOcc(RecurrentBev):
             )
         states, answers = {}, []
         for b, frame in enumerate(batch.frames):
-            states[frame.token] = RecurrentState(frame.scene_token, maps[b], self._signal(batch, b))
+            states[frame.token] = RecurrentState(frame.scene_token, maps[b], self._can_bus(batch)[b, batch.current])
             classes = self.pts_bbox_head.logits(maps[b : b + 1])[0].max(-1).indices.to(torch.uint8)
             answers.append(SceneAnswer(frame.token, occupancy=OccupancyGrid(frame.token, classes.cpu().numpy())))
         return answers, states
-
-    def _signal(self, batch: Batch, b: int) -> Tensor:
-        """[18] absolute CAN-bus numbers of sample b's current frame."""
-        return torch.from_numpy(can_bus_of_pose(self._poses(batch)[b, batch.current])).to(batch.images.device)
 
     def _next_maps(self, batch: Batch, history: Mapping[str, RecurrentState]) -> Tensor:
         """Maps [B, H, C] of frames that follow those of the history, or one another."""
@@ -247,7 +242,7 @@ class BEVFormerOcc(RecurrentBev):
             past = states.get(frame.prev_token)
             if past is not None and past.scene_token != frame.scene_token:
                 past = None
-            signal, one = self._signal(batch, b), slice(b, b + 1)
+            signal, one = self._can_bus(batch)[b, 0], slice(b, b + 1)
             bev = self.encode(
                 [level[one] for level in levels],
                 matrices[one],

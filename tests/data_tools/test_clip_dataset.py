@@ -18,7 +18,7 @@ from drivestack.data_tools.nuscenes_reader import read_nuscenes
 from drivestack.data_tools.sampler import ResumableSampler
 from drivestack.data_tools.transforms import BdaSettings, ImageSettings, PhotometricSettings
 from drivestack.errors import ConfigError, DataError
-from drivestack.geometry import transform_points
+from drivestack.geometry import transform_points, wrap_angle, yaw_of
 from drivestack.structures import Frame
 
 IMAGE = {"crop": (0, 0.25, 1, 1), "train_heights_px": (24, 30, 36), "test_height_px": 27}
@@ -127,9 +127,16 @@ def test_points_of_the_current_frame_land_in_past_images(build, frames):
 
 
 def test_ego_poses_give_every_frame_its_own_matrices(build, frames):
-    """Also in the mirror world, whose poses are mirrored."""
-    clip = build(frame_offsets=(-1, 0))[1]
+    """Also in the mirror world, whose poses are mirrored; and what the car's own bus says fits the poses."""
+    frames = [replace(frame, can_signals=np.arange(1.0, 10.0)) for frame in frames]
+    clip = build(frames=frames, frame_offsets=(-1, 0))[1]
     mirrored = mirror_clip(clip)
+    for sample, signs in ((clip, 1), (mirrored, [1, -1, 1, -1, 1, -1, 1, -1, 1])):
+        np.testing.assert_allclose(sample.can_bus[:, 7:16], [np.arange(1.0, 10.0) * signs] * 2)
+        np.testing.assert_allclose(sample.can_bus[:, :3], sample.global_from_ego[:, :3, 3])
+        heading = yaw_of(np.linalg.inv(sample.global_from_ego[0]) @ sample.global_from_ego[1])
+        for turn in (np.diff(sample.can_bus[:, -2]), np.radians(np.diff(sample.can_bus[:, -1]))):
+            np.testing.assert_allclose(wrap_angle(turn), heading)
     points = np.random.default_rng(0).uniform([5, -9, -1], [20, 9, 3], (50, 3))  # of each frame's own EGO frame
     matrices = images_from_ego(collate_clips([clip, mirrored])).double().numpy()
     for t, frame in enumerate(frames[:2]):

@@ -55,7 +55,8 @@ def bevformer_info(frame: Frame) -> dict:
         "token": frame.token,
         "prev": frame.prev_token,
         "next": frame.next_token,
-        "can_bus": np.zeros(18),
+        "can_bus": np.arange(18.0),
+        "occ_gt_path": f"gts/{frame.token}/labels.npz",
         "frame_idx": 0,
         "sweeps": [],
         "scene_token": frame.scene_token,
@@ -125,6 +126,9 @@ def test_infos_become_the_frames_they_were_made_from(tmp_path, tiny_root, frames
     for ours, frame in zip(read, own):
         assert (ours.prev_token, ours.next_token) == (frame.prev_token, frame.next_token)
         assert ours.timestamp_us == frame.timestamp_us
+        if layout == "bevformer":
+            assert ours.occupancy_path == str(tiny_root / "gts" / frame.token / "labels.npz")
+            np.testing.assert_array_equal(ours.can_signals, np.arange(7.0, 16.0))
         np.testing.assert_allclose(ours.global_from_lidar, frame.global_from_lidar, atol=1e-9)
         np.testing.assert_allclose(ours.lidar_boxes(), frame.lidar_boxes(), atol=1e-9, equal_nan=True)
         np.testing.assert_array_equal(ours.annotations.num_lidar_points, frame.annotations.num_lidar_points)

@@ -9,6 +9,7 @@ import torch
 
 from drivestack.backbone import FPN, ResNet, prepare_inference
 from drivestack.bev.temporal import images_from_ego
+from drivestack.data_tools.can_bus import can_bus_of_pose
 from drivestack.engine.config import build_model, load_config
 from drivestack.errors import ConfigError
 from drivestack.geometry import invert_pose, pose, rotation_z
@@ -21,6 +22,7 @@ HEIGHT_PX, WIDTH_PX, PADDED_PX = 60, 96, 64
 LIDAR = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])  # ego_from_lidar
 AHEAD = np.array([[48.0, -48, 0, 0], [30, 0, -48, 48], [1, 0, 0, 0], [0, 0, 0, 1]])  # image from ego
 VIEWS = np.stack([AHEAD, AHEAD @ np.diag([-1.0, -1, 1, 1])])
+SIGNALS = np.linspace(-1, 1, 9)
 DRIVE = [pose(rotation_z(0.1 * t), [100 + 2.0 * t, 50 + 0.3 * t, 0]) for t in range(3)]
 
 
@@ -100,6 +102,7 @@ def clip(times=(0, 1, 2), scene: str = "scene") -> Batch:
         occupancy=[targets()],
         ego_from_lidar=torch.from_numpy(LIDAR).float()[None],
         global_from_ego=torch.from_numpy(np.stack([DRIVE[t] for t in times]))[None],
+        can_bus=torch.from_numpy(np.stack([can_bus_of_pose(DRIVE[t], SIGNALS) for t in times]))[None],
         frames=[frame(times[-1], scene)],
     )
 
@@ -150,7 +153,7 @@ def test_a_missing_frame_is_the_start_of_the_scene():
     model = tiny().eval()
     batch = clip()
     batch.images[:, 0], batch.image_from_lidar[:, 0] = 0, 0
-    batch.global_from_ego[:, 0] = torch.eye(4)
+    batch.global_from_ego[:, 0], batch.can_bus[:, 0] = torch.eye(4), 0
     batch = replace(batch, frame_valid=torch.tensor([[False, True, True]]))
     shorter = replace(clip([1, 2]))
     model.frame_offsets = (-1, 0)
@@ -205,6 +208,8 @@ def test_what_cannot_work_is_said():
     model = tiny()
     with pytest.raises(ConfigError, match=r"learns from frames \(-2, -1, 0\), the batch has \(0,\)"):
         model(clip([0]), mode="loss")
+    with pytest.raises(ConfigError, match="scene 2: the batch lacks can_bus; ClipDataset makes it"):
+        model(replace(clip(), can_bus=None), mode="loss")
     with pytest.raises(ConfigError, match="scene 2 have no voxel labels"):
         model(replace(clip(), occupancy=[None]), mode="loss")
     with pytest.raises(ConfigError, match="voxels do not follow image flips"):
