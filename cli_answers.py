@@ -253,7 +253,8 @@ def add_visualize(verbs: Any) -> None:
 def _run_visualize(options: argparse.Namespace) -> int:
     from .answers import answer_reader, find
     from .bev.submission_check import CLASS_ATTRIBUTES
-    from .data_tools.visualise import View, render_clip
+    from .data_tools.drawing import View
+    from .pictures import render_answer_clip
     from .workflow import choose_frames, draw_pictures
 
     frames = choose_frames(source(options).read(), options.scene, options.sample, options.max)
@@ -265,7 +266,6 @@ def _run_visualize(options: argparse.Namespace) -> int:
     print(f"wrote {len(written)} pictures to {options.out}")
     if options.clip:
         view = View(camera_width_px=360, score_threshold=options.score_threshold)
-        found = {frame.token: read(frame).boxes for frame in frames if read(frame).boxes is not None}
-        render_clip(frames, found, class_names, options.clip, view)
+        render_answer_clip(frames, read, class_names, options.clip, view)
         print(f"wrote {options.clip}")
     return 0

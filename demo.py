@@ -58,11 +58,12 @@ def run_demo(
     Raises DataError, CheckpointError, ConfigError, SubmissionError.
     """
     from .answers import KINDS, Reference, answer_reader, places
+    from .data_tools.drawing import View
     from .data_tools.nuscenes_reader import read_nuscenes
     from .data_tools.perturb import perturb_calibration
     from .data_tools.synthetic import synthesize
-    from .data_tools.visualise import View, render_clip
     from .engine.config import load_config
+    from .pictures import render_answer_clip
 
     out, recipe = Path(out), recipe or DemoRecipe()
     times_s: dict[str, float] = {}
@@ -123,7 +124,7 @@ def run_demo(
     pictures = draw_pictures(chosen, answer_of, outcome.class_names, out / "pictures", score_threshold)
     scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
     view = View(camera_width_px=320, score_threshold=score_threshold)
-    render_clip(scene, outcome.detections, outcome.class_names, out / "clip.gif", view)
+    render_answer_clip(scene, answer_of, outcome.class_names, out / "clip.gif", view)
     timed("draw", begin)
     timed("total", start)
 

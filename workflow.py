@@ -172,13 +172,17 @@ def draw_pictures(
     score_threshold: float,
 ) -> list[Path]:
     """One PNG per frame, ``scene_time_token.png``; the paths."""
-    from .data_tools.visualise import View, render_frame, save_picture
+    from PIL import Image
+
+    from .data_tools.drawing import View
+    from .data_tools.visualise import save_picture
+    from .pictures import render_answers
 
     view = View(score_threshold=score_threshold)
     paths = []
     for frame in frames:
         path = folder / f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
-        save_picture(render_frame(frame, answer_of(frame).boxes, class_names, view), path)
+        save_picture(Image.fromarray(render_answers(frame, answer_of(frame), class_names, view)), path)
         paths.append(path)
     return paths
 

@@ -13,8 +13,8 @@ from PIL import Image
 from drivestack.cli import main
 from drivestack.data_tools.clip_dataset import ClipDataset
 from drivestack.data_tools.collate import collate_clips
+from drivestack.data_tools.drawing import GROUND_TRUTH
 from drivestack.data_tools.info_pickle import read_info_pickle
-from drivestack.data_tools.visualise import GROUND_TRUTH
 from drivestack.engine.config import build_model, load_config
 
 TOKEN = "ca9a282c9e77460f8360f564131a8af5"

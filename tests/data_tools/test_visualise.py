@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drivestack.data_tools.drawing import CLASS_COLOURS, GROUND_TRUTH, View, clip_near
 from drivestack.data_tools.perturb import perturb_calibration
 from drivestack.data_tools.visualise import (
-    CLASS_COLOURS,
-    GROUND_TRUTH,
-    View,
     camera_rows,
-    clip_near,
     render_clip,
     render_frame,
     save_picture,
