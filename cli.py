@@ -44,7 +44,10 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, DrivestackError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{place}; check path, permissions and free disk space"
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # torch adds a loader worker's traceback
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return "; ".join(lines).replace(":; ", ": ")
 
 

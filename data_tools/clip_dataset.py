@@ -248,10 +248,11 @@ class ClipDataset(Dataset):
                 has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono))
                 if has_boxes or self._has_task_labels(self.frames[i]):
                     return self.frames[i], targets
+        boxes = f"a ground-truth box of the classes {', '.join(self.classes)} within pc_range {self.pc_range}"
+        wanted = [boxes] * bool(self.classes) + [f"{task} labels" for task in self.tasks]
         raise DataError(
-            f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has a ground-truth box of the "
-            f"classes {', '.join(self.classes)} within pc_range {self.pc_range}; use a split with annotations, or "
-            "widen the classes or the range"
+            f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has {' or '.join(wanted)}; use a "
+            "split with annotations" + ", or widen the classes or the range" * bool(self.classes)
         )
 
     def _has_task_labels(self, frame: Frame) -> bool:

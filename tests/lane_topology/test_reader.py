@@ -209,6 +209,8 @@ def test_the_shipped_configs_take_a_training_step_and_predict_a_split_without_la
     assert [frame.lanes for frame in unlabelled] == [None]
     settings = {key: value for key, value in config.test_dataset.items() if key not in ("dataroots", "split")}
     answers = predict(model, build_dataset(dict(**settings, frames=unlabelled)), progress=False).answers
+    with pytest.raises(DataError, match=r"none of the 1 frames .* has lanes labels; use a split with annotations"):
+        build_dataset(dict(**settings, frames=unlabelled, training=True))[0]
     graph = answers["test/00007/1000000"].lanes
     assert graph.centrelines.shape == (12, 11, 3) and graph.lane_lane.shape == (12, 12)
     assert graph.elements_xyxy_px.shape == (4, 4) and np.isfinite(graph.elements_xyxy_px).all()
