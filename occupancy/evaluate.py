@@ -34,15 +34,21 @@ def evaluate(
     class_names: Sequence[str] = OCC3D_NUSCENES,
     on_sample: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Scores of ``predicted(sample token)`` [X, Y, Z] on all frames with labels.
+    """Scores of ``predicted(sample token)`` [X, Y, Z] on all frames.
 
     Returns ``miou`` and ``per_class`` by mask (camera, lidar, none), in 0..1 and over the classes that occur, free
     left out; ``fscore`` by mask (camera, none), the mean over samples; ``rayiou`` with its thresholds; ``samples``.
-    Raises DataError if no frame has labels, or a prediction cannot be compared.
+    Raises DataError, naming the sample, if a frame has no labels or a prediction cannot be compared.
     """
-    labelled = [frame for frame in frames if frame.occupancy_path]
-    if not labelled:
-        raise DataError(f"none of the {len(frames)} frames has voxel labels (gts/<scene>/<sample>/labels.npz)")
+    bare = [frame.token for frame in frames if not frame.occupancy_path]
+    place = "gts/<scene>/<sample>/labels.npz"
+    if len(bare) == len(frames):
+        raise DataError(f"none of the {len(frames)} frames has voxel labels ({place}); score a split that is labelled")
+    if bare:
+        raise DataError(
+            f"sample {bare[0]}: no voxel labels ({len(bare)} of {len(frames)} frames have none); fetch or generate "
+            f"{place} again"
+        )
     free = len(class_names) - 1
     matrices = {mask: ConfusionMatrix(len(class_names)) for mask in MASKS}
     surface: dict[str, list[float]] = {"camera": [], "none": []}
@@ -50,7 +56,7 @@ def evaluate(
     scenes: dict[str, list[Frame]] = {}
     for frame in frames:
         scenes.setdefault(frame.scene_token, []).append(frame)
-    for frame in labelled:
+    for frame in frames:
         labels, voxels = read_occupancy(frame.occupancy_path, len(class_names)), predicted(frame.token)
         masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": None}
         try:
@@ -63,7 +69,7 @@ def evaluate(
         rays.add(labels.semantics, voxels, ray_origins(frame, scenes[frame.scene_token]))
         on_sample()
     return {
-        "samples": len(labelled),
+        "samples": len(frames),
         "miou": {name: _number(matrix.mean_iou()) for name, matrix in matrices.items()},
         "per_class": {
             name: {c: _number(iou) for c, iou in zip(class_names, matrix.iou())} for name, matrix in matrices.items()

@@ -112,6 +112,11 @@ def test_rays_start_where_the_lidar_stood(frames):
 
 
 def test_sets_that_cannot_be_scored_are_named(frames):
+    partly = [frames[0], replace(frames[1], occupancy_path="")]
+    with pytest.raises(
+        DataError, match=rf"sample {frames[1].token}: no voxel labels \(1 of 2 frames have none\); fetch"
+    ):
+        evaluate(partly, lambda token: grid(token).semantics)
     with pytest.raises(DataError, match="none of the 2 frames has voxel labels"):
         evaluate([replace(f, occupancy_path="") for f in frames], lambda token: grid(token).semantics)
     with pytest.raises(DataError, match="sample s0: predicted class 18"):
