@@ -46,7 +46,7 @@ class Reference:
 
     @cached_property
     def tokens(self) -> list[str]:
-        if "frames" in self.__dict__ or self.source.info_pickle is not None:
+        if "frames" in self.__dict__ or self.source.info_pickle or self.source.openlane:
             return [frame.token for frame in self.frames]
         return box_rules.split_tokens(*labelled_split(self.source))
 

@@ -50,7 +50,7 @@ def _kinds(options: argparse.Namespace) -> dict[str, Kind]:
         max_bytes=None if megabytes is None else round(megabytes * 1e6),
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
-    num_samples = SPLIT_SAMPLES.get(options.split) if options.dataroot is None else None
+    num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
     return {"boxes": Boxes(), "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
@@ -91,13 +91,14 @@ def add_predict(verbs: Any) -> None:
         "drivestack predict perception_tiny_synthetic CHECKPOINT --dataroot data/synthetic \\",
         "    --version v1.0-trainval --split val --out runs/answers --tasks occupancy lanes",
         "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
+        "drivestack predict openlanev2_subset_a CHECKPOINT --openlane data/OpenLane-V2 --split test --team team.json",
         "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
     ]
     summary = "run a model and write valid submissions: boxes, voxels, lanes"
     parser = verb(verbs, "predict", _run_predict, summary, examples)
     add_model(parser)
     _add_tasks(parser, "all that the model answers")
-    add_source(parser, needed=False)
+    add_source(parser, "the config's test dataset")
     add_info_pickle(parser)
     parser.add_argument(
         "--out",
@@ -125,7 +126,7 @@ def add_evaluate(verbs: Any) -> None:
     parser = verb(verbs, "evaluate", _run_evaluate, f"run a model and score it: {_SCORED}", examples)
     add_model(parser)
     _add_tasks(parser, "all that the model answers")
-    add_source(parser, needed=False)
+    add_source(parser, "the config's test dataset")
     parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
     _add_metric_version(parser)
 
@@ -167,7 +168,7 @@ def add_score(verbs: Any) -> None:
     parser = verb(verbs, "score", _run_score, f"score submissions: {_SCORED}", examples)
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
     _add_tasks(parser, "what the file is, what the folder holds")
-    add_source(parser, needed=True)
+    add_source(parser)
     parser.add_argument("--out", metavar="DIR", help="also write the scores here, as JSON")
     _add_metric_version(parser)
 
@@ -190,7 +191,7 @@ def add_check(verbs: Any) -> None:
     parser = verb(verbs, "check-submission", _run_check, summary, examples)
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
     _add_tasks(parser, "what the file is, what the folder holds")
-    add_source(parser, needed=False)
+    add_source(parser)
     parser.add_argument("--limit", type=positive, default=20, metavar="N", help="problems to print (default: 20)")
     parser.add_argument("--max-mb", type=float, metavar="MB", help="the largest lane file that the server takes")
 
@@ -199,9 +200,9 @@ def _run_check(options: argparse.Namespace) -> int:
     from .answers import Reference, find
 
     paths, kinds = find(options.path, options.tasks), _kinds(options)
-    named = options.dataroot or options.data_version or options.split
-    counted = kinds["occupancy"].num_samples if list(paths) == ["occupancy"] and not options.data_version else None
-    reference = Reference(source(options)) if named and not counted else None
+    tables = options.dataroot or options.data_version or options.openlane
+    counted = kinds["occupancy"].num_samples if list(paths) == ["occupancy"] and not tables else None
+    reference = Reference(source(options)) if (tables or options.split) and not counted else None
     valid = [_report(kinds[task], path, reference, options.limit, counted) for task, path in paths.items()]
     return 0 if all(valid) else INVALID_SUBMISSION
 
@@ -233,7 +234,7 @@ def add_visualize(verbs: Any) -> None:
     ]
     summary = "draw boxes, lanes and voxels: labels, and predictions of submissions"
     parser = verb(verbs, "visualize", _run_visualize, summary, examples)
-    add_source(parser, needed=True)
+    add_source(parser)
     add_info_pickle(parser)
     parser.add_argument(
         "--submission",

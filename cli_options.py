@@ -29,13 +29,13 @@ def verb(
     return parser
 
 
-def add_source(parser: argparse.ArgumentParser, needed: bool) -> None:
+def add_source(parser: argparse.ArgumentParser, default: str = "") -> None:
     """The data set; ``source`` reads the options."""
-    fallback = "" if needed else " (default: the config's test dataset)"
-    group = parser.add_argument_group("data" + fallback)
-    group.add_argument("--dataroot", metavar="DIR", required=needed, help="nuScenes root: samples/ and the tables")
+    group = parser.add_argument_group(f"data (default: {default})" if default else "data")
+    group.add_argument("--dataroot", metavar="DIR", help="nuScenes root: samples/ and the tables")
     group.add_argument("--version", dest="data_version", metavar="V", help="folder of tables, e.g. v1.0-trainval")
     group.add_argument("--split", metavar="S", help="train, val, test, mini_train, mini_val, or of splits.json")
+    group.add_argument("--openlane", metavar="DIR", help="OpenLane-V2 root instead, with --split (or a collection)")
 
 
 def add_info_pickle(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def source(options: argparse.Namespace) -> Source:
     from .workflow import Source
 
     pickle = getattr(options, "info_pickle", None)
-    return Source(options.dataroot, options.data_version, options.split, pickle)
+    return Source(options.dataroot, options.data_version, options.split, pickle, options.openlane)
 
 
 def positive(text: str) -> int:

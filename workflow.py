@@ -23,20 +23,31 @@ logger = logging.getLogger("drivestack")
 
 @dataclass(frozen=True)
 class Source:
-    """Where frames come from: a nuScenes split, an info pickle, or (nothing given) the config's test dataset."""
+    """Where frames come from: a nuScenes split, an info pickle, an OpenLane-V2 split, or (nothing given) the config's
+    test dataset."""
 
     dataroot: str | None = None
     version: str | None = None
     split: str | None = None
     info_pickle: str | None = None
+    openlane: str | None = None
+    """Root of OpenLane-V2, instead of ``dataroot``."""
 
     def read(self) -> list[Frame]:
         """The frames of a source that is fully given. Raises ConfigError if it is not, DataError if unreadable."""
         from .data_tools.info_pickle import read_info_pickle
         from .data_tools.nuscenes_reader import read_nuscenes
 
+        if self.openlane is not None:
+            from .lane_topology.reader import read_openlane
+
+            if self.split is None or self.dataroot is not None:
+                raise ConfigError("--openlane needs --split (train, val, test, or a collection), and no --dataroot")
+            return read_openlane(self.openlane, self.split)
         if self.dataroot is None:
-            raise ConfigError("no data named: give --dataroot with --version and --split, or with --info-pickle")
+            raise ConfigError(
+                "no data named: give --dataroot with --version and --split, or with --info-pickle, or --openlane"
+            )
         if self.info_pickle is not None:
             return read_info_pickle(self.info_pickle, self.dataroot)
         if self.version is None or self.split is None:
@@ -45,7 +56,7 @@ class Source:
 
     def completed(self, config: Config) -> Source:
         """This source, or the one of ``config.test_dataset`` where nothing is given."""
-        if self.dataroot is not None:
+        if self.dataroot is not None or self.openlane is not None:
             return self
         if self.info_pickle is not None or self.version is not None or self.split is not None:
             raise ConfigError("--version, --split and --info-pickle need --dataroot, the folder that holds the images")
@@ -57,6 +68,8 @@ class Source:
         pickles = dataset.get("info_pickles")
         pickle = pickles if isinstance(pickles, (str, Path)) or not pickles else pickles[0]
         version, split = dataset.get("version", "v1.0-trainval"), dataset.get("split", "val")
+        if getattr(dataset.get("type"), "__name__", dataset.get("type")) == "OpenLaneDataset":
+            return Source(split=split, openlane=str(roots[0]))
         return Source(str(roots[0]), version, split, None if pickle is None else str(pickle))
 
 
@@ -181,7 +194,8 @@ def draw_pictures(
     view = View(score_threshold=score_threshold)
     paths = []
     for frame in frames:
-        path = folder / f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
+        name = f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
+        path = folder / name.replace("/", "_")  # names of OpenLane-V2 are paths
         save_picture(Image.fromarray(render_answers(frame, answer_of(frame), class_names, view)), path)
         paths.append(path)
     return paths

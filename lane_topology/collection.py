@@ -30,6 +30,8 @@ from .submission import Identifier, write_pickle
 
 SD_MAP_CATEGORIES = ("road", "cross_walk", "side_walk")
 SD_MAP_RANGE_M = (-50.0, -25.0, 50.0, 25.0)
+RAW_POINTS, EVALUATION_INTERVAL = 201, 20  # OpenLane-V2 2.1.0, preprocess.py
+"""Points of a centreline in an info file; scores are made with every twentieth."""
 SEGMENT_POINTS = 10
 AREA_POINTS = 20
 _FIRST_SIGN = 4  # attributes from here on belong to road signs

@@ -13,10 +13,9 @@ from ..data_tools.label_files import check_lanes
 from ..errors import DataError
 from ..structures import ELEMENT_ATTRIBUTES, Frame, LaneGraph, LaneLabels
 from . import evaluation
+from .collection import EVALUATION_INTERVAL, RAW_POINTS
 from .evaluation import LANE_THRESHOLDS_M, Version
 from .fscore import fscore
-
-RAW_POINTS, EVALUATION_INTERVAL = 201, 20  # OpenLane-V2 2.1.0, preprocess.py
 
 
 def evaluate(

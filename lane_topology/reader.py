@@ -27,12 +27,19 @@ from ..data_tools.label_files import check_lanes
 from ..errors import ConfigError, DataError
 from ..geometry import PinholeCamera, pose
 from ..structures import CameraView, Frame
-from .collection import collect, identifiers, lane_labels, read_collection, read_data_dict
+from .collection import (
+    EVALUATION_INTERVAL,
+    RAW_POINTS,
+    collect,
+    identifiers,
+    lane_labels,
+    read_collection,
+    read_data_dict,
+)
 from .submission import Identifier
 
 _NANOSECONDS_FROM = 10**17
 """Timestamps are nanoseconds in subset A (18 digits) and microseconds in subset B (16 digits)."""
-_RAW_POINTS, _EVALUATION_INTERVAL = 201, 20
 
 
 def read_openlane(root: str | Path, split: str | Path, point_interval: int | None = None) -> list[Frame]:
@@ -44,8 +51,8 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
     the split ``train``, and in the others every twentieth of the official 201, which scores are made with. A collection
     holds what it was collected with.
 
-    A frame's token is "split/segment/timestamp" (``identifier_of``), its scene "split/segment". The first camera is the
-    front one. Frames without annotation, as in the test split, have ``lanes`` None.
+    A frame's token is "split/segment/timestamp" (``submission.identifier_of``), its scene "split/segment". The first
+    camera is the front one. Frames without annotation, as in the test split, have ``lanes`` None.
 
     Raises DataError naming the file, the frame and the field: a file that is missing or not of the format, a frame
     without the front camera, an unusable calibration or pose, labels that ``check_lanes`` refuses.
@@ -74,17 +81,6 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
     return link_frames(frames)
 
 
-def identifier_of(frame: Frame) -> Identifier:
-    """(split, segment, timestamp) of a frame that ``read_openlane`` read, as submissions and collections name it.
-
-    Raises DataError for a frame of another source.
-    """
-    parts = tuple(frame.token.split("/"))
-    if len(parts) != 3:
-        raise DataError(f"sample {frame.token}: not from OpenLane-V2, whose tokens are split/segment/timestamp")
-    return parts
-
-
 def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identifier, tuple[Mapping[str, Any], str]]:
     """Frame of a collection, and the file it comes from, by identifier."""
     file = next((path for path in (Path(split), root / split) if path.is_file()), None)
@@ -107,8 +103,8 @@ def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identi
         entry = collect(root, [key], interval or 1)[key]
         if interval is None and key[0] != "train":
             for lane in entry.get("annotation", {}).get("lane_centerline", ()):
-                if len(lane["points"]) == _RAW_POINTS:
-                    lane["points"] = lane["points"][::_EVALUATION_INTERVAL]
+                if len(lane["points"]) == RAW_POINTS:
+                    lane["points"] = lane["points"][::EVALUATION_INTERVAL]
         found[key] = entry, str(root.joinpath(*key[:2], "info", f"{key[2]}.json"))
     return found
 

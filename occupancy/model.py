@@ -124,6 +124,8 @@ class BEVFormerOcc(RecurrentBev):
     Raises ConfigError for other offsets, or fewer of them than history_frames.
     """
 
+    tasks = ("occupancy",)
+
     def __init__(
         self,
         *,

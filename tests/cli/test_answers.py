@@ -18,6 +18,7 @@ from drivestack.cli_options import METRIC_VERSIONS
 from drivestack.cli_options import TASKS as NAMES
 from drivestack.data_tools.nuscenes_reader import read_nuscenes
 from drivestack.errors import ConfigError, SubmissionError
+from drivestack.lane_topology.collection import write_frame
 from drivestack.lane_topology.evaluation import Version
 from drivestack.lane_topology.submission import NOBODY, identifier_of, read_content, read_predictions, write_submission
 from drivestack.occupancy.submission import Predictions
@@ -184,6 +185,22 @@ def test_demo_of_boxes_alone(demo: list[str], config: Path, weights: Path, capsy
         assert fragment in text
 
 
+def test_openlane_sets_are_predicted_checked_and_scored(
+    root: Path, config_of_three: Path, weights: Path, tmp_path: Path, capsys
+) -> None:
+    for frame in read_nuscenes(root, "v1.0-trainval", "val"):
+        write_frame(tmp_path / "set", "val", frame)
+    data = ["--openlane", str(tmp_path / "set"), "--split", "val"]
+    file = str(tmp_path / "lanes.pkl")
+    assert main(["predict", str(config_of_three), str(weights), *data, "--tasks", "lanes", "--out", file]) == 0
+    assert main(["check-submission", file, *data]) == 0
+    assert "all 4 samples are there" in capsys.readouterr().out
+    assert main(["score", file, *data]) == 0
+    assert "OLS 1.0000" in capsys.readouterr().out
+    assert main(["visualize", *data, "--submission", file, "--max", "1", "--out", str(tmp_path / "p")]) == 0
+    assert len(list((tmp_path / "p").glob("*.png"))) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
@@ -213,6 +230,8 @@ def test_a_sample_that_is_missing_is_named(answers: Path, root: Path, source, tm
         (["predict", "THREE", "WEIGHTS", "--team", "nowhere.json"], "nowhere.json"),
         (["score", "s.bin", "--dataroot", "ROOT"], "--tasks"),
         (["score", "ANSWERS/lanes.pkl", "--dataroot", "ROOT"], "--version"),
+        (["score", "ANSWERS/lanes.pkl"], "--openlane"),
+        (["score", "ANSWERS/lanes.pkl", "--openlane", "ROOT"], "--split"),
         (["check-submission", "nowhere.pkl"], "nowhere.pkl"),
         (["check-submission", "nowhere.zip"], "nowhere.zip"),
         (["check-submission", "ROOT"], "holds no submission.json, occupancy.zip, lanes.pkl"),

@@ -19,7 +19,8 @@ from drivestack.errors import DataError
 from drivestack.geometry import PinholeCamera, pose, rotation_z, transform_points
 from drivestack.lane_topology.collection import collect, read_collection, write_collection, write_frame
 from drivestack.lane_topology.front_image import boxes_on_disk
-from drivestack.lane_topology.reader import OpenLaneDataset, identifier_of, read_openlane
+from drivestack.lane_topology.reader import OpenLaneDataset, read_openlane
+from drivestack.lane_topology.submission import identifier_of
 from drivestack.structures import CameraView, Frame, LaneLabels
 
 EGO_FROM_FORWARD_CAMERA = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
@@ -94,7 +95,7 @@ def test_frames_come_back(source):
     root, written = source
     found = read_openlane(root, "val", point_interval=1)
     assert [f.token for f in found] == [f"val/00007/{f.timestamp_us}" for f in written]
-    assert [identifier_of(f) for f in found] == [("val", "00007", str(f.timestamp_us)) for f in written]
+    assert [identifier_of(f, "") for f in found] == [("val", "00007", str(f.timestamp_us)) for f in written]
     assert [(f.prev_token, f.next_token) for f in found] == [
         ("", found[1].token), (found[0].token, found[2].token), (found[1].token, "")
     ]  # fmt: skip
@@ -120,7 +121,7 @@ def test_lists_and_collections_name_the_same_frames(source, tmp_path):
     names = [f"{f.timestamp_us}.json" for f in found]
     (tmp_path / "data_dict.json").write_text(json.dumps({"val": {"00007": names}}))
     assert_equal_frames(read_openlane(root, tmp_path / "data_dict.json"), found)
-    keys = [identifier_of(f) for f in found]
+    keys = [identifier_of(f, "") for f in found]
     write_collection(root / "c.pkl", collect(root, reversed(keys), point_interval=20))
     assert_equal_frames(read_openlane(root, "c.pkl"), found)
     assert_equal_frames(read_openlane(root, root / "c.pkl"), found)
