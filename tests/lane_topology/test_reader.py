@@ -73,12 +73,12 @@ def frames(rig: str, folder: Path, count: int = 3) -> list[Frame]:
 
 @pytest.fixture(scope="module", params=["A", "B"])
 def source(request, tmp_path_factory) -> tuple[Path, list[Frame]]:
-    """A root of three labelled frames in val and one without labels in test; and the frames."""
+    """A root of three labelled frames in val and one without labels in test, with a collection; and the frames."""
     root = tmp_path_factory.mktemp(request.param)
     (root / "images").mkdir()
     written = frames(request.param, root / "images")
-    for frame in written:
-        write_frame(root, "val", frame)
+    keys = [write_frame(root, "val", frame) for frame in written]
+    write_collection(root / "val.pkl", collect(root, keys))
     write_frame(root, "test", replace(written[0], lanes=None))
     return root, written
 
@@ -174,7 +174,7 @@ def test_elements_follow_the_front_image_and_come_back(source, aspect, crop):
 
 
 def small(rig: str, root: Path):
-    """The shipped config of the subset at toy size, reading from root."""
+    """The shipped config of the subset at toy size, reading root's collection."""
     config = load_config(f"openlanev2_subset_{rig.lower()}")
     config.model.img_backbone = dict(
         type="InternImage", channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), out_indices=(1, 2, 3)
@@ -188,7 +188,7 @@ def small(rig: str, root: Path):
         hidden=16, element_channels=16, element_stem=8, max_elements=4,
     )  # fmt: skip
     for dataset in (config.train_dataloader.dataset, config.test_dataset):
-        dataset.update(dataroots=[str(root)], split="val")
+        dataset.update(dataroots=[str(root)], split="val.pkl")
         dataset.image.update(train_heights_px=(32,), test_height_px=32)
     return config
 
