@@ -14,7 +14,7 @@ Pixels of this file are canvas pixels of the double size (data_tools/drawing.py)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,6 +39,7 @@ from .data_tools.drawing import (
     draw_tag,
     font_of,
     labelled_boxes,
+    load_image,
     predicted_boxes,
 )
 from .data_tools.label_files import read_occupancy
@@ -56,6 +57,7 @@ SIGN_COLOUR: Colour = (150, 150, 255)
 _MIN_EDGE = 0.5  # probability from which an edge of the topology is drawn
 _POINTS = 24  # of a lane as it is drawn
 _WIDTH = 1900 / 560  # of the picture, in widths of a camera image as View has it
+_THUMBNAIL = 34  # height of a traffic element in the scene from above
 _ABOVE = 0.327  # of the width for the scene from above
 
 
@@ -171,6 +173,7 @@ class _Canvas:
         if self.answer.occupancy is not None:
             self.voxels.append(("voxels, predicted", self.answer.occupancy.semantics, mask))
         self.unit = OVERSAMPLING * view.camera_width_px / 560
+        self._front_image: Image.Image | None = None
         self.gap, self.bar = round(4 * self.unit), round(34 * self.unit)
 
     def draw(self) -> Image.Image:
@@ -194,13 +197,17 @@ class _Canvas:
                 image = self._camera(camera_view, tile)
                 left = gap + (columns - len(row)) * (tile_width + gap) // 2 + i * (tile_width + gap)
                 canvas.paste(image, (left, bar + j * (tile[1] + gap)))
-        if len(self.voxels) == 1:
-            voxel_width = left_width
-        for i, (title, semantics, mask) in enumerate(self.voxels):
-            panel = self._voxels(title, semantics, mask, (voxel_width, voxel_height))
+        for i, panel in enumerate(self._voxel_panels((voxel_width, voxel_height))):
             canvas.paste(panel, (gap + i * (voxel_width + gap), bar + cameras_height + gap))
         above = bev_panel(
-            self.frame, self.true_boxes, self.found_boxes, (above_width, height), self.view, unit, self._lanes_above
+            self.frame,
+            self.true_boxes,
+            self.found_boxes,
+            (above_width, height),
+            self.view,
+            unit,
+            self._lanes_above,
+            self._elements_above,
         )
         canvas.paste(above, (2 * gap + left_width, bar))
         draw_title(canvas, self.frame, self._counts(), bar, gap, unit)
@@ -230,20 +237,37 @@ class _Canvas:
 
     # -------------------------------------------------------------------------------------------------- panels
 
-    def _voxels(
-        self, title: str, semantics: NDArray[np.uint8], mask: NDArray[np.bool_] | None, size: tuple[int, int]
-    ) -> Image.Image:
+    def _voxel_panels(self, size: tuple[int, int]) -> Iterator[Image.Image]:
+        """Two: labels and predictions from behind the car, or what there is from there and through the front camera."""
         small = size[0] // OVERSAMPLING, size[1] // OVERSAMPLING
-        picture = render_voxels(semantics, mask, Viewpoint.behind(*small))
-        panel = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST)  # reduced again in the end
-        draw = ImageDraw.Draw(panel, "RGBA")
-        text = title + (" (dark: no camera sees it)" if mask is not None else "")
-        draw.text((8 * self.unit, 6 * self.unit), text, fill=QUIET_TEXT, font=font_of(11 * self.unit))
-        return panel
+        views = [(*grid, Viewpoint.behind(*small)) for grid in self.voxels]
+        if len(views) == 1:
+            front = self.frame.cameras[0]
+            scale = min(small[0] / front.camera.width_px, small[1] / front.camera.height_px)
+            camera = front.camera.resized(round(scale * front.camera.width_px), round(scale * front.camera.height_px))
+            viewpoint = Viewpoint(camera, self.frame.ego_from_lidar @ front.lidar_from_camera)
+            views.append((f"through {front.name}", *self.voxels[0][1:], viewpoint))
+        for title, semantics, mask, viewpoint in views:
+            picture = Image.fromarray(render_voxels(semantics, mask, viewpoint))
+            panel = Image.new("RGB", small, PANEL)
+            panel.paste(picture, ((small[0] - picture.size[0]) // 2, (small[1] - picture.size[1]) // 2))
+            panel = panel.resize(size, Image.Resampling.NEAREST)  # reduced again in the end
+            text = title + (" (dark: no camera sees it)" if mask is not None else "")
+            at = (8 * self.unit, 6 * self.unit)
+            ImageDraw.Draw(panel).text(at, text, fill=QUIET_TEXT, font=font_of(11 * self.unit))
+            yield panel
 
     def _camera(self, camera_view: CameraView, size: tuple[int, int]) -> Image.Image:
+        is_front = camera_view is self.frame.cameras[0]
         return camera_tile(
-            self.frame, camera_view, self.true_boxes, self.found_boxes, size, self.unit, self._lanes_in_camera
+            self.frame,
+            camera_view,
+            self.true_boxes,
+            self.found_boxes,
+            size,
+            self.unit,
+            below=self._lanes_in_camera,
+            on_top=self._elements_in_camera if is_front else None,
         )
 
     def _lanes_in_camera(self, draw: ImageDraw.ImageDraw, view: CameraView, camera: PinholeCamera) -> None:
@@ -255,16 +279,14 @@ class _Canvas:
                 for path in _paths_in_front(transform_points(camera_from_ego, line)):
                     uv, _ = camera.project(path)
                     draw.line([tuple(p) for p in uv], fill=(*colour, 230), width=stroke, joint="curve")
-        if view.name == self.frame.cameras[0].name:
-            scale = camera.width_px / view.camera.width_px, camera.height_px / view.camera.height_px
-            self._elements_in_camera(draw, np.array([*scale, *scale]))
 
-    def _elements_in_camera(self, draw: ImageDraw.ImageDraw, scale: NDArray[np.float64]) -> None:
+    def _elements_in_camera(self, draw: ImageDraw.ImageDraw, view: CameraView, camera: PinholeCamera) -> None:
+        scale = 2 * [camera.width_px / view.camera.width_px, camera.height_px / view.camera.height_px]
         taken: list[Extent | None] = []
         unit = self.unit
         for lanes in self.lanes:
             for i, name in enumerate(lanes.names):
-                box = (lanes.elements_xyxy_px[i] * scale).tolist()
+                box = (lanes.elements_xyxy_px[i] * np.array(scale)).tolist()
                 if lanes.is_label:
                     box = [box[0] - 2 * unit, box[1] - 2 * unit, box[2] + 2 * unit, box[3] + 2 * unit]
                 colour = GROUND_TRUTH if lanes.is_label else element_colour(name)
@@ -275,11 +297,17 @@ class _Canvas:
                         draw_tag(draw, (box[0], max(box[1] - 14 * unit, 0)), text, colour, 9.5 * unit, unit, taken)
                     )
 
-    def _lanes_above(self, draw: ImageDraw.ImageDraw, pixels: Pixels) -> None:
+    def _lanes_above(self, panel: Image.Image, pixels: Pixels) -> None:
+        draw = ImageDraw.Draw(panel, "RGBA")
         for lanes in self.lanes:
             self._directed(draw, pixels, lanes)
         for lanes in self.lanes:
-            self._topology(draw, pixels, lanes)
+            self._joints(draw, pixels, lanes)
+
+    def _elements_above(self, panel: Image.Image, pixels: Pixels) -> None:
+        draw = ImageDraw.Draw(panel, "RGBA")
+        for lanes in self.lanes:
+            self._governed(draw, panel, pixels, lanes)
 
     def _directed(self, draw: ImageDraw.ImageDraw, pixels: Pixels, lanes: _Lanes) -> None:
         unit = self.unit
@@ -297,7 +325,7 @@ class _Canvas:
                 tip = [uv[at] + heading, uv[at] - heading * 0.4 + across, uv[at] - heading * 0.4 - across]
                 draw.polygon([tuple(p) for p in tip], fill=(*colour, 255))
 
-    def _topology(self, draw: ImageDraw.ImageDraw, pixels: Pixels, lanes: _Lanes) -> None:
+    def _joints(self, draw: ImageDraw.ImageDraw, pixels: Pixels, lanes: _Lanes) -> None:
         unit = self.unit
         for i, j in lanes.joints:
             a, b = pixels(lanes.lines[i][-1]), pixels(lanes.lines[j][0])
@@ -309,34 +337,42 @@ class _Canvas:
                 r = 3 * unit
                 draw.line([tuple(a), tuple(b)], fill=(*EDGE_COLOUR, 255), width=max(1, round(1.6 * unit)))
                 draw.ellipse((*(middle - r), *(middle + r)), fill=(*EDGE_COLOUR, 255))
-        self._governed(draw, pixels, lanes)
 
-    def _governed(self, draw: ImageDraw.ImageDraw, pixels: Pixels, lanes: _Lanes) -> None:
-        """A row of the elements, predicted ones at the top and labelled ones at the bottom, tied to their lanes."""
+    def _governed(self, draw: ImageDraw.ImageDraw, panel: Image.Image, pixels: Pixels, lanes: _Lanes) -> None:
+        """A row of the elements, labelled ones below predicted ones, each tied to the lanes it governs."""
         if not lanes.names:
             return
-        unit = self.unit
-        width, height = 2 * pixels(np.zeros(2))
+        unit, side = self.unit, round(_THUMBNAIL * self.unit)
+        width = panel.size[0]
         font = font_of(10 * unit)
         texts = [name.replace("_", " ") for name in lanes.names]
-        widths = [draw.textlength(text, font=font) + 22 * unit for text in texts]
+        if not lanes.is_label:
+            texts = [f"{text} {score:.2f}" for text, score in zip(texts, lanes.scores)]
+        widths = [draw.textlength(text, font=font) + side + 13 * unit for text in texts]
         step = min(1.0, (width - 16 * unit) / (sum(widths) + 6 * unit * len(widths)))
-        x = 8 * unit
-        y = height - 24 * unit if lanes.is_label else 26 * unit
+        below_others = lanes.is_label and any(other.names for other in self.lanes if not other.is_label)
+        x, y = 8 * unit, 26 * unit + (side + 6 * unit) * below_others
         for k, (name, text, chip) in enumerate(zip(lanes.names, texts, widths)):
-            colour = element_colour(name)
-            foot = np.array([x + 9 * unit, y if lanes.is_label else y + 18 * unit])
-            for i, j in lanes.governed:
-                if j == k:
-                    middle = pixels(lanes.lines[i][_POINTS // 2])
-                    draw.line([tuple(foot), tuple(middle)], fill=(*colour, 150), width=max(1, round(1.2 * unit)))
-                    r = 3 * unit
-                    draw.ellipse((*(middle - r), *(middle + r)), fill=(*colour, 255))
-            outline = GROUND_TRUTH if lanes.is_label else LANE_COLOUR
-            draw.rounded_rectangle((x, y, x + chip, y + 18 * unit), 4 * unit, fill=PANEL, outline=outline)
-            draw.ellipse((x + 5 * unit, y + 5 * unit, x + 13 * unit, y + 13 * unit), fill=colour)
-            draw.text((x + 17 * unit, y + 9 * unit), text, fill=TEXT, font=font, anchor="lm")
+            tie = GROUND_TRUTH if lanes.is_label else element_colour(name)
+            foot = x + side / 2, y + side
+            for i in (i for i, j in lanes.governed if j == k):
+                middle = pixels(lanes.lines[i][_POINTS // 2])
+                draw.line([foot, tuple(middle)], fill=(*tie, 150), width=max(1, round(1.1 * unit)))
+                r = 3 * unit
+                draw.ellipse((*(middle - r), *(middle + r)), fill=(*tie, 255))
+            draw.rounded_rectangle((x, y, x + chip, y + side), 4 * unit, fill=PANEL, outline=tie, width=round(unit))
+            panel.paste(self._thumbnail(lanes.elements_xyxy_px[k], side - 6), (round(x) + 3, round(y) + 3))
+            draw.text((x + side + 5 * unit, y + side / 2), text, fill=TEXT, font=font, anchor="lm")
             x += (chip + 6 * unit) * step
+
+    def _thumbnail(self, box_xyxy_px: NDArray[np.floating], side: int) -> Image.Image:
+        """The surroundings of a traffic element, from the front image as it lies on disk."""
+        front = self.frame.cameras[0]
+        if self._front_image is None:
+            self._front_image = load_image(self.frame, front, (front.camera.width_px, front.camera.height_px))
+        middle, half = (box_xyxy_px[:2] + box_xyxy_px[2:]) / 2, max(0.75 * np.max(box_xyxy_px[2:] - box_xyxy_px[:2]), 4)
+        window = [round(float(v)) for v in (*(middle - half), *(middle + half))]
+        return self._front_image.crop(window).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _count(what: str, labelled: int, answer: object | None, predicted: int) -> str:

@@ -67,7 +67,7 @@ class View:
 
 
 CameraOverlay = Callable[[ImageDraw.ImageDraw, CameraView, PinholeCamera], None]
-"""Draws more into a camera image, before the boxes; the camera is the one of the image as it is drawn."""
+"""Draws more into a camera image; the camera is the one of the image as it is drawn."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 # ---------------------------------------------------------------------------------------------------- one camera
 
 
-def _load_image(frame: Frame, view: CameraView, size: tuple[int, int]) -> Image.Image:
+def load_image(frame: Frame, view: CameraView, size: tuple[int, int]) -> Image.Image:
+    """A camera's image at ``size``. Raises DataError if it is missing or unreadable."""
     try:
         with Image.open(view.image_path) as image:
             image.draft("RGB", size)  # JPEG decodes straight to a smaller size
@@ -133,19 +134,21 @@ def camera_tile(
     found: Drawn,
     size: tuple[int, int],
     unit: float,
-    overlay: CameraOverlay | None = None,
+    below: CameraOverlay | None = None,
+    on_top: CameraOverlay | None = None,
 ) -> Image.Image:
     """A camera's image with its boxes, centred in a picture of ``size``; ``unit``: width of a thin line.
 
+    below, on_top: draw more, before the boxes and after them.
     Raises DataError if the image is missing or unreadable.
     """
     scale = min(size[0] / view.camera.width_px, size[1] / view.camera.height_px)
     inner = (round(view.camera.width_px * scale), round(view.camera.height_px * scale))
-    image = _load_image(frame, view, inner)
+    image = load_image(frame, view, inner)
     camera = view.camera.resized(*inner)
     draw = ImageDraw.Draw(image, "RGBA")
-    if overlay is not None:
-        overlay(draw, view, camera)
+    if below is not None:
+        below(draw, view, camera)
     camera_from_lidar = invert_pose(view.lidar_from_camera)
     tags = []
     for drawn in (found, truth):
@@ -158,6 +161,8 @@ def camera_tile(
     taken = [draw_tag(draw, (6 * unit, 5 * unit), view.name, TEXT, 13 * unit, unit, [])]
     for at, text, colour in reversed(tags):  # the nearest objects get their names first
         taken.append(draw_tag(draw, at, text, colour, 9.5 * unit, unit, taken))
+    if on_top is not None:
+        on_top(draw, view, camera)
     tile = Image.new("RGB", size, PANEL)
     tile.paste(image, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     return tile
@@ -242,6 +247,8 @@ def draw_tag(
 
 Pixels = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 """Points [..., 2 or 3] of the ego frame to pixels [..., 2] of the picture from above."""
+BevOverlay = Callable[[Image.Image, Pixels], None]
+"""Draws more into the picture from above."""
 
 
 def bev_panel(
@@ -251,11 +258,12 @@ def bev_panel(
     size: tuple[int, int],
     view: View,
     unit: float,
-    overlay: Callable[[ImageDraw.ImageDraw, Pixels], None] | None = None,
+    below: BevOverlay | None = None,
+    on_top: BevOverlay | None = None,
 ) -> Image.Image:
     """The ego frame from above, ``view.range_m`` ahead and behind: forward (x) is up, left (y) is left.
 
-    overlay: draws more, above the LiDAR's points and below the boxes.
+    below, on_top: draw more, between the LiDAR's points and the boxes, and over the boxes.
     """
     panel = Image.new("RGB", size, PANEL)
     draw = ImageDraw.Draw(panel, "RGBA")
@@ -272,8 +280,8 @@ def bev_panel(
         draw.ellipse(box, outline=(*FAINT, 255), width=max(1, round(0.8 * unit)))
         at = (middle_px[0] + 3 * unit, middle_px[1] - r + 2 * unit)
         draw.text(at, f"{radius_m} m", fill=QUIET_TEXT, font=font_of(9.5 * unit))
-    if overlay is not None:
-        overlay(draw, pixels)
+    if below is not None:
+        below(panel, pixels)
     ego = np.array([[EGO_LENGTH_M, EGO_WIDTH_M], [EGO_LENGTH_M, -EGO_WIDTH_M]]) / 2
     ego = np.concatenate([ego + [1.0, 0], (-ego + [1.0, 0])])  # the ego frame sits on the rear axle
     draw.polygon([tuple(p) for p in pixels(ego)], fill=(*TEXT, 255))
@@ -297,6 +305,8 @@ def bev_panel(
             if predicted:
                 at = (footprint[:, 0].max() + 2 * unit, footprint[:, 1].mean() - 5 * unit)
                 taken.append(draw_tag(draw, at, f"{drawn.scores[i]:.2f}", colour, 8 * unit, unit, taken, plate=False))
+    if on_top is not None:
+        on_top(panel, pixels)
     draw.text((8 * unit, 6 * unit), "from above, forward is up", fill=QUIET_TEXT, font=font_of(11 * unit))
     return panel
 

@@ -165,10 +165,13 @@ def box_legend(truth: Drawn, found: Drawn, view: View) -> list[LegendEntry]:
 
 
 def draw_legend(canvas: Image.Image, entries: Sequence[LegendEntry], bar: int, gap: int, unit: float) -> None:
-    """The legend as the picture's last line, ``bar`` high."""
+    """The legend as the picture's last line, ``bar`` high; smaller where it would not fit."""
     draw = ImageDraw.Draw(canvas)
-    font = font_of(13 * unit)
+    room = canvas.size[0] - 2 * gap - 8 * unit
+    needed = sum(draw.textlength(text, font_of(13 * unit)) + (22 + 18 * (c is not None)) * unit for c, text in entries)
     x, y = gap + 4 * unit, canvas.size[1] - bar / 2
+    unit *= min(1.0, room / needed)
+    font = font_of(13 * unit)
     for colour, text in entries:
         if colour is not None:
             draw.rectangle((x, y - 6 * unit, x + 12 * unit, y + 6 * unit), fill=colour)

@@ -34,6 +34,8 @@ VOXEL_COLOURS: Mapping[str, tuple[int, int, int]] = {
 
 _CAR_COLOUR = (250, 250, 250)
 _OVERSAMPLING = 2
+_MARGIN = 0.01  # of the picture, around the grid
+_SIDES = 0.85  # share of the grid across that fits into the picture
 _NEAR_M = 0.5
 _SUBPIXEL_BITS = 4
 _FADED = 0.22  # of a colour where nothing was observed; the rest is background
@@ -47,25 +49,36 @@ class Viewpoint:
     camera: PinholeCamera
     ego_from_camera: NDArray[np.float64]
     """[4, 4]"""
+    shows_car: bool = False
+    """Fill the free voxels where the car itself stands."""
 
     @staticmethod
-    def looking(
-        eye_m: Sequence[float], at_m: Sequence[float], focal: float, width_px: int, height_px: int
+    def behind(
+        width_px: int = 800,
+        height_px: int = 600,
+        eye_m: Sequence[float] = (-70.0, 9.0, 72.0),
+        grid: VoxelGrid = OCC3D_GRID,
     ) -> Viewpoint:
-        """From ``eye_m`` to ``at_m`` [3], no roll; ``focal``: focal length in image widths."""
-        forward = np.subtract(at_m, eye_m).astype(np.float64)
+        """The oblique bird's-eye view that follows the car: from ``eye_m`` [3] towards it.
+
+        The grid fits but for the ends of its sides. The picture is a window of what that eye sees: the principal
+        point need not lie in its middle.
+        """
+        forward = -np.asarray(eye_m, np.float64)
         forward /= np.linalg.norm(forward)
         right = np.cross(forward, [0.0, 0.0, 1.0])
         right /= np.linalg.norm(right)
         rotation = np.stack([right, np.cross(forward, right), forward], 1)  # columns: camera axes in the ego frame
-        f = focal * width_px
-        matrix = np.array([[f, 0, (width_px - 1) / 2], [0, f, (height_px - 1) / 2], [0, 0, 1]])
-        return Viewpoint(PinholeCamera(matrix, width_px, height_px), pose(rotation, np.asarray(eye_m, np.float64)))
-
-    @staticmethod
-    def behind(width_px: int = 800, height_px: int = 600) -> Viewpoint:
-        """The oblique bird's-eye view that follows the car and shows the whole Occ3D grid."""
-        return Viewpoint.looking((-62.0, 18.0, 52.0), (-1.0, 0.0, -2.0), 0.9, width_px, height_px)
+        ego_from_camera = pose(rotation, np.asarray(eye_m, np.float64))
+        unit = PinholeCamera(np.eye(3), 1, 1)
+        corners = grid.origin_m + np.indices((2, 2, 2)).reshape(3, -1).T * grid.size_m
+        corners[:, 1] *= _SIDES
+        uv, _ = unit.project(transform_points(invert_pose(ego_from_camera), corners))
+        low, high = uv.min(0), uv.max(0)
+        focal_px = (1 - 2 * _MARGIN) * (np.array([width_px, height_px]) / (high - low)).min()
+        centre_px = (np.array([width_px, height_px]) - 1) / 2 - focal_px * (low + high) / 2
+        matrix = np.array([[focal_px, 0, centre_px[0]], [0, focal_px, centre_px[1]], [0, 0, 1]])
+        return Viewpoint(PinholeCamera(matrix, width_px, height_px), ego_from_camera, shows_car=True)
 
 
 def render_voxels(
@@ -78,7 +91,7 @@ def render_voxels(
 ) -> NDArray[np.uint8]:
     """RGB picture [H, W, 3] of voxel classes [X, Y, Z], the last class of ``class_names`` being free.
 
-    mask: [X, Y, Z]; voxels outside it are faded. viewpoint: default ``Viewpoint.behind()``, which shows the car, too.
+    mask: [X, Y, Z]; voxels outside it are faded. viewpoint: default ``Viewpoint.behind()``.
     Classes outside the list, as 255, are not drawn. Raises ValueError if a shape is not the grid's.
     """
     for name, array in (("voxels", semantics), ("mask", mask)):
@@ -86,8 +99,8 @@ def render_voxels(
             raise ValueError(f"{name} of shape {list(array.shape)}, the grid has {list(grid.shape)}")
     free = len(class_names) - 1
     kinds = np.where((semantics >= 0) & (semantics < free), semantics, free).astype(np.int16)
-    if viewpoint is None:
-        viewpoint = Viewpoint.behind()
+    viewpoint = viewpoint or Viewpoint.behind(grid=grid)
+    if viewpoint.shows_car:
         _park_car(kinds, free, grid)
     width_px, height_px = viewpoint.camera.width_px, viewpoint.camera.height_px
     camera = viewpoint.camera.resized(width_px * _OVERSAMPLING, height_px * _OVERSAMPLING)
