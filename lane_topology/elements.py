@@ -67,8 +67,8 @@ class DenseElements(nn.Module):
     """in_channels, channels: of the pyramid map and inside; upsample: how much finer than the pyramid map the cells
     are; num_attributes: A; min_overlap: how far off a centre may be (bev.proposals.gaussian_radius).
     stem_channels: of convolutions on the front image itself, at half its size, joined with the pyramid map's features;
-        the cells are then 2 px. An element is scored at an IoU of 0.75, and its sides are no longer in a map of 8 px
-        cells when it is 6 px wide. 0: no such convolutions.
+        the cells are then 2 px. An element counts as found at an IoU above 0.25 (a distance below 0.75), and its sides
+        are no longer in a map of 8 px cells when it is 6 px wide. 0: no such convolutions.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ from .distances import box_distances, lane_distances
 Version = Literal["v2.1", "v1.0", "fork-2023"]
 LANE_THRESHOLDS_M = (1.0, 2.0, 3.0)
 ELEMENT_THRESHOLD = 0.75
+"""Of the distance 1 - IoU: an element is found at an IoU above 0.25."""
 _TICKS = np.arange(0, 1.001, 0.1).astype(np.float32)
 _NUM_CUTS = 10  # thresholds of confidence in v1.0
 _UNMATCHED = 0.5 + np.finfo(np.float32).eps

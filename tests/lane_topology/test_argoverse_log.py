@@ -35,6 +35,11 @@ def log(shared_real: Path) -> Path:
     return shared_real / "argoverse2_log"
 
 
+@pytest.fixture(scope="module")
+def keyframes(log) -> list[Frame]:
+    return read_log(log)
+
+
 def with_elements(frame: Frame) -> Frame:
     """The frame with an invented light above the end of every lane that the front camera sees there; the log has none.
 
@@ -67,17 +72,17 @@ def graph(token: str, labels: LaneLabels, lines: np.ndarray, boxes: np.ndarray) 
 
 
 @pytest.fixture(scope="module")
-def read_back(log, tmp_path_factory) -> tuple[list[Frame], Path]:
+def read_back(keyframes, tmp_path_factory) -> tuple[list[Frame], Path]:
     """Frames of the log that went through info files and a collection, every second second; and the root of it all."""
     root = tmp_path_factory.mktemp("openlane")
-    frames = [with_elements(frame) for frame in read_log(log)[::4]]
+    frames = [with_elements(frame) for frame in keyframes[::4]]
     keys = [write_frame(root, "val", frame) for frame in frames]
     write_collection(root / "log.pkl", collect(root, keys, point_interval=20))
     return read_openlane(root, "log.pkl"), root
 
 
-def test_poses_calibration_and_lanes_fit_together(log):
-    frames = read_log(log)
+def test_poses_calibration_and_lanes_fit_together(log, keyframes):
+    frames = keyframes
     assert len(frames) == 32 and [view.name for view in frames[0].cameras] == list(CAMERAS)
     assert np.diff([frame.timestamp_us for frame in frames]) == pytest.approx(500_000, abs=10_000)
     assert frames[3].prev_token == frames[2].token and frames[0].cameras[0].camera.height_px == 2048
@@ -154,13 +159,13 @@ def test_targets_of_the_data_set_come_back_as_labels(read_back):
     assert {name: scores[name] for name in METRICS[:-1]} == dict.fromkeys(METRICS[:-1], 1.0)
 
 
-def test_images_are_taken_at_their_own_time(log, tmp_path):
+def test_images_are_taken_at_their_own_time(log, keyframes, tmp_path):
     copy = tmp_path / "log"
     for path in (map_path(log), *log.glob("*.feather"), *log.glob("calibration/*.feather")):
         target = copy / path.relative_to(log)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
-    first, second = read_log(log)[4:6]
+    first, second = keyframes[4:6]
     late_us = (first.timestamp_us + second.timestamp_us) // 2 - 50_000
     folder = copy / "sensors" / "cameras" / "ring_side_left"
     folder.mkdir(parents=True)
