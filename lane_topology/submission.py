@@ -101,7 +101,8 @@ def write_pickle(path: str | os.PathLike[str], content: Any) -> None:
 def frame_entry(graph: LaneGraph, half: bool = False) -> dict[str, Any]:
     """``predictions`` of one frame in the file format; points and matrices in float16 if half.
 
-    Lanes get the ids 0 .. n-1, elements n .. n+k-1. Half precision rounds a lane at 50 m to 3 cm.
+    Lanes get the ids 0 .. n-1, elements n .. n+k-1. Half precision rounds a lane at 50 m to 3 cm. Elements whose box
+    has no area, as the rules forbid, are left out: those that a model sees at the very border of the image.
     """
     dtype = np.float16 if half else np.float32
     n = len(graph.lane_scores)
@@ -109,22 +110,23 @@ def frame_entry(graph: LaneGraph, half: bool = False) -> dict[str, Any]:
         {"id": i, "points": np.asarray(line, dtype), "confidence": float(score)}
         for i, (line, score) in enumerate(zip(graph.centrelines, graph.lane_scores))
     ]
+    # in full precision: half would move a corner by a pixel
+    boxes = np.asarray(graph.elements_xyxy_px, np.float32).reshape(-1, 2, 2)
+    kept = np.flatnonzero((boxes[:, 1] > boxes[:, 0]).all(1))
     elements = [
         {
             "id": n + i,
-            "attribute": int(attribute),
-            "points": np.asarray(box, np.float32).reshape(2, 2),  # half precision would move a corner by a pixel
-            "confidence": float(score),
+            "attribute": int(graph.attributes[j]),
+            "points": boxes[j],
+            "confidence": float(graph.element_scores[j]),
         }
-        for i, (box, attribute, score) in enumerate(
-            zip(graph.elements_xyxy_px, graph.attributes, graph.element_scores, strict=True)
-        )
+        for i, j in enumerate(kept)
     ]
     return {
         "lane_centerline": lanes,
         "traffic_element": elements,
         "topology_lclc": np.asarray(graph.lane_lane, dtype),
-        "topology_lcte": np.asarray(graph.lane_element, dtype),
+        "topology_lcte": np.asarray(graph.lane_element, dtype)[:, kept],
     }
 
 

@@ -32,6 +32,16 @@ def graph(lanes: int = 3, elements: int = 2, seed: int = 0) -> LaneGraph:
     )
 
 
+def test_elements_without_area_are_left_out_with_their_edges(tmp_path):
+    whole = graph()
+    whole.elements_xyxy_px[0, 2] = whole.elements_xyxy_px[0, 0]
+    write_submission(tmp_path / "s.pkl", {KEY: whole}, TEAM)
+    assert check_submission(tmp_path / "s.pkl", [KEY]) == []
+    found = read_predictions(tmp_path / "s.pkl")[KEY]
+    np.testing.assert_array_equal(found.elements_xyxy_px, whole.elements_xyxy_px[1:])
+    np.testing.assert_array_equal(found.lane_element, whole.lane_element[:, 1:])
+
+
 @pytest.fixture
 def content(tmp_path) -> dict:
     write_submission(tmp_path / "s.pkl", {KEY: graph()}, TEAM)
