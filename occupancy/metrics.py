@@ -6,9 +6,10 @@ occupancy challenge and of OpenOccupancy, arXiv 2303.03991).
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ..geometry import OCC3D_GRID, VoxelGrid
 
@@ -71,23 +72,34 @@ def fscore(
     count as near). A perfect prediction scores 1.00000001 for the eps in the official formula. Nothing predicted, or
     nothing there: 0.
     """
-    points = []
+    occupied = []
     for voxels in (truth, predicted):
-        occupied = (voxels != free) & (voxels != _IGNORED)
-        if mask is not None:
-            occupied &= mask
-        points.append(np.argwhere(occupied) * grid.voxel_m.round(6) + grid.voxel_m.round(6) / 2 + grid.origin_m)
-    true_points, predicted_points = points
-    if not len(true_points) or not len(predicted_points):
+        there = (voxels != free) & (voxels != _IGNORED)
+        occupied.append(there if mask is None else there & mask)
+    if not all(there.any() for there in occupied):
         return 0.0, 0.0, 0.0
-    accuracy = _near(predicted_points, true_points, threshold_m)
-    completeness = _near(true_points, predicted_points, threshold_m)
+    accuracy = _near(occupied[1], occupied[0], threshold_m, grid)
+    completeness = _near(occupied[0], occupied[1], threshold_m, grid)
     return 2.0 / (1.0 / (accuracy + 1e-8) + 1.0 / (completeness + 1e-8)), accuracy, completeness
 
 
-def _near(points: NDArray[np.float64], others: NDArray[np.float64], threshold_m: float) -> float:
-    distance, _ = cKDTree(others).query(points, distance_upper_bound=2 * threshold_m)
-    return float((distance < threshold_m).mean())
+def _near(cells: NDArray[np.bool_], others: NDArray[np.bool_], threshold_m: float, grid: VoxelGrid) -> float:
+    """Share of the occupied ``cells`` [X, Y, Z] with the centre of an occupied one of ``others`` nearer than that."""
+    near = cells & others
+    voxel_m = grid.voxel_m.round(6)
+    reach = [range(-r, r + 1) for r in np.floor(threshold_m / voxel_m + 1e-6).astype(int)]
+    for offset in itertools.product(*reach):
+        if not any(offset) or np.linalg.norm(offset * voxel_m) > threshold_m * (1 + 1e-6):
+            continue
+        here = tuple(slice(max(-step, 0), n - max(step, 0)) for step, n in zip(offset, cells.shape))
+        there = tuple(slice(max(step, 0), n - max(-step, 0)) for step, n in zip(offset, cells.shape))
+        squared = 0.0
+        for axis in np.flatnonzero(offset):
+            centre = np.arange(cells.shape[axis]) * voxel_m[axis] + voxel_m[axis] / 2 + grid.origin_m[axis]
+            gap = centre[there[axis]] - centre[here[axis]]
+            squared = squared + np.expand_dims(gap**2, [i for i in range(3) if i != axis])
+        near[here] |= cells[here] & others[there] & (np.sqrt(squared) < threshold_m)
+    return float(near.sum() / cells.sum())
 
 
 def openoccupancy_scores(counts: NDArray[np.int64]) -> tuple[float, NDArray[np.float64], float]:

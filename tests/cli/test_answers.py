@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -20,8 +21,12 @@ from drivestack.data_tools.nuscenes_reader import read_nuscenes
 from drivestack.errors import ConfigError, SubmissionError
 from drivestack.lane_topology.collection import write_frame
 from drivestack.lane_topology.evaluation import Version
+from drivestack.lane_topology.model import RoadBevFormer
 from drivestack.lane_topology.submission import NOBODY, identifier_of, read_content, read_predictions, write_submission
+from drivestack.occupancy.model import BEVFormerOcc
 from drivestack.occupancy.submission import Predictions
+from drivestack.structures import OccupancyGrid, SceneAnswer
+from drivestack.workflow import tasks_of
 
 TINY = "perception_tiny_synthetic"
 
@@ -56,6 +61,22 @@ def unlabelled(root: Path) -> Path:
 def test_tasks_and_versions_are_the_same_everywhere() -> None:
     assert TASKS == NAMES == tuple(KINDS)
     assert get_args(Version) == METRIC_VERSIONS
+
+
+def test_models_say_what_they_answer() -> None:
+    assert BEVFormerOcc.tasks == ("occupancy",) and RoadBevFormer.tasks == ("lanes",)
+    model = SimpleNamespace(tasks=TASKS)
+    assert tasks_of(model) == TASKS and tasks_of(SimpleNamespace()) == ("boxes",)
+    assert tasks_of(model, ["lanes", "boxes"]) == ("boxes", "lanes") == model.tasks
+    with pytest.raises(ConfigError, match="answers boxes, lanes, not occupancy"):
+        tasks_of(model, ["occupancy"])
+
+
+def test_voxels_go_to_disk_as_they_come(tmp_path: Path) -> None:
+    voxels = np.full((200, 200, 16), 17, np.uint8)
+    left = KINDS["occupancy"]().keep(tmp_path / "o.zip")(SceneAnswer("t", occupancy=OccupancyGrid("t", voxels)))
+    assert left == SceneAnswer("t")
+    np.testing.assert_array_equal(Predictions(tmp_path / "o").read("t"), voxels)
 
 
 def test_predict_writes_three_submissions_that_are_valid(answers: Path, root: Path, source, capsys) -> None:
