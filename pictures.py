@@ -42,10 +42,10 @@ from .data_tools.drawing import (
     load_image,
     predicted_boxes,
 )
-from .data_tools.label_files import read_occupancy
+from .data_tools.label_files import WAYMO_SUFFIX, read_occupancy
 from .data_tools.visualise import LegendEntry, box_legend, camera_rows, draw_legend, draw_title, save_clip
 from .geometry import PinholeCamera, invert_pose, transform_points
-from .occupancy.classes import OCC3D_NUSCENES
+from .occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from .occupancy.visualise import VOXEL_COLOURS, Viewpoint, render_voxels
 from .structures import ELEMENT_ATTRIBUTES, CameraView, Frame, LaneGraph, LaneLabels, SceneAnswer
 
@@ -165,6 +165,7 @@ class _Canvas:
         if frame.lanes is not None and view.ground_truth:
             self.lanes.append(_Lanes.of_labels(frame.lanes))
         self.voxels: list[tuple[str, NDArray[np.uint8], NDArray[np.bool_] | None]] = []
+        self.voxel_classes = OCC3D_WAYMO if frame.occupancy_path.endswith(WAYMO_SUFFIX) else OCC3D_NUSCENES
         mask = None
         if frame.occupancy_path and view.ground_truth:
             labels = read_occupancy(frame.occupancy_path)
@@ -229,10 +230,10 @@ class _Canvas:
         entries = box_legend(self.true_boxes, self.found_boxes, self.view)
         present = {int(c) for _, semantics, _ in self.voxels for c in np.unique(semantics)}
         named = {text for _, text in entries}
-        for i in sorted(present - {len(OCC3D_NUSCENES) - 1}):
-            name = OCC3D_NUSCENES[i].replace("_", " ")
+        for i in sorted(present & set(range(len(self.voxel_classes) - 1))):
+            name = self.voxel_classes[i].replace("_", " ")
             if name not in named:
-                entries.append((VOXEL_COLOURS[OCC3D_NUSCENES[i]], name))
+                entries.append((VOXEL_COLOURS[self.voxel_classes[i]], name))
         return entries
 
     # -------------------------------------------------------------------------------------------------- panels
@@ -248,7 +249,7 @@ class _Canvas:
             viewpoint = Viewpoint(camera, self.frame.ego_from_lidar @ front.lidar_from_camera)
             views.append((f"through {front.name}", *self.voxels[0][1:], viewpoint))
         for title, semantics, mask, viewpoint in views:
-            picture = Image.fromarray(render_voxels(semantics, mask, viewpoint))
+            picture = Image.fromarray(render_voxels(semantics, mask, viewpoint, self.voxel_classes))
             panel = Image.new("RGB", small, PANEL)
             panel.paste(picture, ((small[0] - picture.size[0]) // 2, (small[1] - picture.size[1]) // 2))
             panel = panel.resize(size, Image.Resampling.NEAREST)  # reduced again in the end

@@ -29,8 +29,19 @@ VOXEL_COLOURS: Mapping[str, tuple[int, int, int]] = {
     "terrain": (146, 160, 92),
     "manmade": (206, 196, 178),
     "vegetation": (72, 142, 74),
+    "general_object": (235, 235, 235),
+    "vehicle": CLASS_COLOURS["car"],
+    "cyclist": CLASS_COLOURS["motorcycle"],
+    "construction_cone": CLASS_COLOURS["traffic_cone"],
+    "sign": (235, 80, 80),
+    "traffic_light": (255, 140, 140),
+    "pole": (176, 182, 200),
+    "building": (206, 196, 178),
+    "tree_trunk": (120, 88, 60),
+    "road": (98, 104, 128),
+    "walkable": (174, 148, 160),
 }
-"""Things as the boxes of data_tools.drawing, surfaces as they look outdoors; a class without a colour is white."""
+"""Of Occ3D-nuScenes and Occ3D-Waymo: things as the boxes of data_tools.drawing, surfaces as they look outdoors."""
 
 _CAR_COLOUR = (250, 250, 250)
 _OVERSAMPLING = 2

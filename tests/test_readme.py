@@ -18,6 +18,7 @@ PAGES += (
     "docs/model_speed.md",
     "docs/performance.md",
     "docs/lane_topology.md",
+    "docs/occupancy.md",
     "docs/build.md",
     "docs/operators.md",
     "docs/LOG.md",
