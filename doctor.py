@@ -158,10 +158,10 @@ def _how_built(device_type: str) -> str:
 
 
 def _weights() -> Finding:
-    from .demo import DEMO_WEIGHTS
+    from .demo import DEMO_CONFIG, DEMO_WEIGHTS
 
     if not DEMO_WEIGHTS.is_file():
-        fix = "check the file out of git again, or train: `drivestack train bevformerv2_tiny_synthetic`"
+        fix = f"check the file out of git again, or train: `drivestack train {DEMO_CONFIG}`"
         return Finding(NOTE, "demo weights", f"{DEMO_WEIGHTS} is missing", fix)
     return Finding(OK, "demo weights", f"{DEMO_WEIGHTS} ({DEMO_WEIGHTS.stat().st_size / 2**20:.1f} MB)")
 

@@ -1,4 +1,4 @@
-"""The shipped weights on streets they have not seen: they detect, and they do so by geometry."""
+"""The shipped weights on streets they have not seen: they answer, and they do so by geometry."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,3 +29,15 @@ def test_shipped_weights_detect_and_random_ones_do_not(scores: dict[str, dict]):
 @pytest.mark.parametrize("wrong", ["shuffled", "turned"])
 def test_wrong_calibration_hurts(scores: dict[str, dict], wrong: str):
     assert scores[wrong]["map"] < scores["right"]["map"] / 2
+
+
+HEADS = ("miou", "det_l")
+
+
+def test_voxels_and_lanes_are_found_too_and_by_geometry(scores: dict[str, dict]):
+    if "miou" not in scores["right"]:
+        pytest.skip("the shipped model answers boxes alone")
+    for head in HEADS:
+        assert scores["right"][head] > 0.2, head
+        assert scores["random"][head] < 0.05, head
+        assert scores["shuffled"][head] < scores["right"][head] / 2, head
