@@ -56,19 +56,19 @@ SIGN_COLOUR: Colour = (150, 150, 255)
 
 _MIN_EDGE = 0.5  # probability from which an edge of the topology is drawn
 _POINTS = 24  # of a lane as it is drawn
-_WIDTH = 1900 / 560  # of the picture, in widths of a camera image as View has it
+_LEFT_WIDTH, _ABOVE_WIDTH = 2.26, 1.11  # of cameras and voxels, of the scene from above, in widths of a camera image
+_VOXEL_SHAPE = 0.72  # height by width
 _THUMBNAIL = 34  # height of a traffic element in the scene from above
-_ABOVE = 0.327  # of the width for the scene from above
 
 
 def render_answers(
     frame: Frame, answer: SceneAnswer | None, class_names: Sequence[str], view: View | None = None
 ) -> NDArray[np.uint8]:
-    """The picture [H, W, 3] RGB, 3.4 times as wide as ``view.camera_width_px``.
+    """The picture [H, W, 3] RGB.
 
     answer: with any tasks; None draws the labels alone. class_names: what the box labels index.
     ``view.score_threshold`` holds for boxes, lanes and traffic elements. The elements belong to the frame's first
-    camera. Without voxels in labels and answer the cameras take their place.
+    camera. With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all by default.
     Raises DataError if an image or label file of the frame is missing or unreadable.
     """
     view = view or View()
@@ -179,27 +179,26 @@ class _Canvas:
 
     def draw(self) -> Image.Image:
         gap, bar, unit = self.gap, self.bar, self.unit
-        width = round(OVERSAMPLING * self.view.camera_width_px * _WIDTH)
-        above_width = round(width * _ABOVE)
-        left_width = width - above_width - 3 * gap
+        camera_width = OVERSAMPLING * self.view.camera_width_px
         rows = camera_rows(self.frame)
         columns = max(len(row) for row in rows)
+        left_width = round(camera_width * _LEFT_WIDTH) if self.voxels else columns * (camera_width + gap) - gap
         tile_width = (left_width - (columns - 1) * gap) // columns
         shape = float(np.median([v.camera.height_px / v.camera.width_px for v in self.frame.cameras]))
         tile = tile_width, round(tile_width * shape)
         cameras_height = len(rows) * (tile[1] + gap) - gap
-        voxel_width = (left_width - gap) // 2
-        voxel_height = round(voxel_width * 0.72) if self.voxels else 0
-        height = max(cameras_height + (gap + voxel_height) * bool(self.voxels), above_width)
+        voxel_size = (left_width - gap) // 2, round((left_width - gap) / 2 * _VOXEL_SHAPE)
+        height = cameras_height + (gap + voxel_size[1] if self.voxels else 0)
+        above_width = round(camera_width * _ABOVE_WIDTH) if self.voxels else height
 
-        canvas = Image.new("RGB", (width, height + 2 * bar), BACKGROUND)
+        canvas = Image.new("RGB", (left_width + above_width + 3 * gap, height + 2 * bar), BACKGROUND)
         for j, row in enumerate(rows):
             for i, camera_view in enumerate(row):
                 image = self._camera(camera_view, tile)
                 left = gap + (columns - len(row)) * (tile_width + gap) // 2 + i * (tile_width + gap)
                 canvas.paste(image, (left, bar + j * (tile[1] + gap)))
-        for i, panel in enumerate(self._voxel_panels((voxel_width, voxel_height))):
-            canvas.paste(panel, (gap + i * (voxel_width + gap), bar + cameras_height + gap))
+        for i, panel in enumerate(self._voxel_panels(voxel_size)):
+            canvas.paste(panel, (gap + i * (voxel_size[0] + gap), bar + cameras_height + gap))
         above = bev_panel(
             self.frame,
             self.true_boxes,

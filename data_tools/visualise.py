@@ -109,7 +109,7 @@ def render_clip(
 
 
 def save_clip(pictures: Iterable[Image.Image], path: str | os.PathLike[str], seconds_per_frame: float) -> None:
-    """Pictures of one size as an animated ``.gif`` or an ``.mp4``, atomically.
+    """Pictures as an animated ``.gif`` or an ``.mp4``, atomically; those smaller than others get a margin.
 
     Raises DataError for another suffix, or no pictures.
     """
@@ -119,6 +119,11 @@ def save_clip(pictures: Iterable[Image.Image], path: str | os.PathLike[str], sec
     pictures = list(pictures)
     if not pictures:
         raise DataError(f"no frames to draw for {path}; check scene and split")
+    size = tuple(max(picture.size[axis] for picture in pictures) for axis in (0, 1))
+    for i, picture in enumerate(pictures):
+        if picture.size != size:
+            pictures[i] = Image.new("RGB", size, BACKGROUND)
+            pictures[i].paste(picture)
     with atomic_path(path) as temporary:
         if path.suffix == ".mp4":
             _write_mp4(pictures, temporary, 1 / seconds_per_frame)
