@@ -214,6 +214,11 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
         raise SubmissionError(f"{path}: {problems[0]}{more}")
 
 
+def in_folder(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder of submissions."""
+    return {task: folder / KINDS[task].file for task in tasks}
+
+
 def places(out: str | Path, tasks: Sequence[str]) -> dict[str, Path]:
     """Where the submissions of tasks go: one file, if ``out`` ends like one, or the files of a folder.
 
@@ -222,7 +227,7 @@ def places(out: str | Path, tasks: Sequence[str]) -> dict[str, Path]:
     out = Path(out)
     kind = None if out.is_dir() else ENDINGS.get(out.suffix)
     if kind is None:
-        return {task: out / KINDS[task].file for task in tasks}
+        return in_folder(out, tasks)
     if list(tasks) != [kind] or out.suffix == ".npz":
         raise ConfigError(
             f"{out} names one file of {kind}, but the answers are {', '.join(tasks)}: name a folder, or choose with "
@@ -243,7 +248,7 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
             known = ", ".join(kind.file for kind in KINDS.values())
             raise SubmissionError(f"{path}: say what it holds with --tasks, or name it like {known}")
         return {task: path}
-    found = {task: path / kind.file for task, kind in KINDS.items() if (path / kind.file).exists()}
+    found = {task: file for task, file in in_folder(path, list(KINDS)).items() if file.exists()}
     if "occupancy" not in found and (path / "occupancy").is_dir():
         found["occupancy"] = path / "occupancy"
     if not found and (list(tasks) == ["occupancy"] or any(path.glob("*.npz"))):

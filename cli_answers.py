@@ -132,15 +132,14 @@ def add_evaluate(verbs: Any) -> None:
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
-    from .answers import Reference, places
+    from .answers import Reference, in_folder
 
     run = _Run(options)
     reference = Reference(run.source, run.frames)
     for task in run.tasks:  # before the work
         run.kinds[task].demand(reference)
     out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
-    out.mkdir(parents=True, exist_ok=True)  # so that it is a folder, whatever its name
-    paths = places(out, run.tasks)
+    paths = in_folder(out, run.tasks)
     run.write(paths)
     return _score_all(run.kinds, paths, reference, out)
 

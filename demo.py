@@ -57,7 +57,7 @@ def run_demo(
     weights: None runs random ones, the baseline. perturbation: see data_tools.perturb.
     Raises DataError, CheckpointError, ConfigError, SubmissionError.
     """
-    from .answers import KINDS, Reference, answer_reader, places
+    from .answers import KINDS, Reference, answer_reader, in_folder
     from .data_tools.drawing import View
     from .data_tools.nuscenes_reader import read_nuscenes
     from .data_tools.perturb import perturb_calibration
@@ -75,8 +75,7 @@ def run_demo(
     model = load_model(config, weights, seed=recipe.seed)  # first: a wrong checkpoint should not cost a minute
     tasks = tasks_of(model)
     kinds = {task: KINDS[task]() for task in tasks}
-    out.mkdir(parents=True, exist_ok=True)
-    paths = places(out, tasks)
+    paths = in_folder(out, tasks)
 
     start = begin = time.monotonic()
     data = out / recipe.folder
