@@ -19,8 +19,8 @@ from .workflow import Source, draw_pictures, load_model, run_model, tasks_of
 logger = logging.getLogger("drivestack")
 
 ROOT = Path(__file__).resolve().parent
-DEMO_CONFIG = "bevformerv2_tiny_synthetic"
-DEMO_WEIGHTS = ROOT / "weights" / "bevformerv2_tiny_synthetic.safetensors"
+DEMO_CONFIG = "perception_tiny_synthetic"
+DEMO_WEIGHTS = ROOT / "weights" / f"{DEMO_CONFIG}.safetensors"
 VERSION, SPLIT = "v1.0-trainval", "val"
 
 
