@@ -46,12 +46,12 @@ def test_a_small_model_predicts_and_pictures_are_drawn(source, tmp_path, capsys)
     assert main(command) == 0, capsys.readouterr().err
     (path,) = pictures.glob("*.png")
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    assert picture.shape[1] > 1800 and picture.std() > 30
+    assert picture.shape[1] > 2000 and picture.std() > 40
     green = np.abs(picture - GROUND_TRUTH).max(-1) < 40
     height, width = green.shape
-    cameras = green[: height * 3 // 4, : width * 2 // 3]  # beside them stands the view from above
+    cameras = green[:, : width - height]  # the square at the right is the view from above
     tiles = [t for row in np.array_split(cameras, 2, 0) for t in np.array_split(row, 3, 1)]
-    assert all(tile.sum() > 80 for tile in tiles), "each of the six cameras sees labelled objects"
+    assert all(tile.sum() > 200 for tile in tiles), "each of the six cameras sees labelled objects"
 
 
 def test_a_training_step_on_the_real_frame(source):
