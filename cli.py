@@ -124,7 +124,9 @@ def _demo(verbs: Any) -> None:
     parser.add_argument("--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses")
     parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 10)")
     parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 8)")
-    parser.add_argument("--pictures", type=int, default=6, metavar="N", help="pictures to draw (default: %(default)s)")
+    parser.add_argument(
+        "--pictures", type=int, default=6, metavar="N", help="pictures; 0: no clip either (default: %(default)s)"
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -164,7 +166,8 @@ def _run_demo(options: argparse.Namespace) -> int:
     out, times_s, files = Path(options.out), result["times"], result["files"]
     print(f"\nscores      {out / 'metrics.json'}")
     print("submissions " + ", ".join(str(out / name) for name in files["submissions"].values()) + " (valid)")
-    print(f"pictures    {out / 'pictures'} ({len(files['pictures'])}), {out / 'clip.gif'}")
+    if files["pictures"]:
+        print(f"pictures    {out / 'pictures'} ({len(files['pictures'])}), {out / files['clip']}")
     parts = ", ".join(f"{name} {times_s[name]:.0f} s" for name in ("synthesize", "predict", "evaluate", "draw"))
     print(f"time        {times_s['total']:.0f} s ({parts})")
     size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 2**20

@@ -54,7 +54,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the whole demo and return what ``out/metrics.json`` holds.
 
-    weights: None runs random ones, the baseline. perturbation: see data_tools.perturb.
+    weights: None runs random ones, the baseline. perturbation: see data_tools.perturb. num_pictures: with 0 there is
+    no clip either.
     Raises DataError, CheckpointError, ConfigError, SubmissionError.
     """
     from .answers import KINDS, Reference, answer_reader, in_folder
@@ -118,12 +119,13 @@ def run_demo(
 
     begin = time.monotonic()
     say("4/4 drawing")
-    chosen = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
     answer_of = answer_reader(kinds, paths, frames, outcome.class_names, SPLIT)
+    chosen = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
     pictures = draw_pictures(chosen, answer_of, outcome.class_names, out / "pictures", score_threshold)
-    scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
-    view = View(camera_width_px=320, score_threshold=score_threshold)
-    render_answer_clip(scene, answer_of, outcome.class_names, out / "clip.gif", view)
+    if pictures:
+        scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
+        view = View(camera_width_px=320, score_threshold=score_threshold)
+        render_answer_clip(scene, answer_of, outcome.class_names, out / "clip.gif", view)
     timed("draw", begin)
     timed("total", start)
 
@@ -139,7 +141,7 @@ def run_demo(
         "files": {
             "submission": submissions.get("boxes"),
             "submissions": submissions,
-            "clip": "clip.gif",
+            "clip": "clip.gif" if pictures else None,
             "pictures": [str(path.relative_to(out)) for path in pictures],
             "data": recipe.folder,
         },
