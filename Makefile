@@ -1,6 +1,6 @@
 # drivestack: every target sets up .venv by itself and re-installs only when a file that decides about it changed.
 #
-#   make demo      synthetic scenes: boxes, voxels and lanes, official evaluation, pictures (runs/demo)
+#   make demo      synthetic scenes, boxes, voxels and lanes, official scores, pictures (runs/demo)
 #   make test      the test suite                     make lint     ruff, as CI runs it
 #   make setup     only the environment               make clean    remove builds, caches and runs
 #

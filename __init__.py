@@ -1,4 +1,4 @@
-"""drivestack: surround-view camera images to 3D objects, one encoder for every task.
+"""drivestack: surround-view camera images to 3D boxes, voxels and lanes, one encoder for every task.
 
 Importing this package is light: no room (`geometry`, `ops`, `backbone`, `bev`, ...) loads until it is asked for.
 """

@@ -38,7 +38,7 @@ model.update(
         element_stem=16,
         front_camera=0,  # CAM_FRONT
     ),
-    # brings the gradients that the three tasks send into the BEV map to one order of magnitude
+    # against gradients into the BEV map that differ a hundredfold at the start (docs/LOG.md)
     loss_weights=dict(occupancy=5.0, lanes=0.5),
 )
 train_dataloader.dataset.update(occupancy=True, lanes=True, dataroots=["data/train100", "data/train101"])
