@@ -73,7 +73,7 @@ benchmark: $(STAMP)
 
 define CHECK_CUDA
 import torch
-from drivestack.ops.backend import extension
+from drivestack.ops.dispatch.backend import extension
 library = extension("cuda")
 if library.reason:
     raise SystemExit(f"error: {library.reason}")
@@ -103,7 +103,7 @@ SANITIZED := LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:
 sanitize: $(STAMP)
 	@DRIVESTACK_CXXFLAGS="$(SANITIZE) -O1 -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" DRIVESTACK_CUDA=0 \
 		$(PYTHON) setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
-	@$(SANITIZED) $(PYTHON) -c "from drivestack.ops.backend import extension; assert not extension().reason, extension()"
+	@$(SANITIZED) $(PYTHON) -c "from drivestack.ops.dispatch.backend import extension; assert not extension().reason, extension()"
 	@$(SANITIZED) $(PYTHON) -m pytest -q --capture=sys --durations=3 -k "not reference" $(or $(ARGS),$(SANITIZE_TESTS))
 
 # A machine that brings its own torch with a GPU is used as it is: no environment, no download.

@@ -31,18 +31,6 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = (
-    "geometry",
-    "ops",
-    "backbone",
-    "bev",
-    "occupancy",
-    "lane_topology",
-    "data_tools",
-    "configs",
-    "engine",
-    "compat",
-)
 CSRC = ROOT / "ops/csrc"
 RECORD = "_build.json"
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support
@@ -347,7 +335,7 @@ def main() -> None:
     os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # guesses about CUDA_HOME
     extensions, outcomes = plan(os.environ)
-    packages = find_packages(str(ROOT), include=[pattern for r in ROOMS for pattern in (r, f"{r}.*")])
+    packages = find_packages(str(ROOT), exclude=["build", "build.*"])
     setup(
         package_dir={"drivestack": "."},
         packages=["drivestack", *(f"drivestack.{name}" for name in packages)],

@@ -1,16 +1,16 @@
 """Image encoders and what belongs to them: InternImage, ResNet, FPN, checkpoints, layer-wise learning rates."""
 
+from ..core.checkpoint import LoadReport, load_checkpoint, load_state, read_state_dict, save_safetensors
 from .builder import internimage
-from .cb_internimage import CBInternImage
-from .checkpoint import LoadReport, load_checkpoint, load_state, read_state_dict, save_safetensors
-from .classifier import InternImageClassifier, InternImageMetaFormer
-from .dcnv3_layer import DCNv3
+from .cpu.inference import prepare_inference
 from .features import FeatureInfo
 from .fpn import FPN
-from .inference import prepare_inference
-from .internimage import InternImage
+from .internimage.classifier import InternImageClassifier, InternImageMetaFormer
+from .internimage.composite import CBInternImage
+from .internimage.dcnv3_layer import DCNv3
+from .internimage.model import InternImage
+from .internimage.variants import VARIANTS, Variant
 from .resnet import ResNet
-from .variants import VARIANTS, Variant
 
 __all__ = [
     "FPN",

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .cb_internimage import CBInternImage
-from .classifier import InternImageClassifier, InternImageMetaFormer
-from .internimage import InternImage
-from .variants import VARIANTS
+from .internimage.classifier import InternImageClassifier, InternImageMetaFormer
+from .internimage.composite import CBInternImage
+from .internimage.model import InternImage
+from .internimage.variants import VARIANTS
 
 Task = Literal["features", "classification", "metaformer", "composite"]
 

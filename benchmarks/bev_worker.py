@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 import drivestack
-from drivestack.structures import Batch
+from drivestack.core.batch import Batch
 
 CAMERAS, HEIGHT, WIDTH = 6, 128, 384
 
@@ -61,7 +61,7 @@ def batch() -> Batch:
 
 def turns() -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
-    config = Config.fromfile(Path(drivestack.__file__).parent / "configs/bevformerv2_tiny_synthetic.py")
+    config = Config.fromfile(Path(drivestack.__file__).parent / "configs/boxes/bevformerv2_tiny_synthetic.py")
     model = MODELS.build(config.model)
     for name, parameter in model.named_parameters():  # trained offsets and masks are not zero
         if name.endswith(("offset.weight", "mask.weight", "sampling_offsets.weight", "attention_weights.weight")):
@@ -105,7 +105,7 @@ def turns() -> dict[str, Callable[[], object]]:
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
     if sys.argv[2:] == ["as the program"]:
-        from drivestack.engine.inference import keep_freed_memory
+        from drivestack.engine.predict import keep_freed_memory
 
         keep_freed_memory()
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers

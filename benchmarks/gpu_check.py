@@ -151,7 +151,7 @@ def run_small_cases() -> None:
     """Every case of the operator tests once, forward and both modes of backward."""
     import torch
 
-    from drivestack.ops.backend import extension
+    from drivestack.ops.dispatch.backend import extension
 
     if extension("cuda").reason:
         raise SystemExit(extension("cuda").reason)
@@ -205,7 +205,7 @@ def time_operators(seconds: float) -> Result:
     import peers
     import torch
 
-    from drivestack.ops.backend import extension
+    from drivestack.ops.dispatch.backend import extension
 
     if extension("cuda").reason:
         return [f"no CUDA kernels: {extension('cuda').reason}"], None

@@ -29,13 +29,13 @@ from models import in_turns, timed
 from torch import nn
 
 from drivestack.backbone import prepare_inference
-from drivestack.bev.perception import TASKS
-from drivestack.data_tools.collate import collate_clips
-from drivestack.data_tools.nuscenes_reader import read_nuscenes
+from drivestack.bev.multi_task import TASKS
+from drivestack.core.batch import Batch
+from drivestack.data_tools.clips.collate import collate_clips
+from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.engine.config import build_dataset, build_model, load_config
-from drivestack.engine.inference import keep_freed_memory
-from drivestack.structures import Batch
+from drivestack.engine.predict import keep_freed_memory
 
 SHARED = "+".join(TASKS)
 PASSES = ("predict", "step")

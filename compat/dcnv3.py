@@ -13,15 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backbone.dcnv3_layer import DCNv3 as DCNv3Layer
+from ..backbone.internimage.dcnv3_layer import DCNv3 as DCNv3Layer
 from ..ops import dcnv3
 
 
 class DCNv3(DCNv3Layer):
     """Upstream's layer, [N, H, W, C] -> [N, Ho, Wo, C]: its constructor, attributes and state-dict names.
 
-    `use_dcn_v4_op` chose another kernel for the same numbers upstream; it changes nothing here. See
-    `drivestack.backbone.dcnv3_layer.DCNv3` for the other arguments; raises ValueError for those that do not fit.
+    `use_dcn_v4_op` chose another kernel for the same numbers upstream; it changes nothing here. For the
+    other arguments see `drivestack.backbone.internimage.dcnv3_layer.DCNv3`; raises ValueError for those that do not
+    fit.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone.dcnv3_layer import at_window_centres, depthwise_padding
-from ..backbone.linear import Linear
+from ..backbone.cpu.linear import Linear
+from ..backbone.internimage.dcnv3_layer import at_window_centres, depthwise_padding
 from ..ops import dcnv4, ms_deform_attn, packed_width
 from .ms_deform_attn import MSDeformAttn
 

@@ -16,7 +16,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from ..errors import DrivestackError
+from ..core.errors import DrivestackError
 from . import ms_deform_attn as ours
 
 NAMES = ("MultiScaleDeformableAttention", "MultiScaleDeformableAttnFunction", "multi_scale_deformable_attn_pytorch")

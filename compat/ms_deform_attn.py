@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..backbone.linear import Linear
-from ..bev.attention import star_offsets
+from ..backbone.cpu.linear import Linear
+from ..bev.map.attention import star_offsets
 from ..ops import ms_deform_attn, ms_deform_attn_fused
 
 Shapes = Tensor | Sequence[Sequence[int]]

@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from drivestack.data_tools.label_files import read_occupancy
+from drivestack.data_tools.labels.files import read_occupancy
 from drivestack.geometry import OCC3D_GRID
-from drivestack.occupancy.visualise import Viewpoint, render_voxels
+from drivestack.view.voxels import Viewpoint, render_voxels
 
 X, Y, Z, CAR = "#d62728", "#2ca02c", "#1f77b4", "0.35"
 ROAD, WALL, PARKED = "#7b8196", "#c9b999", "#f09a2c"

@@ -2,7 +2,7 @@
 
 A training checkpoint is a dict of tensors and plain values: ``meta``, ``state_dict`` (the averaged weights where EMA
 is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``. `export_weights` publishes
-its ``state_dict`` as safetensors. Weights alone are read by backbone.checkpoint.load_checkpoint.
+its ``state_dict`` as safetensors. Weights alone are read by core.checkpoint.load_checkpoint.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from ..backbone.checkpoint import read_pth, save_safetensors
-from ..errors import CheckpointError
-from ..files import atomic_path
+from ..core.checkpoint import read_pth, save_safetensors
+from ..core.errors import CheckpointError
+from ..core.files import atomic_path
 
 POINTER = "last_checkpoint"
 

@@ -13,14 +13,20 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..errors import ConfigError, DrivestackError
+from ..core.errors import ConfigError, DrivestackError
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
 
 def config_names() -> list[str]:
     """Names of the shipped configs."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.py") if path.stem != "__init__")
+    return sorted(shipped_configs())
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Config files by name: a shipped config is known by its stem, whichever folder it lies in."""
+    files = [path for path in CONFIG_FOLDER.glob("*/*.py") if path.parent.name != "_base_"]
+    return {path.stem: path for path in files if path.stem != "__init__"}
 
 
 def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:
@@ -31,7 +37,7 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterabl
     """
     path = Path(name_or_path)
     if path.suffix != ".py":
-        path = CONFIG_FOLDER / f"{name_or_path}.py"
+        path = shipped_configs().get(str(name_or_path), path)
     if not path.is_file():
         raise ConfigError(f"{name_or_path}: no such config. Name a .py file or one of: {', '.join(config_names())}.")
     try:

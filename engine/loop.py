@@ -18,7 +18,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
-from ..errors import ConfigError, TrainingError
+from ..core.errors import ConfigError, TrainingError
 
 
 def reseed(seed: int, iteration: int, rank: int) -> None:
@@ -43,7 +43,7 @@ class ResumableTrainLoop(BaseLoop):
 
     The model is called as ``model(batch, mode="loss")`` and returns named terms; those whose name contains "loss"
     are added up. The dataloader's sampler is endless and takes ``load_state_dict({"position": n})``, n the samples of
-    this rank that were already used (data_tools.sampler.ResumableSampler).
+    this rank that were already used (data_tools.clips.sampler.ResumableSampler).
     """
 
     def __init__(self, runner: Runner, dataloader: Any, max_iters: int, max_minutes: float | None = None) -> None:

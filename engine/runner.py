@@ -15,9 +15,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ..backbone.checkpoint import load_checkpoint, load_state
-from ..errors import CheckpointError
-from ..files import atomic_path
+from ..core.checkpoint import load_checkpoint, load_state
+from ..core.errors import CheckpointError
+from ..core.files import atomic_path
 from . import checkpoints
 from .config import building
 

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.visualization import Visualizer
 
-from ..errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError
 from . import checkpoints
 from .config import building, load_config
 from .hooks import KeepCheckpoints, TellProgress

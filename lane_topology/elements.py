@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bev.losses import gaussian_focal_loss, ltrb_giou_loss, mean_over_ranks
-from ..bev.proposals import gaussian_radius
-from ..data_tools.label_files import NUM_ATTRIBUTES
+from ..bev.boxes.losses import gaussian_focal_loss, ltrb_giou_loss, mean_over_ranks
+from ..bev.boxes.proposals import gaussian_radius
+from ..data_tools.labels.files import NUM_ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seq
 
 class DenseElements(nn.Module):
     """in_channels, channels: of the pyramid map and inside; upsample: how much finer than the pyramid map the cells
-    are; num_attributes: A; min_overlap: how far off a centre may be (bev.proposals.gaussian_radius).
+    are; num_attributes: A; min_overlap: how far off a centre may be (bev.boxes.proposals.gaussian_radius).
     stem_channels: of convolutions on the front image itself, at half its size, joined with the pyramid map's features;
         the cells are then 2 px. An element counts as found at an IoU above 0.25 (a distance below 0.75), and its sides
         are no longer in a map of 8 px cells when it is 6 px wide. 0: no such convolutions.

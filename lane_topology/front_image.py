@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..structures import Batch
+from ..core.batch import Batch
+from ..core.errors import ConfigError
 
 
 def front_index(front_camera: str | int, camera_names: Sequence[str] | None, batch: Batch) -> int:

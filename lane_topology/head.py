@@ -15,11 +15,13 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..bev.losses import mean_over_ranks, sigmoid_focal_loss
-from ..bev.resample import resample_bev
-from ..errors import ConfigError
+from ..bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
+from ..bev.map.resample import resample_bev
+from ..core.answers import LaneGraph
+from ..core.batch import Batch, BevFeatures
+from ..core.errors import ConfigError
+from ..core.labels import LaneTargets
 from ..geometry import BevGrid
-from ..structures import Batch, BevFeatures, LaneGraph, LaneTargets
 from .curves import NUM_CONTROL, fit_lines, sample_curves
 from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
 from .front_image import boxes_on_disk, front_index
@@ -49,7 +51,7 @@ class LaneOutputs:
 
 @MODELS.register_module()
 class LaneTopologyHead(nn.Module):
-    """A task head of bev.perception.
+    """A task head of bev.multi_task.
 
     in_channels: of BEV and pyramid maps; channels: C of this head, a multiple of num_heads.
     lane_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres of the EGO frame; bev_size: (num_y, num_x) cells of

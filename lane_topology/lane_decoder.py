@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backbone.layers import LayerNorm
-from ..bev.attention import DeformableAttention, star_offsets
-from ..bev.decoder import GroupSelfAttention
-from ..bev.encoder import FeedForward
-from ..bev.proposals import sine_embedding
+from ..backbone.internimage.layers import LayerNorm
+from ..bev.boxes.decoder import GroupSelfAttention
+from ..bev.boxes.proposals import sine_embedding
+from ..bev.map.attention import DeformableAttention, star_offsets
+from ..bev.map.encoder import FeedForward
 from ..ops import ms_deform_attn_fused
 from .curves import sample_curves
 

@@ -1,7 +1,7 @@
 """Dense supervision of lanes on a BEV map: where lanes run and in which direction, and whole lanes at their middles.
 
-As with boxes (bev/proposals.py), labels in every cell teach the BEV encoder quickly, and the peaks of the heat map are
-the first guesses of the decoder. Midpoint heat: Objects as Points, arXiv 1904.07850.
+As with boxes (bev/boxes/proposals.py), labels in every cell teach the BEV encoder quickly, and the peaks of the heat
+are the first guesses of the decoder. Midpoint heat: Objects as Points, arXiv 1904.07850.
 
 Shapes: B batch, C channels, K control points, n lanes, P proposals, num_y x num_x BEV cells.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bev.losses import gaussian_focal_loss, mean_over_ranks, sigmoid_focal_loss
+from ..bev.boxes.losses import gaussian_focal_loss, mean_over_ranks, sigmoid_focal_loss
 from ..geometry import BevGrid
 from .curves import sample_curves
 

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..bev.resample import resample_bev, sample_bev
+from ..bev.map.resample import resample_bev, sample_bev
+from ..core.answers import OccupancyGrid
+from ..core.batch import Batch, BevFeatures
+from ..core.labels import OccupancyTargets
 from ..geometry import OCC3D_GRID, BevGrid
-from ..structures import Batch, BevFeatures, OccupancyGrid, OccupancyTargets
 from .losses import VoxelLoss
 
 GRID = OCC3D_GRID
@@ -26,7 +28,7 @@ GRID = OCC3D_GRID
 
 @MODELS.register_module()
 class OccupancyHead(nn.Module):
-    """A task head of bev.perception on the Occ3D grid (200 x 200 x 16 voxels of 0.4 m).
+    """A task head of bev.multi_task on the Occ3D grid (200 x 200 x 16 voxels of 0.4 m).
 
     in_channels: C of the BEV map. channels, num_blocks: width and depth of the trunk.
     coarse_cells: cells per side of the trunk's grid, over the voxel grid's 80 m.

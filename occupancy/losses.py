@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..structures import OccupancyTargets
-from .metrics import MASKS
+from ..core.errors import ConfigError
+from ..core.labels import OccupancyTargets
+from .evaluation.miou import MASKS
 
 TERMS = ("cross_entropy", "lovasz", "semantic_affinity", "geometric_affinity")
 

@@ -1,7 +1,7 @@
 """Operators with a slow, obvious twin and a fast kernel: DCNv3, DCNv4, deformable attention."""
 
-from .backend import BackendFallbackWarning, BackendUnavailableError, backend_report
 from .dcnv3 import dcnv3, dcnv4, packed_width
+from .dispatch.backend import BackendFallbackWarning, BackendUnavailableError, backend_report
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .spatial_cross_attention import spatial_cross_attention
 

@@ -2,14 +2,14 @@
 
 ATen takes one pass over the map for each of convolution, norm and activation, and its norm is slow where rows are
 short. The kernels here make one pass. Where autograd, compilers or other devices are concerned, PyTorch's own operators
-are the better choice: `backbone.layers` calls these for inference only.
+are the better choice: `backbone.internimage.layers` calls these for inference only.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import kernel_serves
+from .dispatch.backend import kernel_serves
 
 _NORM = "Tensor weight, Tensor bias, float eps, bool gelu"
 torch.library.define("drivestack::layer_norm", f"(Tensor x, {_NORM}, Tensor? residual) -> Tensor")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .calls import run
-from .checks import check_spatial_cross_attention
+from .dispatch.calls import run
+from .dispatch.checks import check_spatial_cross_attention
 from .ms_deform_attn import shape_pairs
 from .reference import levels_of
 
@@ -35,7 +35,7 @@ def spatial_cross_attention(
             reference point p % R.
         logits: [B, Q, M, L, P]. Their softmax over all levels and points of a query and head is the attention.
             Offsets and logits may be slices of one packed projection: the kernels read them where they lie.
-        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see `drivestack.ops.backend`).
+        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see ops/dispatch/backend.py).
 
     Returns:
         [B, Q, M * D] in the dtype of value, zero for queries that no camera sees. Locations, softmax and sums are

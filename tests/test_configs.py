@@ -11,8 +11,10 @@ import pytest
 import torch
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+from drivestack.core.batch import Batch
+from drivestack.core.frames import Frame
+from drivestack.core.labels import MonoTargets, OccupancyTargets
 from drivestack.engine.config import build_model, config_names, load_config
-from drivestack.structures import Batch, Frame, MonoTargets, OccupancyTargets
 
 NAMES = config_names()
 # (parameters, trainable parameters) of the released models, spec/bevformer.md section 9

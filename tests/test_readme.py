@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drivestack.cli import build_parser
+from drivestack.cli.main import build_parser
 from drivestack.engine.config import config_names
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/synthetic.md", "docs/own_data.md", "docs/tiny_model.md")

@@ -1,9 +1,9 @@
 """nuScenes as BEVFormer v2's release trains and tests on it (spec/bevformer.md section 2)."""
 
-from drivestack.data_tools.clip_dataset import ClipDataset
-from drivestack.data_tools.collate import collate_clips
-from drivestack.data_tools.sampler import ResumableSampler
-from drivestack.data_tools.transforms import ImageSettings, PhotometricSettings
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
+from drivestack.data_tools.clips.collate import collate_clips
+from drivestack.data_tools.clips.sampler import ResumableSampler
+from drivestack.data_tools.clips.transforms import ImageSettings, PhotometricSettings
 
 # Alphabetical: the perspective head of the released weights numbers its classes like this.
 class_names = [

@@ -10,7 +10,7 @@
 #define DRIVESTACK_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int kInterfaceVersion = 3;  // see INTERFACE_VERSION in ops/backend.py
+constexpr int kInterfaceVersion = 3;  // see INTERFACE_VERSION in ops/dispatch/backend.py
 
 DRIVESTACK_EXPORT int drivestack_interface_version() { return kInterfaceVersion; }
 DRIVESTACK_EXPORT const char* drivestack_instruction_set() { return drivestack::kernels().name; }

@@ -8,7 +8,7 @@
 #define DRIVESTACK_CUDA_ARCHITECTURES ""
 #endif
 
-constexpr int kInterfaceVersion = 3;  // see INTERFACE_VERSION in ops/backend.py
+constexpr int kInterfaceVersion = 3;  // see INTERFACE_VERSION in ops/dispatch/backend.py
 
 #if defined(_WIN32)
 #define DRIVESTACK_EXPORT extern "C" __declspec(dllexport)

@@ -1,5 +1,5 @@
 // Deformable attention on the CPU as torch operators; see register_dcnv3.cpp. Shapes and dtypes are checked in
-// ops/checks.py with better messages; here only what keeps a direct call inside its memory.
+// ops/dispatch/checks.py with better messages; here only what keeps a direct call inside its memory.
 #include <limits>
 #include <tuple>
 #include <vector>

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import drivestack
 from drivestack.backbone import InternImageClassifier, internimage, prepare_inference
-
-from .toy_rig import build, clip, scene
+from support.toy_rig import build, clip, scene
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +68,7 @@ def test_exported_encoder_runs_alone():
 
 def test_tiny_bev_model_is_one_graph():
     """The published tiny configuration, images to boxes; on small images to keep it quick."""
-    config = Config.fromfile(Path(drivestack.__file__).parent / "configs/bevformerv2_tiny_synthetic.py")
+    config = Config.fromfile(Path(drivestack.__file__).parent / "configs/boxes/bevformerv2_tiny_synthetic.py")
     model = MODELS.build(config.model).eval()
     frames, images = scene(1, num_cameras=6)
     batch = clip(frames, images, 0, (0,))

@@ -12,9 +12,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
-from drivestack.cli import main
-from drivestack.data_tools.label_files import read_occupancy
-from drivestack.structures import Detections, Frame, LaneGraph, OccupancyGrid, SceneAnswer
+from drivestack.cli.main import main
+from drivestack.core.answers import Detections, LaneGraph, OccupancyGrid, SceneAnswer
+from drivestack.core.frames import Frame
+from drivestack.data_tools.labels.files import read_occupancy
 
 CLASSES = ["barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian"]
 CLASSES += ["traffic_cone", "trailer", "truck"]
@@ -83,7 +84,7 @@ def write_config(root: Path, name: str, tasks: tuple[str, ...]) -> Path:
     path = root.parent / name
     path.write_text(
         f"""
-from drivestack.data_tools.clip_dataset import ClipDataset
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
 
 model = dict(type="OracleForTests", frame_offsets=(-1, 0), tasks={tasks!r})
 test_dataset = dict(

@@ -12,21 +12,26 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from drivestack.answers import ENDINGS, KINDS, find, places
-from drivestack.bev.perception import TASKS
-from drivestack.cli import main
-from drivestack.cli_options import METRIC_VERSIONS
-from drivestack.cli_options import TASKS as NAMES
-from drivestack.data_tools.nuscenes_reader import read_nuscenes
-from drivestack.errors import ConfigError, SubmissionError
-from drivestack.lane_topology.collection import write_frame
-from drivestack.lane_topology.evaluation import Version
-from drivestack.lane_topology.model import RoadBevFormer
-from drivestack.lane_topology.submission import NOBODY, identifier_of, read_content, read_predictions, write_submission
-from drivestack.occupancy.model import BEVFormerOcc
-from drivestack.occupancy.submission import Predictions
-from drivestack.structures import OccupancyGrid, SceneAnswer
-from drivestack.workflow import tasks_of
+from drivestack.bev.multi_task import TASKS
+from drivestack.cli.main import main
+from drivestack.cli.options import METRIC_VERSIONS
+from drivestack.cli.options import TASKS as NAMES
+from drivestack.core.answers import OccupancyGrid, SceneAnswer
+from drivestack.core.errors import ConfigError, SubmissionError
+from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.openlane_files import identifier_of, write_frame
+from drivestack.lane_topology.evaluation.ols import Version
+from drivestack.lane_topology.evaluation.submission import (
+    NOBODY,
+    read_content,
+    read_predictions,
+    write_submission,
+)
+from drivestack.lane_topology.published.road_bevformer import RoadBevFormer
+from drivestack.occupancy.evaluation.submission import Predictions
+from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc
+from drivestack.tasks.registry import ENDINGS, KINDS, find, places
+from drivestack.tasks.run import tasks_of
 
 TINY = "perception_tiny_synthetic"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from drivestack.cli import _one_line, main
-from drivestack.data_tools.label_files import occupancy_file
-from drivestack.data_tools.nuscenes_reader import read_nuscenes
-from drivestack.errors import DataError
-from drivestack.lane_topology.collection import write_frame
+from drivestack.cli.main import _one_line, main
+from drivestack.core.errors import DataError
+from drivestack.data_tools.labels.files import occupancy_file
+from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.openlane_files import write_frame
 
 SMALL = {
     "model.img_backbone.variant": "T",

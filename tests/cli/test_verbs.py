@@ -16,8 +16,8 @@ import torch
 from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
-from drivestack.cli import build_parser, main
-from drivestack.structures import Detections
+from drivestack.cli.main import build_parser, main
+from drivestack.core.answers import Detections
 
 VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "visualize"]
 VERBS += ["export-weights", "doctor"]
@@ -205,7 +205,7 @@ def test_user_errors_take_one_line(
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    from drivestack.errors import DataError
+    from drivestack.core.errors import DataError
 
     with pytest.raises(DataError):
         main(["check-submission", str(tmp_path / "nowhere.json"), "--debug"])

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-TOY = Path(__file__).with_name("toy.py")
+from support import toy_training
 
 
 @pytest.fixture(scope="session")
 def toy_program() -> Path:
-    return TOY
+    return Path(toy_training.__file__)
 
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("drivestack_test_toy", TOY)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return toy_training

@@ -10,10 +10,10 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from drivestack.backbone.checkpoint import read_metadata, read_state_dict
+from drivestack.core.checkpoint import read_metadata, read_state_dict
+from drivestack.core.errors import CheckpointError
 from drivestack.engine import checkpoints
 from drivestack.engine.train import train
-from drivestack.errors import CheckpointError
 
 
 class Trap:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from drivestack.core.errors import ConfigError
 from drivestack.engine.config import build_dataset, build_model, load_config
-from drivestack.errors import ConfigError
 
 
 @pytest.fixture

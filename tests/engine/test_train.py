@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from drivestack.core.errors import CheckpointError, ConfigError, TrainingError
 from drivestack.engine.checkpoints import latest_checkpoint, read_checkpoint
 from drivestack.engine.config import override
 from drivestack.engine.optim import PrecisionOptimWrapper
 from drivestack.engine.train import train
-from drivestack.errors import CheckpointError, ConfigError, TrainingError
 
 
 def assert_same(a: Any, b: Any, place: str = "") -> None:

@@ -1,23 +1,18 @@
 """The lane head of the shared model: learns toy streets quickly, leaves unlabelled samples alone, answers in order."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
 
-from drivestack.errors import ConfigError
+from drivestack.core.errors import ConfigError
+from drivestack.core.frames import CameraView
 from drivestack.geometry import PinholeCamera
 from drivestack.lane_topology.front_image import boxes_on_disk
 from drivestack.lane_topology.head import LaneTopologyHead
-from drivestack.structures import CameraView
-
-_spec = importlib.util.spec_from_file_location("toy_streets", Path(__file__).with_name("toy_streets.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
+from support import toy_streets as toy
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from drivestack.errors import ConfigError
+from drivestack.core.batch import BevFeatures
+from drivestack.core.errors import ConfigError
+from drivestack.core.labels import OccupancyTargets
 from drivestack.geometry import BevGrid
 from drivestack.occupancy.head import OccupancyHead
-from drivestack.structures import BevFeatures, OccupancyTargets
 
 GRID = BevGrid(-42.0, -42.0, 42.0, 42.0, num_x=56, num_y=56)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drivestack import ops
-from drivestack.ops.backend import extension
+from drivestack.ops.dispatch.backend import extension
 
 
 @pytest.fixture

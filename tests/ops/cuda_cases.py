@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drivestack.ops.dispatch.registration import DIFFERENTIATED, TWINS
 from drivestack.ops.reference import output_size
-from drivestack.ops.registration import DIFFERENTIATED, TWINS
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = [(F64, F64), (F32, F32), (F16, F16), (F16, F32), (BF16, BF16), (BF16, F32)]  # of value, of taps

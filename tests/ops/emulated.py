@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.utils.cpp_extension
 
-from drivestack.ops.registration import ARGUMENTS
+from drivestack.ops.dispatch.registration import ARGUMENTS
 
 HERE = Path(__file__).resolve().parent / "emulation"
 CSRC = HERE.parents[2] / "ops/csrc"

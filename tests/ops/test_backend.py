@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 
-import drivestack.ops.backend as backend_module
+import drivestack.ops.dispatch.backend as backend_module
 from drivestack.ops import BackendFallbackWarning, BackendUnavailableError, backend_report, dcnv3, ms_deform_attn
-from drivestack.ops.backend import BACKEND_VARIABLE, Extension
+from drivestack.ops.dispatch.backend import BACKEND_VARIABLE, Extension
 
 
 def dcnv3_inputs(dtype=torch.float32, **options):
@@ -108,7 +108,7 @@ def test_kernels_for_another_gpu_are_a_reason(architectures, gpu, serves, monkey
 
 
 def test_importing_loads_no_library():
-    code = "import drivestack.ops, drivestack.ops.backend as b; assert not b._extensions"
+    code = "import drivestack.ops, drivestack.ops.dispatch.backend as b; assert not b._extensions"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=120)
 
 

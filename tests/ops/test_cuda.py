@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivestack.ops import dcnv3, ms_deform_attn, ms_deform_attn_fused, spatial_cross_attention
-from drivestack.ops.backend import extension
+from drivestack.ops.dispatch.backend import extension
 from drivestack.ops.reference import levels_of
 
 from . import cuda_cases as cases

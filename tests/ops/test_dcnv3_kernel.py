@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivestack.ops import registration  # noqa: F401  (defines the operators)
-from drivestack.ops.backend import extension
+from drivestack.ops.dispatch import registration  # noqa: F401  (defines the operators)
+from drivestack.ops.dispatch.backend import extension
 from drivestack.ops.reference import dcnv3_reference, output_size
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16

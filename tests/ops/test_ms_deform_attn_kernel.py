@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drivestack.ops import ms_deform_attn_fused
-from drivestack.ops.backend import extension
+from drivestack.ops.dispatch.backend import extension
 
 from . import cuda_cases as cases
 from .cuda_cases import BF16, F16, F32, F64

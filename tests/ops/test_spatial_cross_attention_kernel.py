@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivestack.ops.backend import extension
+from drivestack.ops.dispatch.backend import extension
 
 from . import cuda_cases as cases
 from .cuda_cases import BF16, F16, F32, F64

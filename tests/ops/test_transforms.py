@@ -10,7 +10,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-from drivestack.ops import dcnv3, ms_deform_attn, ms_deform_attn_fused, registration
+from drivestack.ops import dcnv3, ms_deform_attn, ms_deform_attn_fused
+from drivestack.ops.dispatch import registration
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,7 +71,7 @@ def test_exports_with_a_dynamic_batch_and_comes_back(call_case, kernels):
 RUN_PROGRAM = """
 import sys, torch
 import drivestack.ops
-from drivestack.ops.backend import _serving
+from drivestack.ops.dispatch.backend import _serving
 
 tensors, expected = torch.load(sys.argv[1] + "/tensors.pt")
 found = torch.export.load(sys.argv[1] + "/program.pt2").module()(*tensors)

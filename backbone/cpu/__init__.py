@@ -1,0 +1,1 @@
+"""What makes the encoder quick on a CPU: packed linear layers, models prepared for inference."""

@@ -1,0 +1,1 @@
+"""InternImage: layers, sizes, classifiers, released checkpoints."""

@@ -1,0 +1,1 @@
+"""3D boxes from a BEV map: object queries, decoder, matching, losses, proposals."""

@@ -1,0 +1,301 @@
+"""BEVFormer's detection head: BEV and object queries around a transformer, box branches, training losses.
+
+Papers: BEVFormer (arXiv 2203.17270), BEVFormer v2 (arXiv 2211.10439), Group DETR (arXiv 2207.13085). Parameter names
+are those of the released checkpoints (prefix ``pts_bbox_head.``).
+
+Shapes: B batch, T frames, N cameras, C channels, L decoder layers, G query groups, Q queries of one group,
+num_y x num_x BEV cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...core.answers import Detections
+from ...geometry import BevGrid
+from ..map.history import evaluation_mode
+from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
+from .decoder import inverse_sigmoid
+from .losses import mean_over_ranks, sigmoid_focal_loss
+from .matching import UNMATCHED, HungarianMatcher
+
+
+@dataclass(frozen=True)
+class ExtraQueries:
+    """Object queries made from proposals; each query group gets all of them beside its learned ones."""
+
+    query: Tensor
+    """[B, P, C] content"""
+    query_pos: Tensor
+    """[B, P, C]"""
+    reference: Tensor
+    """[B, P, 3] in (0, 1) of the head's pc_range"""
+    valid: Tensor
+    """[B, P] bool; padding is neither matched nor returned as a detection"""
+
+
+@dataclass(frozen=True)
+class QueryOutputs:
+    """What the decoder says about each query, after each of its layers."""
+
+    cls_logits: Tensor
+    """[L, B, G * Q, classes]"""
+    box_codes: Tensor
+    """[L, B, G * Q, 10] in metres, see box_coder"""
+    groups: int
+    valid: Tensor | None = None
+    """[B, Q] bool, None where all queries are"""
+
+
+class LearnedPositionalEncoding(nn.Module):
+    """A learned vector per column beside a learned vector per row."""
+
+    def __init__(self, num_feats: int, num_rows: int, num_columns: int) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(num_rows, num_feats)
+        self.col_embed = nn.Embedding(num_columns, num_feats)
+
+    def forward(self) -> Tensor:
+        """[num_rows * num_columns, 2 * num_feats], row by row."""
+        rows, columns = self.row_embed.weight, self.col_embed.weight
+        shape = (len(rows), len(columns), -1)
+        return torch.cat([columns[None].expand(*shape), rows[:, None].expand(*shape)], -1).flatten(0, 1)
+
+
+def _branch(channels: int, out: int, num_layers: int, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_layers):
+        layers.append(nn.Linear(channels, channels))
+        if norm:
+            layers.append(nn.LayerNorm(channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, nn.Linear(channels, out))
+
+
+@MODELS.register_module()
+class BEVFormerHead(nn.Module):
+    """Object detection by queries on a BEV map.
+
+    transformer: module (or its config) with ``encode``, ``fuse``, ``decode`` and ``initial_references``, on the same
+    range and grid.
+    num_classes, num_query: classes and queries of one group; num_groups: query groups in training (Group DETR; 1 is
+    the plain head). At test time only the first group is asked.
+    pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV grid and of normalised references, metres.
+    bev_size: (num_y, num_x) cells.
+    cls_weight, bbox_weight, bbox_beta: weights of focal and box loss, and the latter's smooth-L1 beta (0: L1, as v1);
+    the matching uses the same.
+    code_weights: weight of each of the 10 code numbers in the box loss (a frozen parameter, as published).
+    max_num, post_center_range, score_threshold: see box_coder.NmsFreeCoder.
+    unknown_velocity: what a NaN velocity of a label means: "ignore" leaves it out of the loss; "zero" trains towards
+    standing still, which is what the released weights learnt from. (ClipDataset gives zeros, unless told otherwise.)
+    camera_ids: which row of the transformer's camera embedding belongs to each camera, where a rig has fewer cameras
+    than the checkpoint, or its own order; default 0, 1, ...
+
+    Raises ValueError for a transformer on another range or grid.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module | dict,
+        num_classes: int = 10,
+        num_query: int = 900,
+        num_groups: int = 1,
+        embed_dims: int = 256,
+        num_decoder_layers: int = 6,
+        num_reg_layers: int = 2,
+        pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        bev_size: tuple[int, int] = (200, 200),
+        cls_weight: float = 2.0,
+        bbox_weight: float = 0.75,
+        bbox_beta: float = 1.0,
+        code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
+        max_num: int = 300,
+        post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+        score_threshold: float | None = None,
+        unknown_velocity: str = "ignore",
+        camera_ids: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if unknown_velocity not in ("ignore", "zero"):
+            raise ValueError(f"unknown_velocity is 'ignore' or 'zero', got {unknown_velocity!r}")
+        self.num_classes, self.num_query, self.num_groups = num_classes, num_query, num_groups
+        self.cls_weight, self.bbox_weight, self.bbox_beta = cls_weight, bbox_weight, bbox_beta
+        self.unknown_velocity = unknown_velocity
+        self.camera_ids = camera_ids
+        num_y, num_x = bev_size
+        self.grid = BevGrid(pc_range[0], pc_range[1], pc_range[3], pc_range[4], num_x, num_y)
+        self.matcher = HungarianMatcher(cls_weight, bbox_weight, bbox_beta)
+        self.coder = NmsFreeCoder(max_num, tuple(post_center_range), score_threshold)
+        self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
+
+        self.code_weights = nn.Parameter(torch.tensor(code_weights, dtype=torch.float32), requires_grad=False)
+        self.positional_encoding = LearnedPositionalEncoding(embed_dims // 2, num_y, num_x)
+        self.transformer = MODELS.build(transformer) if isinstance(transformer, dict) else transformer
+        ours, theirs = (tuple(map(float, pc_range)), self.grid), (self.transformer.point_range, self.transformer.grid)
+        if ours != theirs:
+            raise ValueError(
+                f"the head has pc_range {ours[0]} and bev_size {(num_y, num_x)}, its transformer point_range "
+                f"{theirs[0]} and bev_size {(theirs[1].num_y, theirs[1].num_x)}: give both the same"
+            )
+        layers = range(num_decoder_layers)
+        self.cls_branches = nn.ModuleList(_branch(embed_dims, num_classes, num_reg_layers, True) for _ in layers)
+        self.reg_branches = nn.ModuleList(_branch(embed_dims, CODE_SIZE, num_reg_layers, False) for _ in layers)
+        self.bev_embedding = nn.Embedding(num_y * num_x, embed_dims)
+        self.query_embedding = nn.Embedding(num_query * num_groups, 2 * embed_dims)
+        for branch in self.cls_branches:
+            nn.init.constant_(branch[-1].bias, -4.59511985)  # a prior of 0.01, Lin et al. 2017
+
+    # ---- images to BEV -------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        feats: Sequence[Sequence[Tensor]],
+        image_from_lidar: Tensor,
+        image_size_px: Tensor,
+        padded_size: tuple[int, int],
+        frame_valid: Tensor,
+        current: int,
+        bda: Tensor | None = None,
+    ) -> Tensor:
+        """BEV map [B, C, num_y, num_x] of the current frame, history fused in.
+
+        feats: T frames of levels [B, N, C, h, w]; image_from_lidar [B, T, N, 4, 4]; image_size_px [B, T, N, 2]
+        (height, width); padded_size (H, W); frame_valid [B, T] bool; current: index of the current frame along T;
+        bda [B, 3, 3] or None. Past and future frames carry no gradient and are encoded
+        as in evaluation (released training recipe).
+        """
+        bev_query, bev_pos = self.bev_embedding.weight, self.positional_encoding()  # [num_y * num_x, C]
+        bevs: list[Tensor | None] = []
+        for t, levels in enumerate(feats):
+            # a compiled graph has one path: it encodes frames that nobody has, and `fuse` replaces them
+            if t != current and not torch.compiler.is_compiling() and not frame_valid[:, t].any():
+                bevs.append(None)
+                continue
+            views = image_from_lidar[:, t], image_size_px[:, t], padded_size
+            arguments = levels, *views, bev_query, bev_pos, bda, self.camera_ids
+            if t == current:
+                bevs.append(self.transformer.encode(*arguments))
+            else:
+                with torch.no_grad(), evaluation_mode(self.transformer):
+                    bevs.append(self.transformer.encode(*arguments))
+        bev = self.transformer.fuse(bevs, frame_valid)  # [B, num_y * num_x, C]
+        return bev.transpose(1, 2).unflatten(2, (self.grid.num_y, self.grid.num_x))
+
+    # ---- BEV to boxes --------------------------------------------------------------------------------------------
+
+    def decode(self, bev: Tensor, extra: ExtraQueries | None = None) -> QueryOutputs:
+        """Class logits and box codes of all queries on a BEV map [B, C, num_y, num_x]."""
+        batch = len(bev)
+        groups = self.num_groups if self.training else 1
+        embedding = self.query_embedding.weight[: groups * self.num_query]
+        query_pos, query = (x.expand(batch, -1, -1) for x in embedding.chunk(2, dim=1))  # [B, G * Q, C]
+        reference = self.transformer.initial_references(query_pos)  # [B, G * Q, 3]
+        valid = None
+        if extra is not None:
+            query, query_pos, reference = (
+                torch.cat([own.unflatten(1, (groups, -1)), new[:, None].expand(-1, groups, -1, -1)], 2).flatten(1, 2)
+                for own, new in ((query, extra.query), (query_pos, extra.query_pos), (reference, extra.reference))
+            )
+            valid = torch.cat([extra.valid.new_ones(batch, self.num_query), extra.valid], 1)
+
+        hidden, references = self.transformer.decode(
+            bev.flatten(2).transpose(1, 2), query, query_pos, reference, self.reg_branches, groups, valid
+        )
+        logits, codes = [], []
+        for layer, (cls_branch, reg_branch) in enumerate(zip(self.cls_branches, self.reg_branches)):
+            logits.append(cls_branch(hidden[layer]))
+            codes.append(self._to_metres(reg_branch(hidden[layer]), references[layer]))
+        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid)
+
+    def _to_metres(self, raw: Tensor, reference: Tensor) -> Tensor:
+        """Codes [..., 10] from a branch's output and the reference (0..1) [..., 3] it refines."""
+        centre = raw[..., [0, 1, 4]].float() + inverse_sigmoid(reference.float())
+        centre = denormalise_points(centre.sigmoid(), self.pc_range)
+        return torch.cat([centre[..., :2], raw[..., 2:4].float(), centre[..., 2:], raw[..., 5:].float()], dim=-1)
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, outs: QueryOutputs, gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Losses of all layers: ``loss_cls``, ``loss_bbox`` of the last one, ``d0.loss_cls``, ... of the others.
+
+        gt_boxes: B x [n, 9] (x, y, z, l, w, h, yaw, vx, vy); gt_labels: B x [n]. Raises FloatingPointError if the
+        matching meets non-finite predictions.
+        """
+        gt_codes = [encode_boxes(boxes.float()) for boxes in gt_boxes]
+        last = len(outs.cls_logits) - 1
+        losses: dict[str, Tensor] = {}
+        for layer, (logits, codes) in enumerate(zip(outs.cls_logits, outs.box_codes)):
+            prefix = "" if layer == last else f"d{layer}."
+            logits, codes = (x.unflatten(1, (outs.groups, -1)).float() for x in (logits, codes))  # [B, G, Q, .]
+            cls, bbox = self._layer_loss(logits, codes, gt_codes, gt_labels, outs.valid, f"decoder layer {layer}")
+            losses[f"{prefix}loss_cls"], losses[f"{prefix}loss_bbox"] = cls, bbox
+        return losses
+
+    def _layer_loss(
+        self,
+        logits: Tensor,
+        codes: Tensor,
+        gt_codes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        valid: Tensor | None,
+        where: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Focal and box loss of one layer: each group normalised by itself, mean over groups."""
+        assigned = torch.stack(
+            [
+                self.matcher.match(
+                    logits[b],
+                    codes[b],
+                    gt_codes[b],
+                    gt_labels[b],
+                    f"{where}, sample {b}",
+                    None if valid is None else valid[b],
+                )
+                for b in range(len(logits))
+            ]
+        )  # [B, G, Q]
+        b, g, q = (assigned != UNMATCHED).nonzero(as_tuple=True)  # [P] each, P positives
+        offset = torch.tensor([0] + [len(labels) for labels in gt_labels[:-1]], device=b.device).cumsum(0)
+        row = offset[b] + assigned[b, g, q]
+        num_positive = torch.zeros(logits.shape[1], device=logits.device).index_add_(
+            0, g, torch.ones_like(g, dtype=torch.float32)
+        )
+        normaliser = mean_over_ranks(num_positive).clamp(min=1)  # [G]
+
+        one_hot = torch.zeros_like(logits)
+        one_hot[b, g, q, torch.cat(list(gt_labels))[row]] = 1
+        focal = sigmoid_focal_loss(logits, one_hot).sum(-1)  # [B, G, Q]
+        if valid is not None:
+            focal = focal * valid[:, None]
+        cls = (focal.sum((0, 2)) / normaliser).mean() * self.cls_weight
+
+        target = torch.cat(list(gt_codes))[row]  # [P, 10]
+        known = target.isfinite()
+        weight = self.code_weights * (known if self.unknown_velocity == "ignore" else torch.ones_like(known))
+        target = torch.where(known, target, 0)
+        distance = F.smooth_l1_loss(codes[b, g, q], target, reduction="none", beta=self.bbox_beta)
+        per_group = codes.new_zeros(codes.shape[1]).index_add(0, g, (distance * weight).sum(-1))
+        # The empty sum keeps the box branch in the graph when nothing is matched.
+        bbox = (per_group / normaliser).mean() * self.bbox_weight + codes.sum() * 0
+        return cls, bbox
+
+    # ---- inference -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, outs: QueryOutputs, tokens: Sequence[str]) -> list[Detections]:
+        """Detections of the last layer's first group, one per sample."""
+        per_group = outs.cls_logits.shape[2] // outs.groups
+        found = []
+        for b, token in enumerate(tokens):
+            logits, codes = outs.cls_logits[-1, b, :per_group].float(), outs.box_codes[-1, b, :per_group].float()
+            if outs.valid is not None:
+                logits, codes = logits[outs.valid[b]], codes[outs.valid[b]]
+            boxes, scores, labels = (x.cpu().numpy() for x in self.coder.decode(logits, codes))
+            found.append(Detections(token, boxes, scores, labels))
+        return found

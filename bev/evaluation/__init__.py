@@ -1,0 +1,1 @@
+"""Scores, submissions and rules of nuScenes; scores of Waymo."""

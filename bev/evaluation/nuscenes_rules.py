@@ -1,0 +1,251 @@
+"""The rules of a nuScenes detection submission, and a checker that says which one is broken where, and the fix.
+
+Format: https://www.nuscenes.org/object-detection ("Results format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import DataError
+
+MAX_BOXES_PER_SAMPLE = 500
+
+_VEHICLE = ("vehicle.moving", "vehicle.parked", "vehicle.stopped")
+_CYCLE = ("cycle.with_rider", "cycle.without_rider")
+_PEDESTRIAN = ("pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing")
+
+CLASS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "car": _VEHICLE,
+    "truck": _VEHICLE,
+    "bus": _VEHICLE,
+    "trailer": _VEHICLE,
+    "construction_vehicle": _VEHICLE,
+    "pedestrian": _PEDESTRIAN,
+    "motorcycle": _CYCLE,
+    "bicycle": _CYCLE,
+    "traffic_cone": (),
+    "barrier": (),
+}
+"""Attributes a box of each class may carry; every class may also carry none ('')."""
+
+META_FLAGS = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule of a submission file."""
+
+    message: str
+    fix: str
+    sample_token: str = ""
+    box_index: int | None = None
+    field: str = ""
+
+    def __str__(self) -> str:
+        where = []
+        if self.sample_token:
+            where.append(f"sample {self.sample_token}")
+        if self.box_index is not None:
+            where.append(f"box {self.box_index}")
+        if self.field:
+            where.append(self.field)
+        place = ", ".join(where)
+        return f"{place + ': ' if place else ''}{self.message}; {self.fix}"
+
+
+def check_submission(
+    path: str | os.PathLike[str], expected_tokens: Iterable[str] | None = None, own_classes: Iterable[str] = ()
+) -> list[Problem]:
+    """Every rule of the nuScenes detection format that the file breaks; an empty list means valid.
+
+    expected_tokens: sample tokens of the split (see :func:`split_tokens`); without them missing and foreign samples
+    cannot be told. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
+    Raises DataError if the file cannot be opened.
+    """
+    repeated: list[str] = []
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.extend(key for key in content if keys.count(key) > 1)
+        return content
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read submission {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError:
+        return [Problem("the file is not UTF-8 text", "submit the JSON file itself, not an archive")]
+    try:
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        truncated = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated")
+        reason = "the file ends too early (truncated)" if truncated and text.strip() else "not JSON"
+        return [
+            Problem(
+                f"{reason}: {error.msg} at line {error.lineno} column {error.colno}",
+                "write the file again with `drivestack predict`",
+            )
+        ]
+    if not isinstance(content, dict):
+        return [Problem("the file holds no JSON object", "write {'meta': {...}, 'results': {...}}")]
+
+    problems = [Problem(f"key {key!r} appears twice", "write each key once") for key in repeated]
+    problems += _check_meta(content.get("meta"))
+    if not isinstance(content.get("results"), dict):
+        state = "missing" if "results" not in content else "not an object"
+        return problems + [Problem(f"is {state}", "map each sample token to its list of boxes", field="results")]
+    results = content["results"]
+    attributes = {**dict.fromkeys(own_classes, ()), **CLASS_ATTRIBUTES}
+    if expected_tokens is not None:
+        problems += _check_tokens(results, list(expected_tokens))
+    for token, boxes in results.items():
+        problems += _check_sample(token, boxes, attributes)
+    return problems
+
+
+def _check_meta(meta: Any) -> list[Problem]:
+    if not isinstance(meta, dict):
+        return [Problem("is missing or not an object", f"state {', '.join(META_FLAGS)}", field="meta")]
+    problems = []
+    for flag in META_FLAGS:
+        if flag not in meta:
+            problems.append(Problem("is missing", "state it as true or false", field=f"meta.{flag}"))
+        elif not isinstance(meta[flag], bool):
+            problems.append(Problem(f"is {meta[flag]!r}", "state it as true or false", field=f"meta.{flag}"))
+    if not problems and not any(meta[flag] for flag in META_FLAGS[:3]):
+        fix = "set the flag of each sensor that the model reads, use_camera for this project's models"
+        problems.append(Problem("says that no sensor was used", fix, field="meta"))
+    return problems
+
+
+def _check_tokens(results: dict[str, Any], expected: list[str]) -> list[Problem]:
+    wanted = set(expected)
+    missing = [
+        Problem("is missing from the results", "predict on it, or give it an empty list", sample_token=token)
+        for token in expected
+        if token not in results
+    ]
+    extra = [
+        Problem("does not belong to the split", "remove it, or name the right split", sample_token=token)
+        for token in results
+        if token not in wanted
+    ]
+    return missing + extra
+
+
+def _check_sample(token: str, boxes: Any, attributes: Mapping[str, tuple[str, ...]]) -> list[Problem]:
+    if not isinstance(boxes, list):
+        return [Problem("its results are not a list", "give a list of boxes, empty if none", sample_token=token)]
+    problems = []
+    if len(boxes) > MAX_BOXES_PER_SAMPLE:
+        message = f"has {len(boxes)} boxes, at most {MAX_BOXES_PER_SAMPLE} are allowed"
+        problems.append(Problem(message, "keep the best-scored ones", sample_token=token))
+    for index, box in enumerate(boxes):
+        if not isinstance(box, dict):
+            problems.append(Problem(f"is {type(box).__name__}, not an object", "give an object", token, index))
+            continue
+        problems += [
+            Problem(message, fix, token, index, name) for name, message, fix in _box_faults(token, box, attributes)
+        ]
+    return problems
+
+
+_VECTORS = (("translation", 3), ("size", 3), ("rotation", 4), ("velocity", 2))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _box_faults(
+    token: str, box: dict[str, Any], attributes: Mapping[str, tuple[str, ...]]
+) -> list[tuple[str, str, str]]:
+    """(field, message, fix) of each broken rule of one box; ``attributes``: class -> what a box of it may carry."""
+    faults = []
+    for name, length in _VECTORS:
+        value = box.get(name)
+        if name not in box:
+            faults.append((name, "is missing", f"give {length} numbers"))
+        elif not isinstance(value, list) or len(value) != length or not all(map(_is_number, value)):
+            faults.append((name, f"is {_short(value)}", f"give a list of {length} numbers"))
+        elif not all(map(math.isfinite, value)):
+            faults.append((name, f"holds NaN or infinity: {value}", "drop the box or mend the model"))
+        elif name == "size" and min(value) <= 0:
+            faults.append((name, f"is not positive: {value}", "give width, length, height in metres, all above 0"))
+        elif name == "rotation" and abs(math.hypot(*value) - 1) > 1e-3:
+            message = f"is a quaternion of length {math.hypot(*value):.4g}"
+            faults.append((name, message, "normalise (w, x, y, z) to length 1"))
+
+    score = box.get("detection_score")
+    if "detection_score" not in box:
+        faults.append(("detection_score", "is missing", "give a number"))
+    elif not _is_number(score):
+        faults.append(("detection_score", f"is {_short(score)}", "give a number"))
+    elif not math.isfinite(score):
+        faults.append(("detection_score", f"is {score}", "drop the box or mend the model"))
+
+    if box.get("sample_token") != token:
+        message = f"is {_short(box.get('sample_token'))}, not the token it is listed under"
+        faults.append(("sample_token", message, "repeat the key of the list"))
+
+    name, attribute = box.get("detection_name"), box.get("attribute_name")
+    if not isinstance(name, str) or name not in attributes:
+        faults.append(("detection_name", f"is {_short(name)}", f"use one of {', '.join(attributes)}"))
+    elif attribute is None:
+        faults.append(("attribute_name", "is missing", "give '' or an attribute of the class"))
+    elif attribute != "" and attribute not in attributes[name]:
+        allowed = ", ".join(("''", *attributes[name]))
+        message = f"is {_short(attribute)}, which a {name} cannot have"
+        faults.append(("attribute_name", message, f"use one of {allowed}"))
+    return faults
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def split_tokens(dataroot: str | os.PathLike[str], version: str, split: str) -> list[str]:
+    """Sample tokens of a nuScenes split, from its scene and sample tables alone (no images, no devkit database).
+
+    split: an official one (train, val, test, mini_train, ...), or one of the set's own ``splits.json``. Scenes of the
+    split that the set does not hold are left out, as the official evaluation does.
+    Raises DataError for a missing or unreadable table, an unknown split, or one without samples.
+    """
+    from nuscenes.utils.splits import create_splits_scenes
+
+    tables = Path(dataroot) / version
+    scene_names = create_splits_scenes().get(split)
+    if scene_names is None:
+        own = _table(tables / "splits.json") if (tables / "splits.json").is_file() else {}
+        if split not in own:
+            known = ", ".join((*create_splits_scenes(), *own))
+            raise DataError(f"unknown split {split!r} of {tables}; use one of {known}")
+        scene_names = own[split]
+    wanted = set(scene_names)
+    scenes = {scene["token"] for scene in _table(tables / "scene.json") if scene["name"] in wanted}
+    tokens = [sample["token"] for sample in _table(tables / "sample.json") if sample["scene_token"] in scenes]
+    if not tokens:
+        raise DataError(f"{tables} holds no sample of split {split!r}; name the split that the set was made for")
+    return tokens
+
+
+def _table(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot read table {path}: {error.strerror};"
+            f" the data root must hold the folder {path.parent.name} of a nuScenes set"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"table {path} is not valid JSON ({error}); download or synthesize the set again") from error

@@ -1,0 +1,1 @@
+"""Image features to BEV maps: queries, spatial and temporal attention, encoder, history."""

@@ -1,0 +1,1 @@
+"""Boxes from single images (DD3D): a training aid, and a source of proposals."""

@@ -1,0 +1,1 @@
+"""BEVFormer v1, for its released checkpoints."""

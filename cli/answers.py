@@ -1,0 +1,271 @@
+"""The verbs about answers: boxes, voxels, lanes, each with its submission, rules and scores (tasks/registry.py)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import METRIC_VERSIONS, TASKS, add_info_pickle, add_model, add_source, positive, source, verb
+
+if TYPE_CHECKING:
+    from ..tasks.registry import Kind
+    from ..tasks.run import Outcome, Source
+
+INVALID_SUBMISSION = 1
+_SCORED = "official nuScenes evaluation, Occ3D voxel metrics, OpenLane-V2"
+
+
+def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=(), help=f"default: {default}")
+
+
+def _add_metric_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metric-version",
+        choices=METRIC_VERSIONS,
+        default=METRIC_VERSIONS[0],
+        help="of the OpenLane-V2 score (default: %(default)s)",
+    )
+
+
+def _add_lane_file(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("OpenLane-V2 submission")
+    group.add_argument("--team", metavar="FILE", help="JSON: method, authors, email, institution, country")
+    group.add_argument("--half", action="store_true", help="16-bit floats: half the size, a lane at 50 m within 3 cm")
+
+
+def _kinds(options: argparse.Namespace) -> dict[str, Kind]:
+    """What deals with each kind of answers, as the options want it."""
+    from ..lane_topology.evaluation.submission import NOBODY, read_team
+    from ..occupancy.evaluation.rules import SPLIT_SAMPLES
+    from ..tasks.registry import Boxes, Lanes, Occupancy
+
+    given = vars(options)
+    megabytes = given.get("max_mb")
+    lanes = Lanes(
+        team=read_team(options.team) if given.get("team") else NOBODY,
+        half=given.get("half", False),
+        max_bytes=None if megabytes is None else round(megabytes * 1e6),
+        version=given.get("metric_version", METRIC_VERSIONS[0]),
+    )
+    num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
+    return {"boxes": Boxes(), "occupancy": Occupancy(num_samples), "lanes": lanes}
+
+
+class _Run:
+    """A model and the frames to run it on, as the options name them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from ..engine.config import load_config
+        from ..tasks.run import load_model, tasks_of
+
+        self.options = options
+        self.config = load_config(options.config, options.overrides)
+        self.source: Source = source(options).completed(self.config)
+        self.kinds = _kinds(options)
+        self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
+        self.tasks = tasks_of(self.model, options.tasks)
+        self.frames = self.source.read()
+
+    def write(self, paths: dict[str, Path]) -> Outcome:
+        """Predict, and write the submissions; voxels go to disk as they come."""
+        from ..data_tools.clips.perturb import perturb_calibration
+        from ..tasks.run import run_model
+
+        how, frames = self.options.perturb_calibration, self.frames
+        seen = frames if how is None else perturb_calibration(frames, how)
+        keep = {"keep": self.kinds["occupancy"].keep(paths["occupancy"])} if "occupancy" in paths else {}
+        outcome = run_model(self.config, self.model, seen, self.options.device, **keep)
+        for task, path in paths.items():
+            held = self.kinds[task].write(path, outcome, self.source.split or "val")
+            print(f"wrote {path}: {len(frames)} samples, {held}")
+        return outcome
+
+
+def add_predict(verbs: Any) -> None:
+    examples = [
+        "drivestack predict bevformerv2_tiny_synthetic weights/bevformerv2_tiny_synthetic.safetensors \\",
+        "    --dataroot data/synthetic --version v1.0-trainval --split val --out submission.json",
+        "drivestack predict perception_tiny_synthetic CHECKPOINT --dataroot data/synthetic \\",
+        "    --version v1.0-trainval --split val --out runs/answers --tasks occupancy lanes",
+        "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
+        "drivestack predict openlanev2_subset_a CHECKPOINT --openlane data/OpenLane-V2 --split test --team team.json",
+        "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
+    ]
+    summary = "run a model and write valid submissions: boxes, voxels, lanes"
+    parser = verb(verbs, "predict", _run_predict, summary, examples)
+    add_model(parser)
+    _add_tasks(parser, "all that the model answers")
+    add_source(parser, "the config's test dataset")
+    add_info_pickle(parser)
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="a folder, or the file of a single task: .json boxes, .zip occupancy, .pkl lanes "
+        "(default: submission.json for boxes alone, else submission/)",
+    )
+    _add_lane_file(parser)
+
+
+def _run_predict(options: argparse.Namespace) -> int:
+    from ..tasks.registry import places
+
+    run = _Run(options)
+    run.write(places(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"), run.tasks))
+    return 0
+
+
+def add_evaluate(verbs: Any) -> None:
+    examples = [
+        "drivestack evaluate bevformerv2_tiny_synthetic runs/bevformerv2_tiny_synthetic/iter_10800.pth",
+        "drivestack evaluate bevformerv2_r50_t1_24ep t1.pth --dataroot D --version v1.0-trainval --split val",
+        "drivestack evaluate perception_tiny_synthetic CHECKPOINT --tasks occupancy lanes",
+    ]
+    parser = verb(verbs, "evaluate", _run_evaluate, f"run a model and score it: {_SCORED}", examples)
+    add_model(parser)
+    _add_tasks(parser, "all that the model answers")
+    add_source(parser, "the config's test dataset")
+    parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
+    _add_metric_version(parser)
+
+
+def _run_evaluate(options: argparse.Namespace) -> int:
+    from ..tasks.registry import Reference, in_folder
+
+    run = _Run(options)
+    reference = Reference(run.source, run.frames)
+    for task in run.tasks:  # before the work
+        run.kinds[task].demand(reference)
+    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
+    paths = in_folder(out, run.tasks)
+    run.write(paths)
+    return _score_all(run.kinds, paths, reference, out)
+
+
+def _score_all(kinds: dict[str, Kind], paths: dict[str, Path], reference: Any, out: Path | None) -> int:
+    """Score, print, and write what was found into ``out``."""
+    from ..core.files import write_json
+
+    for task, path in paths.items():
+        kind = kinds[task]
+        scores = kind.score(path, reference)
+        print("\n".join(["", kind.title, "", *kind.table(scores)]), flush=True)
+        if out is not None:
+            write_json(out / kind.scores_file, scores, indent=2)
+            print(f"\nscores      {out / kind.scores_file}")
+    return 0
+
+
+def add_score(verbs: Any) -> None:
+    examples = [
+        "drivestack score submission.json --dataroot data/nuscenes --version v1.0-trainval --split val",
+        "drivestack score runs/answers --dataroot data/synthetic --version v1.0-trainval --split val",
+        "drivestack score lanes.pkl --metric-version v1.0 --dataroot D --version v1.0-trainval --split val",
+    ]
+    parser = verb(verbs, "score", _run_score, f"score submissions: {_SCORED}", examples)
+    parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
+    _add_tasks(parser, "what the file is, what the folder holds")
+    add_source(parser)
+    parser.add_argument("--out", metavar="DIR", help="also write the scores here, as JSON")
+    _add_metric_version(parser)
+
+
+def _run_score(options: argparse.Namespace) -> int:
+    from ..tasks.registry import Reference, find
+
+    paths = find(options.path, options.tasks)
+    return _score_all(_kinds(options), paths, Reference(source(options)), Path(options.out) if options.out else None)
+
+
+def add_check(verbs: Any) -> None:
+    examples = [
+        "drivestack check-submission submission.json",
+        "drivestack check-submission submission.json --dataroot data/nuscenes --version v1.0-test --split test",
+        "drivestack check-submission occupancy.zip --split test     # without tables: 6008 samples?",
+        "drivestack check-submission lanes.pkl --max-mb 100",
+    ]
+    summary = "say every rule that submissions break: nuScenes boxes, Occ3D voxels, OpenLane-V2 lanes"
+    parser = verb(verbs, "check-submission", _run_check, summary, examples)
+    parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
+    _add_tasks(parser, "what the file is, what the folder holds")
+    add_source(parser)
+    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="problems to print (default: 20)")
+    parser.add_argument("--max-mb", type=float, metavar="MB", help="the largest lane file that the server takes")
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    from ..tasks.registry import Reference, find
+
+    paths, kinds = find(options.path, options.tasks), _kinds(options)
+    tables = options.dataroot or options.data_version or options.openlane
+    counted = kinds["occupancy"].num_samples if list(paths) == ["occupancy"] and not tables else None
+    reference = Reference(source(options)) if (tables or options.split) and not counted else None
+    valid = [_report(kinds[task], path, reference, options.limit, counted) for task, path in paths.items()]
+    return 0 if all(valid) else INVALID_SUBMISSION
+
+
+def _report(kind: Kind, path: Path, reference: Any, limit: int, counted: int | None) -> bool:
+    problems = kind.check(path, reference)
+    for problem in problems[:limit]:
+        print(problem)
+    if len(problems) > limit:
+        print(f"... and {len(problems) - limit} more (--limit shows more)")
+    if problems:
+        print(f"error: {path} is invalid: {len(problems)} broken rule(s)", file=sys.stderr)
+        return False
+    scope = "its samples were not compared with a split (name --dataroot, --version, --split)"
+    if reference is not None:
+        scope = f"all {len(reference.tokens)} samples are there"
+    elif counted:
+        scope = f"it holds {counted} samples, which were not compared with the split's tables"
+    print(f"{path} is valid; {scope}")
+    return True
+
+
+def add_visualize(verbs: Any) -> None:
+    examples = [
+        "drivestack visualize --dataroot data/synthetic --version v1.0-trainval --split val --out pictures",
+        "drivestack visualize --dataroot data/nuscenes --version v1.0-mini --split mini_val \\",
+        "    --submission submission.json --scene scene-0103 --clip clip.gif",
+        "drivestack visualize --submission runs/answers --dataroot D --version v1.0-trainval --split val",
+    ]
+    summary = "draw boxes, lanes and voxels: labels, and predictions of submissions"
+    parser = verb(verbs, "visualize", _run_visualize, summary, examples)
+    add_source(parser)
+    add_info_pickle(parser)
+    parser.add_argument(
+        "--submission",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="draw what it holds too: a file, or a folder as predict writes it; repeatable",
+    )
+    parser.add_argument("--scene", metavar="NAME", help="this scene only")
+    parser.add_argument("--sample", metavar="TOKEN", action="append", default=[], help="this sample; repeatable")
+    parser.add_argument("--max", type=positive, default=10, metavar="N", help="pictures at most (default: %(default)s)")
+    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="P", help="default: %(default)s")
+    parser.add_argument("--out", metavar="DIR", default="pictures", help="folder of PNGs (default: %(default)s)")
+    parser.add_argument("--clip", metavar="FILE", help="also a .gif or .mp4 of the chosen frames")
+
+
+def _run_visualize(options: argparse.Namespace) -> int:
+    from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
+    from ..tasks.registry import answer_reader, find
+    from ..tasks.run import choose_frames, draw_pictures
+    from ..view.drawing import View
+    from ..view.picture import render_answer_clip
+
+    frames = choose_frames(source(options).read(), options.scene, options.sample, options.max)
+    class_names, paths = list(CLASS_ATTRIBUTES), {}
+    for path in options.submission:
+        paths |= find(path)
+    read = answer_reader(_kinds(options), paths, frames, class_names, options.split or "val")
+    written = draw_pictures(frames, read, class_names, Path(options.out), options.score_threshold)
+    print(f"wrote {len(written)} pictures to {options.out}")
+    if options.clip:
+        view = View(camera_width_px=360, score_threshold=options.score_threshold)
+        render_answer_clip(frames, read, class_names, options.clip, view)
+        print(f"wrote {options.clip}")
+    return 0

@@ -1,0 +1,174 @@
+"""`make demo`: synthesize scenes the model has never seen, answer, score officially, draw.
+
+Writes metrics.json, a submission per task (tasks/registry.py), pictures/*.png and clip.gif into one folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import DataError, SubmissionError
+from ..core.files import write_json
+from ..tasks.run import Source, draw_pictures, load_model, run_model, tasks_of
+
+logger = logging.getLogger("drivestack")
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO_CONFIG = "perception_tiny_synthetic"
+DEMO_WEIGHTS = ROOT / "weights" / f"{DEMO_CONFIG}.safetensors"
+VERSION, SPLIT = "v1.0-trainval", "val"
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """What decides the demo's scenes. Training uses other seeds and the train split (configs, docs/synthetic.md)."""
+
+    seed: int = 90_001
+    num_scenes: int = 10
+    keyframes_per_scene: int = 8
+    image_width_px: int = 640
+
+    @property
+    def folder(self) -> str:
+        from ..data_tools.synthetic import WORLD_VERSION
+
+        return f"data_v{WORLD_VERSION}_{self.seed}_{self.num_scenes}x{self.keyframes_per_scene}_{self.image_width_px}px"
+
+
+def run_demo(
+    out: str | Path,
+    recipe: DemoRecipe | None = None,
+    config_name: str = DEMO_CONFIG,
+    weights: str | Path | None = DEMO_WEIGHTS,
+    perturbation: str | None = None,
+    device: str | None = None,
+    workers: int = 2,
+    num_pictures: int = 6,
+    score_threshold: float = 0.3,
+    say: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Run the whole demo and return what ``out/metrics.json`` holds.
+
+    weights: None runs random ones, the baseline. perturbation: see data_tools.clips.perturb. num_pictures: with 0
+    there is no clip either.
+    Raises DataError, CheckpointError, ConfigError, SubmissionError.
+    """
+    from ..data_tools.clips.perturb import perturb_calibration
+    from ..data_tools.readers.nuscenes import read_nuscenes
+    from ..data_tools.synthetic import synthesize
+    from ..engine.config import load_config
+    from ..tasks.registry import KINDS, Reference, answer_reader, in_folder
+    from ..view.drawing import View
+    from ..view.picture import render_answer_clip
+
+    out, recipe = Path(out), recipe or DemoRecipe()
+    times_s: dict[str, float] = {}
+
+    def timed(name: str, since: float) -> None:
+        times_s[name] = round(time.monotonic() - since, 2)
+
+    config = load_config(config_name)
+    model = load_model(config, weights, seed=recipe.seed)  # first: a wrong checkpoint should not cost a minute
+    tasks = tasks_of(model)
+    kinds = {task: KINDS[task]() for task in tasks}
+    paths = in_folder(out, tasks)
+
+    start = begin = time.monotonic()
+    data = out / recipe.folder
+    say(f"1/4 synthesizing {recipe.num_scenes} scenes x {recipe.keyframes_per_scene} keyframes into {data}")
+    try:
+        synthesize(
+            out_dir=data,
+            split=SPLIT,
+            num_scenes=recipe.num_scenes,
+            keyframes_per_scene=recipe.keyframes_per_scene,
+            seed=recipe.seed,
+            image_width_px=recipe.image_width_px,
+            workers=workers,
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    timed("synthesize", begin)
+
+    frames = read_nuscenes(data, VERSION, SPLIT)
+    seen = frames if perturbation is None else perturb_calibration(frames, perturbation)
+    parameters = sum(p.numel() for p in model.parameters())
+    name = "random weights" if weights is None else Path(weights).name
+    say(f"2/4 {', '.join(tasks)} in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
+    keep = {"keep": kinds["occupancy"].keep(paths["occupancy"])} if "occupancy" in tasks else {}
+    outcome = run_model(config, model, seen, device, **keep)
+    times_s |= outcome.times_s
+
+    begin = time.monotonic()
+    say("3/4 checking the submissions, official evaluation")
+    reference = Reference(Source(str(data), VERSION, SPLIT), frames)
+    scores: dict[str, dict[str, Any]] = {}
+    for task, path in paths.items():
+        kinds[task].write(path, outcome, SPLIT)
+        problems = kinds[task].check(path, reference)
+        if problems:
+            raise SubmissionError(f"{path}: {problems[0]}")
+        scores[task] = kinds[task].score(path, reference)
+        say("\n".join(["", kinds[task].title, "", *kinds[task].table(scores[task]), ""]))
+    timed("evaluate", begin)
+
+    begin = time.monotonic()
+    say("4/4 drawing")
+    answer_of = answer_reader(kinds, paths, frames, outcome.class_names, SPLIT)
+    chosen = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
+    pictures = draw_pictures(chosen, answer_of, outcome.class_names, out / "pictures", score_threshold)
+    if pictures:
+        scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
+        view = View(camera_width_px=320, score_threshold=score_threshold)
+        render_answer_clip(scene, answer_of, outcome.class_names, out / "clip.gif", view)
+    timed("draw", begin)
+    timed("total", start)
+
+    submissions = {task: str(path.relative_to(out)) for task, path in paths.items()}
+    result = summary(scores) | {
+        "config": config_name,
+        "weights": None if weights is None else Path(weights).name,
+        "weights_made_by": _header(weights),
+        "calibration_perturbation": perturbation,
+        "seeds": {"scenes": recipe.seed},
+        "data": asdict(recipe),
+        "times": times_s,
+        "files": {
+            "submission": submissions.get("boxes"),
+            "submissions": submissions,
+            "clip": "clip.gif" if pictures else None,
+            "pictures": [str(path.relative_to(out)) for path in pictures],
+            "data": recipe.folder,
+        },
+    }
+    write_json(out / "metrics.json", result, indent=2)
+    return result
+
+
+def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The scores of all tasks as metrics.json has them: those of the boxes, the heads of the others, and their tables
+    whole under ``occupancy`` and ``lanes``."""
+    found = dict(scores.get("boxes", {}))
+    if "occupancy" in scores:
+        voxels = scores["occupancy"]
+        found |= {"miou": voxels["miou"]["camera"], "fscore": voxels["fscore"]["camera"]}
+        found |= {"rayiou": voxels["rayiou"]["RayIoU"], "occupancy": voxels}
+    if "lanes" in scores:
+        lanes = scores["lanes"]
+        found |= {key: lanes[key] for key in ("ols", "det_l", "det_t", "top_ll", "top_lt")}
+        found |= {"lane_metric_version": lanes["metric_version"], "lanes": lanes}
+    return found
+
+
+def _header(weights: str | Path | None) -> dict[str, str]:
+    """What a safetensors file says about its making: command, seed, commit, data."""
+    if weights is None or Path(weights).suffix != ".safetensors":
+        return {}
+    from ..core.checkpoint import read_metadata
+
+    return read_metadata(weights)

@@ -1,0 +1,190 @@
+"""What this installation has, what it lacks, and what to do about it (`drivestack doctor`)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+OK, NOTE, BROKEN = "ok", "note", "broken"
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUP = f"run `make setup` in {ROOT}"
+MIN_FREE_DISK_GB = 3.0
+
+REQUIRED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "mmengine": "onedl-mmengine",
+    "cv2": "opencv-python-headless",
+    "nuscenes": "nuscenes-devkit",
+    "shapely": "shapely",
+    "trimesh": "trimesh",
+    "embreex": "embreex",
+    "rich": "rich",
+}
+"""Module -> distribution."""
+
+OPTIONAL = {
+    "dev": (("pytest", "hypothesis", "ruff"), "running the tests"),
+}
+"""Extra of pyproject.toml -> the modules it brings and what they serve."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    status: Literal["ok", "note", "broken"]
+    """broken: the project cannot work; note: something optional is missing or slow."""
+    name: str
+    detail: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at Python, packages, devices, operators, extras, tools and disk. Never raises for a missing package."""
+    findings = [_python(), *map(_package, REQUIRED)]
+    if all(finding.status == OK for finding in findings):
+        findings += [*_devices(), *_operators(), _weights()]
+    return [*findings, *map(_extra, OPTIONAL), _disk()]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    detail = f"{version} at {sys.executable}, {os.cpu_count()} cores, {platform.machine()}"
+    return Finding(OK, "python", detail)
+
+
+def _package(module: str) -> Finding:
+    distribution = REQUIRED[module]
+    try:
+        importlib.import_module(module)
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        other = "mmengine" if module == "mmengine" else module
+        return Finding(BROKEN, distribution, f"another distribution provides `{other}`", SETUP)
+    except Exception as error:  # whatever a broken package raises, the report goes on
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Finding(BROKEN, distribution, f"cannot be imported: {reason}", SETUP)
+    if module == "numpy" and int(version.split(".")[0]) >= 2:
+        return Finding(BROKEN, distribution, f"{version}, but nuscenes-devkit 1.2 needs numpy 1", SETUP)
+    return Finding(OK, distribution, version)
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    driver = _driver_version()
+    if not torch.cuda.is_available():
+        threads = f"torch {torch.__version__} runs on {torch.get_num_threads()} CPU threads"
+        if driver and torch.version.cuda:
+            detail = f"driver {driver} is here, but torch (CUDA {torch.version.cuda}) sees no GPU; {threads}"
+            fix = f"update the driver to one for CUDA {torch.version.cuda}, or look at CUDA_VISIBLE_DEVICES"
+        elif driver:
+            detail, fix = f"driver {driver} is here, but torch has no CUDA; {threads}", "install a CUDA build of torch"
+        else:
+            detail = f"no CUDA device; {threads}"
+            fix = "nothing to do: everything runs on the CPU. For a GPU: install its driver and a torch build with CUDA"
+        return [Finding(NOTE, "gpu", detail, fix)]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory_gb = properties.total_memory / 2**30
+        capability = f"{properties.major}.{properties.minor}"
+        detail = f"{properties.name}, {memory_gb:.0f} GB, sm {capability}, CUDA {torch.version.cuda}, driver {driver}"
+        found.append(Finding(OK, f"gpu {index}", detail))
+    return found
+
+
+def _driver_version() -> str | None:
+    """Of the NVIDIA driver of the running kernel, such as 580.95.05; None where there is none."""
+    try:
+        told = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    version = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", told)
+    return version[1] if version else "of unknown version"
+
+
+def _operators() -> list[Finding]:
+    import torch
+
+    from ..ops import backend_report
+
+    report = backend_report()
+    if report["reason"]:
+        detail = f"the slow PyTorch twins serve: {report['reason']}"
+        found = [Finding(NOTE, "operators on CPU", detail, str(report["fix"]))]
+    else:
+        detail = f"C++ kernels, {report['instruction_set']} code, threads: {report['threads']}, {report['path']}"
+        found = [Finding(OK, "operators on CPU", detail + _how_built("cpu"))]
+    cuda, name = report["cuda"], "operators on GPU"
+    if cuda["path"] is None and not torch.cuda.is_available():
+        fix = f"nothing to do without a GPU; to build them nevertheless, {cuda['fix']}"
+        found.append(Finding(NOTE, name, f"no CUDA kernels: {cuda['reason']}", fix))
+    elif cuda["reason"] and torch.cuda.is_available():
+        detail = f"the slow PyTorch twins serve CUDA tensors: {cuda['reason']}"
+        found.append(Finding(NOTE, name, detail, str(cuda["fix"])))
+    elif cuda["fix"]:  # built, and would not serve a GPU either
+        found.append(Finding(NOTE, name, f"the CUDA kernels cannot serve: {cuda['reason']}", cuda["fix"]))
+    else:
+        here = "" if torch.cuda.is_available() else " (no GPU here)"
+        detail = f"CUDA kernels for sm {cuda['architectures']}{here}, {cuda['path']}{_how_built('cuda')}"
+        found.append(Finding(OK, name, detail))
+    return found
+
+
+def _how_built(device_type: str) -> str:
+    from ..ops.dispatch.backend import build_record
+
+    record = build_record(device_type)
+    if not record.get("built"):
+        return ""
+    what = f"with {record['toolkit']}" if record["toolkit"] else f"for {', '.join(record['variants'])}"
+    return f", built {what} in {record['seconds']:.1f} s"
+
+
+def _weights() -> Finding:
+    from .demo import DEMO_CONFIG, DEMO_WEIGHTS
+
+    if not DEMO_WEIGHTS.is_file():
+        fix = f"check the file out of git again, or train: `drivestack train {DEMO_CONFIG}`"
+        return Finding(NOTE, "demo weights", f"{DEMO_WEIGHTS} is missing", fix)
+    return Finding(OK, "demo weights", f"{DEMO_WEIGHTS} ({DEMO_WEIGHTS.stat().st_size / 2**20:.1f} MB)")
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _extra(extra: str) -> Finding:
+    modules, purpose = OPTIONAL[extra]
+    missing = [module for module in modules if not _has(module)]
+    if missing:
+        detail = f"{purpose} needs {', '.join(missing)}"
+        return Finding(NOTE, f"extra {extra}", detail, f"pip install -e '.[{extra}]' (see pyproject.toml)")
+    return Finding(OK, f"extra {extra}", ", ".join(modules))
+
+
+def _disk() -> Finding:
+    free_gb = shutil.disk_usage(Path.cwd()).free / 2**30
+    detail = f"{free_gb:.1f} GB free in {Path.cwd()}"
+    if free_gb < MIN_FREE_DISK_GB:
+        return Finding(NOTE, "disk", detail, f"the demo and training want {MIN_FREE_DISK_GB:.0f} GB: free some")
+    return Finding(OK, "disk", detail)

@@ -1,0 +1,320 @@
+"""The command `drivestack`: one verb per job; errors a user can mend come as one line and exit code 2.
+
+Heavy imports (torch and what needs it) happen inside the verbs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..core.errors import ConfigError, DataError, DrivestackError
+from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score, add_visualize
+from .options import add_config, positive, verb
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code (0 success, 1 the checked thing is invalid, 2 an error, 130 interrupted)."""
+    options = build_parser().parse_args(arguments)
+    with _messages():
+        try:
+            return options.run(options)
+        except (DrivestackError, OSError) as error:
+            if options.debug:
+                raise
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print(f"interrupted; {options.again}", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, DrivestackError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}; check path, permissions and free disk space"
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # torch adds a loader worker's traceback
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ")
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    """Log lines of `drivestack` and warnings go to standard error, bare."""
+    log = logging.getLogger("drivestack")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            log.propagate = propagate
+
+
+# ---------------------------------------------------------------------------------------------------------- parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="drivestack",
+        description="Surround-view camera images to 3D boxes, voxels and lanes: data, training, evaluation, pictures.",
+        epilog="start with:\n  drivestack demo\neach verb explains itself, with examples:\n  drivestack VERB --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"drivestack {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for add in (
+        _demo,
+        _synthesize,
+        _train,
+        add_evaluate,
+        add_predict,
+        add_score,
+        add_check,
+        add_visualize,
+        _export,
+        _doctor,
+    ):
+        add(verbs)
+    return parser
+
+
+# ----------------------------------------------------------------------------------------------------------- verbs
+
+
+def _demo(verbs: Any) -> None:
+    examples = [
+        "drivestack demo",
+        "drivestack demo --out runs/random --random-weights           # the baseline: about 0",
+        "drivestack demo --out runs/shuffled --perturb-calibration shuffle   # geometry matters",
+    ]
+    parser = verb(
+        verbs,
+        "demo",
+        _run_demo,
+        "boxes, voxels and lanes on held-out synthetic scenes with the shipped weights",
+        examples,
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs/demo", help="where results go (default: %(default)s)")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--weights", metavar="FILE", help="other weights than the shipped ones")
+    weights.add_argument("--random-weights", action="store_true", help="untrained model")
+    parser.add_argument("--config", metavar="CONFIG", help="config of the weights (default: that of the shipped ones)")
+    parser.add_argument("--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses")
+    parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 10)")
+    parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 8)")
+    parser.add_argument(
+        "--pictures", type=int, default=6, metavar="N", help="pictures; 0: no clip either (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        metavar="P",
+        help="draw boxes above this score (default: %(default)s)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=os.cpu_count() or 2,
+        metavar="N",
+        help="processes that synthesize (default: all cores)",
+    )
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from .demo import DEMO_CONFIG, DEMO_WEIGHTS, DemoRecipe, run_demo
+
+    sizes = {"num_scenes": options.scenes, "keyframes_per_scene": options.keyframes}
+    recipe = replace(DemoRecipe(), **{key: value for key, value in sizes.items() if value is not None})
+    result = run_demo(
+        options.out,
+        recipe,
+        options.config or DEMO_CONFIG,
+        None if options.random_weights else options.weights or DEMO_WEIGHTS,
+        options.perturb_calibration,
+        options.device,
+        options.workers,
+        options.pictures,
+        options.score_threshold,
+        say=lambda line: print(line, flush=True),
+    )
+    out, times_s, files = Path(options.out), result["times"], result["files"]
+    print(f"\nscores      {out / 'metrics.json'}")
+    print("submissions " + ", ".join(str(out / name) for name in files["submissions"].values()) + " (valid)")
+    if files["pictures"]:
+        print(f"pictures    {out / 'pictures'} ({len(files['pictures'])}), {out / files['clip']}")
+    parts = ", ".join(f"{name} {times_s[name]:.0f} s" for name in ("synthesize", "predict", "evaluate", "draw"))
+    print(f"time        {times_s['total']:.0f} s ({parts})")
+    size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 2**20
+    print(f"disk        {size_mb:.0f} MB in {out}")
+    return 0
+
+
+def _synthesize(verbs: Any) -> None:
+    examples = [
+        "drivestack synthesize data/synthetic --split train --scenes 100 --seed 1",
+        "drivestack synthesize data/small --split val --scenes 2 --keyframes 5 --image-width 320",
+    ]
+    summary = "write a synthetic street data set in the nuScenes v1.0 schema"
+    parser = verb(verbs, "synthesize", _run_synthesize, summary, examples)
+    parser.add_argument("out", metavar="DIR", help="root of the new set (version v1.0-trainval)")
+    parser.add_argument("--split", default="train", choices=("train", "val"), help="default: %(default)s")
+    parser.add_argument("--scenes", type=positive, default=20, metavar="N", help="default: %(default)s")
+    parser.add_argument("--keyframes", type=positive, default=20, metavar="N", help="per scene (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--image-width", type=positive, default=640, metavar="PX", help="default: %(default)s")
+    parser.add_argument(
+        "--rig",
+        default="nuscenes",
+        choices=("nuscenes", "argoverse2"),
+        help="six cameras, or seven (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="*",
+        default=("occupancy", "lanes"),
+        choices=("occupancy", "lanes"),
+        help="what to label besides boxes (default: both)",
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"
+    )
+    parser.set_defaults(again="the same command goes on with the scenes that are missing")
+
+
+def _run_synthesize(options: argparse.Namespace) -> int:
+    from ..data_tools.synthetic import synthesize
+
+    try:
+        synthesize(
+            out_dir=Path(options.out),
+            split=options.split,
+            num_scenes=options.scenes,
+            keyframes_per_scene=options.keyframes,
+            seed=options.seed,
+            image_width_px=options.image_width,
+            rig=options.rig,
+            labels=options.labels,
+            workers=options.workers,
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    print(f"wrote {options.out}: --dataroot {options.out} --version v1.0-trainval --split {options.split}")
+    return 0
+
+
+def _train(verbs: Any) -> None:
+    examples = [
+        "drivestack train bevformerv2_tiny_synthetic",
+        "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --set train_cfg.max_iters=2000 --seed 1",
+        "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --resume   # after a kill",
+        "torchrun --nproc-per-node 8 -m drivestack train bevformerv2_r50_t1_24ep",
+    ]
+    parser = verb(verbs, "train", _run_train, "train a model", examples)
+    add_config(parser)
+    parser.add_argument("--work-dir", metavar="DIR", help="checkpoints and log (default: runs/CONFIG)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from the last checkpoint of the work dir, or from this one",
+    )
+    parser.add_argument("--load-from", metavar="FILE", help="start from these weights, iteration 0")
+    parser.add_argument("--seed", type=int, help="overrides the config's")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and stop after this time")
+    parser.set_defaults(again="with --resume it goes on from the last checkpoint")
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    from ..engine.train import train
+
+    checkpoint = train(
+        options.config,
+        options.work_dir or Path("runs") / Path(options.config).stem,
+        resume=options.resume,
+        seed=options.seed,
+        overrides=options.overrides,
+        load_from=options.load_from,
+        max_minutes=options.max_minutes,
+    )
+    print(f"checkpoint  {checkpoint}")
+    return 0
+
+
+def _export(verbs: Any) -> None:
+    examples = [
+        "drivestack export-weights runs/bevformerv2_tiny_synthetic/iter_10800.pth tiny.safetensors --half \\",
+        "    --note command='drivestack train bevformerv2_tiny_synthetic' --note commit=$(git rev-parse HEAD)",
+    ]
+    summary = "publish the weights of a training checkpoint as safetensors"
+    parser = verb(verbs, "export-weights", _run_export, summary, examples)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("out", metavar="FILE", help="name it .safetensors")
+    parser.add_argument("--half", action="store_true", help="16-bit floats: half the size")
+    parser.add_argument(
+        "--note", metavar="KEY=VALUE", action="append", default=[], help="kept in the file's header; repeatable"
+    )
+
+
+def _run_export(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..engine.checkpoints import export_weights
+
+    if bad := [note for note in options.note if "=" not in note]:
+        raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
+    if Path(options.out).suffix != ".safetensors":
+        raise ConfigError(f"{options.out}: name the file .safetensors, by which every verb knows the format")
+    notes = dict(note.split("=", 1) for note in options.note)
+    dtype = torch.float16 if options.half else torch.float32
+    path = export_weights(options.checkpoint, options.out, notes, dtype)
+    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+    return 0
+
+
+def _doctor(verbs: Any) -> None:
+    summary = "show what is installed, which kernels run, and what to do about what is missing"
+    verb(verbs, "doctor", _run_doctor, summary, ["drivestack doctor"])
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    from .doctor import BROKEN, examine
+
+    findings = examine()
+    for finding in findings:
+        print(f"{finding.status:<7} {finding.name:<22} {finding.detail}")
+        if finding.fix:
+            print(f"{'':<7} {'':<22} -> {finding.fix}")
+    broken = [finding.name for finding in findings if finding.status == BROKEN]
+    if broken:
+        print(f"error: {', '.join(broken)} must be mended", file=sys.stderr)
+        return INVALID_SUBMISSION
+    print("all that is required is here")
+    return 0

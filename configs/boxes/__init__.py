@@ -1,0 +1,1 @@
+"""Configs of 3D box models."""

@@ -1,0 +1,1 @@
+"""Configs of models with several heads."""

@@ -1,0 +1,1 @@
+"""The types that cross rooms (frames, labels, batch, answers), errors, files, weights on disk."""

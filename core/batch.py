@@ -1,0 +1,86 @@
+"""What goes through a model: a Batch of clips in, a BEV map between its parts.
+
+Shapes: B batch, T time steps of a clip, N cameras, n boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..geometry import BevGrid
+from .frames import Frame
+from .labels import LaneTargets, MonoTargets, OccupancyTargets
+
+
+@dataclass
+class Batch:
+    """What a BEV model takes: B clips of T frames (ascending in time) of N cameras."""
+
+    images: Tensor
+    """[B, T, N, 3, H, W] normalised, padded with zeros at the bottom and right (mirrored images: left, so that the
+    features, mirrored back, have it right); zeros where a frame is missing."""
+    frame_offsets: tuple[int, ...]
+    """Time offsets in keyframes, ascending; the current frame is the one at 0."""
+    frame_valid: Tensor
+    """[B, T] bool: False where the scene has no frame at that offset."""
+    image_from_lidar: Tensor
+    """[B, T, N, 4, 4]: points of the CURRENT frame's LIDAR frame to pixels of each (un-flipped) image."""
+    image_size_px: Tensor
+    """[B, T, N, 2] long (height, width) of each image before padding."""
+    image_flipped: Tensor
+    """[B] bool: the images are mirrored although the matrices are not; the model mirrors the features back."""
+    bda: Tensor
+    """[B, 3, 3]: BEV augmentation (flip @ scale @ rotation) that was applied to the boxes; identity if none."""
+    intrinsics: Tensor
+    """[B, N, 3, 3] of the current frame's (un-flipped) images."""
+    lidar_from_camera: Tensor
+    """[B, N, 4, 4] of the current frame."""
+    gt_boxes: list[Tensor] = field(default_factory=list)
+    """B x [n, 9] in the current LIDAR frame after BEV augmentation; empty list where there are no labels."""
+    gt_labels: list[Tensor] = field(default_factory=list)
+    """B x [n] long"""
+    mono: list[list[MonoTargets | None]] = field(default_factory=list)
+    """B x N, None for an image without labels."""
+    occupancy: list[OccupancyTargets | None] = field(default_factory=list)
+    """B, None for a sample without voxel labels; empty list where the task is not loaded."""
+    lanes: list[LaneTargets | None] = field(default_factory=list)
+    """B, None for a sample without lane labels; empty list where the task is not loaded."""
+    ego_from_lidar: Tensor | None = None
+    """[B, 4, 4] of the current frame."""
+    global_from_ego: Tensor | None = None
+    """[B, T, 4, 4] float64, each frame's; identity where a frame is missing. A mirrored clip's world is mirrored."""
+    can_bus: Tensor | None = None
+    """[B, T, 18] float64, absolute numbers of each frame (data_tools/clips/can_bus.py)."""
+    frames: list[Frame] = field(default_factory=list)
+    """The current frames, for tokens and poses."""
+
+    @property
+    def tokens(self) -> list[str]:
+        return [frame.token for frame in self.frames]
+
+    @property
+    def current(self) -> int:
+        """Index of the current frame along T."""
+        return self.frame_offsets.index(0)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device``."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets)):
+                return value.to(device)
+            return [move(v) for v in value] if isinstance(value, list) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class BevFeatures:
+    """A BEV map [B, C, num_y, num_x] on a grid of the current LIDAR frame."""
+
+    bev: Tensor
+    grid: BevGrid

@@ -1,0 +1,115 @@
+"""What a reader gives: keyframes with their cameras, poses and labels. Frames and units: geometry/README.md.
+
+Shapes: n boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import PinholeCamera, invert_pose, transform_points, yaw_of
+from .labels import LaneLabels
+
+
+@dataclass(frozen=True)
+class CameraView:
+    """One image of a keyframe with its calibration."""
+
+    name: str
+    image_path: str
+    camera: PinholeCamera
+    global_from_camera: NDArray[np.float64]
+    """[4, 4], at the camera's own time."""
+    lidar_from_camera: NDArray[np.float64]
+    """[4, 4], with the ego motion between the two sensors' times:
+    camera -> ego at camera time -> global -> ego at LiDAR time -> LiDAR."""
+    timestamp_us: int
+    sample_data_token: str = ""
+
+    @property
+    def image_from_lidar(self) -> NDArray[np.float64]:
+        """[4, 4]: LIDAR points (x, y, z, 1) to (u * depth, v * depth, depth, 1)."""
+        return self.camera.image_from_camera @ invert_pose(self.lidar_from_camera)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The labelled objects of a keyframe, in the global frame, as the dataset states them."""
+
+    names: list[str]
+    """Detection class of each object, '' where the dataset's category maps to none."""
+    centre_global_m: NDArray[np.float64]
+    """[n, 3]"""
+    rotation_global: NDArray[np.float64]
+    """[n, 3, 3]: global from box (x along the heading)."""
+    size_lwh_m: NDArray[np.float64]
+    """[n, 3]"""
+    velocity_global_mps: NDArray[np.float64]
+    """[n, 2], NaN where unknown."""
+    attributes: list[str]
+    """Attribute name of each object, '' where it has none."""
+    num_lidar_points: NDArray[np.int64]
+    num_radar_points: NDArray[np.int64]
+    tokens: list[str]
+    instance_tokens: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def boxes_in(self, frame_from_global: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Boxes [n, 9] (geometry.boxes convention) in another frame; unknown velocities stay NaN."""
+        rotation = frame_from_global[:3, :3]
+        velocity = np.concatenate([self.velocity_global_mps, np.zeros((len(self), 1))], 1) @ rotation.T
+        yaw = yaw_of(rotation @ self.rotation_global)
+        centre = transform_points(frame_from_global, self.centre_global_m)
+        return np.concatenate([centre, self.size_lwh_m, yaw[:, None], velocity[:, :2]], 1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One keyframe: cameras, poses at the LiDAR's time, and labels where the split has them."""
+
+    token: str
+    scene_token: str
+    scene_name: str
+    timestamp_us: int
+    cameras: tuple[CameraView, ...]
+    ego_from_lidar: NDArray[np.float64]
+    global_from_ego: NDArray[np.float64]
+    lidar_path: str = ""
+    annotations: Annotations | None = None
+    occupancy_path: str = ""
+    """Occ3D label file of this keyframe, '' where there is none."""
+    lanes: LaneLabels | None = None
+    prev_token: str = ""
+    next_token: str = ""
+    can_signals: NDArray[np.float64] | None = None
+    """[9] of the car's own bus: acceleration (m/s^2), turn rate (rad/s), velocity (m/s), x y z each in the EGO frame;
+    None where nobody recorded them."""
+
+    @property
+    def global_from_lidar(self) -> NDArray[np.float64]:
+        return self.global_from_ego @ self.ego_from_lidar
+
+    def lidar_boxes(self) -> NDArray[np.float64]:
+        """Annotated boxes [n, 9] in the LIDAR frame."""
+        if self.annotations is None:
+            return np.zeros((0, 9))
+        return self.annotations.boxes_in(invert_pose(self.global_from_lidar))
+
+
+def past_lidar_from_current(current: Frame, past: Frame) -> NDArray[np.float64]:
+    """[4, 4]: points of the current LIDAR frame in the past (or future) keyframe's LIDAR frame, by ego motion alone.
+
+    As upstream, the current frame's LiDAR mounting stands for both (spec/bevformer.md section 2.3; equal on nuScenes,
+    where the mounting is constant within a scene).
+    """
+    return (
+        invert_pose(current.ego_from_lidar)
+        @ invert_pose(past.global_from_ego)
+        @ current.global_from_ego
+        @ current.ego_from_lidar
+    )

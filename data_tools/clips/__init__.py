@@ -1,0 +1,1 @@
+"""Frames to Batches: images read, augmented, collated, sampled."""

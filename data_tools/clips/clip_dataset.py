@@ -1,0 +1,368 @@
+"""Clips of frames, augmented and ready for a model: the dataset behind training, evaluation and prediction.
+
+Shapes: T frames of a clip, N cameras, n boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from mmengine.registry import DATASETS
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from ...core.errors import ConfigError, DataError
+from ...core.frames import CameraView, Frame, past_lidar_from_current
+from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
+from ..labels.files import check_lanes, read_occupancy
+from ..labels.ground_truth import ground_truth
+from ..labels.mono_targets import mono_targets
+from ..readers.checks import check_frames
+from ..readers.info_pickle import read_info_pickle
+from ..readers.nuscenes import read_nuscenes
+from .can_bus import can_bus_of_pose
+from .collate import ClipSample
+from .images import load_image
+from .mirror import mirror_clip
+from .transforms import (
+    BdaDraw,
+    BdaSettings,
+    ImageDraw,
+    ImagePlacement,
+    ImageSettings,
+    PhotometricDraw,
+    PhotometricSettings,
+    augment_image,
+    resize_image,
+)
+
+logger = logging.getLogger("drivestack")
+
+Settings = TypeVar("Settings")
+Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None]]
+"""Boxes [n, 9], labels [n], per-image targets (empty list: not asked for, or no annotations)."""
+
+
+def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
+    """Settings given as an object, or as keyword arguments by a config."""
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "type"}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{getattr(cls, '__name__', cls)}: {error}") from None
+
+
+@DATASETS.register_module()
+class ClipDataset(Dataset):
+    """Clips around every keyframe of one or several data sets.
+
+    Sources (one of):
+        frames: Frames at hand.
+        dataroots, version, split: nuScenes roots (or sets in its schema), read with nuscenes-devkit.
+        info_pickles: published info files; ``dataroots`` gives one folder of images for each (or one for all).
+
+    What a clip is:
+        classes: names of the labels 0, 1, ...
+        frame_offsets: keyframes of a clip relative to the current one, e.g. (-1, 0); 0 must be among them. A
+            neighbour is found by the frames' prev_token and next_token within the scene; frames before its start or
+            after its end are marked missing. Frames without any such links are warned of.
+        camera_names: cameras and their order; default: those of the first frame.
+        image, photometric, bda: settings of the augmentations (objects of transforms.py, or dicts of their fields);
+            photometric and bda None: off. All draws happen in training only.
+        pc_range, use_valid_flag, keep_unknown_velocity: which objects are ground truth, and what a velocity is that
+            nobody knows, see ground_truth.py.
+        mirror: reflect half of the training clips, images, rig and objects together (mirror.py).
+        mono: also give per-image targets for the perspective head.
+        occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
+            and know neither BEV augmentation nor upstream's image mirroring; ``mirror`` reflects them.
+        front_camera: name of the camera that shows the traffic elements; default: the first.
+
+    How it is used:
+        training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
+        seed: ``dataset[index, draw]`` is a pure function of (seed, draw, index); ``dataset[index]`` has draw 0.
+        cache_images: keep cropped and resized images in memory (``image.resample`` 'area' only): 3 bytes per pixel
+            of network input. With loader workers call ``preload`` first, or every worker keeps its own.
+
+    Raises ConfigError for settings that contradict one another, DataError for data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        frames: Sequence[Frame] | None = None,
+        dataroots: str | Sequence[str] | None = None,
+        version: str = "v1.0-trainval",
+        split: str = "train",
+        info_pickles: str | Sequence[str] | None = None,
+        frame_offsets: Sequence[int] = (0,),
+        camera_names: Sequence[str] | None = None,
+        image: ImageSettings | Mapping[str, Any] = ImageSettings(),  # noqa: B008 (frozen)
+        photometric: PhotometricSettings | Mapping[str, Any] | None = None,
+        bda: BdaSettings | Mapping[str, Any] | None = None,
+        pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        use_valid_flag: bool = True,
+        keep_unknown_velocity: bool = False,
+        mirror: bool = False,
+        mono: bool = False,
+        occupancy: bool = False,
+        lanes: bool = False,
+        front_camera: str | None = None,
+        training: bool = False,
+        seed: int = 0,
+        cache_images: bool = False,
+    ) -> None:
+        self.dataroots = [dataroots] if isinstance(dataroots, (str, Path)) else list(dataroots or ())
+        self.version, self.split = version, split
+        if frames is not None:
+            check_frames(frames)
+            self.frames = list(frames)
+        elif info_pickles is not None:
+            self.frames = self._read_info_pickles(info_pickles)
+        else:
+            self.frames = [frame for root in self.dataroots for frame in read_nuscenes(root, version, split)]
+        if not self.frames:
+            raise ConfigError("ClipDataset has no frames: give frames, dataroots or info_pickles")
+        self.classes = tuple(classes)
+        self.frame_offsets = tuple(sorted(set(frame_offsets)))
+        if 0 not in self.frame_offsets:
+            raise ConfigError(f"frame_offsets must contain 0 (the current frame), got {tuple(frame_offsets)}")
+        self.image = _settings(ImageSettings, image)
+        self.photometric = _settings(PhotometricSettings, photometric)
+        self.bda = _settings(BdaSettings, bda)
+        self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
+        self.keep_unknown_velocity = keep_unknown_velocity
+        self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
+        self.tasks = tuple(name for name, wanted in (("occupancy", occupancy), ("lanes", lanes)) if wanted)
+        if self.tasks and (self.bda is not None or self.image.flip):
+            raise ConfigError(
+                f"{' and '.join(self.tasks)} labels do not follow bda and image.flip: leave both off, use mirror"
+            )
+        if mirror and mono:
+            raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
+        if cache_images and self.image.resample != "area":
+            raise ConfigError(f"cache_images needs image.resample 'area', got {self.image.resample!r}")
+        self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
+
+        self.camera_names = tuple(camera_names or (view.name for view in self.frames[0].cameras))
+        if front_camera is not None and front_camera not in self.camera_names:
+            raise ConfigError(f"front_camera {front_camera!r} is none of the cameras {', '.join(self.camera_names)}")
+        self._front = 0 if front_camera is None else self.camera_names.index(front_camera)
+        self._index: dict[str, int] = {}
+        for i, frame in enumerate(self.frames):
+            if self._index.setdefault(frame.token, i) != i:
+                raise DataError(f"sample {frame.token} occurs twice: two data roots hold the same scenes; give one")
+            self._views(frame)
+        if len(self.frame_offsets) > 1 and len(self) > 1 and not any(f.prev_token or f.next_token for f in self.frames):
+            logger.warning(
+                "frame_offsets are %s, but no frame names its prev_token or next_token: all history will be missing",
+                self.frame_offsets,
+            )
+
+    def _read_info_pickles(self, paths: str | Sequence[str]) -> list[Frame]:
+        files = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        roots = self.dataroots * len(files) if len(self.dataroots) == 1 else self.dataroots
+        if len(roots) != len(files):
+            raise ConfigError(f"{len(files)} info_pickles need one data root each, or one for all; got {len(roots)}")
+        return [frame for file, root in zip(files, roots) for frame in read_info_pickle(file, root)]
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """What the engine hands to evaluators."""
+        return {"classes": self.classes, "dataroots": self.dataroots, "version": self.version, "split": self.split}
+
+    @property
+    def scene_tokens(self) -> list[str]:
+        """Scene of each clip, for the samplers."""
+        return [frame.scene_token for frame in self.frames]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> ClipSample:
+        """The clip at an index, or at (index, draw) as the samplers yield it."""
+        index, draw = item if isinstance(item, tuple) else (item, 0)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        index %= len(self)
+        rng = np.random.default_rng([self.seed, draw, index])
+        if not self.training:
+            frame, draw = self.frames[index], self.image.test_draw
+            return self._clip(frame, draw, BdaDraw(), self._targets(frame, draw, BdaDraw()), None)
+        image_draw = self.image.draw(rng)
+        bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
+        frame, targets = self._labelled(index, image_draw, bda_draw, rng)
+        clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        return mirror_clip(clip) if self.mirror and rng.integers(2) else clip
+
+    def neighbours(self, frame: Frame) -> list[Frame | None]:
+        """The T frames of a clip, None where the scene has none."""
+        return [self._neighbour(frame, offset) for offset in self.frame_offsets]
+
+    def preload(self) -> None:
+        """Fills the image cache."""
+        if self._cache is None:
+            raise ConfigError("preload needs cache_images=True")
+        for i, frame in enumerate(self.frames):
+            for view in self._views(frame):
+                self._source(view, frame)
+            if (i + 1) % 500 == 0 or i + 1 == len(self.frames):
+                logger.info("image cache: %d of %d frames", i + 1, len(self.frames))
+
+    def _neighbour(self, frame: Frame, offset: int) -> Frame | None:
+        for _ in range(abs(offset)):
+            token = frame.prev_token if offset < 0 else frame.next_token
+            at = self._index.get(token)
+            if at is None or self.frames[at].scene_token != frame.scene_token:
+                return None
+            frame = self.frames[at]
+        return frame
+
+    def _views(self, frame: Frame) -> list[CameraView]:
+        by_name = {view.name: view for view in frame.cameras}
+        missing = [name for name in self.camera_names if name not in by_name]
+        if missing:
+            raise DataError(
+                f"sample {frame.token} (scene {frame.scene_name}): no image of camera {', '.join(missing)}; "
+                f"it has {', '.join(by_name)}: correct camera_names, or the data"
+            )
+        return [by_name[name] for name in self.camera_names]
+
+    def _placement(self, view: CameraView, draw: ImageDraw) -> ImagePlacement:
+        return self.image.placement(view.name, view.camera, draw.height_px)
+
+    def _labelled(
+        self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw, rng: np.random.Generator
+    ) -> tuple[Frame, Targets]:
+        """The frame at the index, or the first of a random order that has something to learn from; and its targets."""
+        for candidates in ([index], rng.permutation(len(self))):
+            for i in candidates:
+                targets = self._targets(self.frames[i], image_draw, bda_draw)
+                _, labels, mono = targets
+                has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono))
+                if has_boxes or self._has_task_labels(self.frames[i]):
+                    return self.frames[i], targets
+        boxes = f"a ground-truth box of the classes {', '.join(self.classes)} within pc_range {self.pc_range}"
+        wanted = [boxes] * bool(self.classes) + [f"{task} labels" for task in self.tasks]
+        raise DataError(
+            f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has {' or '.join(wanted)}; use a "
+            "split with annotations" + ", or widen the classes or the range" * bool(self.classes)
+        )
+
+    def _has_task_labels(self, frame: Frame) -> bool:
+        return ("occupancy" in self.tasks and frame.occupancy_path != "") or (
+            "lanes" in self.tasks and frame.lanes is not None
+        )
+
+    def _occupancy(self, frame: Frame) -> OccupancyTargets | None:
+        if "occupancy" not in self.tasks or not frame.occupancy_path:
+            return None
+        labels = read_occupancy(frame.occupancy_path)
+        return OccupancyTargets(*map(torch.from_numpy, (labels.semantics, labels.mask_lidar, labels.mask_camera)))
+
+    def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
+        """Elements of which less than half lies in the cropped image are left out."""
+        if "lanes" not in self.tasks or frame.lanes is None:
+            return None
+        labels, view = frame.lanes, self._views(frame)[self._front]
+        check_lanes(labels, f"sample {frame.token}", (view.camera.width_px, view.camera.height_px))
+        placement = self._placement(view, draw)
+        whole = (labels.elements_xyxy_px - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
+        boxes = placement.boxes(labels.elements_xyxy_px)
+        area = lambda xyxy: (xyxy[:, 2:] - xyxy[:, :2]).prod(1)
+        kept = area(boxes) >= 0.5 * area(whole)
+        return LaneTargets(
+            centrelines=[torch.from_numpy(line) for line in labels.centrelines],
+            elements_xyxy_px=torch.from_numpy(boxes[kept].astype(np.float32)),
+            attributes=torch.from_numpy(labels.attributes[kept]),
+            lane_lane=torch.from_numpy(labels.lane_lane.astype(bool)),
+            lane_element=torch.from_numpy(labels.lane_element[:, kept].astype(bool)),
+            front_camera=self._front,
+        )
+
+    def _targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw) -> Targets:
+        selection = self.pc_range, self.use_valid_flag, bda_draw, self.keep_unknown_velocity
+        boxes, labels = ground_truth(frame, self.classes, *selection)
+        notes, mono = frame.annotations, []
+        if self.mono and notes is not None:
+            views = self._views(frame)
+            mono = [mono_targets(notes, view, self.classes, self._placement(view, image_draw)) for view in views]
+        return boxes, labels, mono
+
+    def _clip(
+        self,
+        frame: Frame,
+        draw: ImageDraw,
+        bda_draw: BdaDraw,
+        targets: Targets,
+        rng: np.random.Generator | None,
+    ) -> ClipSample:
+        shape = len(self.frame_offsets), len(self.camera_names)
+        images: list[list[NDArray[np.float32]] | None] = []
+        image_from_lidar = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
+        global_from_ego = np.tile(np.eye(4), (shape[0], 1, 1))
+        can_bus = np.zeros((shape[0], 18))
+        for t, neighbour in enumerate(self.neighbours(frame)):
+            if neighbour is None:
+                images.append(None)
+                continue
+            lidar_from_current = past_lidar_from_current(frame, neighbour)
+            global_from_ego[t] = neighbour.global_from_ego
+            can_bus[t] = can_bus_of_pose(neighbour.global_from_ego, neighbour.can_signals)
+            images.append([])
+            for n, view in enumerate(self._views(neighbour)):
+                camera = self._placement(view, draw).camera(view.camera)
+                camera_from_lidar = np.linalg.inv(view.lidar_from_camera)
+                image_from_lidar[t, n] = camera.image_from_camera @ camera_from_lidar @ lidar_from_current
+                photometric = self.photometric.draw(rng) if rng is not None else None
+                images[t].append(self._image(view, neighbour, draw, photometric))
+        views = self._views(frame)
+        intrinsics = [self._placement(view, draw).camera(view.camera).intrinsics for view in views]
+        boxes, labels, mono = targets
+        labelled = frame.annotations is not None
+        return ClipSample(
+            images=images,
+            frame_offsets=self.frame_offsets,
+            image_from_lidar=image_from_lidar.astype(np.float32),
+            image_flipped=draw.flip,
+            bda=bda_draw.matrix.astype(np.float32),
+            intrinsics=np.stack(intrinsics).astype(np.float32),
+            lidar_from_camera=np.stack([view.lidar_from_camera for view in views]).astype(np.float32),
+            frame=frame,
+            gt_boxes=boxes if labelled else None,
+            gt_labels=labels if labelled else None,
+            mono=mono,
+            global_from_ego=global_from_ego,
+            can_bus=can_bus,
+            occupancy=self._occupancy(frame),
+            lanes=self._lanes(frame, draw),
+            tasks=self.tasks,
+        )
+
+    def _image(
+        self, view: CameraView, frame: Frame, draw: ImageDraw, photometric: PhotometricDraw | None
+    ) -> NDArray[np.float32]:
+        placement = self._placement(view, draw)
+        source = self._source(view, frame)
+        if self._cache is not None:  # already cropped
+            whole = (0, 0, source.shape[1], source.shape[0])
+            placement = ImagePlacement(*whole, placement.width_px, placement.height_px)
+        return augment_image(source, placement, self.image, draw.flip, photometric)
+
+    def _source(self, view: CameraView, frame: Frame) -> NDArray[np.uint8]:
+        """The decoded image, or its cached crop at the largest height that this dataset asks for."""
+        if self._cache is None:
+            return load_image(view, frame.token)
+        if view.image_path not in self._cache:
+            height_px = max(self.image.train_heights_px) if self.training else self.image.test_height_px
+            placement = self._placement(view, ImageDraw(height_px))
+            crop = placement.crop(load_image(view, frame.token))
+            self._cache[view.image_path] = resize_image(crop, placement.width_px, placement.height_px, "area").copy()
+        return self._cache[view.image_path]

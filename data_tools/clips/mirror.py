@@ -1,0 +1,94 @@
+"""The mirror world: a clip whose images, rig and objects are all reflected, left for right.
+
+Unlike ``ImageSettings.flip`` (upstream's: images mirrored, geometry kept, features mirrored back) and BEV flips,
+nothing contradicts anything: an object that is seen facing left faces left. It doubles the data and leaves headings
+sharp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ...core.labels import LaneTargets, OccupancyTargets
+from ...geometry import wrap_angle
+from .can_bus import mirror_can_bus
+from .collate import ClipSample
+
+# OpenLane-V2's attributes that say left or right; spec/lane_topology.md section 1.3
+_MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
+
+
+def mirror_clip(sample: ClipSample) -> ClipSample:
+    """The sample reflected, left for right of the car, at a plane through the origin of the current LIDAR frame: x = 0
+    where the LIDAR's x axis points sideways (nuScenes), y = 0 where it points ahead (OpenLane-V2: no LiDAR, ego frame).
+
+    Raises ValueError for samples with perspective targets, which are not reflected.
+    """
+    if any(target is not None for target in sample.mono):
+        raise ValueError("mirror_clip does not reflect perspective targets: use mirror with mono=False")
+    ego_from_lidar = sample.frame.ego_from_lidar if sample.ego_from_lidar is None else sample.ego_from_lidar
+    sideways = int(np.abs(ego_from_lidar[1, :2]).argmax())  # the LIDAR axis nearest to the ego frame's y
+    reflect, reflect_camera = np.eye(4), np.diag([-1.0, 1.0, 1.0, 1.0])
+    reflect[sideways, sideways] = -1.0
+    image_from_lidar = sample.image_from_lidar.copy()
+    for t, views in enumerate(sample.images):
+        for n, view in enumerate(views or ()):
+            image_from_lidar[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_lidar[t, n] @ reflect
+    intrinsics = sample.intrinsics.copy()
+    for n, view in enumerate(sample.images[sample.frame_offsets.index(0)]):
+        intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect_camera[:3, :3]).astype(
+            np.float32
+        )
+    # the reflected ego frame is the ego frame reflected at its own middle, so that left stays left of forward
+    reflect_ego = np.diag([1.0, -1.0, 1.0, 1.0])
+    poses = sample.global_from_ego
+    if poses is not None:
+        poses = reflect_ego @ poses @ reflect_ego
+    boxes = sample.gt_boxes
+    if boxes is not None:
+        boxes = boxes.copy()
+        boxes[:, [sideways, 7 + sideways]] *= -1
+        boxes[:, 6] = wrap_angle((np.pi if sideways == 0 else 0.0) - boxes[:, 6])
+    return replace(
+        sample,
+        images=[views and [np.ascontiguousarray(view[:, :, ::-1]) for view in views] for views in sample.images],
+        image_from_lidar=image_from_lidar,
+        intrinsics=intrinsics,
+        lidar_from_camera=(reflect @ sample.lidar_from_camera @ reflect_camera).astype(np.float32),
+        bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
+        gt_boxes=boxes,
+        ego_from_lidar=(reflect_ego @ ego_from_lidar @ reflect).astype(np.float32),
+        global_from_ego=poses,
+        can_bus=None if poses is None else mirror_can_bus(sample.can_bus, poses),
+        occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
+        lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
+    )
+
+
+def _mirror_occupancy(targets: OccupancyTargets) -> OccupancyTargets:
+    """Voxels [x, y, z] of the ego frame, left for right; the grid is symmetric in y."""
+    return OccupancyTargets(*(grid.flip(1) for grid in (targets.semantics, targets.mask_lidar, targets.mask_camera)))
+
+
+def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
+    """Lanes left for right with their direction kept, and front boxes with what a mirrored sign says."""
+    width_px = sample.images[sample.frame_offsets.index(0)][targets.front_camera].shape[2]
+    flip_y = torch.tensor([1.0, -1.0, 1.0])
+    left, top, right, bottom = targets.elements_xyxy_px.unbind(-1)
+    says = torch.tensor([_MIRRORED_ATTRIBUTE.get(int(a), int(a)) for a in targets.attributes], dtype=torch.long)
+    return replace(
+        targets,
+        centrelines=[line * flip_y for line in targets.centrelines],
+        elements_xyxy_px=torch.stack([width_px - right, top, width_px - left, bottom], -1),
+        attributes=says,
+    )
+
+
+def _mirror_pixels(width_px: int) -> np.ndarray:
+    """[4, 4]: (u d, v d, d, 1) to ((width - u) d, v d, d, 1)."""
+    matrix = np.eye(4)
+    matrix[0, 0], matrix[0, 2] = -1.0, width_px
+    return matrix

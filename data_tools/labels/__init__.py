@@ -1,0 +1,1 @@
+"""Label files, and labels as a loss takes them."""

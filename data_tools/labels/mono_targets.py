@@ -1,0 +1,108 @@
+"""2D and 3D labels of single images for the perspective head (DD3D).
+
+A box is kept as upstream keeps it: labelled class, at least three LiDAR or radar points, seen by the camera as the
+devkit's ``get_sample_data`` decides (all corners at least 0.1 m in front, one of them inside the image and beyond
+1 m), and at least 20 % of its 2D box inside the image. The 2D box spans the eight projected corners. Boxes whose
+2D box lies outside the crop go afterwards.
+
+Source: DD3D (arXiv 2108.06417) and its nuScenes reader; spec: BEVFormer v2's DD3DMapper. Shapes: n boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...core.frames import Annotations, CameraView
+from ...core.labels import MonoTargets
+from ...geometry import PinholeCamera, invert_pose, matrix_to_quaternion, transform_points
+from ..clips.transforms import ImagePlacement
+
+NO_ATTRIBUTE = 3
+ATTRIBUTE_IDS = {
+    "vehicle.moving": 0,
+    "vehicle.parked": 1,
+    "vehicle.stopped": 2,
+    "pedestrian.moving": 0,
+    "pedestrian.standing": 1,
+    "pedestrian.sitting_lying_down": 2,
+    "cycle.with_rider": 0,
+    "cycle.without_rider": 1,
+    "": NO_ATTRIBUTE,
+}
+
+MIN_POINTS = 3
+MIN_INSIDE = 0.2
+MIN_SIDE_PX = 1e-5
+
+_SIGNS = np.array([[x, y, z] for x in (1, -1) for y in (1, -1) for z in (1, -1)], dtype=np.float64) / 2
+
+
+def corners_in_camera(
+    centre_m: NDArray[np.float64], rotation: NDArray[np.float64], size_lwh_m: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Corners [n, 8, 3] of boxes with centres [n, 3], rotations [n, 3, 3] and sizes [n, 3] (order: not defined)."""
+    local = size_lwh_m[:, None] * _SIGNS  # [n, 8, 3]
+    return local @ rotation.swapaxes(1, 2) + centre_m[:, None]
+
+
+def devkit_visible(corners_m: NDArray[np.float64], camera: PinholeCamera) -> NDArray[np.bool_]:
+    """Which boxes with corners [n, 8, 3] the devkit calls visible (BoxVisibility.ANY), bool [n]."""
+    uv, depth_m = camera.project(corners_m)
+    with np.errstate(invalid="ignore"):  # NaN pixels behind the camera compare False
+        inside = ((uv > 0) & (uv < [camera.width_px, camera.height_px])).all(-1)
+    return (inside & (depth_m > 1)).any(1) & (depth_m > 0.1).all(1)
+
+
+def image_boxes(
+    corners_m: NDArray[np.float64], camera: PinholeCamera
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """2D boxes [n, 4] of corners [n, 8, 3], clipped to the image, and the share [n] of each that is inside it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        projected = corners_m @ camera.intrinsics.T
+        uv = projected[..., :2] / projected[..., 2:]  # [n, 8, 2]
+    full = np.concatenate([uv.min(1), uv.max(1)], 1)  # [n, 4]
+    clipped = np.clip(full, 0, [camera.width_px, camera.height_px] * 2)
+    area = np.prod(full[:, 2:] - full[:, :2], axis=1)
+    inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) / np.maximum(area, 1e-12)
+    return clipped, inside
+
+
+def mono_targets(
+    annotations: Annotations, view: CameraView, classes: Sequence[str], placement: ImagePlacement
+) -> MonoTargets | None:
+    """Targets of one image after crop and resize (not mirrored), or None if nothing is left.
+
+    3D boxes stay in the camera frame in metres; they go with the intrinsics of ``placement.camera``.
+    """
+    label_of = {name: i for i, name in enumerate(classes)}
+    labels = np.array([label_of.get(name, -1) for name in annotations.names], dtype=np.int64)
+    enough = annotations.num_lidar_points + annotations.num_radar_points >= MIN_POINTS
+    keep = np.flatnonzero((labels >= 0) & enough)
+    camera_from_global = invert_pose(view.global_from_camera)
+    centre = transform_points(camera_from_global, annotations.centre_global_m[keep])
+    rotation = camera_from_global[:3, :3] @ annotations.rotation_global[keep]
+    size_lwh = annotations.size_lwh_m[keep]
+
+    corners = corners_in_camera(centre, rotation, size_lwh)
+    boxes, inside = image_boxes(corners, view.camera)
+    boxes = placement.boxes(boxes)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    good = devkit_visible(corners, view.camera) & (inside >= MIN_INSIDE)
+    good &= (centre[:, 2] > 0) & (sides > MIN_SIDE_PX).all(1)
+    if not good.any():
+        return None
+    keep = keep[good]
+    quaternion = matrix_to_quaternion(rotation[good])
+    boxes3d = np.concatenate([quaternion, centre[good], size_lwh[good][:, [1, 0, 2]]], 1)  # [m, 10]
+    speed = np.linalg.norm(annotations.velocity_global_mps[keep], axis=1)
+    return MonoTargets(
+        boxes_xyxy_px=torch.from_numpy(boxes[good].astype(np.float32)),
+        labels=torch.from_numpy(labels[keep]),
+        boxes3d_camera=torch.from_numpy(boxes3d.astype(np.float32)),
+        attributes=torch.tensor([ATTRIBUTE_IDS.get(annotations.attributes[i], NO_ATTRIBUTE) for i in keep]),
+        speed=torch.from_numpy(speed.astype(np.float32)),
+    )

@@ -1,0 +1,1 @@
+"""Data sets to checked Frames, one file per data set."""

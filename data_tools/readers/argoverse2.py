@@ -1,0 +1,214 @@
+"""Argoverse 2 logs, the source of OpenLane-V2's subset A: Frames with lane labels from the vector map.
+
+    <log>/map/log_map_archive_*.json                  lanes, drivable areas
+    <log>/city_SE3_egovehicle.feather                 poses of the car
+    <log>/calibration/{intrinsics,egovehicle_SE3_sensor}.feather
+    <log>/sensors/cameras/<camera>/<nanoseconds>.jpg  where the images were downloaded
+
+A centreline runs midway between a lane's boundaries. Labels have lanes only: the maps know no traffic elements.
+Format: https://argoverse.github.io/user-guide/api/hd_maps.html. Feather files need pyarrow (extra ``argoverse``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely.geometry import LineString, box
+
+from ...core.errors import DataError
+from ...core.frames import CameraView, Frame
+from ...core.labels import LaneLabels
+from ...geometry import PinholeCamera, invert_pose, pose, quaternion_to_matrix, transform_points
+from .info_pickle import link_frames
+from .openlane_files import resample_line
+
+RANGE_M = (-50.0, -25.0, 50.0, 25.0)  # x and y of the ego frame
+CAMERAS = (
+    "ring_front_center", "ring_front_left", "ring_front_right", "ring_rear_left", "ring_rear_right", "ring_side_left",
+    "ring_side_right",
+)  # fmt: skip
+_RAW_POINTS = 201
+_MIN_LENGTH_M = 1.0
+
+
+@dataclass(frozen=True)
+class MapLane:
+    """A lane of the map, in the city frame."""
+
+    centreline: NDArray[np.float64]
+    """[points, 3] metres, directed along the traffic."""
+    successors: frozenset[int]
+    is_connector: bool
+
+
+def read_map(path: str | Path, lane_types: tuple[str, ...] = ("VEHICLE", "BUS")) -> dict[int, MapLane]:
+    """Lanes of a ``log_map_archive_*.json`` by id.
+
+    Raises DataError naming the file that cannot be read or is no such map.
+    """
+    try:
+        lanes = [lane for lane in _read(path, "lane_segments") if lane["lane_type"] in lane_types]
+        return {int(lane["id"]): _lane(lane) for lane in lanes}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
+
+
+def read_areas(path: str | Path) -> list[NDArray[np.float64]]:
+    """Outlines [points, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame. Raises as read_map."""
+    areas = _read(path, "drivable_areas")
+    try:
+        return [_points(area["area_boundary"]) for area in areas]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
+
+
+def map_path(log: str | Path) -> Path:
+    """The vector map of a log. Raises DataError if it has none."""
+    found = sorted(Path(log).glob("map/log_map_archive_*.json"))
+    if not found:
+        raise DataError(f"{log}: no map/log_map_archive_*.json; give the folder of an Argoverse 2 log")
+    return found[0]
+
+
+def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) -> list[Frame]:
+    """Keyframes of a log every ``interval_s`` seconds, with the seven ring cameras and lane labels of num_points each.
+
+    The EGO frame is Argoverse's vehicle frame, the global one its city frame; ``ego_from_lidar`` is the identity, as in
+    OpenLane-V2. Each camera shows the image nearest in time, from where the car was then; without images it is taken at
+    the keyframe's own time, and ``image_path`` is where the image would lie.
+    Raises DataError naming the file that is missing or broken, or saying that pyarrow is.
+    """
+    log = Path(log)
+    lanes = read_map(map_path(log))
+    try:
+        poses = _read_table(log / "city_SE3_egovehicle.feather")
+        times_ns, city_from_ego = poses["timestamp_ns"], _poses(poses)
+        mounted = _read_table(log / "calibration" / "egovehicle_SE3_sensor.feather")
+        ego_from_sensor = dict(zip(mounted["sensor_name"], _poses(mounted)))
+        optics = _read_table(log / "calibration" / "intrinsics.feather")
+        cameras = {name: _pinhole(optics, list(optics["sensor_name"]).index(name)) for name in CAMERAS}
+        mountings = {name: ego_from_sensor[name] for name in CAMERAS}
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{log}: broken calibration or poses ({type(error).__name__}: {error}); fetch it again"
+        ) from None
+    images = {name: _image_times_ns(log, name) for name in CAMERAS}
+    frames = []
+    for wanted_ns in np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9)):
+        now = _nearest(times_ns, wanted_ns)
+        views = []
+        for name in CAMERAS:
+            at_ns = int(images[name][_nearest(images[name], times_ns[now])] if len(images[name]) else times_ns[now])
+            city_from_camera = city_from_ego[_nearest(times_ns, at_ns)] @ mountings[name]
+            path = log / "sensors" / "cameras" / name / f"{at_ns}.jpg"
+            here = invert_pose(city_from_ego[now]) @ city_from_camera
+            views.append(CameraView(name, str(path), cameras[name], city_from_camera, here, at_ns // 1000))
+        frames.append(
+            Frame(
+                token=f"{log.name}-{times_ns[now]}",
+                scene_token=log.name,
+                scene_name=log.name,
+                timestamp_us=int(times_ns[now]) // 1000,
+                cameras=tuple(views),
+                ego_from_lidar=np.eye(4),
+                global_from_ego=city_from_ego[now],
+                lanes=map_labels(lanes, city_from_ego[now], num_points),
+            )
+        )
+    return link_frames(frames)
+
+
+def map_labels(lanes: Mapping[int, MapLane], city_from_ego: NDArray[np.float64], num_points: int = 201) -> LaneLabels:
+    """Labels around the car: lanes cut to RANGE_M, of num_points points each, and which continues which.
+
+    A lane that leaves the range and comes back is two lanes. Two lanes are connected if the map says so and the joint
+    lies in range; pieces shorter than 1 m are left out.
+    """
+    ego_from_city = invert_pose(city_from_ego)
+    area = box(*RANGE_M)
+    ids, lines, starts, ends, connectors = [], [], [], [], []
+    for lane_id, lane in lanes.items():
+        whole = transform_points(ego_from_city, lane.centreline)
+        inside = LineString(whole).intersection(area)
+        for part in getattr(inside, "geoms", [inside]):
+            if part.geom_type != "LineString" or part.length < _MIN_LENGTH_M:
+                continue
+            line = np.array(part.coords)
+            ids.append(lane_id)
+            lines.append(resample_line(line, num_points))
+            starts.append(np.allclose(line[0, :2], whole[0, :2]))
+            ends.append(np.allclose(line[-1, :2], whole[-1, :2]))
+            connectors.append(lane.is_connector)
+    n = len(ids)
+    follows = [[ends[i] and starts[j] and ids[j] in lanes[ids[i]].successors for j in range(n)] for i in range(n)]
+    return LaneLabels(
+        centrelines=lines,
+        is_connector=np.array(connectors, bool),
+        elements_xyxy_px=np.zeros((0, 4), np.float32),
+        attributes=np.zeros(0, np.int64),
+        lane_lane=np.array(follows, np.int8).reshape(n, n),
+        lane_element=np.zeros((n, 0), np.int8),
+    )
+
+
+def _read(path: str | Path, part: str) -> list[dict[str, Any]]:
+    """Items of a part of the map."""
+    try:
+        return list(json.loads(Path(path).read_text(encoding="utf-8"))[part].values())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the map of an Argoverse 2 log") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
+
+
+def _points(entries: list[dict[str, float]]) -> NDArray[np.float64]:
+    return np.array([[p["x"], p["y"], p["z"]] for p in entries])
+
+
+def _lane(entry: Mapping[str, Any]) -> MapLane:
+    left, right = (
+        resample_line(_points(entry[f"{side}_lane_boundary"]), _RAW_POINTS).astype(np.float64)
+        for side in ("left", "right")
+    )
+    return MapLane((left + right) / 2, frozenset(map(int, entry["successors"])), bool(entry["is_intersection"]))
+
+
+def _read_table(path: Path) -> dict[str, NDArray]:
+    """Columns of a Feather file by name."""
+    try:
+        import pyarrow as arrow
+    except ImportError as error:
+        raise DataError(f"{path}: reading it needs pyarrow ({error}); pip install 'drivestack[argoverse]'") from None
+    try:
+        with arrow.OSFile(str(path)) as file:
+            table = arrow.ipc.open_file(file).read_all()
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch this log again") from None
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _poses(table: Mapping[str, NDArray]) -> list[NDArray[np.float64]]:
+    """[4, 4] of each row."""
+    rotations = quaternion_to_matrix(np.stack([table[key] for key in ("qw", "qx", "qy", "qz")], -1))
+    return list(map(pose, rotations, np.stack([table[key] for key in ("tx_m", "ty_m", "tz_m")], -1)))
+
+
+def _pinhole(table: Mapping[str, NDArray], row: int) -> PinholeCamera:
+    fx, fy, cx, cy, width, height = (
+        table[key][row] for key in ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
+    )
+    return PinholeCamera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
+
+
+def _image_times_ns(log: Path, camera: str) -> NDArray[np.int64]:
+    return np.array(sorted(int(p.stem) for p in (log / "sensors" / "cameras" / camera).glob("*.jpg")), np.int64)
+
+
+def _nearest(times: NDArray[np.int64], wanted: int) -> int:
+    return int(np.abs(times - wanted).argmin())

@@ -1,0 +1,132 @@
+"""The occupancy challenge's ``annotations.json`` to Frames: scenes of a split, cameras, ego poses, label files.
+
+    <root>/annotations.json
+    <root>/imgs/CAM_FRONT/<name>.jpg          (or samples/CAM_FRONT/..., as nuScenes has them)
+    <root>/gts/<scene>/<sample token>/labels.npz
+
+Source: CVPR 2023 occupancy challenge, spec/occupancy.md section 1.1. Its ``prev`` and ``next`` are documented the wrong
+way round: neighbours are taken from the timestamps. The file knows no LiDAR; as BEV maps lie in a LIDAR frame, every
+frame gets nuScenes' nominal mounting (``EGO_FROM_LIDAR``), on which nothing else depends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import DataError
+from ...core.frames import CameraView, Frame
+from ...geometry import PinholeCamera, invert_pose, pose, rotation_z
+from .checks import check_frames
+from .info_pickle import link_frames
+
+FILE_NAME = "annotations.json"
+EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
+"""[4, 4]: x to the right, y ahead, as on nuScenes."""
+
+
+def read_challenge(
+    root: str | Path, split: str, camera_order: tuple[str, ...] = (), image_size_px: tuple[int, int] = (1600, 900)
+) -> list[Frame]:
+    """All keyframes of a split, sorted by scene name and time.
+
+    split: "train" or "val" of the file's lists, or "test": the scenes that neither list names. camera_order: names of
+    the cameras that come first; others follow alphabetically. image_size_px: (width, height) of the images. A sample
+    without ``gt_path`` has no labels, as in the test set. Frames have no boxes.
+
+    Raises DataError naming the file and the sample for a missing or broken file, an unknown split, one without scenes,
+    and entries that cannot be used.
+    """
+    path = Path(root) / FILE_NAME
+    content = _load(path)
+    frames: list[Frame] = []
+    for scene in _scenes(content, split, path):
+        for token, entry in content["scene_infos"][scene].items():
+            try:
+                frames.append(_frame(Path(root), scene, token, entry, camera_order, image_size_px))
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"{path}: sample {token} (scene {scene}): unusable entry ({type(error).__name__}: {error}); "
+                    "fetch the file again"
+                ) from error
+    check_frames(frames)
+    return sorted(link_frames(frames), key=lambda frame: frame.scene_name)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder that holds {FILE_NAME}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); fetch the file again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("scene_infos"), dict):
+        raise DataError(f"{path}: has no scene_infos; is it the occupancy challenge's file?")
+    return content
+
+
+def _scenes(content: Mapping[str, Any], split: str, path: Path) -> list[str]:
+    listed = {name: set(content.get(f"{name}_split") or ()) for name in ("train", "val")}
+    if split not in (*listed, "test"):
+        raise DataError(f"{path}: unknown split {split!r}; use train, val or test")
+    present = set(content["scene_infos"])
+    scenes = present - listed["train"] - listed["val"] if split == "test" else present & listed[split]
+    if not scenes:
+        raise DataError(
+            f"{path}: none of its {len(present)} scenes belongs to split {split!r}; give the file of that split"
+        )
+    return sorted(scenes)
+
+
+def _pose(record: Mapping[str, Any]) -> np.ndarray:
+    return pose(record["rotation"], record["translation"])
+
+
+def _frame(
+    root: Path,
+    scene: str,
+    token: str,
+    entry: Mapping[str, Any],
+    camera_order: tuple[str, ...],
+    image_size_px: tuple[int, int],
+) -> Frame:
+    global_from_ego = _pose(entry["ego_pose"])
+    lidar_from_global = invert_pose(global_from_ego @ EGO_FROM_LIDAR)
+    time_us = int(entry["timestamp"])
+    views = {}
+    for key, camera in entry["camera_sensor"].items():
+        path = PurePosixPath(camera["img_path"])
+        name = key if key.startswith("CAM_") else path.parent.name  # the key may be a token
+        global_from_camera = _pose(camera["ego_pose"]) @ _pose(camera["extrinsic"])
+        intrinsics = camera["intrinsics"] if "intrinsics" in camera else camera["intrinsic"]  # both occur
+        views[name] = CameraView(
+            name=name,
+            image_path=str(_image(root, path)),
+            camera=PinholeCamera(np.array(intrinsics, dtype=np.float64), *image_size_px),
+            global_from_camera=global_from_camera,
+            lidar_from_camera=lidar_from_global @ global_from_camera,
+            timestamp_us=int(camera["ego_pose"].get("timestamp", time_us)),
+        )
+    order = [name for name in camera_order if name in views]
+    order += sorted(set(views) - set(order))
+    label_file = entry.get("gt_path")
+    return Frame(
+        token=token,
+        scene_token=scene,
+        scene_name=scene,
+        timestamp_us=time_us,
+        cameras=tuple(views[name] for name in order),
+        ego_from_lidar=EGO_FROM_LIDAR,
+        global_from_ego=global_from_ego,
+        occupancy_path=str(root / label_file) if label_file else "",
+    )
+
+
+def _image(root: Path, path: PurePosixPath) -> Path:
+    """Where the image lies: as the file says, or below imgs/ or samples/, in its camera's folder."""
+    places = [root / path, *(root / folder / path.parent.name / path.name for folder in ("imgs", "samples"))]
+    return next((place for place in places if place.is_file()), places[1])

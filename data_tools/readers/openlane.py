@@ -1,0 +1,198 @@
+"""OpenLane-V2 to Frames, and the data set that trains on them.
+
+The EGO frame is the vehicle frame of the info files. There is no LiDAR in them, so ``ego_from_lidar`` is the identity:
+what the code calls the LIDAR frame is the EGO frame here. As in the official baselines cameras are taken at the
+frame's own time and as pinholes: the lens distortion that subset A states is left out.
+
+    subset A   Argoverse 2: seven ring cameras, ``ring_front_center`` 1550 x 2048, the others 2048 x 1550
+    subset B   nuScenes: six cameras, 1600 x 900
+
+Source: spec/lane_topology.md sections 1.1 to 1.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.registry import DATASETS
+from PIL import Image
+
+from ...core.errors import ConfigError, DataError
+from ...core.frames import CameraView, Frame
+from ...geometry import PinholeCamera, pose
+from ..clips.clip_dataset import ClipDataset
+from ..labels.files import check_lanes
+from .checks import check_frames
+from .info_pickle import link_frames
+from .openlane_files import (
+    EVALUATION_INTERVAL,
+    RAW_POINTS,
+    Identifier,
+    collect,
+    identifiers,
+    lane_labels,
+    read_collection,
+    read_data_dict,
+)
+
+_NANOSECONDS_FROM = 10**17
+"""Timestamps are nanoseconds in subset A (18 digits) and microseconds in subset B (16 digits)."""
+
+
+def read_openlane(root: str | Path, split: str | Path, point_interval: int | None = None) -> list[Frame]:
+    """Frames of an OpenLane-V2 folder, sorted by segment and time and linked in time within each segment.
+
+    root: the folder that the image paths begin at. split: a split's folder (``train``, ``val``, ``test``), all of whose
+    info files are read; or a file, here or in ``root``: a collection ``.pkl``, or a ``data_dict_*.json`` that lists the
+    frames. point_interval: every which point of a centreline in the info files is kept; default as officially: all in
+    the split ``train``, and in the others every twentieth of the official 201, which scores are made with. A collection
+    holds what it was collected with.
+
+    A frame's token is "split/segment/timestamp" (``identifier_of``), its scene "split/segment". The first
+    camera is the front one. Frames without annotation, as in the test split, have ``lanes`` None.
+
+    Raises DataError naming the file, the frame and the field: a file that is missing or not of the format, a frame
+    without the front camera, an unusable calibration or pose, labels that ``check_lanes`` refuses.
+    """
+    root = Path(root)
+    frames, front = [], {}
+    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for (name, segment, timestamp), (entry, place) in _entries(root, split, point_interval).items():
+        place = f"{place}, frame {name}/{segment}/{timestamp}"
+        try:
+            cameras = [camera for camera in entry["sensor"] if camera != "sd_map"]
+            first = front.setdefault((name, segment), cameras[0]) if cameras else "the first"
+            if first not in cameras:
+                raise DataError(
+                    f"{place}: no front camera {first!r} among [{', '.join(cameras)}]; the traffic elements lie in it: "
+                    "fetch the info file again, or leave the frame out"
+                )
+            cameras = [first, *(camera for camera in cameras if camera != first)]
+            frame = _frame((name, segment, timestamp), entry, cameras, root, sizes, place)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{place}: unusable entry ({type(error).__name__}: {error}); fetch or collect it again"
+            ) from None
+        frames.append(frame)
+    check_frames(frames)
+    return link_frames(frames)
+
+
+def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identifier, tuple[Mapping[str, Any], str]]:
+    """Frame of a collection, and the file it comes from, by identifier."""
+    file = next((path for path in (Path(split), root / split) if path.is_file()), None)
+    if file is not None and file.suffix == ".pkl":
+        return {key: (entry, str(file)) for key, entry in read_collection(file).items()}
+    if file is not None and file.suffix == ".json":
+        wanted = identifiers(read_data_dict(file))
+    elif (root / split).is_dir():
+        paths = [path for path in (root / split).glob("*/info/*.json") if not path.stem.endswith("-ls")]
+        wanted = [(str(split), path.parent.parent.name, path.stem) for path in sorted(paths)]
+    else:
+        raise DataError(
+            f"{root / split}: neither a split's folder (train, val, test) nor a collection .pkl or data_dict .json; "
+            "give the folder OpenLane-V2 was unpacked to, and one of these"
+        )
+    if not wanted:
+        raise DataError(f"{file or root / split}: names no frames (segment/info/timestamp.json); is it unpacked?")
+    found = {}
+    for key in wanted:
+        entry = collect(root, [key], interval or 1)[key]
+        if interval is None and key[0] != "train":
+            for lane in entry.get("annotation", {}).get("lane_centerline", ()):
+                if len(lane["points"]) == RAW_POINTS:
+                    lane["points"] = lane["points"][::EVALUATION_INTERVAL]
+        found[key] = entry, str(root.joinpath(*key[:2], "info", f"{key[2]}.json"))
+    return found
+
+
+def _frame(
+    identifier: Identifier,
+    entry: Mapping[str, Any],
+    cameras: Sequence[str],
+    root: Path,
+    sizes: dict[tuple[str, str, str], tuple[int, int]],
+    place: str,
+) -> Frame:
+    """``sizes``: of images whose headers were read, by split, segment and camera."""
+    time = int(entry["timestamp"])
+    timestamp_us = time // 1000 if time >= _NANOSECONDS_FROM else time
+    global_from_ego = pose(entry["pose"]["rotation"], entry["pose"]["translation"])
+    views = []
+    for camera in cameras:
+        sensor = entry["sensor"][camera]
+        path = root / sensor["image_path"]
+        key = (*identifier[:2], camera)
+        if key not in sizes:
+            sizes[key] = _image_size_px(sensor, camera, path, place)
+        try:
+            ego_from_camera = pose(sensor["extrinsic"]["rotation"], sensor["extrinsic"]["translation"])
+            pinhole = PinholeCamera(np.asarray(sensor["intrinsic"]["K"], np.float64), *sizes[key])
+        except ValueError as error:
+            raise DataError(f"{place}: camera {camera}: {error}; correct its calibration") from None
+        views.append(
+            CameraView(camera, str(path), pinhole, global_from_ego @ ego_from_camera, ego_from_camera, timestamp_us)
+        )
+    lanes = lane_labels(entry, place)
+    if lanes is not None:
+        check_lanes(lanes, place, (views[0].camera.width_px, views[0].camera.height_px))
+    return Frame(
+        token="/".join(identifier),
+        scene_token="/".join(identifier[:2]),
+        scene_name=identifier[1],
+        timestamp_us=timestamp_us,
+        cameras=tuple(views),
+        ego_from_lidar=np.eye(4),
+        global_from_ego=global_from_ego,
+        lanes=lanes,
+    )
+
+
+def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, place: str) -> tuple[int, int]:
+    """(width, height): as the file says, as the two subsets have it, or as the image says. Only ours say it."""
+    if "image_size_px" in sensor:
+        width, height = map(int, sensor["image_size_px"])
+        return width, height
+    if camera.startswith("ring_"):
+        return (1550, 2048) if camera == "ring_front_center" else (2048, 1550)
+    if camera.startswith("CAM_"):
+        return 1600, 900
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise DataError(
+            f"{place}: camera {camera}: {path} cannot be read ({error}), and nothing else says its size; "
+            "fetch the image, or state image_size_px [width, height] beside image_path"
+        ) from None
+
+
+@DATASETS.register_module()
+class OpenLaneDataset(ClipDataset):
+    """Clips of OpenLane-V2 with their lane labels, see ClipDataset.
+
+    dataroots, split, point_interval: read from there (``read_openlane``); one root. frames: Frames at hand instead.
+    classes: of boxes, which OpenLane-V2 does not label. Others: those of ClipDataset.
+    Raises ConfigError for more than one root, DataError as ``read_openlane``.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataroots: str | Path | Sequence[str] = "data/OpenLane-V2",
+        split: str = "train",
+        point_interval: int | None = None,
+        frames: Sequence[Frame] | None = None,
+        classes: Sequence[str] = (),
+        lanes: bool = True,
+        **clip: Any,
+    ) -> None:
+        roots = [dataroots] if isinstance(dataroots, (str, Path)) else list(dataroots)
+        if len(roots) != 1:
+            raise ConfigError(f"OpenLaneDataset reads one data root, got {len(roots)}")
+        if frames is None:
+            frames = read_openlane(roots[0], split, point_interval)
+        super().__init__(frames=frames, dataroots=roots, split=split, classes=classes, lanes=lanes, **clip)

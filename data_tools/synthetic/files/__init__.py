@@ -1,0 +1,1 @@
+"""The street world on disk, in the nuScenes schema."""

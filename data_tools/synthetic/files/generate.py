@@ -1,0 +1,248 @@
+"""Write a synthetic dataset to disk: scenes in parallel, a progress bar, and nothing half-written at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ....core.errors import DataError
+from ..sensing.sensors import RIGS, camera_rig
+from ..world.world import WORLD_VERSION, build_world
+from .nuscenes_writer import (
+    SCENE_TABLES,
+    fixed_tables,
+    map_table,
+    scene_name,
+    write_map_stub,
+    write_scene,
+    write_tables,
+)
+
+LOGGER = logging.getLogger("drivestack")
+LABELS = ("lanes", "occupancy")
+MANIFEST = "synthetic_manifest.json"
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the content of a synthetic dataset."""
+
+    world_version: int
+    seed: int
+    scenes: dict[str, int]  # split -> number of scenes
+    keyframes_per_scene: int
+    image_width_px: int
+    rig: str
+    labels: tuple[str, ...]
+
+
+def synthesize(
+    out_dir: str | Path,
+    split: str = "train",
+    num_scenes: int | Mapping[str, int] = 20,
+    keyframes_per_scene: int = 20,
+    seed: int = 0,
+    image_width_px: int = 640,
+    rig: str = "nuscenes",
+    labels: Sequence[str] = ("occupancy", "lanes"),
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Write a nuScenes-format dataset (version v1.0-trainval) of synthetic scenes and return its root.
+
+    split: "train" or "val". num_scenes: scenes of that split, or a mapping split -> scenes to put both into one root
+    (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras) or "argoverse2" (seven, the front
+    one upright). labels: what to write besides boxes, see label_files.py. The same arguments give the same bytes,
+    whatever `workers` is.
+
+    The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
+    stopped; a finished set with the same recipe is left as it is.
+
+    Raises ValueError for a bad argument, and if `out_dir` holds something else than this recipe; DataError if a
+    worker is killed.
+    """
+    scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
+    recipe = Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))))
+    _check(recipe)
+    root = Path(out_dir)
+    if root.exists() and any(root.iterdir()):
+        _refuse_other(root, recipe)
+        LOGGER.info("%s is complete already", root)
+        return root
+    partial = root.with_name(root.name + _PARTIAL)
+    if partial.exists():
+        _refuse_other(partial, recipe)
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_atomically(partial / MANIFEST, asdict(recipe))
+    jobs = [(name, i) for name in sorted(recipe.scenes) for i in range(recipe.scenes[name])]
+    done = [job for job in jobs if _rows_file(partial, *job).exists()]
+    with _progress(len(jobs) * keyframes_per_scene, len(done) * keyframes_per_scene, progress) as advance:
+        _run([(partial, recipe, *job) for job in jobs if job not in done], workers, advance)
+    _finish(partial, recipe, jobs)
+    if root.exists():
+        root.rmdir()
+    os.replace(partial, root)
+    return root
+
+
+def _check(recipe: Recipe) -> None:
+    for name, count in recipe.scenes.items():
+        if name not in ("train", "val"):
+            raise ValueError(f"split must be 'train' or 'val', got {name!r}")
+        if count < 1:
+            raise ValueError(f"the number of {name} scenes must be at least 1, got {count}")
+        scene_name(name, count - 1)
+    if recipe.seed < 0:
+        raise ValueError(f"the seed must not be negative, got {recipe.seed}")
+    if recipe.keyframes_per_scene < 1 or recipe.image_width_px < 32:
+        raise ValueError(
+            "keyframes_per_scene must be at least 1 and image_width_px at least 32, got "
+            f"{recipe.keyframes_per_scene} and {recipe.image_width_px}"
+        )
+    if recipe.rig not in RIGS:
+        raise ValueError(f"rig must be one of {', '.join(RIGS)}, got {recipe.rig!r}")
+    if unknown := set(recipe.labels) - set(LABELS):
+        raise ValueError(f"labels must be of {', '.join(LABELS)}, got {', '.join(sorted(unknown))}")
+
+
+def _refuse_other(folder: Path, recipe: Recipe) -> None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not empty and holds no synthetic dataset ({MANIFEST} is missing); choose another folder"
+        )
+    found = json.loads(path.read_text())
+    wanted = json.loads(json.dumps(asdict(recipe)))
+    differing = [f"{k}: has {found.get(k)}, asked for {wanted[k]}" for k in wanted if found.get(k) != wanted[k]]
+    if differing:
+        raise ValueError(
+            f"{folder} holds another synthetic dataset ({'; '.join(differing)}); delete it or choose another folder"
+        )
+
+
+def _rows_file(root: Path, split: str, index: int) -> Path:
+    return root / "synthetic" / scene_name(split, index) / "rows.json"
+
+
+def _write_atomically(path: Path, content) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, path)
+
+
+def _one_scene(root: Path, recipe: Recipe, split: str, index: int, on_keyframe) -> None:
+    world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene)
+    cameras = camera_rig(recipe.image_width_px, recipe.rig)
+    rows = write_scene(world, root, cameras, recipe.labels, on_keyframe)
+    _write_atomically(_rows_file(root, split, index), rows)
+
+
+_TICKS = None  # queue of the worker processes
+
+
+def _start_worker(ticks) -> None:
+    global _TICKS
+    _TICKS = ticks
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: stop, without a traceback each
+
+
+def _scene_in_worker(job) -> None:
+    _one_scene(*job, lambda: _TICKS.put(1))
+
+
+def _run(jobs: list, workers: int, advance) -> None:
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            _one_scene(*job, advance)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    ticks = context.Queue()
+    stop = threading.Event()
+
+    def relay() -> None:
+        while not stop.is_set() or not ticks.empty():
+            try:
+                ticks.get(timeout=0.1)
+                advance()
+            except queue.Empty:
+                continue
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (ticks,)) as pool:
+            for _ in pool.map(_scene_in_worker, jobs):
+                pass
+    except BrokenProcessPool:
+        raise DataError(
+            f"{jobs[0][0]}: a process that synthesizes was killed (out of memory?); the same call with fewer workers "
+            "goes on"
+        ) from None
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _finish(root: Path, recipe: Recipe, jobs: list[tuple[str, int]]) -> None:
+    tables = fixed_tables(camera_rig(recipe.image_width_px, recipe.rig)) | {name: [] for name in SCENE_TABLES}
+    for job in jobs:
+        rows = json.loads(_rows_file(root, *job).read_text())
+        for name in SCENE_TABLES:
+            tables[name] += rows[name]
+    tables["map"] = map_table([log["token"] for log in tables["log"]])
+    write_map_stub(root)
+    write_tables(root, tables)
+    for job in jobs:
+        _rows_file(root, *job).unlink()
+
+
+@contextmanager
+def _progress(total: int, done: int, wanted: bool):
+    """Yields advance(): a bar on a terminal, a line every tenth part elsewhere, nothing if not wanted."""
+    if not wanted:
+        yield lambda: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("synthesize"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("keyframes"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total, completed=done)
+            yield lambda: bar.advance(task)
+    else:
+        state = {"done": done}
+
+        def advance() -> None:
+            state["done"] += 1
+            if state["done"] * 10 // total > (state["done"] - 1) * 10 // total:
+                LOGGER.info("synthesize: %d of %d keyframes", state["done"], total)
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Voxel and lane labels of the street world."""

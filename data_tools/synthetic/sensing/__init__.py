@@ -1,0 +1,1 @@
+"""Cameras and LiDAR in the street world, ray-cast."""

@@ -1,0 +1,93 @@
+"""The rigs: the six cameras of a nuScenes car or the seven of an Argoverse 2 car, and one LiDAR.
+
+Frames: ego x forward, y left, z up on the ground below the rear axle; camera x right, y down, z forward;
+LIDAR_TOP x right, y forward, z up. Pixel index (u, v) samples the image plane at exactly (u, v).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ....geometry.cameras import PinholeCamera
+from ....geometry.poses import pose, rotation_z
+
+LIDAR_CHANNEL = "LIDAR_TOP"
+LIDAR_BEAMS = 32
+LIDAR_AZIMUTHS = 1080
+LIDAR_RANGE_M = 100.0
+
+# yaw in degrees (ccw from ego x), position in the ego frame, focal length, principal point and size in native pixels
+_NUSCENES = {
+    "CAM_FRONT": (0.0, (1.70, 0.02, 1.51), 1266.0),
+    "CAM_FRONT_RIGHT": (-55.0, (1.55, -0.50, 1.50), 1260.0),
+    "CAM_FRONT_LEFT": (55.0, (1.52, 0.50, 1.51), 1272.0),
+    "CAM_BACK": (180.0, (0.03, 0.0, 1.57), 809.0),
+    "CAM_BACK_LEFT": (110.0, (1.04, 0.48, 1.59), 1257.0),
+    "CAM_BACK_RIGHT": (-110.0, (1.05, -0.48, 1.56), 1259.0),
+}
+_ARGOVERSE = {  # the front camera first and upright, as OpenLane-V2 subset A wants it
+    "ring_front_center": (0.0, (1.63, 0.0, 1.43), 1690.0),
+    "ring_front_left": (45.0, (1.55, 0.15, 1.43), 1690.0),
+    "ring_front_right": (-45.0, (1.55, -0.15, 1.43), 1690.0),
+    "ring_side_left": (99.0, (1.30, 0.22, 1.43), 1690.0),
+    "ring_side_right": (-99.0, (1.30, -0.22, 1.43), 1690.0),
+    "ring_rear_left": (153.0, (1.10, 0.14, 1.43), 1690.0),
+    "ring_rear_right": (-153.0, (1.10, -0.14, 1.43), 1690.0),
+}
+RIGS = {"nuscenes": _NUSCENES, "argoverse2": _ARGOVERSE}
+_NATIVE = {"nuscenes": (1600, 900, (816.0, 491.0)), "argoverse2": (2048, 1550, (1024.0, 775.0))}
+
+
+@dataclass(frozen=True)
+class RigCamera:
+    """One camera of the rig."""
+
+    name: str
+    camera: PinholeCamera
+    ego_from_camera: np.ndarray  # [4, 4]
+
+    @cached_property
+    def rays(self) -> np.ndarray:
+        """[H, W, 3] unit viewing directions in the camera frame."""
+        return self.camera.rays()
+
+
+def camera_rig(image_width_px: int, rig: str = "nuscenes") -> tuple[RigCamera, ...]:
+    """The cameras of a rig (a key of RIGS), the front one first; intrinsics scale with the width.
+
+    image_width_px: of a landscape image. The upright front image of "argoverse2" has that height.
+    """
+    native_width_px, native_height_px, native_principal_px = _NATIVE[rig]
+    scale = image_width_px / native_width_px
+    cameras = []
+    for name, (yaw_deg, position, focal_px) in RIGS[rig].items():
+        size_px = image_width_px, round(native_height_px * scale)
+        principal_px = native_principal_px
+        if name == "ring_front_center":
+            size_px, principal_px = size_px[::-1], principal_px[::-1]
+        intrinsics = np.array([[focal_px, 0, principal_px[0]], [0, focal_px, principal_px[1]], [0, 0, 1 / scale]])
+        yaw = np.deg2rad(yaw_deg)
+        forward = np.array([np.cos(yaw), np.sin(yaw), 0])
+        right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+        rotation = np.stack([right, [0, 0, -1.0], forward], axis=1)  # columns: camera axes in the ego frame
+        cameras.append(RigCamera(name, PinholeCamera(intrinsics * scale, *size_px), pose(rotation, position)))
+    return tuple(cameras)
+
+
+def ego_from_lidar() -> np.ndarray:
+    """[4, 4] pose of LIDAR_TOP on the car."""
+    return pose(rotation_z(-np.pi / 2), (0.94, 0.0, 1.84))
+
+
+def lidar_rays() -> tuple[np.ndarray, np.ndarray]:
+    """Unit directions [beams * azimuths, 3] in the LIDAR frame, and the ring number of each, lowest beam first."""
+    elevation = np.deg2rad(np.linspace(-30.0, 10.0, LIDAR_BEAMS))[:, None]
+    azimuth = (np.arange(LIDAR_AZIMUTHS) * 2 * np.pi / LIDAR_AZIMUTHS)[None]
+    directions = np.stack(
+        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation) + 0 * azimuth], -1
+    )
+    ring = np.repeat(np.arange(LIDAR_BEAMS), LIDAR_AZIMUTHS)
+    return directions.reshape(-1, 3).astype(np.float32), ring

@@ -1,0 +1,1 @@
+"""The street world: layout, scenery, objects, their motion."""

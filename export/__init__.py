@@ -1,0 +1,1 @@
+"""Models and weights for other programs: ONNX, safetensors."""

@@ -1,0 +1,1 @@
+"""Scores, submissions and rules of OpenLane-V2."""

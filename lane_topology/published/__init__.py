@@ -1,0 +1,1 @@
+"""OpenLane-V2's baselines under their released keys."""

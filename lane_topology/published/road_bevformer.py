@@ -1,0 +1,207 @@
+"""OpenLane-V2's large baseline (BEVFormer on InternImage or ResNet-50): lanes, traffic elements and their topology.
+
+Source: OpenLane-V2, arXiv 2304.10440; spec/lane_topology.md section 2. State-dict prefixes are those of the published
+models: ``img_backbone.``, ``img_neck.``, ``bev_constructor.``, ``pts_bbox_head.``, ``bbox_head.``, ``lclc_head.``,
+``lcte_head.``. New models should take ``head.LaneTopologyHead``.
+
+Shapes: B batch, N cameras, C channels, Q lane queries, E element queries, D numbers of a lane's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...bev.bevformer_v2 import build
+from ...bev.map.history import History
+from ...bev.map.temporal import images_from_ego
+from ...core.answers import LaneGraph, SceneAnswer
+from ...core.batch import Batch
+from ...core.errors import ConfigError
+from ...data_tools.clips.can_bus import can_bus_of_pose
+from ..curves import fit_lines, sample_curves
+from ..front_image import boxes_on_disk, front_index
+from . import losses
+
+
+def lane_graph(
+    token: str,
+    controls: Tensor,
+    scores: Tensor,
+    elements: tuple[Tensor, Tensor, Tensor],
+    lane_lane: Tensor,
+    lane_element: Tensor,
+    num_points: int = 11,
+    scramble_edges: bool = False,
+) -> LaneGraph:
+    """One sample's answer: controls [Q, K, 3] metres, scores [Q], elements (boxes [E, 4], scores [E], attributes [E]),
+    probabilities [Q, Q] and [Q, E]; lanes in the queries' order.
+
+    ``scramble_edges`` gives what InternImage's fork gives: lanes by rising score, edges where they were, so that rows
+    and columns belong to other lanes (bug 3 of spec section 2.1; its published topology scores may carry it).
+    """
+    points = sample_curves(controls.float(), num_points)
+    if scramble_edges:
+        order = scores.argsort(stable=True)
+        points, scores = points[order], scores[order]
+    boxes, element_scores, attributes = elements
+    arrays = (points, scores, boxes, attributes, element_scores, lane_lane, lane_element)
+    return LaneGraph(token, *(x.detach().cpu().numpy() for x in arrays))
+
+
+class LaneBaseline(BaseModel):
+    """What the baselines share: images to pyramid maps, matrices of the EGO frame, labels, MMEngine's door."""
+
+    frame_offsets = (0,)
+    tasks = ("lanes",)
+
+    def __init__(
+        self,
+        img_backbone: dict | nn.Module,
+        img_neck: dict | nn.Module,
+        front_camera: str | int = 0,
+        camera_names: Sequence[str] | None = None,
+        scramble_edges: bool = False,
+        edge_weight: float = 5.0,
+    ) -> None:
+        super().__init__()
+        self.img_backbone, self.img_neck = build(img_backbone), build(img_neck)
+        self.front_camera, self.camera_names = front_camera, camera_names
+        self.scramble_edges, self.edge_weight = scramble_edges, edge_weight
+
+    def levels(self, batch: Batch) -> list[Tensor]:
+        """Pyramid maps [B, N, C, h, w] of the current frame."""
+        images = batch.images[:, batch.current]
+        if batch.image_flipped.any():
+            raise ConfigError("lanes do not follow image flips: leave image.flip off, use mirror")
+        return [
+            level.unflatten(0, images.shape[:2]) for level in self.img_neck(self.img_backbone(images.flatten(0, 1)))
+        ]
+
+    def front(self, batch: Batch) -> int:
+        return front_index(self.front_camera, self.camera_names, batch)
+
+    @staticmethod
+    def labels(batch: Batch) -> dict[str, list[Tensor]]:
+        """Per sample: ``codes`` [n, D] metres, ``boxes`` [k, 4] xyxy px, ``attributes`` [k], ``lane_lane``,
+        ``lane_element``. Raises ConfigError where a sample has none.
+        """
+        if not batch.lanes or any(own is None for own in batch.lanes):
+            raise ConfigError(
+                f"samples {', '.join(batch.tokens)}: not all have lane labels; use a split that has, with lanes=True"
+            )
+        device = batch.images.device
+        return {
+            "codes": [fit_lines(own.centrelines).flatten(1).to(device) for own in batch.lanes],
+            "boxes": [own.elements_xyxy_px.float() for own in batch.lanes],
+            "attributes": [own.attributes for own in batch.lanes],
+            "lane_lane": [own.lane_lane for own in batch.lanes],
+            "lane_element": [own.lane_element for own in batch.lanes],
+        }
+
+    def edge_terms(
+        self,
+        lane_lane: Tensor,
+        lane_element: Tensor,
+        labels: Mapping[str, list[Tensor]],
+        lane_of: Sequence[Tensor],
+        element_of: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted losses of logits [B, Q, Q] and [B, Q, E], given the assignments."""
+        between = losses.edge_targets(labels["lane_lane"], lane_of, lane_of, lane_lane.shape[1:])
+        governs = losses.edge_targets(labels["lane_element"], lane_of, element_of, lane_element.shape[1:])
+        weight = self.edge_weight
+        return losses.edge_loss(lane_lane, between) * weight, losses.edge_loss(lane_element, governs) * weight
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def graphs(self, batch: Batch) -> list[LaneGraph]:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, history: History | None = None) -> tuple[list[SceneAnswer], History]:
+        """The lanes of each sample; these models remember nothing."""
+        return [SceneAnswer(graph.token, lanes=graph) for graph in self.graphs(batch)], {}
+
+    def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor] | list[SceneAnswer]:
+        """``loss`` in training; ``predict`` without history. Other modes raise ValueError."""
+        if mode not in ("loss", "predict"):
+            raise ValueError(f"mode is 'loss' or 'predict', got {mode!r}")
+        return self.loss(batch) if mode == "loss" else self.predict(batch)[0]
+
+
+@MODELS.register_module()
+class RoadBevFormer(LaneBaseline):
+    """bev_constructor: BevConstructor; pts_bbox_head: CentrelineHead; bbox_head: ElementHead; lclc_head, lcte_head:
+    RelationshipHead. front_camera: name or index of the camera of the traffic elements; camera_names: the batch's
+    order, where it is not the frames' own. scramble_edges: see ``lane_graph``.
+    """
+
+    def __init__(
+        self,
+        *,
+        bev_constructor: dict | nn.Module,
+        pts_bbox_head: dict | nn.Module,
+        bbox_head: dict | nn.Module,
+        lclc_head: dict | nn.Module,
+        lcte_head: dict | nn.Module,
+        **shared: object,
+    ) -> None:
+        super().__init__(**shared)
+        self.bev_constructor, self.pts_bbox_head = build(bev_constructor), build(pts_bbox_head)
+        self.bbox_head, self.lclc_head, self.lcte_head = build(bbox_head), build(lclc_head), build(lcte_head)
+
+    def outputs(self, batch: Batch) -> tuple:
+        """Lanes (CentrelineOutputs), elements (ElementOutputs) and the edges' logits [B, Q, Q], [B, Q, E]."""
+        levels, now, front = self.levels(batch), batch.current, self.front(batch)
+        padded = tuple(batch.images.shape[-2:])
+        can_bus = None
+        if self.bev_constructor.can_bus_mlp is not None:
+            signals = np.stack([can_bus_of_pose(f.global_from_ego, f.can_signals) for f in batch.frames])
+            can_bus = torch.from_numpy(signals).to(batch.images.device)
+        sizes = batch.image_size_px[:, now]
+        bev = self.bev_constructor(levels, images_from_ego(batch)[:, now], sizes, padded, can_bus)
+        lanes = self.pts_bbox_head(bev)
+        elements = self.bbox_head([level[:, front] for level in levels], sizes[:, front], padded)
+        state = lanes.states[-1]
+        return lanes, elements, self.lclc_head(state, state).float(), self.lcte_head(state, elements.states[-1]).float()
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms of all heads, named as upstream. Without any element in the batch the element terms are zeros that keep
+        the graph. Raises ConfigError for samples without labels, FloatingPointError as the matching does.
+        """
+        labels = self.labels(batch)
+        lanes, elements, lane_lane, lane_element = self.outputs(batch)
+        lane_terms, lane_of = self.pts_bbox_head.loss(lanes, labels["codes"])
+        sizes = batch.image_size_px[:, batch.current, self.front(batch)]
+        element_terms, element_of = self.bbox_head.loss(elements, labels["boxes"], labels["attributes"], sizes)
+        between, governs = self.edge_terms(lane_lane, lane_element, labels, lane_of, element_of)
+        present = float(any(len(boxes) for boxes in labels["boxes"]))
+        return (
+            {f"lane_head.{name}": value for name, value in lane_terms.items()}
+            | {f"bbox_head.{name}": value * present for name, value in element_terms.items()}
+            | {"lclc_head.loss_rel": between, "lcte_head.loss_rel": governs * present}
+        )
+
+    def graphs(self, batch: Batch) -> list[LaneGraph]:
+        lanes, elements, lane_lane, lane_element = self.outputs(batch)
+        front = self.front(batch)
+        found = self.bbox_head.predict(elements, batch.image_size_px[:, batch.current, front])
+        return [
+            lane_graph(
+                token,
+                lanes.codes[-1, b].unflatten(-1, (-1, 3)),
+                lanes.logits[-1, b, :, 0].sigmoid(),
+                (boxes_on_disk(boxes, batch, b, front), scores, attributes),
+                lane_lane[b].sigmoid(),
+                lane_element[b].sigmoid(),
+                scramble_edges=self.scramble_edges,
+            )
+            for b, (token, (boxes, scores, attributes)) in enumerate(zip(batch.tokens, found))
+        ]

@@ -1,0 +1,104 @@
+"""All voxel metrics of a set of predictions side by side, each with its mask stated.
+
+Sources: metrics.py, rayiou.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import DataError
+from ...core.frames import Frame
+from ...data_tools.labels.files import read_occupancy
+from ...geometry import invert_pose, transform_points
+from ..classes import OCC3D_NUSCENES
+from .miou import MASKS, ConfusionMatrix, fscore
+from .rayiou import RayIoU, choose_origins
+
+MASK_NAMES = {"camera": "camera mask", "lidar": "lidar mask", "none": "no mask"}
+
+
+def ray_origins(frame: Frame, scene: Sequence[Frame]) -> NDArray[np.float32]:
+    """[O, 3] LiDAR places of a scene's keyframes in the EGO frame of one of them, as RayIoU chooses them."""
+    places = np.stack([other.global_from_lidar[:3, 3] for other in scene])
+    return choose_origins(transform_points(invert_pose(frame.global_from_ego), places))
+
+
+def evaluate(
+    frames: Sequence[Frame],
+    predicted: Callable[[str], NDArray[np.integer]],
+    class_names: Sequence[str] = OCC3D_NUSCENES,
+    on_sample: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Scores of ``predicted(sample token)`` [X, Y, Z] on all frames.
+
+    Returns ``miou`` and ``per_class`` by mask (camera, lidar, none), in 0..1 and over the classes that occur, free
+    left out; ``fscore`` by mask (camera, none), the mean over samples; ``rayiou`` with its thresholds; ``samples``.
+    Raises DataError, naming the sample, if a frame has no labels or a prediction cannot be compared.
+    """
+    bare = [frame.token for frame in frames if not frame.occupancy_path]
+    place = "gts/<scene>/<sample>/labels.npz"
+    if len(bare) == len(frames):
+        raise DataError(f"none of the {len(frames)} frames has voxel labels ({place}); score a split that is labelled")
+    if bare:
+        raise DataError(
+            f"sample {bare[0]}: no voxel labels ({len(bare)} of {len(frames)} frames have none); fetch or generate "
+            f"{place} again"
+        )
+    free = len(class_names) - 1
+    matrices = {mask: ConfusionMatrix(len(class_names)) for mask in MASKS}
+    surface: dict[str, list[float]] = {"camera": [], "none": []}
+    rays = RayIoU(len(class_names))
+    scenes: dict[str, list[Frame]] = {}
+    for frame in frames:
+        scenes.setdefault(frame.scene_token, []).append(frame)
+    for frame in frames:
+        labels, voxels = read_occupancy(frame.occupancy_path, len(class_names)), predicted(frame.token)
+        masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": None}
+        try:
+            for name, matrix in matrices.items():
+                matrix.add(labels.semantics, voxels, masks[name])
+        except ValueError as error:
+            raise DataError(f"sample {frame.token}: {error}") from None
+        for name, values in surface.items():
+            values.append(fscore(labels.semantics, voxels, masks[name], free=free)[0])
+        rays.add(labels.semantics, voxels, ray_origins(frame, scenes[frame.scene_token]))
+        on_sample()
+    return {
+        "samples": len(frames),
+        "miou": {name: _number(matrix.mean_iou()) for name, matrix in matrices.items()},
+        "per_class": {
+            name: {c: _number(iou) for c, iou in zip(class_names, matrix.iou())} for name, matrix in matrices.items()
+        },
+        "fscore": {name: float(np.mean(values)) for name, values in surface.items()},
+        "rayiou": {name: _number(value) for name, value in rays.scores().items()},
+    }
+
+
+def table(scores: Mapping[str, Any]) -> list[str]:
+    """The scores as lines of text."""
+    miou, surface, rays = scores["miou"], scores["fscore"], scores["rayiou"]
+    masked = lambda by_mask: "   ".join(f"{MASK_NAMES[mask]} {_text(value)}" for mask, value in by_mask.items())
+    lines = [
+        f"mIoU      {masked(miou)}",
+        f"F-score   {masked(surface)}",
+        "RayIoU    no mask     " + "   ".join(f"{name} {_text(value)}" for name, value in rays.items()),
+        "",
+        f"{'class':<22}{'IoU camera':>12}{'lidar':>8}{'none':>8}",
+    ]
+    for name, iou in scores["per_class"]["camera"].items():
+        others = (scores["per_class"][mask][name] for mask in ("lidar", "none"))
+        lines.append(f"{name:<22}{_text(iou):>12}" + "".join(f"{_text(value):>8}" for value in others))
+    return lines
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

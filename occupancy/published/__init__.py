@@ -1,0 +1,1 @@
+"""The occupancy challenge's baselines under their released keys."""

@@ -1,0 +1,1 @@
+"""One file per answer: how it is written, checked, scored and drawn."""

@@ -1,0 +1,175 @@
+"""Models prepared for inference give the same numbers, and so do oneDNN's matrix products."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from drivestack.backbone import FPN, InternImageClassifier, ResNet, prepare_inference
+from drivestack.backbone.cpu import linear
+from drivestack.backbone.cpu.linear import Linear, PackedConv2d, PackedLinear
+from drivestack.backbone.internimage.layers import LayerNorm
+from drivestack.bev.map.temporal import FusionBlock, ResNetFusion
+
+TINY = dict(channels=16, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8), num_classes=7)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """Every parameter and running statistic away from its start."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.add_(0.05 * torch.randn_like(tensor) if "running_var" not in name else torch.rand_like(tensor))
+    return model.eval()
+
+
+def close(a: torch.Tensor, b: torch.Tensor, share: float = 1e-5) -> None:
+    assert a.shape == b.shape and a.dtype == b.dtype
+    assert (a - b).abs().max() <= share * b.abs().max() + 1e-9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(post_norm=True, layer_scale=0.5),
+        dict(layer_scale=0.5, res_post_norm=True, drop_path_rate=0.3, drop_rate=0.2),
+        dict(dw_kernel_size=5, center_feature_scale=True, res_post_norm=True, remove_center=True),
+        dict(norm_layer="BN", act_layer="SiLU"),
+    ],
+    ids=["pre-norm", "post-norm", "scaled pre-norm", "H", "BN"],
+)
+def test_prepared_encoder_gives_the_same_numbers(options):
+    model = spread(InternImageClassifier(**TINY, **options))
+    before = copy.deepcopy(model.state_dict())
+    prepared = prepare_inference(model)
+    images = torch.randn(2, 3, 70, 64)
+    with torch.no_grad():
+        close(prepared(images), model(images))
+        with torch.autocast("cpu", torch.bfloat16):
+            close(prepared(images), model(images), 0.05)
+        close(copy.deepcopy(prepared).double()(images.double()), copy.deepcopy(model).double()(images.double()))
+    close(prepared(images), model(images))  # with autograd PyTorch's own layers serve
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(p.requires_grad for p in prepared.parameters())
+
+
+def test_prepared_models_can_be_copied_and_pickled_after_use():
+    prepared = prepare_inference(spread(InternImageClassifier(**TINY)))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = prepared(images)
+        for other in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+            assert torch.equal(other(images), expected)
+
+
+def test_batch_norms_fold_into_convolutions():
+    resnet = spread(ResNet(depth=50, base_channels=8, stage_with_dcn=(False, False, True, False)))
+    neck, fusion = FPN(in_channels=(32, 64, 128, 256), out_channels=8, num_outs=4), ResNetFusion(8, 8, 16, 2)
+    model = nn.Sequential(resnet, neck, spread(fusion))
+    prepared = prepare_inference(model)
+    norms = [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 6  # behind the deformable convolutions
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, found = neck(resnet(images)), prepared[1](prepared[0](images))
+        for a, b in zip(found, expected):
+            close(a, b, 1e-4)
+        close(prepared[2](found[0]), fusion(expected[0]), 1e-4)
+
+
+def test_folding_leaves_a_norm_of_another_convolution_alone():
+    class Odd(FusionBlock):
+        def __init__(self):
+            super().__init__(4, 4)
+            del self.conv2  # bn2 has no convolution of its name
+
+    prepared = prepare_inference(Odd().eval())
+    assert isinstance(prepared.bn2, nn.BatchNorm2d) and isinstance(prepared.bn1, nn.Identity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "gelu", "relu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_pytorchs(dtype, activation, bias):
+    layer = Linear(24, 40, bias=bias).to(dtype)
+    packed = PackedLinear(layer)
+    act = {None: nn.Identity(), "gelu": nn.GELU(), "relu": nn.ReLU()}[activation]
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2}[dtype]
+    for x in (torch.randn(3, 5, 24, dtype=dtype), torch.randn(24, 6, dtype=dtype).t(), torch.randn(0, 24, dtype=dtype)):
+        expected = act(nn.Linear.forward(layer, x))
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x, activation), expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(packed(x, activation), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_linear_adds_a_residual(dtype):
+    layer, x = Linear(24, 40).to(dtype), torch.randn(3, 5, 24, dtype=dtype)
+    for residual in (torch.randn(3, 5, 40, dtype=dtype), torch.randn(5, 3, 40, dtype=dtype).transpose(0, 1)):
+        with torch.no_grad():
+            expected = residual + layer(x)
+            close(layer(x, residual=residual), expected, 1e-2 if dtype == torch.bfloat16 else 1e-6)
+            close(PackedLinear(layer)(x, residual=residual), expected, 1e-2 if dtype == torch.bfloat16 else 1e-6)
+            assert PackedLinear(layer)(x, residual=residual.float()).dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_learns(monkeypatch, bias):
+    """Large products go through a convolution on some processors; here all of them do."""
+    monkeypatch.setattr(linear, "_mkl_lags", lambda: True)
+    monkeypatch.setattr(linear, "CONVOLUTION_PAYS", 100)
+    layer, twin = Linear(6, 4, bias=bias), nn.Linear(6, 4, bias=bias)
+    twin.load_state_dict(layer.state_dict())
+    for shape in ((5, 6), (2, 3, 5, 6), (1, 6), (40, 6)):
+        x = torch.randn(shape, requires_grad=True)
+        y, expected = layer(x, "gelu"), nn.functional.gelu(twin(x))
+        close(y.detach(), expected.detach())
+        inputs, seed = (x, layer.weight), torch.randn_like(y)
+        first = torch.autograd.grad(y, inputs, seed, create_graph=True)
+        wanted = torch.autograd.grad(expected, (x, twin.weight), seed, create_graph=True)
+        for a, b in zip(first, wanted):
+            close(a.detach(), b.detach())
+        (second,), (second_wanted,) = (torch.autograd.grad(g[0].square().sum(), x) for g in (first, wanted))
+        close(second, second_wanted, 1e-4)
+
+
+def test_packed_layers_notice_new_weights():
+    for layer, x in ((nn.Linear(8, 16), torch.randn(3, 8)), (nn.Conv2d(8, 16, 3, stride=2), torch.randn(1, 8, 9, 9))):
+        packed = (PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d)(layer)
+        with torch.no_grad():
+            close(packed(x), layer(x))
+            other = {key: torch.randn_like(value) for key, value in packed.state_dict().items()}
+            packed.load_state_dict(other)
+            layer.load_state_dict(other)
+            close(packed(x), layer(x))
+
+
+def test_packed_layers_stand_side_by_side():
+    first, second = nn.Linear(8, 16), nn.Linear(8, 4)
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        close(PackedLinear(first, second)(x), torch.cat([first(x), second(x)], -1))
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_transforms_see_the_whole_function(prepared):
+    """Forward-mode derivatives and vmap go through although nothing records gradients."""
+    model = nn.Sequential(Linear(6, 4), LayerNorm(4))
+    spread(model)
+    run = prepare_inference(model) if prepared else model
+    x, direction = torch.randn(3, 6), torch.randn(3, 6)
+    with torch.no_grad():
+        _, slope = torch.func.jvp(run, (x,), (direction,))
+        step = 1e-3 * direction
+        close(slope, (run(x + step) - run(x - step)) / 2e-3, 1e-2)
+        close(torch.vmap(run)(x), run(x), 1e-4)

@@ -1,0 +1,248 @@
+"""The perspective branch inside the whole detector, on clips as the dataset makes them: labels, proposals, queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drivestack.backbone.fpn import FPN
+from drivestack.backbone.internimage.model import InternImage
+from drivestack.bev.bevformer_v2 import BEVFormerV2
+from drivestack.bev.boxes.box_coder import denormalise_points
+from drivestack.bev.boxes.head import BEVFormerHead
+from drivestack.bev.boxes.proposals import HybridQueries, PerspectiveProposals
+from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.perspective.geometry import labelled_boxes
+from drivestack.bev.perspective.head import CameraDetections, NuscenesDD3D
+from drivestack.core.errors import ConfigError
+from drivestack.core.frames import Annotations, CameraView, Frame
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
+from drivestack.data_tools.clips.collate import collate_clips
+from drivestack.engine.config import config_names, load_config
+from drivestack.geometry import PinholeCamera, pose, rotation_z
+
+RANGE = (-40.0, -40.0, -5.0, 40.0, 40.0, 3.0)
+WIDTH, HEIGHT = 192, 128
+CLASSES = "barrier bicycle bus car construction_vehicle motorcycle pedestrian traffic_cone trailer truck"
+FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # ego from a camera that looks ahead
+AZIMUTHS_DEG = (0, 120, 240)  # nothing stands in sight of the last
+OBJECTS = {  # ego frame: x, y, z, l, w, h, yaw
+    "car": (14.0, 2.0, 0.8, 4.4, 1.9, 1.6, 0.4),
+    "pedestrian": (9.0, -4.0, 0.9, 0.7, 0.7, 1.8, 0.0),
+    "truck": (-9.0, 16.0, 1.4, 7.0, 2.5, 2.8, 2.0),
+}
+
+
+def make_frames(folder: Path, count: int) -> list[Frame]:
+    """A car that drives on and turns; objects stand in the world; images of noise."""
+    rng = np.random.default_rng(0)
+    ego_from_lidar = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])
+    camera = PinholeCamera(np.array([[110.0, 0, WIDTH / 2], [0, 110.0, HEIGHT / 2], [0, 0, 1]]), WIDTH, HEIGHT)
+    rows = np.array(list(OBJECTS.values()))
+    n = len(rows)
+    labels = Annotations(
+        names=list(OBJECTS),
+        centre_global_m=rows[:, :3],
+        rotation_global=rotation_z(rows[:, 6]),
+        size_lwh_m=rows[:, 3:6],
+        velocity_global_mps=np.array([[2.0, 1.0], [np.nan, np.nan], [0, 0]]),
+        attributes=["vehicle.moving", "", "vehicle.parked"],
+        num_lidar_points=np.full(n, 9),
+        num_radar_points=np.zeros(n, dtype=int),
+        tokens=[""] * n,
+        instance_tokens=[""] * n,
+    )
+    frames = []
+    for i in range(count):
+        global_from_ego = pose(rotation_z(0.03 * i), [0.8 * i, 0.1 * i, 0.0])
+        views = []
+        for k, degrees in enumerate(AZIMUTHS_DEG):
+            path = folder / f"{i}_{k}.png"
+            Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+            ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.5, 0.0, 1.5])
+            lidar_from_camera = np.linalg.inv(ego_from_lidar) @ ego_from_camera
+            views.append(
+                CameraView(f"C{k}", str(path), camera, global_from_ego @ ego_from_camera, lidar_from_camera, i)
+            )
+        frames.append(
+            Frame(
+                token=f"f{i}",
+                scene_token="s",
+                scene_name="scene",
+                timestamp_us=i,
+                cameras=tuple(views),
+                ego_from_lidar=ego_from_lidar,
+                global_from_ego=global_from_ego,
+                annotations=labels,
+                prev_token=f"f{i - 1}" if i else "",
+                next_token=f"f{i + 1}" if i + 1 < count else "",
+            )
+        )
+    return frames
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> list[Frame]:
+    return make_frames(tmp_path_factory.mktemp("images"), 3)
+
+
+def clips(frames: list[Frame], **settings) -> ClipDataset:
+    arguments = {
+        "image": {"crop": (0, 0, 1, 1), "train_heights_px": (96, 128), "test_height_px": 128, "flip": True},
+        "bda": {},
+        "mono": True,
+        "training": True,
+        "pc_range": RANGE,
+    }
+    return ClipDataset(classes=CLASSES.split(), frames=frames, **arguments | settings)
+
+
+def build(offsets=(0,)) -> BEVFormerV2:
+    torch.manual_seed(0)
+    size = {"embed_dims": 32, "bev_size": (10, 10)}
+    transformer = BevTransformer(
+        **size,
+        point_range=RANGE,
+        num_heads=4,
+        num_cams=3,
+        num_levels=3,
+        encoder_layers=1,
+        decoder_layers=2,
+        ffn_dims=64,
+        dropout=0.0,
+        frames=offsets,
+        fusion_channels=32,
+    )
+    return BEVFormerV2(
+        img_backbone=InternImage(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), out_indices=(1, 2, 3)),
+        img_neck=FPN(in_channels=(32, 64, 128), out_channels=32, num_outs=5, add_extra_convs="on_output"),
+        pts_bbox_head=BEVFormerHead(
+            transformer, num_query=6, num_groups=2, num_decoder_layers=2, pc_range=RANGE, **size
+        ),
+        fcos3d_bbox_head=NuscenesDD3D(in_channels=32, num_convs=1, cls_prior=0.06),
+        perspective_proposals=PerspectiveProposals(10, RANGE, num_proposals=8),
+        hybrid_queries=HybridQueries(32, 10),
+        frame_offsets=offsets,
+        num_bev_levels=3,
+        grid_mask=False,
+    )
+
+
+def check_step(model: BEVFormerV2, batch) -> dict[str, torch.Tensor]:
+    losses = model.train().loss(batch)
+    assert all(value.isfinite() for value in losses.values()), losses
+    assert sum(name.endswith("_mono") for name in losses) == 10
+    model.zero_grad()
+    sum(losses.values()).backward()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in parameters.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in parameters.values())
+    return losses
+
+
+def test_a_step_reaches_every_parameter_and_leaves_unlabelled_images_out(frames):
+    dataset = clips(frames, frame_offsets=(-1, 0))
+    batch = collate_clips([dataset[1, 0], dataset[2, 1]])
+    assert [[target is not None for target in cameras] for cameras in batch.mono] == [[True, True, False]] * 2
+    model = build((-1, 0))
+    losses = check_step(model, batch)
+    assert all(losses[f"loss_{name}_mono"] > 0 for name in ("cls", "box2d_reg", "box3d_depth", "box3d_quat", "speed"))
+
+    batch.images[:, :, 2] += 1  # the camera without labels
+    changed = model.loss(batch)
+    for name, value in losses.items():
+        if name.endswith("_mono"):
+            torch.testing.assert_close(changed[name], value)
+    assert changed["loss_cls"] != losses["loss_cls"]
+
+
+def test_a_batch_in_which_no_image_is_labelled(frames):
+    batch = collate_clips([clips(frames)[0]])
+    batch.mono = [[None] * 3]
+    losses = check_step(build(), batch)
+    assert all(value == 0 for name, value in losses.items() if name.endswith("_mono"))
+
+
+def test_a_dataset_without_image_labels_is_refused_by_name(frames):
+    batch = collate_clips([clips(frames, mono=False)[0]])
+    with pytest.raises(ConfigError, match=r"fcos3d_bbox_head.*mono=True"):
+        build().loss(batch)
+
+
+def perfect_views(model: BEVFormerV2, batch) -> list:
+    """Makes the perspective head detect the labels; what becomes of them is appended to the list."""
+    targets = [target for cameras in batch.mono for target in cameras]
+
+    def detect(outs, intrinsics):
+        found = []
+        for image in outs.images.tolist():
+            target = targets[image]
+            if target is None:
+                continue
+            count = len(target.labels)
+            boxes = labelled_boxes(target.boxes3d_camera, intrinsics[image].expand(count, 3, 3))
+            scores = torch.linspace(0.9, 0.5, count)
+            speeds = target.speed.nan_to_num()
+            found.append(
+                CameraDetections(target.boxes_xyxy_px, boxes, scores, scores, target.labels, target.attributes, speeds)
+            )
+        return found
+
+    model.fcos3d_bbox_head.detect = detect
+    proposed = []
+    source = model.perspective_proposals.proposals
+
+    def proposals(*args, **kwargs):
+        proposed.append(source(*args, **kwargs))
+        return proposed[-1]
+
+    model.perspective_proposals.proposals = proposals
+    return proposed
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_what_the_cameras_see_is_proposed_where_it_stands(frames, draw):
+    """Through image crop, scale and mirror, camera and LIDAR frames, and the BEV augmentation."""
+    batch = collate_clips([clips(frames)[0, draw]])
+    model = build().train()
+    proposed = perfect_views(model, batch)
+    model.loss(batch)
+    valid = proposed[0].valid[0]
+    assert valid.sum() == len(OBJECTS)
+    places = denormalise_points(proposed[0].reference[0, valid], model.perspective_proposals.pc_range)
+    labels = proposed[0].scores[0, valid].argmax(-1)
+    expected, classes = batch.gt_boxes[0], batch.gt_labels[0]
+    order, wanted = labels.argsort(), classes.argsort()
+    assert torch.equal(labels[order], classes[wanted])
+    torch.testing.assert_close(places[order], expected[wanted][:, :3], rtol=0, atol=1e-3)
+
+
+def test_prediction_asks_proposals_and_history_changes_nothing(frames):
+    offsets = (-1, 0)
+    model = build(offsets).eval()
+    whole = clips(frames, training=False, frame_offsets=offsets)
+    single = clips(frames, training=False, frame_offsets=(0,))
+    history = None
+    for i in range(2):
+        batch = collate_clips([whole[i]])
+        expected = model.predict(batch)[0][0]
+        found, history = model.predict(collate_clips([single[i]]), history)
+        np.testing.assert_allclose(found[0].scores, expected.scores, atol=2e-5)
+    proposed = perfect_views(model, batch)
+    with_objects = model.predict(batch)[0][0]
+    assert proposed[0].valid.sum() == len(OBJECTS)
+    assert len(with_objects.scores) == 10 * (6 + len(OBJECTS))  # every class of each learned and proposed query
+
+
+@pytest.mark.parametrize("name", [n for n in config_names() if n.startswith("bevformerv2") and not n.endswith("_occ")])
+def test_the_papers_configs_have_it_and_the_released_do_not(name):
+    model = load_config(name).model
+    has = [model.get(part) is not None for part in ("fcos3d_bbox_head", "perspective_proposals", "hybrid_queries")]
+    if "internimage" in name:
+        assert has == [True, True, True]
+    elif "_r50_" in name:
+        assert has == [True, False, False]

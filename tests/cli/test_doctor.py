@@ -1,0 +1,86 @@
+"""The doctor tells what is here, and goes on where something is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drivestack.cli import doctor, main
+
+
+def by_name() -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+def test_this_installation_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = by_name()
+    assert not [f for f in findings.values() if f.status == doctor.BROKEN]
+    assert {"python", "torch", "nuscenes-devkit", "operators on CPU", "demo weights", "disk"} <= findings.keys()
+    assert main(["doctor"]) == 0
+    assert "all that is required is here" in capsys.readouterr().out
+
+
+def test_every_shortcoming_comes_with_a_fix() -> None:
+    assert all(finding.fix for finding in doctor.examine() if finding.status != doctor.OK)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(doctor.REQUIRED, "no_such_module", "no-such-module")
+    finding = by_name()["no-such-module"]
+    assert finding.status == doctor.BROKEN
+    assert "No module named" in finding.detail
+    assert "make setup" in finding.fix
+    assert main(["doctor"]) == 1
+    assert "error: no-such-module must be mended" in capsys.readouterr().err
+
+
+def report(cuda: dict | None = None, **changes) -> dict:
+    nothing = {"path": None, "architectures": None, "reason": "not built: no GPU is visible", "fix": "build them"}
+    serving = {"path": "/there/_C.so", "instruction_set": "avx2", "threads": 2, "reason": None, "fix": None}
+    return serving | changes | {"cuda": nothing | (cuda or {})}
+
+
+def test_the_reference_operators_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = report(reason="no compiled operators", fix="build them")
+    monkeypatch.setattr("drivestack.ops.backend_report", lambda: broken)
+    finding = by_name()["operators on CPU"]
+    assert (finding.status, finding.fix) == (doctor.NOTE, "build them")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cuda", "status", "told"),
+    [
+        (False, {}, doctor.NOTE, "no CUDA kernels: not built: no GPU is visible"),
+        (False, {"path": "/c", "architectures": "75 120+PTX", "fix": None}, doctor.OK, "for sm 75 120+PTX (no GPU"),
+        (True, {}, doctor.NOTE, "PyTorch twins serve CUDA tensors"),
+        (True, {"path": "/c", "reason": "they are built for 75"}, doctor.NOTE, "they are built for 75"),
+        (
+            True,
+            {"path": "/c", "architectures": "90", "reason": None, "fix": None},
+            doctor.OK,
+            "CUDA kernels for sm 90, ",
+        ),
+    ],
+)
+def test_what_serves_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, cuda: dict, status: str, told: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("drivestack.ops.backend_report", lambda: report(cuda))
+    finding = by_name()["operators on GPU"]
+    assert finding.status == status and told in finding.detail and bool(finding.fix) == (status == doctor.NOTE)
+
+
+def test_the_build_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"built": True, "toolkit": None, "variants": ["avx2", "baseline"], "seconds": 41.26}
+    monkeypatch.setattr("drivestack.ops.backend_report", report)
+    monkeypatch.setattr("drivestack.ops.dispatch.backend.build_record", lambda device_type: record)
+    assert by_name()["operators on CPU"].detail.endswith("/there/_C.so, built for avx2, baseline in 41.3 s")
+
+
+def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_driver_version", lambda: "470.57.02")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    finding = by_name()["gpu"]
+    assert "driver 470.57.02 is here, but torch (CUDA 13.0) sees no GPU" in finding.detail
+    assert finding.fix.startswith("update the driver")

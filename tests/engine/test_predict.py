@@ -1,0 +1,104 @@
+"""Prediction over a data set: order, history, times."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from drivestack.core.answers import Detections, OccupancyGrid, SceneAnswer
+from drivestack.core.batch import Batch
+from drivestack.core.frames import Frame
+from drivestack.data_tools.clips.collate import ClipSample
+from drivestack.engine.predict import keep_freed_memory, predict
+
+SCENES = ["a", "b", "a", "b", "b"]
+
+
+class Clips(Dataset):
+    """Five keyframes of two scenes; one camera of 4 x 4 pixels."""
+
+    scene_tokens = sorted(SCENES)
+
+    def __len__(self) -> int:
+        return len(SCENES)
+
+    def __getitem__(self, index: int) -> ClipSample:
+        eye = np.eye(4, dtype=np.float32)
+        token = f"{self.scene_tokens[index]}{index}"
+        return ClipSample(
+            images=[[np.zeros((3, 4, 4), np.float32)]],
+            frame_offsets=(0,),
+            image_from_lidar=eye[None, None],
+            image_flipped=False,
+            bda=eye[:3, :3],
+            intrinsics=eye[None, :3, :3],
+            lidar_from_camera=eye[None],
+            frame=Frame(token, token[0], token[0], index, (), np.eye(4), np.eye(4)),
+        )
+
+
+class Remembers(nn.Module):
+    """Says in the scores how many calls its history has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.histories: list[int | None] = []
+
+    def predict(self, batch: Batch, history: int | None = None) -> tuple[list[Detections], int]:
+        assert not self.training
+        self.histories.append(history)
+        empty = np.zeros((0, 9), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        return [Detections(token, *empty) for token in batch.tokens], (history or 0) + 1
+
+
+def test_every_clip_once_in_time_order_with_history(caplog: pytest.LogCaptureFixture) -> None:
+    model = Remembers()
+    with caplog.at_level(logging.INFO, logger="drivestack"):
+        found = predict(model, Clips())
+    assert list(found.detections) == ["a0", "a1", "b2", "b3", "b4"]
+    assert model.histories == [None, 1, 2, 3, 4]
+    assert found.timing["samples"] == 5
+    assert set(found.timing) == {"samples", "seconds", "model_seconds_per_sample", "data_seconds_per_sample"}
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+
+
+def test_larger_batches_hand_the_history_on_and_give_the_same_samples() -> None:
+    model = Remembers()
+    found = predict(model, Clips(), batch_size=2, progress=False)
+    assert sorted(found.detections) == ["a0", "a1", "b2", "b3", "b4"]
+    assert model.histories == [None, 1, 2]
+
+
+class Several(Remembers):
+    """Answers with more than boxes."""
+
+    def predict(self, batch: Batch, history: int | None = None) -> tuple[list[SceneAnswer], int]:
+        boxes, history = super().predict(batch, history)
+        voxels = np.zeros((2, 2, 1), np.uint8)
+        return [SceneAnswer(b.token, b, OccupancyGrid(b.token, voxels)) for b in boxes], history
+
+
+def test_large_parts_need_not_be_kept() -> None:
+    stored = []
+
+    def keep(answer: SceneAnswer) -> SceneAnswer:
+        stored.append(answer.occupancy)
+        return replace(answer, occupancy=None)
+
+    found = predict(Several(), Clips(), progress=False, keep=keep)
+    assert [grid.token for grid in stored] == list(found.answers) == list(found.detections)
+    assert all(answer.occupancy is None for answer in found.answers.values())
+
+
+def test_freed_memory_can_be_kept_where_the_c_library_is_glibc() -> None:
+    kept = keep_freed_memory()
+    assert kept == (platform.libc_ver()[0] == "glibc")
+    assert torch.ones(1 << 20).sum() == 1 << 20
