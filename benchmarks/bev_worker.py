@@ -24,23 +24,23 @@ CAMERAS, HEIGHT, WIDTH = 6, 128, 384
 
 
 def rig() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Six cameras all around: image_from_lidar [N, 4, 4], intrinsics [N, 3, 3], lidar_from_camera [N, 4, 4]."""
+    """Six cameras all around: image_from_bev [N, 4, 4], intrinsics [N, 3, 3], bev_from_camera [N, 4, 4]."""
     intrinsics = torch.tensor([[300.0, 0, WIDTH / 2], [0, 300, 50], [0, 0, 1]])
     camera_from_body = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
     matrices, poses = [], []
     for n in range(CAMERAS):
         c, s = math.cos(2 * math.pi * n / CAMERAS), math.sin(2 * math.pi * n / CAMERAS)
-        camera_from_lidar = torch.eye(4)
-        camera_from_lidar[:3, :3] = camera_from_body @ torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        image_from_lidar = torch.eye(4)
-        image_from_lidar[:3] = intrinsics @ camera_from_lidar[:3]
-        matrices.append(image_from_lidar)
-        poses.append(torch.linalg.inv(camera_from_lidar))
+        camera_from_bev = torch.eye(4)
+        camera_from_bev[:3, :3] = camera_from_body @ torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        image_from_bev = torch.eye(4)
+        image_from_bev[:3] = intrinsics @ camera_from_bev[:3]
+        matrices.append(image_from_bev)
+        poses.append(torch.linalg.inv(camera_from_bev))
     return torch.stack(matrices), intrinsics.expand(CAMERAS, 3, 3), torch.stack(poses)
 
 
 def batch() -> Batch:
-    image_from_lidar, intrinsics, lidar_from_camera = rig()
+    image_from_bev, intrinsics, bev_from_camera = rig()
     boxes = torch.randn(20, 9) * torch.tensor([15, 15, 0.5, 0, 0, 0, 1, 1, 1]) + torch.tensor(
         [0, 0, -1.0, 4, 2, 1.5, 0, 0, 0]
     )
@@ -48,12 +48,12 @@ def batch() -> Batch:
         images=torch.randn(1, 1, CAMERAS, 3, HEIGHT, WIDTH),
         frame_offsets=(0,),
         frame_valid=torch.ones(1, 1, dtype=torch.bool),
-        image_from_lidar=image_from_lidar[None, None],
+        image_from_bev=image_from_bev[None, None],
         image_size_px=torch.tensor([HEIGHT, WIDTH]).expand(1, 1, CAMERAS, 2),
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],
         intrinsics=intrinsics[None],
-        lidar_from_camera=lidar_from_camera[None],
+        bev_from_camera=bev_from_camera[None],
         gt_boxes=[boxes],
         gt_labels=[torch.randint(10, (20,))],
     )

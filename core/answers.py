@@ -17,7 +17,7 @@ class Detections:
 
     token: str
     boxes: NDArray[np.float32]
-    """[k, 9] in the LIDAR frame, geometry.boxes convention."""
+    """[k, 9] in the BEV frame, geometry.boxes convention."""
     scores: NDArray[np.float32]
     """[k]"""
     labels: NDArray[np.int64]

@@ -15,6 +15,9 @@ from ..geometry import BevGrid
 from .frames import Frame
 from .labels import LaneTargets, MonoTargets, OccupancyTargets
 
+LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes")
+"""Fields of a Batch that a model learns from: per sample, None where the sample has none."""
+
 
 @dataclass
 class Batch:
@@ -27,8 +30,8 @@ class Batch:
     """Time offsets in keyframes, ascending; the current frame is the one at 0."""
     frame_valid: Tensor
     """[B, T] bool: False where the scene has no frame at that offset."""
-    image_from_lidar: Tensor
-    """[B, T, N, 4, 4]: points of the CURRENT frame's LIDAR frame to pixels of each (un-flipped) image."""
+    image_from_bev: Tensor
+    """[B, T, N, 4, 4]: points of the CURRENT frame's BEV frame to pixels of each (un-flipped) image."""
     image_size_px: Tensor
     """[B, T, N, 2] long (height, width) of each image before padding."""
     image_flipped: Tensor
@@ -37,19 +40,19 @@ class Batch:
     """[B, 3, 3]: BEV augmentation (flip @ scale @ rotation) that was applied to the boxes; identity if none."""
     intrinsics: Tensor
     """[B, N, 3, 3] of the current frame's (un-flipped) images."""
-    lidar_from_camera: Tensor
+    bev_from_camera: Tensor
     """[B, N, 4, 4] of the current frame."""
-    gt_boxes: list[Tensor] = field(default_factory=list)
-    """B x [n, 9] in the current LIDAR frame after BEV augmentation; empty list where there are no labels."""
-    gt_labels: list[Tensor] = field(default_factory=list)
-    """B x [n] long"""
-    mono: list[list[MonoTargets | None]] = field(default_factory=list)
-    """B x N, None for an image without labels."""
+    gt_boxes: list[Tensor | None] = field(default_factory=list)
+    """B x [n, 9] in the current BEV frame after BEV augmentation, None for a sample without annotations."""
+    gt_labels: list[Tensor | None] = field(default_factory=list)
+    """B x [n] long, None as above."""
+    mono: list[list[MonoTargets | None] | None] = field(default_factory=list)
+    """B, None for a sample without labels of single images; else N, None for an image in which nothing is labelled."""
     occupancy: list[OccupancyTargets | None] = field(default_factory=list)
-    """B, None for a sample without voxel labels; empty list where the task is not loaded."""
+    """B, None for a sample without voxel labels."""
     lanes: list[LaneTargets | None] = field(default_factory=list)
-    """B, None for a sample without lane labels; empty list where the task is not loaded."""
-    ego_from_lidar: Tensor | None = None
+    """B, None for a sample without lane labels."""
+    ego_from_bev: Tensor | None = None
     """[B, 4, 4] of the current frame."""
     global_from_ego: Tensor | None = None
     """[B, T, 4, 4] float64, each frame's; identity where a frame is missing. A mirrored clip's world is mirrored."""
@@ -57,6 +60,17 @@ class Batch:
     """[B, T, 18] float64, absolute numbers of each frame (data_tools/clips/can_bus.py)."""
     frames: list[Frame] = field(default_factory=list)
     """The current frames, for tokens and poses."""
+
+    def __post_init__(self) -> None:
+        """Labels that nobody gives are None for every sample."""
+        count = len(self.images)
+        for name in LABELS:
+            if not getattr(self, name):
+                setattr(self, name, [None] * count)
+
+    def without_labels(self) -> Batch:
+        """The same batch as a model meets it at test time."""
+        return replace(self, **{name: [] for name in LABELS})
 
     @property
     def tokens(self) -> list[str]:
@@ -80,7 +94,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BevFeatures:
-    """A BEV map [B, C, num_y, num_x] on a grid of the current LIDAR frame."""
+    """A BEV map [B, C, num_y, num_x] on a grid of the current BEV frame."""
 
     bev: Tensor
     grid: BevGrid

@@ -5,7 +5,7 @@ Shapes: n boxes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,29 @@ from .labels import LaneLabels
 
 @dataclass(frozen=True)
 class CameraView:
-    """One image of a keyframe with its calibration."""
+    """One image of a keyframe with its calibration. Other poses are derived, so that no two stored ones disagree."""
 
     name: str
-    image_path: str
     camera: PinholeCamera
-    global_from_camera: NDArray[np.float64]
-    """[4, 4], at the camera's own time."""
-    lidar_from_camera: NDArray[np.float64]
-    """[4, 4], with the ego motion between the two sensors' times:
-    camera -> ego at camera time -> global -> ego at LiDAR time -> LiDAR."""
+    ego_from_camera: NDArray[np.float64]
+    """[4, 4], where the camera is mounted."""
+    global_from_ego: NDArray[np.float64]
+    """[4, 4], the car at the camera's own time."""
     timestamp_us: int
+    image_path: str = ""
+    image: NDArray[np.uint8] | None = None
+    """[H, W, 3] RGB in memory, instead of a file."""
     sample_data_token: str = ""
 
     @property
-    def image_from_lidar(self) -> NDArray[np.float64]:
-        """[4, 4]: LIDAR points (x, y, z, 1) to (u * depth, v * depth, depth, 1)."""
-        return self.camera.image_from_camera @ invert_pose(self.lidar_from_camera)
+    def global_from_camera(self) -> NDArray[np.float64]:
+        """[4, 4], at the camera's own time."""
+        return self.global_from_ego @ self.ego_from_camera
+
+    @property
+    def source(self) -> str:
+        """Where the image comes from, for messages."""
+        return self.image_path or f"camera {self.name} (image in memory)"
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,20 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Frame:
-    """One keyframe: cameras, poses at the LiDAR's time, and labels where the split has them."""
+    """One keyframe: cameras, poses, and labels where the split has them."""
 
     token: str
     scene_token: str
     scene_name: str
     timestamp_us: int
     cameras: tuple[CameraView, ...]
-    ego_from_lidar: NDArray[np.float64]
     global_from_ego: NDArray[np.float64]
+    """[4, 4], the car at the keyframe's time."""
+    ego_from_bev: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    """[4, 4]: where BEV maps and boxes of a model live. The frame of LIDAR_TOP on nuScenes, whose released weights are
+    trained there; the EGO frame itself (identity) elsewhere. No LiDAR is needed."""
     lidar_path: str = ""
+    """A point cloud in the BEV frame, for pictures only."""
     annotations: Annotations | None = None
     occupancy_path: str = ""
     """Occ3D label file of this keyframe, '' where there is none."""
@@ -91,25 +101,33 @@ class Frame:
     None where nobody recorded them."""
 
     @property
-    def global_from_lidar(self) -> NDArray[np.float64]:
-        return self.global_from_ego @ self.ego_from_lidar
+    def global_from_bev(self) -> NDArray[np.float64]:
+        return self.global_from_ego @ self.ego_from_bev
 
-    def lidar_boxes(self) -> NDArray[np.float64]:
-        """Annotated boxes [n, 9] in the LIDAR frame."""
+    def bev_from_camera(self, view: CameraView) -> NDArray[np.float64]:
+        """[4, 4], with the ego motion between the keyframe's time and the camera's."""
+        return invert_pose(self.global_from_bev) @ view.global_from_camera
+
+    def image_from_bev(self, view: CameraView) -> NDArray[np.float64]:
+        """[4, 4]: BEV points (x, y, z, 1) to (u * depth, v * depth, depth, 1)."""
+        return view.camera.image_from_camera @ invert_pose(self.bev_from_camera(view))
+
+    def bev_boxes(self) -> NDArray[np.float64]:
+        """Annotated boxes [n, 9] in the BEV frame."""
         if self.annotations is None:
             return np.zeros((0, 9))
-        return self.annotations.boxes_in(invert_pose(self.global_from_lidar))
+        return self.annotations.boxes_in(invert_pose(self.global_from_bev))
 
 
-def past_lidar_from_current(current: Frame, past: Frame) -> NDArray[np.float64]:
-    """[4, 4]: points of the current LIDAR frame in the past (or future) keyframe's LIDAR frame, by ego motion alone.
+def past_bev_from_current(current: Frame, past: Frame) -> NDArray[np.float64]:
+    """[4, 4]: points of the current BEV frame in the past (or future) keyframe's BEV frame, by ego motion alone.
 
-    As upstream, the current frame's LiDAR mounting stands for both (spec/bevformer.md section 2.3; equal on nuScenes,
-    where the mounting is constant within a scene).
+    As upstream, the current frame's ``ego_from_bev`` stands for both (equal on nuScenes, where the LiDAR's mounting is
+    constant within a scene).
     """
     return (
-        invert_pose(current.ego_from_lidar)
+        invert_pose(current.ego_from_bev)
         @ invert_pose(past.global_from_ego)
         @ current.global_from_ego
-        @ current.ego_from_lidar
+        @ current.ego_from_bev
     )

@@ -32,7 +32,7 @@ def axes_at(ax, origin, x_dir, y_dir, name, length=1.6):
 
 
 def top_view(ax):
-    """Vehicle from above, drawn with the LIDAR frame's y (forward) to the top of the page."""
+    """Vehicle from above, drawn with the BEV frame's y (forward) to the top of the page."""
     ax.add_patch(plt.Rectangle((-0.95, -1.0), 1.9, 4.7, fill=False, lw=1.5, ec="0.4"))
     axes_at(ax, (0, 0), (0, 1), (-1, 0), "ego (rear axle, on the ground)")
     axes_at(ax, (0, 5.2), (1, 0), (0, 1), "LIDAR (roof; drawn ahead of the car)")

@@ -1,7 +1,7 @@
 """Rigid transforms as 4x4 matrices named ``destination_from_source``.
 
-``ego_from_lidar @ point_lidar`` gives the point in the ego frame, so the inner names of a product must match:
-``global_from_lidar = global_from_ego @ ego_from_lidar``. Quaternions are Hamilton, scalar first (w, x, y, z), as in
+``ego_from_bev @ point_lidar`` gives the point in the ego frame, so the inner names of a product must match:
+``global_from_bev = global_from_ego @ ego_from_bev``. Quaternions are Hamilton, scalar first (w, x, y, z), as in
 nuScenes. Matrices are float64 NumPy arrays; :func:`transform_points` also takes torch tensors.
 """
 

@@ -157,7 +157,7 @@ class LaneTopologyHead(nn.Module):
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
         front = front_index(self.front_camera, self.camera_names, batch)
-        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_lidar))
+        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev))
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
         learned = self.first_curves * size + self.decoder.low

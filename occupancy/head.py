@@ -75,7 +75,7 @@ class OccupancyHead(nn.Module):
 
     def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> Tensor:
         """Trunk features [B, C, coarse, coarse] of the EGO frame; ``levels`` are not used."""
-        return self.trunk(resample_bev(features, self.coarse, batch.ego_from_lidar))
+        return self.trunk(resample_bev(features, self.coarse, batch.ego_from_bev))
 
     def column_logits(self, columns: Tensor) -> Tensor:
         """Logits [n, Z, K] of column features [n, C]."""

@@ -77,17 +77,17 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
     """One clip of noise; cameras at the origin look forward (LIDAR y), then round the clock; an object before each."""
     times = len(frame_offsets)
     intrinsics = torch.tensor([[WIDTH_PX / 2, 0, WIDTH_PX / 2], [0, WIDTH_PX / 2, HEIGHT_PX / 2], [0, 0, 1]])
-    lidar_from_camera = torch.zeros(num_cameras, 4, 4)
+    bev_from_camera = torch.zeros(num_cameras, 4, 4)
     for i in range(num_cameras):
         yaw = 2 * math.pi * i / num_cameras
         forward = torch.tensor([math.sin(yaw), math.cos(yaw), 0.0])
         right = torch.tensor([math.cos(yaw), -math.sin(yaw), 0.0])
-        lidar_from_camera[i, :3, :3] = torch.stack([right, torch.tensor([0.0, 0.0, -1.0]), forward], 1)
-        lidar_from_camera[i, 3, 3] = 1
+        bev_from_camera[i, :3, :3] = torch.stack([right, torch.tensor([0.0, 0.0, -1.0]), forward], 1)
+        bev_from_camera[i, 3, 3] = 1
     viewpad = torch.eye(4)
     viewpad[:3, :3] = intrinsics
-    image_from_lidar = viewpad @ torch.linalg.inv(lidar_from_camera)  # [N, 4, 4]
-    centres = lidar_from_camera[:, :3, 2] * 10
+    image_from_bev = viewpad @ torch.linalg.inv(bev_from_camera)  # [N, 4, 4]
+    centres = bev_from_camera[:, :3, 2] * 10
     boxes = torch.cat([centres, torch.tensor([4.0, 2.0, 1.5, 0.3, 1.0, 0.0]).expand(num_cameras, 6)], 1)
     mono = MonoTargets(
         boxes_xyxy_px=torch.tensor([[60.0, 20.0, 100.0, 44.0]]),
@@ -100,18 +100,18 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
     voxels[:, :, 2] = 11  # a road
     seen = torch.ones_like(voxels, dtype=torch.bool)
     identity = np.eye(4)
-    frame = Frame("sample", "scene", "scene", 0, (), ego_from_lidar=identity, global_from_ego=identity)
+    frame = Frame("sample", "scene", "scene", 0, (), ego_from_bev=identity, global_from_ego=identity)
     return Batch(
         images=torch.randn(1, times, num_cameras, 3, HEIGHT_PX, WIDTH_PX),
         frame_offsets=frame_offsets,
         frame_valid=torch.ones(1, times, dtype=torch.bool),
-        image_from_lidar=image_from_lidar.expand(1, times, num_cameras, 4, 4),
+        image_from_bev=image_from_bev.expand(1, times, num_cameras, 4, 4),
         image_size_px=torch.tensor([HEIGHT_PX, WIDTH_PX]).expand(1, times, num_cameras, 2),
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],
         intrinsics=intrinsics.expand(1, num_cameras, 3, 3),
-        lidar_from_camera=lidar_from_camera[None],
-        ego_from_lidar=torch.eye(4)[None],
+        bev_from_camera=bev_from_camera[None],
+        ego_from_bev=torch.eye(4)[None],
         gt_boxes=[boxes],
         gt_labels=[torch.full((num_cameras,), 3)],
         mono=[[mono] * num_cameras],

@@ -42,7 +42,7 @@ def render_frame(
 ) -> Image.Image:
     """One picture: the cameras in rows (front row above back row), the scene from above, title and legend.
 
-    detections: predictions in the LIDAR frame, labels indexing ``class_names``; None draws ground truth alone.
+    detections: predictions in the BEV frame, labels indexing ``class_names``; None draws ground truth alone.
     Raises DataError if an image of the frame is missing or unreadable.
     """
     view = view or View()
@@ -80,7 +80,7 @@ def camera_rows(frame: Frame) -> list[list[CameraView]]:
     """
     rows: tuple[list[tuple[float, CameraView]], ...] = ([], [])
     for view in frame.cameras:
-        axis = (frame.ego_from_lidar @ view.lidar_from_camera)[:3, 2]  # optical axis in the ego frame (x forward)
+        axis = (frame.ego_from_bev @ view.bev_from_camera)[:3, 2]  # optical axis in the ego frame (x forward)
         azimuth = math.atan2(axis[1], axis[0])
         rows[0 if axis[0] >= 0 else 1].append((-azimuth if axis[0] >= 0 else azimuth % (2 * math.pi), view))
     return [[view for _, view in sorted(row, key=lambda entry: entry[0])] for row in rows if row]

@@ -73,7 +73,7 @@ CameraOverlay = Callable[[ImageDraw.ImageDraw, CameraView, PinholeCamera], None]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Boxes [n, 9] of the LIDAR frame that go into the picture, far ones first."""
+    """Boxes [n, 9] of the BEV frame that go into the picture, far ones first."""
 
     boxes: NDArray[np.float64]
     names: list[str]
@@ -91,7 +91,7 @@ def labelled_boxes(frame: Frame, view: View) -> Drawn:
         return Drawn(np.zeros((0, 9)), [], None)
     seen = (np.asarray(labels.num_lidar_points) + np.asarray(labels.num_radar_points)) > 0
     keep = np.flatnonzero(seen & np.array([bool(name) for name in labels.names], dtype=bool))
-    return Drawn.of(frame.lidar_boxes()[keep], [labels.names[i] for i in keep], None)
+    return Drawn.of(frame.bev_boxes()[keep], [labels.names[i] for i in keep], None)
 
 
 def predicted_boxes(detections: Detections | None, class_names: Sequence[str], view: View) -> Drawn:
@@ -150,11 +150,11 @@ def camera_tile(
     draw = ImageDraw.Draw(image, "RGBA")
     if below is not None:
         below(draw, view, camera)
-    camera_from_lidar = invert_pose(view.lidar_from_camera)
+    camera_from_bev = invert_pose(view.bev_from_camera)
     tags = []
     for drawn in (found, truth):
         for i in range(len(drawn.boxes)):
-            corners = transform_points(camera_from_lidar, box_corners(drawn.boxes[i : i + 1, :7])[0])  # [8, 3]
+            corners = transform_points(camera_from_bev, box_corners(drawn.boxes[i : i + 1, :7])[0])  # [8, 3]
             extent = _draw_box(draw, camera.intrinsics, corners, inner, drawn, i, unit)
             if extent is not None and drawn.scores is not None and extent[3] - extent[1] > 14 * unit:
                 text = f"{drawn.names[i].replace('_', ' ')} {drawn.scores[i]:.2f}"
@@ -292,7 +292,7 @@ def bev_panel(
     taken: list[Extent | None] = []
     for drawn in (found, truth):
         predicted = drawn.scores is not None
-        boxes = transform_boxes(frame.ego_from_lidar, drawn.boxes)
+        boxes = transform_boxes(frame.ego_from_bev, drawn.boxes)
         footprints = pixels(box_corners_bev(boxes)) if len(boxes) else []
         for i, footprint in enumerate(footprints):
             colour = class_colour(drawn.names[i]) if predicted else GROUND_TRUTH
@@ -318,7 +318,7 @@ def _draw_lidar(panel: Image.Image, frame: Frame, pixels: Pixels) -> None:
         return
     points = np.fromfile(frame.lidar_path, dtype=np.float32)
     points = points[: len(points) // 5 * 5].reshape(-1, 5)[:, :3].astype(np.float64)  # nuScenes: x y z intensity ring
-    points = transform_points(frame.ego_from_lidar, points)
+    points = transform_points(frame.ego_from_bev, points)
     uv = np.round(pixels(points)).astype(int)
     inside = ((uv >= 0) & (uv < np.subtract(panel.size, 1))).all(1) & (points[:, 2] < 4)
     image = np.asarray(panel).copy()

@@ -247,7 +247,7 @@ class _Canvas:
             front = self.frame.cameras[0]
             scale = min(small[0] / front.camera.width_px, small[1] / front.camera.height_px)
             camera = front.camera.resized(round(scale * front.camera.width_px), round(scale * front.camera.height_px))
-            viewpoint = Viewpoint(camera, self.frame.ego_from_lidar @ front.lidar_from_camera)
+            viewpoint = Viewpoint(camera, self.frame.ego_from_bev @ front.bev_from_camera)
             views.append((f"through {front.name}", *self.voxels[0][1:], viewpoint))
         for title, semantics, mask, viewpoint in views:
             picture = Image.fromarray(render_voxels(semantics, mask, viewpoint, self.voxel_classes))
@@ -273,7 +273,7 @@ class _Canvas:
         )
 
     def _lanes_in_camera(self, draw: ImageDraw.ImageDraw, view: CameraView, camera: PinholeCamera) -> None:
-        camera_from_ego = invert_pose(self.frame.ego_from_lidar @ view.lidar_from_camera)
+        camera_from_ego = invert_pose(self.frame.ego_from_bev @ view.bev_from_camera)
         for lanes in self.lanes:
             colour = GROUND_TRUTH if lanes.is_label else LANE_COLOUR
             stroke = max(1, round((1.0 if lanes.is_label else 2.2) * self.unit))

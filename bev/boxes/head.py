@@ -1,10 +1,9 @@
-"""BEVFormer's detection head: BEV and object queries around a transformer, box branches, training losses.
+"""BEVFormer's detection head: object queries on a BEV map, box branches, training losses.
 
 Papers: BEVFormer (arXiv 2203.17270), BEVFormer v2 (arXiv 2211.10439), Group DETR (arXiv 2207.13085). Parameter names
 are those of the released checkpoints (prefix ``pts_bbox_head.``).
 
-Shapes: B batch, T frames, N cameras, C channels, L decoder layers, G query groups, Q queries of one group,
-num_y x num_x BEV cells.
+Shapes: B batch, C channels, L decoder layers, G query groups, Q queries of one group, num_y x num_x BEV cells.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.answers import Detections
-from ...geometry import BevGrid
-from ..map.history import evaluation_mode
+from ..map.bev_map import init_attention_module
 from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
-from .decoder import inverse_sigmoid
+from .decoder import ObjectDecoder, inverse_sigmoid
 from .losses import mean_over_ranks, sigmoid_focal_loss
 from .matching import UNMATCHED, HungarianMatcher
 
@@ -52,20 +50,17 @@ class QueryOutputs:
     valid: Tensor | None = None
     """[B, Q] bool, None where all queries are"""
 
+    def of_samples(self, samples: Sequence[int]) -> QueryOutputs:
+        """Those of some samples of the batch."""
+        chosen = list(samples)
+        valid = None if self.valid is None else self.valid[chosen]
+        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid)
 
-class LearnedPositionalEncoding(nn.Module):
-    """A learned vector per column beside a learned vector per row."""
 
-    def __init__(self, num_feats: int, num_rows: int, num_columns: int) -> None:
-        super().__init__()
-        self.row_embed = nn.Embedding(num_rows, num_feats)
-        self.col_embed = nn.Embedding(num_columns, num_feats)
-
-    def forward(self) -> Tensor:
-        """[num_rows * num_columns, 2 * num_feats], row by row."""
-        rows, columns = self.row_embed.weight, self.col_embed.weight
-        shape = (len(rows), len(columns), -1)
-        return torch.cat([columns[None].expand(*shape), rows[:, None].expand(*shape)], -1).flatten(0, 1)
+def _widened(pc_range: Sequence[float], margin_m: float = 10.0) -> tuple[float, ...]:
+    """A range for centres of detections, as the release has it: a margin beside, a fixed one above and below."""
+    x_min, y_min, _, x_max, y_max, _ = pc_range
+    return (x_min - margin_m, y_min - margin_m, -10.0, x_max + margin_m, y_max + margin_m, 10.0)
 
 
 def _branch(channels: int, out: int, num_layers: int, norm: bool) -> nn.Sequential:
@@ -79,47 +74,43 @@ def _branch(channels: int, out: int, num_layers: int, norm: bool) -> nn.Sequenti
 
 
 @MODELS.register_module()
-class BEVFormerHead(nn.Module):
+class BoxHead(nn.Module):
     """Object detection by queries on a BEV map.
 
-    transformer: module (or its config) with ``encode``, ``fuse``, ``decode`` and ``initial_references``, on the same
-    range and grid.
     num_classes, num_query: classes and queries of one group; num_groups: query groups in training (Group DETR; 1 is
     the plain head). At test time only the first group is asked.
-    pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV grid and of normalised references, metres.
-    bev_size: (num_y, num_x) cells.
+    pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV map and of normalised references, metres.
+    embed_dims: channels of the BEV map. num_layers, num_heads, ffn_dims, num_points, dropout: of the decoder.
     cls_weight, bbox_weight, bbox_beta: weights of focal and box loss, and the latter's smooth-L1 beta (0: L1, as v1);
     the matching uses the same.
     code_weights: weight of each of the 10 code numbers in the box loss (a frozen parameter, as published).
-    max_num, post_center_range, score_threshold: see box_coder.NmsFreeCoder.
+    max_num, post_center_range, score_threshold: see box_coder.NmsFreeCoder; without a range, pc_range and 10 m around.
     unknown_velocity: what a NaN velocity of a label means: "ignore" leaves it out of the loss; "zero" trains towards
-    standing still, which is what the released weights learnt from. (ClipDataset gives zeros, unless told otherwise.)
-    camera_ids: which row of the transformer's camera embedding belongs to each camera, where a rig has fewer cameras
-    than the checkpoint, or its own order; default 0, 1, ...
-
-    Raises ValueError for a transformer on another range or grid.
+    standing still, which is what the released weights learnt from. (ClipDataset gives zeros, unless configured
+    otherwise.)
     """
 
     def __init__(
         self,
-        transformer: nn.Module | dict,
         num_classes: int = 10,
         num_query: int = 900,
         num_groups: int = 1,
         embed_dims: int = 256,
-        num_decoder_layers: int = 6,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        ffn_dims: int = 512,
+        num_points: int = 4,
+        dropout: float = 0.1,
         num_reg_layers: int = 2,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
-        bev_size: tuple[int, int] = (200, 200),
         cls_weight: float = 2.0,
         bbox_weight: float = 0.75,
         bbox_beta: float = 1.0,
         code_weights: Sequence[float] = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2),
         max_num: int = 300,
-        post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+        post_center_range: Sequence[float] | None = None,
         score_threshold: float | None = None,
         unknown_velocity: str = "ignore",
-        camera_ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if unknown_velocity not in ("ignore", "zero"):
@@ -127,65 +118,24 @@ class BEVFormerHead(nn.Module):
         self.num_classes, self.num_query, self.num_groups = num_classes, num_query, num_groups
         self.cls_weight, self.bbox_weight, self.bbox_beta = cls_weight, bbox_weight, bbox_beta
         self.unknown_velocity = unknown_velocity
-        self.camera_ids = camera_ids
-        num_y, num_x = bev_size
-        self.grid = BevGrid(pc_range[0], pc_range[1], pc_range[3], pc_range[4], num_x, num_y)
+        self.point_range = tuple(map(float, pc_range))
         self.matcher = HungarianMatcher(cls_weight, bbox_weight, bbox_beta)
-        self.coder = NmsFreeCoder(max_num, tuple(post_center_range), score_threshold)
+        self.coder = NmsFreeCoder(max_num, tuple(post_center_range or _widened(self.point_range)), score_threshold)
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
 
         self.code_weights = nn.Parameter(torch.tensor(code_weights, dtype=torch.float32), requires_grad=False)
-        self.positional_encoding = LearnedPositionalEncoding(embed_dims // 2, num_y, num_x)
-        self.transformer = MODELS.build(transformer) if isinstance(transformer, dict) else transformer
-        ours, theirs = (tuple(map(float, pc_range)), self.grid), (self.transformer.point_range, self.transformer.grid)
-        if ours != theirs:
-            raise ValueError(
-                f"the head has pc_range {ours[0]} and bev_size {(num_y, num_x)}, its transformer point_range "
-                f"{theirs[0]} and bev_size {(theirs[1].num_y, theirs[1].num_x)}: give both the same"
-            )
-        layers = range(num_decoder_layers)
+        layer = dict(num_heads=num_heads, num_points=num_points, ffn_dims=ffn_dims, dropout=dropout)
+        self.decoder = ObjectDecoder(num_layers, embed_dims=embed_dims, **layer)
+        self.reference_points = nn.Linear(embed_dims, 3)
+        init_attention_module(self.decoder)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+        layers = range(num_layers)
         self.cls_branches = nn.ModuleList(_branch(embed_dims, num_classes, num_reg_layers, True) for _ in layers)
         self.reg_branches = nn.ModuleList(_branch(embed_dims, CODE_SIZE, num_reg_layers, False) for _ in layers)
-        self.bev_embedding = nn.Embedding(num_y * num_x, embed_dims)
         self.query_embedding = nn.Embedding(num_query * num_groups, 2 * embed_dims)
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -4.59511985)  # a prior of 0.01, Lin et al. 2017
-
-    # ---- images to BEV -------------------------------------------------------------------------------------------
-
-    def encode(
-        self,
-        feats: Sequence[Sequence[Tensor]],
-        image_from_lidar: Tensor,
-        image_size_px: Tensor,
-        padded_size: tuple[int, int],
-        frame_valid: Tensor,
-        current: int,
-        bda: Tensor | None = None,
-    ) -> Tensor:
-        """BEV map [B, C, num_y, num_x] of the current frame, history fused in.
-
-        feats: T frames of levels [B, N, C, h, w]; image_from_lidar [B, T, N, 4, 4]; image_size_px [B, T, N, 2]
-        (height, width); padded_size (H, W); frame_valid [B, T] bool; current: index of the current frame along T;
-        bda [B, 3, 3] or None. Past and future frames carry no gradient and are encoded
-        as in evaluation (released training recipe).
-        """
-        bev_query, bev_pos = self.bev_embedding.weight, self.positional_encoding()  # [num_y * num_x, C]
-        bevs: list[Tensor | None] = []
-        for t, levels in enumerate(feats):
-            # a compiled graph has one path: it encodes frames that nobody has, and `fuse` replaces them
-            if t != current and not torch.compiler.is_compiling() and not frame_valid[:, t].any():
-                bevs.append(None)
-                continue
-            views = image_from_lidar[:, t], image_size_px[:, t], padded_size
-            arguments = levels, *views, bev_query, bev_pos, bda, self.camera_ids
-            if t == current:
-                bevs.append(self.transformer.encode(*arguments))
-            else:
-                with torch.no_grad(), evaluation_mode(self.transformer):
-                    bevs.append(self.transformer.encode(*arguments))
-        bev = self.transformer.fuse(bevs, frame_valid)  # [B, num_y * num_x, C]
-        return bev.transpose(1, 2).unflatten(2, (self.grid.num_y, self.grid.num_x))
 
     # ---- BEV to boxes --------------------------------------------------------------------------------------------
 
@@ -195,7 +145,7 @@ class BEVFormerHead(nn.Module):
         groups = self.num_groups if self.training else 1
         embedding = self.query_embedding.weight[: groups * self.num_query]
         query_pos, query = (x.expand(batch, -1, -1) for x in embedding.chunk(2, dim=1))  # [B, G * Q, C]
-        reference = self.transformer.initial_references(query_pos)  # [B, G * Q, 3]
+        reference = self.initial_references(query_pos)  # [B, G * Q, 3]
         valid = None
         if extra is not None:
             query, query_pos, reference = (
@@ -204,14 +154,20 @@ class BEVFormerHead(nn.Module):
             )
             valid = torch.cat([extra.valid.new_ones(batch, self.num_query), extra.valid], 1)
 
-        hidden, references = self.transformer.decode(
-            bev.flatten(2).transpose(1, 2), query, query_pos, reference, self.reg_branches, groups, valid
-        )
+        tokens, shape = bev.flatten(2).transpose(1, 2), tuple(bev.shape[2:])
+        hidden, references = self.decoder(query, query_pos, reference, tokens, shape, self.reg_branches, groups, valid)
         logits, codes = [], []
         for layer, (cls_branch, reg_branch) in enumerate(zip(self.cls_branches, self.reg_branches)):
             logits.append(cls_branch(hidden[layer]))
             codes.append(self._to_metres(reg_branch(hidden[layer]), references[layer]))
         return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid)
+
+    def initial_references(self, query_pos: Tensor) -> Tensor:
+        """Reference points [..., 3] in [0, 1] of query positions [..., C]; in float32 under autocast too, since half
+        precision is off by a third of a cell of 200.
+        """
+        with torch.autocast(query_pos.device.type, enabled=False):
+            return self.reference_points(query_pos.to(self.reference_points.weight.dtype)).sigmoid()
 
     def _to_metres(self, raw: Tensor, reference: Tensor) -> Tensor:
         """Codes [..., 10] from a branch's output and the reference (0..1) [..., 3] it refines."""

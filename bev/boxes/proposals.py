@@ -211,7 +211,7 @@ def augment_boxes(boxes: Tensor, bda: Tensor) -> Tensor:
 class PerspectiveProposals(nn.Module):
     """The paper's proposals: boxes seen by the cameras, suppressed in BEV.
 
-    Takes each view's best boxes (already suppressed there, see perspective.py), brings them into the LIDAR frame,
+    Takes each view's best boxes (already suppressed there, see perspective.py), brings them into the BEV frame,
     suppresses them together (IoU > iou_threshold of the footprints) and keeps the best num_proposals.
     """
 
@@ -231,7 +231,7 @@ class PerspectiveProposals(nn.Module):
         labels: Sequence[Tensor],
         bda: Tensor | None = None,
     ) -> Proposals:
-        """Proposals of B samples from boxes [m, 9] in the LIDAR frame of all their views, scores [m], labels [m].
+        """Proposals of B samples from boxes [m, 9] in the BEV frame of all their views, scores [m], labels [m].
 
         bda [B, 3, 3] takes them into the frame of an augmented BEV map (training).
         """

@@ -79,7 +79,7 @@ class NuScenesSubmission:
         class_range_m: Mapping[str, float] = CLASS_RANGE_M,
         meta: Mapping[str, bool] = CAMERA_META,
     ) -> NuScenesSubmission:
-        """Boxes of the LIDAR frame to the global frame, range filter and attributes included.
+        """Boxes of the BEV frame to the global frame, range filter and attributes included.
 
         Every frame gets an entry, also without boxes. A box stays if its centre is at most ``class_range_m`` from the
         ego in the ego's xy plane (the benchmark's radius for a class that it does not name); of more than 500 the
@@ -136,16 +136,16 @@ def _sample_results(
             " give the class list that the model was trained with"
         )
     names = [class_names[label] for label in found.labels]
-    centre_ego = transform_points(frame.ego_from_lidar, boxes[:, :3])
+    centre_ego = transform_points(frame.ego_from_bev, boxes[:, :3])
     radius_m = np.hypot(centre_ego[:, 0], centre_ego[:, 1])
     keep = np.flatnonzero(radius_m <= np.array([class_range_m[name] for name in names]))
     keep = keep[np.argsort(-scores[keep], kind="stable")][:MAX_BOXES_PER_SAMPLE]
 
-    global_from_lidar = frame.global_from_lidar
+    global_from_bev = frame.global_from_bev
     centre = transform_points(frame.global_from_ego, centre_ego)  # [k, 3]
-    rotation = matrix_to_quaternion(global_from_lidar[:3, :3] @ rotation_z(boxes[:, 6]))  # [k, 4]
+    rotation = matrix_to_quaternion(global_from_bev[:3, :3] @ rotation_z(boxes[:, 6]))  # [k, 4]
     flat_velocity = np.concatenate([boxes[:, 7:9], np.zeros((len(boxes), 1))], 1)
-    velocity = (flat_velocity @ global_from_lidar[:3, :3].T)[:, :2]
+    velocity = (flat_velocity @ global_from_bev[:3, :3].T)[:, :2]
     return [
         {
             "sample_token": frame.token,
@@ -164,7 +164,7 @@ def _sample_results(
 def read_detections(
     path: str | os.PathLike[str], frames: Iterable[Frame], class_names: Sequence[str]
 ) -> dict[str, Detections]:
-    """Boxes of a submission file in the LIDAR frame of each of ``frames``, by sample token, to look at them.
+    """Boxes of a submission file in the BEV frame of each of ``frames``, by sample token, to look at them.
 
     Frames that the file does not hold are left out. Raises SubmissionError if the file breaks a rule, or holds a box of
     none of ``class_names`` (which may be other than nuScenes').
@@ -199,7 +199,7 @@ def read_detections(
         )  # [k, 9]
         found[frame.token] = Detections(
             frame.token,
-            transform_boxes(invert_pose(frame.global_from_lidar), in_global).astype(np.float32),
+            transform_boxes(invert_pose(frame.global_from_bev), in_global).astype(np.float32),
             np.array([box["detection_score"] for box in boxes], dtype=np.float32),
             np.array([labels[box["detection_name"]] for box in boxes], dtype=np.int64),
         )

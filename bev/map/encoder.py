@@ -21,7 +21,7 @@ MIN_DEPTH_M = 1e-5
 
 
 def pillar_points(grid: BevGrid, z_range: tuple[float, float], num_points: int) -> Tensor:
-    """Metric points [Q, D, 3] of the LIDAR frame: over each cell centre, D heights from half a metre above the bottom
+    """Metric points [Q, D, 3] of the BEV frame: over each cell centre, D heights from half a metre above the bottom
     of ``z_range`` to half a metre below its top. Raises ValueError where ``z_range`` is not higher than 1 m.
     """
     height = z_range[1] - z_range[0]
@@ -41,18 +41,18 @@ def cell_centres_normalised(grid: BevGrid) -> Tensor:
 
 
 def project_to_images(
-    points_m: Tensor, image_from_lidar: Tensor, padded_size: tuple[int, int], image_size_px: Tensor
+    points_m: Tensor, image_from_bev: Tensor, padded_size: tuple[int, int], image_size_px: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Projects LIDAR points into every camera; always in float32, without matrix products (no TF32).
+    """Projects BEV points into every camera; always in float32, without matrix products (no TF32).
 
-    ``points_m`` [Q, D, 3], ``image_from_lidar`` [B, N, 4, 4], ``padded_size`` (height, width) in pixels of the tensor
+    ``points_m`` [Q, D, 3], ``image_from_bev`` [B, N, 4, 4], ``padded_size`` (height, width) in pixels of the tensor
     that went through the backbone, ``image_size_px`` [B, N, 2] (height, width) of each image inside it.
     Returns (u, v) [B, N, Q, D, 2] as fractions of the padded size, and [B, N, Q, D] bool: in front of the camera and
     strictly inside its own image (upstream takes image 0's padded size for all: Q4; equal where all sizes are equal).
     """
     with torch.autocast(points_m.device.type, enabled=False):
         x, y, z = points_m.float().unbind(-1)  # [Q, D]
-        m = image_from_lidar.float()[..., None, None]  # [B, N, 4, 4, 1, 1]
+        m = image_from_bev.float()[..., None, None]  # [B, N, 4, 4, 1, 1]
         px, py, depth = (m[:, :, i, 0] * x + m[:, :, i, 1] * y + m[:, :, i, 2] * z + m[:, :, i, 3] for i in range(3))
         in_front = depth > MIN_DEPTH_M  # [B, N, Q, D]
         depth = depth.clamp(min=MIN_DEPTH_M)
@@ -121,7 +121,7 @@ class BevEncoderLayer(nn.Module):
 
 
 class BevEncoder(nn.Module):
-    """Layers that turn BEV queries and image tokens into a BEV map on ``grid`` of the current LIDAR frame.
+    """Layers that turn BEV queries and image tokens into a BEV map on ``grid`` of the current BEV frame.
 
     ``checkpoint_layers`` recomputes each layer in the backward pass instead of keeping its activations.
     """
@@ -153,7 +153,7 @@ class BevEncoder(nn.Module):
         query_pos: Tensor,
         value: Tensor,
         spatial_shapes: Shapes,
-        image_from_lidar: Tensor,
+        image_from_bev: Tensor,
         padded_size: tuple[int, int],
         image_size_px: Tensor,
         previous: Tensor | None = None,
@@ -162,11 +162,11 @@ class BevEncoder(nn.Module):
         """BEV features [B, Q, C] of one frame.
 
         ``query``, ``query_pos`` [B, Q, C]; ``value`` [B, N, S, C] image tokens, levels of ``spatial_shapes`` (h, w) one
-        after the other; ``image_from_lidar`` [B, N, 4, 4]; sizes as in ``project_to_images``. Only BEVFormer v1 has
+        after the other; ``image_from_bev`` [B, N, 4, 4]; sizes as in ``project_to_images``. Only BEVFormer v1 has
         ``previous`` [B, Q, C], the last frame's BEV, and ``shift`` [B, 2], the (x, y) fraction of the grid by which it
         is displaced.
         """
-        uv, visible = project_to_images(self.pillars, image_from_lidar, padded_size, image_size_px)
+        uv, visible = project_to_images(self.pillars, image_from_bev, padded_size, image_size_px)
         visible = visible.any(-1)  # [B, N, Q]: some point of the pillar
         reference_2d = self.cells[None, :, None].expand(1, -1, 2, -1)  # [1, Q, 2, 2]
         current = None

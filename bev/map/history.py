@@ -8,13 +8,15 @@ Shapes: N cameras, C channels, h x w feature cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
-from ...core.frames import Frame
+from ...core.batch import Batch
+from ...core.frames import Frame, past_bev_from_current
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class PastFrame:
     frame: Frame
     feats: tuple[Tensor, ...]
     """Levels [N, C, h, w]."""
-    image_from_lidar: Tensor
-    """[N, 4, 4] from the frame's own LIDAR frame."""
+    image_from_bev: Tensor
+    """[N, 4, 4] from the frame's own BEV frame."""
     image_size_px: Tensor
     """[N, 2] (height, width) before padding."""
 
@@ -57,6 +59,55 @@ def prune(history: dict[str, PastFrame], current: list[Frame], steps: int) -> di
             kept[token] = past
             token = past.frame.prev_token
     return kept
+
+
+def remember(levels: Sequence[Tensor], batch: Batch) -> dict[str, PastFrame]:
+    """What a batch of current frames leaves to later ones; ``levels`` [B, N, C, h, w]."""
+    return {
+        frame.token: PastFrame(
+            frame, tuple(level[b] for level in levels), batch.image_from_bev[b, 0], batch.image_size_px[b, 0]
+        )
+        for b, frame in enumerate(batch.frames)
+    }
+
+
+def recall(
+    levels: Sequence[Tensor], batch: Batch, history: History, offsets: Sequence[int]
+) -> tuple[list[list[Tensor]], Batch]:
+    """The features of a clip of frames at ``offsets`` (past ones and 0), and the batch as it would be with all of them
+    loaded. Raises ValueError where images of the past were padded to another size.
+    """
+    clip, matrices, sizes, valid = [], [], [], []
+    for offset in offsets:
+        past = [None if offset == 0 else find_past(history, frame, -offset) for frame in batch.frames]
+        for frame, p in zip(batch.frames, past):
+            if p is not None and any(feats.shape != level.shape[1:] for feats, level in zip(p.feats, levels)):
+                raise ValueError(
+                    f"sample {frame.token}: the features of sample {p.frame.token} before it are "
+                    f"{list(p.feats[0].shape)}, its own {list(levels[0].shape[1:])}: a scene needs the same "
+                    "cameras and, in every batch, the same padded image size (do not mix rigs in a batch)"
+                )
+        own = list(enumerate(past))
+        valid.append(torch.tensor([offset == 0 or p is not None for p in past], device=levels[0].device))
+        clip.append(
+            [torch.stack([level[b] if p is None else p.feats[i] for b, p in own]) for i, level in enumerate(levels)]
+        )
+        seen = [batch.image_from_bev[b, 0] if p is None else _seen_from(batch, b, p) for b, p in own]
+        matrices.append(torch.stack(seen))
+        sizes.append(torch.stack([batch.image_size_px[b, 0] if p is None else p.image_size_px for b, p in own]))
+    return clip, replace(
+        batch,
+        frame_offsets=tuple(offsets),
+        frame_valid=torch.stack(valid, 1),
+        image_from_bev=torch.stack(matrices, 1),
+        image_size_px=torch.stack(sizes, 1),
+    )
+
+
+def _seen_from(batch: Batch, b: int, past: PastFrame) -> Tensor:
+    """[N, 4, 4]: points of sample b's current BEV frame to pixels of a past frame's images."""
+    motion = torch.from_numpy(past_bev_from_current(batch.frames[b], past.frame)).to(past.image_from_bev.device)
+    return (past.image_from_bev.double() @ motion).to(past.image_from_bev.dtype)
 
 
 @contextmanager

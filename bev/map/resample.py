@@ -30,14 +30,14 @@ def sample_bev(maps: Tensor, source: BevGrid, target: BevGrid, source_from_targe
     return sampled.to(maps.dtype)
 
 
-def resample_bev(features: BevFeatures, target: BevGrid, ego_from_lidar: Tensor) -> Tensor:
-    """The map of the LIDAR frame on a grid of the EGO frame: [B, C, target.num_y, target.num_x].
+def resample_bev(features: BevFeatures, target: BevGrid, ego_from_bev: Tensor) -> Tensor:
+    """The map of the BEV frame on a grid of the EGO frame: [B, C, target.num_y, target.num_x].
 
-    ego_from_lidar: [B, 4, 4], points. Roll and pitch between the two frames are taken as none (they are below a degree
+    ego_from_bev: [B, 4, 4], points. Roll and pitch between the two frames are taken as none (they are below a degree
     on nuScenes), so that a ground point of one map is a ground point of the other. Zero where the map does not reach.
     """
-    x_axis = ego_from_lidar[:, :2, 0] / ego_from_lidar[:, :2, 0].norm(dim=1, keepdim=True)  # [B, 2]
+    x_axis = ego_from_bev[:, :2, 0] / ego_from_bev[:, :2, 0].norm(dim=1, keepdim=True)  # [B, 2]
     # lidar from ego: the transposed rotation about the vertical
     linear = torch.stack([x_axis, torch.stack([-x_axis[:, 1], x_axis[:, 0]], 1)], 1)  # [B, 2, 2]
-    shift = -(linear @ ego_from_lidar[:, :2, 3:])  # [B, 2, 1]
+    shift = -(linear @ ego_from_bev[:, :2, 3:])  # [B, 2, 1]
     return sample_bev(features.bev, features.grid, target, torch.cat([linear, shift], 2))

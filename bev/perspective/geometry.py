@@ -84,10 +84,10 @@ class CameraBoxes:
         """These boxes with one component (rotation, proj_ctr, depth, size_wlh) taken from others."""
         return replace(self, **{name: getattr(other, name)})
 
-    def in_frame(self, lidar_from_camera: Tensor) -> Tensor:
-        """Rows [m, 7] (x, y, z, l, w, h, yaw_rad) in another frame whose z is up; lidar_from_camera [m, 4, 4]."""
-        rotation = lidar_from_camera[:, :3, :3]
-        centre = (rotation @ self.centre[..., None])[..., 0] + lidar_from_camera[:, :3, 3]
+    def in_frame(self, bev_from_camera: Tensor) -> Tensor:
+        """Rows [m, 7] (x, y, z, l, w, h, yaw_rad) in another frame whose z is up; bev_from_camera [m, 4, 4]."""
+        rotation = bev_from_camera[:, :3, :3]
+        centre = (rotation @ self.centre[..., None])[..., 0] + bev_from_camera[:, :3, 3]
         heading = (rotation @ self.rotation)[..., 0]  # the box's x axis
         yaw = torch.atan2(heading[:, 1], heading[:, 0])
         return torch.cat([centre, self.size_wlh[:, [1, 0, 2]], yaw[:, None]], -1)

@@ -398,12 +398,12 @@ class NuscenesDD3D(nn.Module):
         )
 
     @torch.no_grad()
-    def detect_in_lidar(
-        self, outs: PerspectiveOutputs, intrinsics: Tensor, lidar_from_camera: Tensor
+    def detect_in_bev(
+        self, outs: PerspectiveOutputs, intrinsics: Tensor, bev_from_camera: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes B x [m, 9] in the LIDAR frame of all N views together, their 3D scores [m] and labels [m].
+        """Boxes B x [m, 9] in the BEV frame of all N views together, their 3D scores [m] and labels [m].
 
-        intrinsics [B, N, 3, 3]; lidar_from_camera [B, N, 4, 4]. The speed points along the heading. For
+        intrinsics [B, N, 3, 3]; bev_from_camera [B, N, 4, 4]. The speed points along the heading. For
         proposals.PerspectiveProposals, which suppresses duplicates between the views.
         """
         batch, num_cameras = intrinsics.shape[:2]
@@ -412,13 +412,13 @@ class NuscenesDD3D(nn.Module):
         labels: list[list[Tensor]] = [[] for _ in range(batch)]
         for image, found in zip(outs.images.tolist(), self.detect(outs, intrinsics.flatten(0, 1))):
             sample, camera = divmod(image, num_cameras)
-            pose = lidar_from_camera[sample, camera].to(found.scores).expand(len(found.labels), 4, 4)
+            pose = bev_from_camera[sample, camera].to(found.scores).expand(len(found.labels), 4, 4)
             box = found.boxes.in_frame(pose)  # [m, 7]
             velocity = found.speeds[:, None] * torch.stack([box[:, 6].cos(), box[:, 6].sin()], 1)
             boxes[sample].append(torch.cat([box, velocity], 1))
             scores[sample].append(found.scores_3d)
             labels[sample].append(found.labels)
-        none = lidar_from_camera.new_zeros
+        none = bev_from_camera.new_zeros
         return (
             [torch.cat([none(0, 9), *b]) for b in boxes],
             [torch.cat([none(0), *s]) for s in scores],

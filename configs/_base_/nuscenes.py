@@ -20,21 +20,24 @@ class_names = [
 ]
 pc_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 
+source = dict(reader="nuscenes", root="data/nuscenes", version="v1.0-trainval")
 dataset = dict(
     type=ClipDataset,
-    dataroots=["data/nuscenes"],
-    version="v1.0-trainval",
     classes=class_names,
     pc_range=pc_range,
-    frame_offsets=(0,),
     image=dict(type=ImageSettings),  # 640 x 1600, BGR, mean subtracted: what caffe-style ResNets expect
 )
 train_dataloader = dict(
-    dataset=dict(**dataset, split="train", training=True, mono=True, photometric=dict(type=PhotometricSettings)),
+    dataset=dict(
+        **dataset,
+        source=dict(**source, split="train"),
+        training=True,
+        mono=True,
+        photometric=dict(type=PhotometricSettings),
+    ),
     sampler=dict(type=ResumableSampler),
     batch_size=1,
     num_workers=4,
     collate_fn=collate_clips,
 )
-test_dataset = dict(**dataset, split="val")
-test_batch_size = 1
+test_dataset = dict(**dataset, source=dict(**source, split="val"))

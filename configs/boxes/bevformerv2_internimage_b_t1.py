@@ -2,7 +2,7 @@
 
 Hyper-parameters: arXiv 2211.10439 table 7 (24 epochs, 16 clips per step, AdamW 4e-4, layer-wise decay 0.96, warm-up
 2000 iterations, clip 35, step decay). Not released by the authors, and not trained to the end by us. Over time: set
-model.frame_offsets, model.pts_bbox_head.transformer.frames and the datasets' frame_offsets as t2 and t8 do.
+model.bev_map.frames as t2 and t8 do.
 """
 
 from mmengine.config import read_base
@@ -12,9 +12,9 @@ from drivestack.bev.boxes.proposals import HybridQueries, PerspectiveProposals
 from drivestack.data_tools.clips.transforms import BdaSettings, ImageSettings
 
 with read_base():
+    from .._base_.images import *
     from ..published.bevformerv2_r50_t1_24ep import *
 
-num_classes = len(class_names)
 model.img_backbone = dict(
     type=internimage,
     variant="B",
@@ -22,19 +22,14 @@ model.img_backbone = dict(
     activation_checkpointing=True,
     # pretrained="internimage_b_1k_224.safetensors": published weights to start from
 )
-model.img_neck.in_channels = (224, 448, 896)
-model.fcos3d_bbox_head.cls_prior = 0.01  # a prior saves the first thousand iterations; the release forgot it
-model.perspective_proposals = dict(
-    type=PerspectiveProposals, num_classes=num_classes, pc_range=pc_range, num_proposals=100, iou_threshold=0.3
-)
-model.hybrid_queries = dict(type=HybridQueries, channels=256, num_classes=num_classes)
-model.pts_bbox_head.transformer.checkpoint_encoder = True
-model.pts_bbox_head.unknown_velocity = "ignore"
+model.boxes.perspective.cls_prior = 0.01  # a prior saves the first thousand iterations; the release forgot it
+model.boxes.perspective_proposals = dict(type=PerspectiveProposals, num_proposals=100, iou_threshold=0.3)
+model.boxes.hybrid_queries = dict(type=HybridQueries)
+model.bev_map.checkpoint_encoder = True
+model.boxes.head.unknown_velocity = "ignore"
 train_dataloader.dataset.keep_unknown_velocity = True
 
-# InternImage was trained on RGB, ImageNet statistics.
-rgb = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channels="rgb")
-train_dataloader.dataset.image.update(rgb)
-test_dataset.image = dict(type=ImageSettings, **rgb)
+train_dataloader.dataset.image.update(imagenet_rgb)
+test_dataset.image = dict(type=ImageSettings, **imagenet_rgb)
 
 optim_wrapper.paramwise_cfg = dict(layer_decay_rate=0.96)

@@ -6,4 +6,3 @@ with read_base():
     from .bevformerv2_internimage_b_t1 import *
 
 model.img_backbone.variant = "S"
-model.img_neck.in_channels = (160, 320, 640)

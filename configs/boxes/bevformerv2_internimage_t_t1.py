@@ -6,4 +6,3 @@ with read_base():
     from .bevformerv2_internimage_b_t1 import *
 
 model.img_backbone.variant = "T"
-model.img_neck.in_channels = (128, 256, 512)

@@ -6,7 +6,6 @@ with read_base():
     from .bevformerv2_internimage_b_t1 import *
 
 model.img_backbone.variant = "XL"
-model.img_neck.in_channels = (384, 768, 1536)
 
 iterations_per_epoch = 880  # 28,130 keyframes, 32 at a time
 train_cfg.max_iters = 24 * iterations_per_epoch

@@ -12,9 +12,10 @@ from torch.optim import AdamW
 from drivestack.backbone.fpn import FPN
 from drivestack.backbone.internimage.model import InternImage
 from drivestack.bev.bevformer_v2 import BEVFormerV2
-from drivestack.bev.boxes.head import BEVFormerHead
+from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.boxes.proposals import BevProposals, HybridQueries
-from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.boxes.task import BoxTask
+from drivestack.bev.map.bev_map import BevMap
 from drivestack.data_tools.clips.transforms import ImageSettings
 from drivestack.engine.optim import PrecisionOptimWrapper
 
@@ -23,54 +24,42 @@ with read_base():
     from .._base_.runtime import *
 
 pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
-bev_size = (56, 56)
 channels = 64
-num_classes = len(class_names)
+layers = dict(num_heads=4, ffn_dims=128, dropout=0.0)  # of encoder and decoder
 max_iters = 10800
 
 model = dict(
     type=BEVFormerV2,
     img_backbone=dict(type=InternImage, channels=32, depths=(1, 2, 5, 2), groups=(2, 4, 8, 16), out_indices=(1, 2, 3)),
-    img_neck=dict(type=FPN, in_channels=(64, 128, 256), out_channels=channels, num_outs=3),
-    pts_bbox_head=dict(
-        type=BEVFormerHead,
-        transformer=dict(
-            type=BevTransformer,
-            point_range=pc_range,
-            bev_size=bev_size,
-            embed_dims=channels,
-            num_heads=4,
-            num_levels=3,
-            encoder_layers=3,
-            decoder_layers=3,
-            ffn_dims=128,
-            dropout=0.0,
-        ),
-        num_classes=num_classes,
-        num_query=40,
-        num_groups=3,
+    img_neck=dict(type=FPN, out_channels=channels, num_outs=3),
+    bev_map=dict(
+        type=BevMap,
+        pc_range=pc_range,
+        bev_size=(56, 56),
         embed_dims=channels,
-        num_decoder_layers=3,
-        pc_range=pc_range,
-        bev_size=bev_size,
-        post_center_range=[-50.0, -50.0, -10.0, 50.0, 50.0, 10.0],
+        num_levels=3,
+        num_layers=3,
+        **layers,
     ),
-    bev_proposals=dict(
-        type=BevProposals,
-        in_channels=channels,
-        num_classes=num_classes,
-        pc_range=pc_range,
-        num_proposals=120,
-        min_radius_cells=1.0,
+    boxes=dict(
+        type=BoxTask,
+        head=dict(
+            type=BoxHead,
+            num_classes=len(class_names),
+            num_query=40,
+            num_groups=3,
+            num_layers=3,
+            post_center_range=[-50.0, -50.0, -10.0, 50.0, 50.0, 10.0],
+            **layers,
+        ),
+        bev_proposals=dict(type=BevProposals, num_proposals=120, min_radius_cells=1.0),
+        hybrid_queries=dict(type=HybridQueries),
     ),
-    hybrid_queries=dict(type=HybridQueries, channels=channels, num_classes=num_classes),
-    num_bev_levels=3,
     grid_mask=False,
 )
 
 # drivestack synthesize data/train100 --split train --scenes 100 --keyframes 6 --seed 100 (and 101, 102)
 data = dict(
-    dataroots=["data/train100", "data/train101", "data/train102"],
     pc_range=pc_range,
     image=dict(
         type=ImageSettings,
@@ -87,6 +76,8 @@ data = dict(
 train_dataloader.dataset.update(**data, photometric=None, mono=False, mirror=True, cache_images=True)
 train_dataloader.num_workers = 0
 test_dataset.update(data)
+train_dataloader.dataset.source.root = ["data/train100", "data/train101", "data/train102"]
+test_dataset.source.root = "data/val"
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,

@@ -12,18 +12,18 @@ from torch.optim import AdamW
 
 from drivestack.backbone.builder import internimage
 from drivestack.backbone.fpn import FPN
-from drivestack.bev.boxes.head import BEVFormerHead
-from drivestack.bev.map.transformer import BevTransformer
-from drivestack.bev.multi_task import BevPerception
+from drivestack.bev.bevformer_v2 import BEVFormerV2
+from drivestack.bev.map.bev_map import BevMap
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.clips.sampler import ResumableSampler
 from drivestack.data_tools.clips.transforms import ImageSettings, PhotometricSettings
-from drivestack.data_tools.readers.openlane import OpenLaneDataset
 from drivestack.engine.layer_decay import LayerDecayOptimizerConstructor
 from drivestack.engine.optim import PrecisionOptimWrapper
 from drivestack.lane_topology.head import LaneTopologyHead
 
 with read_base():
+    from .._base_.images import *
     from .._base_.runtime import *
 
 lane_range = [-51.2, -25.6, -2.3, 51.2, 25.6, 1.7]
@@ -32,8 +32,7 @@ frames_to_train = 22477
 max_iters = 24 * frames_to_train // 8
 
 model = dict(
-    type=BevPerception,
-    tasks=("lanes",),
+    type=BEVFormerV2,
     img_backbone=dict(
         type=internimage,
         variant="S",
@@ -43,30 +42,13 @@ model = dict(
     ),
     img_neck=dict(
         type=FPN,
-        in_channels=(160, 320, 640),
         out_channels=256,
         num_outs=4,
         add_extra_convs="on_output",
         relu_before_extra_convs=True,
     ),
-    # of the box head only the BEV encoder is used, which lives in it under the published keys
-    pts_bbox_head=dict(
-        type=BEVFormerHead,
-        transformer=dict(
-            type=BevTransformer,
-            point_range=lane_range,
-            bev_size=bev_size,
-            num_cams=7,
-            encoder_layers=3,
-            decoder_layers=1,
-            checkpoint_encoder=True,
-        ),
-        num_classes=1,
-        num_query=1,
-        num_groups=1,
-        num_decoder_layers=1,
-        pc_range=lane_range,
-        bev_size=bev_size,
+    bev_map=dict(
+        type=BevMap, pc_range=lane_range, bev_size=bev_size, num_cams=7, num_layers=3, checkpoint_encoder=True
     ),
     lane_head=dict(
         type=LaneTopologyHead,
@@ -78,30 +60,31 @@ model = dict(
     ),
 )
 
+source = dict(reader="openlane", root="data/OpenLane-V2")
 dataset = dict(
-    type=OpenLaneDataset,
-    dataroots=["data/OpenLane-V2"],
+    type=ClipDataset,
     classes=[],  # no boxes in it
+    lanes=True,
     image=dict(
         type=ImageSettings,
         crop=(0.0, 0.0, 1.0, 1.0),
         train_heights_px=(800,),
         test_height_px=800,
         aspect=1.32,  # 1056 x 800
-        mean=(123.675, 116.28, 103.53),
-        std=(58.395, 57.12, 57.375),
-        channels="rgb",
+        **imagenet_rgb,
         resample="area",
     ),
 )
 train_dataloader = dict(
-    dataset=dict(**dataset, split="train", training=True, photometric=dict(type=PhotometricSettings)),
+    dataset=dict(
+        **dataset, source=dict(**source, split="train"), training=True, photometric=dict(type=PhotometricSettings)
+    ),
     sampler=dict(type=ResumableSampler),
     batch_size=1,
     num_workers=4,
     collate_fn=collate_clips,
 )
-test_dataset = dict(**dataset, split="val")
+test_dataset = dict(**dataset, source=dict(**source, split="val"))
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,

@@ -5,7 +5,7 @@ from mmengine.config import read_base
 with read_base():
     from .openlanev2_subset_a import *
 
-model.pts_bbox_head.transformer.num_cams = 6
+model.bev_map.num_cams = 6
 # 1408 x 800: nearly the cameras' own shape, and a multiple of 32
 train_dataloader.dataset.image.aspect = test_dataset.image.aspect = 1.76
 max_iters = 24 * 27968 // 8

@@ -7,7 +7,6 @@ Everything up to the BEV map, and the boxes, is bevformerv2_tiny_synthetic, so i
 from mmengine.config import read_base
 from mmengine.optim import CosineAnnealingLR, LinearLR
 
-from drivestack.bev.multi_task import BevPerception
 from drivestack.lane_topology.head import LaneTopologyHead
 from drivestack.occupancy.head import OccupancyHead
 
@@ -15,10 +14,8 @@ with read_base():
     from ..boxes.bevformerv2_tiny_synthetic import *
 
 model.update(
-    type=BevPerception,
     occupancy_head=dict(
         type=OccupancyHead,
-        in_channels=channels,
         channels=64,
         coarse_cells=100,
         columns_per_sample=2000,
@@ -26,7 +23,6 @@ model.update(
     ),
     lane_head=dict(
         type=LaneTopologyHead,
-        in_channels=channels,
         channels=64,
         bev_size=(34, 68),
         num_queries=20,
@@ -41,7 +37,8 @@ model.update(
     # against gradients into the BEV map that differ a hundredfold at the start (docs/LOG.md)
     loss_weights=dict(occupancy=5.0, lanes=0.5),
 )
-train_dataloader.dataset.update(occupancy=True, lanes=True, dataroots=["data/train100", "data/train101"])
+train_dataloader.dataset.update(occupancy=True, lanes=True)
+train_dataloader.dataset.source.root = ["data/train100", "data/train101"]
 
 new_parts = ("occupancy_head.", "lane_head.")
 max_iters = 6000

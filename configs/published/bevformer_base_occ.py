@@ -2,7 +2,7 @@
 
 InternImage's autonomous_driving/occupancy_prediction; spec/occupancy.md section 2. Keys are the published ones (DCNv2
 is torchvision's operator here: mmcv is not needed). Reported: mIoU 23.67 with camera mask. Trained with
-model.pts_bbox_head.mask="camera" the same model reaches 39 there (section 5), and loses RayIoU. Our scores: none yet.
+model.voxel_head.mask="camera" the same model reaches 39 there (section 5), and loses RayIoU. Our scores: none yet.
 For a new model take bevformerv2_internimage_t_t5_occ.
 """
 
@@ -15,14 +15,13 @@ from drivestack.backbone.resnet import ResNet
 from drivestack.data_tools.clips.transforms import ImageSettings
 from drivestack.engine.layer_decay import LayerDecayOptimizerConstructor
 from drivestack.engine.optim import PrecisionOptimWrapper
-from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, BEVFormerOccHead, OccupancyTransformer
+from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, OccupancyMap, VoxelHead
 
 with read_base():
     from .._base_.nuscenes import *
     from .._base_.runtime import *
 
 pc_range = [-40.0, -40.0, -1.0, 40.0, 40.0, 5.4]  # of the EGO frame
-frames = (-4, -3, -2, -1, 0)  # a step draws three of the four past ones
 max_iters = 24 * 28130 // 8  # 24 epochs, a clip on each of 8 GPUs
 sync_bn = False
 
@@ -41,22 +40,18 @@ model = dict(
     ),
     img_neck=dict(
         type=FPN,
-        in_channels=(512, 1024, 2048),
         out_channels=256,
         num_outs=4,
         add_extra_convs="on_output",
         relu_before_extra_convs=True,
     ),
-    pts_bbox_head=dict(
-        type=BEVFormerOccHead,
-        transformer=dict(type=OccupancyTransformer, point_range=pc_range, bev_size=(200, 200), num_levels=4),
-    ),
-    frame_offsets=frames,
+    bev_map=dict(type=OccupancyMap, pc_range=pc_range, bev_size=(200, 200), num_levels=4),
+    voxel_head=dict(type=VoxelHead),
+    frame_offsets=(-4, -3, -2, -1, 0),  # a step draws three of the four past ones
     history_frames=3,
 )
 
 data = dict(
-    dataroots=["data/occ3d-nus"],  # nuScenes with gts/<scene>/<sample>/labels.npz beside samples/
     pc_range=pc_range,
     image=dict(
         type=ImageSettings,
@@ -66,8 +61,10 @@ data = dict(
         resample="bilinear",
     ),
 )
-train_dataloader.dataset.update(**data, mono=False, occupancy=True, frame_offsets=frames)
+train_dataloader.dataset.update(**data, mono=False, occupancy=True)
 test_dataset.update(data)
+# nuScenes with gts/<scene>/<sample>/labels.npz beside samples/
+train_dataloader.dataset.source.root = test_dataset.source.root = "data/occ3d-nus"
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,

@@ -8,6 +8,7 @@ from mmengine.config import read_base
 from drivestack.backbone.builder import internimage
 
 with read_base():
+    from .._base_.images import *
     from .bevformer_base_occ import *
 
 model.img_backbone = dict(
@@ -18,12 +19,10 @@ model.img_backbone = dict(
     activation_checkpointing=True,
     # pretrained="mask_rcnn_internimage_s_fpn_3x_coco.pth": published weights to start from
 )
-model.img_neck.in_channels = (160, 320, 640)
 
 # InternImage was trained on RGB, ImageNet statistics.
-rgb = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channels="rgb")
-train_dataloader.dataset.image.update(rgb)
-test_dataset.image.update(rgb)
+train_dataloader.dataset.image.update(imagenet_rgb)
+test_dataset.image.update(imagenet_rgb)
 
 optim_wrapper.optimizer.weight_decay = 0.05
 optim_wrapper.paramwise_cfg = dict(no_decay=("norm", "sampling_offsets"))

@@ -9,4 +9,4 @@ with read_base():
     from .bevformer_small_occ_challenge import *
 
 model.img_backbone.depth = 50
-model.pts_bbox_head.transformer.encoder_layers = 1
+model.bev_map.num_layers = 1

@@ -9,8 +9,8 @@ with read_base():
     from .bevformer_base_occ import *
 
 model.img_backbone.out_indices = (2, 3)
-model.img_neck.update(in_channels=(1024, 2048), num_outs=2)
-model.pts_bbox_head.transformer.update(num_levels=2, num_level_embeds=4, encoder_layers=3)
+model.img_neck.num_outs = 2
+model.bev_map.update(num_levels=2, num_level_embeds=4, num_layers=3)
 
 train_dataloader.dataset.image.train_heights_px = (720,)
 test_dataset.image.test_height_px = 720

@@ -7,6 +7,6 @@ from drivestack.data_tools.clips.transforms import BdaSettings, ImageSettings
 with read_base():
     from .bevformerv2_r50_t1_base_24ep import *
 
-model.pts_bbox_head.num_groups = 11
+model.boxes.head.num_groups = 11
 train_dataloader.dataset.image = dict(type=ImageSettings, train_heights_px=tuple(range(512, 769, 32)), flip=True)
 train_dataloader.dataset.bda = dict(type=BdaSettings)

@@ -11,8 +11,9 @@ from torch.optim import AdamW
 from drivestack.backbone.fpn import FPN
 from drivestack.backbone.resnet import ResNet
 from drivestack.bev.bevformer_v2 import BEVFormerV2
-from drivestack.bev.boxes.head import BEVFormerHead
-from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.boxes.head import BoxHead
+from drivestack.bev.boxes.task import BoxTask
+from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.perspective.head import NuscenesDD3D
 from drivestack.engine.layer_decay import LayerDecayOptimizerConstructor
 from drivestack.engine.optim import PrecisionOptimWrapper
@@ -26,23 +27,17 @@ model = dict(
     img_backbone=dict(type=ResNet, depth=50, style="caffe", out_indices=(1, 2, 3)),
     img_neck=dict(
         type=FPN,
-        in_channels=(512, 1024, 2048),
         out_channels=256,
         num_outs=5,
         add_extra_convs="on_output",
         relu_before_extra_convs=True,
     ),
-    pts_bbox_head=dict(
-        type=BEVFormerHead,
-        transformer=dict(type=BevTransformer, point_range=pc_range, bev_size=(200, 200), frames=(0,)),
-        num_query=900,
-        num_groups=1,
-        pc_range=pc_range,
-        bev_size=(200, 200),
-        unknown_velocity="zero",
+    bev_map=dict(type=BevMap, pc_range=pc_range, bev_size=(200, 200)),
+    boxes=dict(
+        type=BoxTask,
+        head=dict(type=BoxHead, num_classes=len(class_names), num_query=900, num_groups=1, unknown_velocity="zero"),
+        perspective=dict(type=NuscenesDD3D),
     ),
-    fcos3d_bbox_head=dict(type=NuscenesDD3D),
-    frame_offsets=(0,),
 )
 
 iterations_per_epoch = 1759  # 28,130 keyframes, 16 at a time

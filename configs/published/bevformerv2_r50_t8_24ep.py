@@ -5,8 +5,4 @@ from mmengine.config import read_base
 with read_base():
     from .bevformerv2_r50_t1_24ep import *
 
-frames = (-7, -6, -5, -4, -3, -2, -1, 0)
-model.frame_offsets = frames
-model.pts_bbox_head.transformer.frames = frames
-train_dataloader.dataset.frame_offsets = frames
-test_dataset.frame_offsets = frames
+model.bev_map.frames = (-7, -6, -5, -4, -3, -2, -1, 0)

@@ -3,7 +3,7 @@
 arXiv 2304.10440; spec/lane_topology.md section 2. The keys are the published ones, and so is what their weights depend
 on: the CAN-bus signal (absolute world values: set model.bev_constructor.use_can_bus=False for a model of your own) and
 values projected twice. Reads nuScenes with lane labels (OpenLane-V2 subset B). For new models take LaneTopologyHead on
-a BevPerception.
+a BEVFormerV2.
 """
 
 from mmengine.config import read_base
@@ -22,10 +22,10 @@ from drivestack.lane_topology.published.relationship import RelationshipHead
 from drivestack.lane_topology.published.road_bevformer import RoadBevFormer
 
 with read_base():
+    from .._base_.images import *
     from .._base_.nuscenes import *
     from .._base_.runtime import *
 
-bev_size = (100, 200)
 max_iters = 24 * 27968 // 8  # 24 epochs of subset B on 8 GPUs
 
 model = dict(
@@ -35,22 +35,20 @@ model = dict(
     ),
     img_neck=dict(
         type=FPN,
-        in_channels=(512, 1024, 2048),
         out_channels=256,
         num_outs=4,
         add_extra_convs="on_output",
         relu_before_extra_convs=True,
     ),
-    bev_constructor=dict(type=BevConstructor, bev_size=bev_size, num_cams=7, use_can_bus=True),
-    pts_bbox_head=dict(type=CentrelineHead, bev_size=bev_size),
+    bev_constructor=dict(type=BevConstructor, bev_size=(100, 200), num_cams=7, use_can_bus=True),
+    pts_bbox_head=dict(type=CentrelineHead),
     bbox_head=dict(type=ElementHead),
     lclc_head=dict(type=RelationshipHead),
     lcte_head=dict(type=RelationshipHead),
     front_camera="CAM_FRONT",
 )
 
-rgb = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channels="rgb")
-data = dict(image=dict(type=ImageSettings, **rgb), lanes=True, front_camera="CAM_FRONT")
+data = dict(image=dict(type=ImageSettings, **imagenet_rgb), lanes=True, front_camera="CAM_FRONT")
 train_dataloader.dataset.update(**data, mono=False)
 test_dataset.update(data)
 

@@ -11,4 +11,3 @@ with read_base():
     from .openlanev2_baseline_large_r50 import *
 
 model.img_backbone = dict(type=internimage, variant="S", out_indices=(0, 1, 2, 3))
-model.img_neck.in_channels = (80, 160, 320, 640)

@@ -6,8 +6,6 @@ Layout: [0:3] ego translation (m, global), [3:7] ego rotation (quaternion), [7:1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,18 +36,3 @@ def mirror_can_bus(can_bus: NDArray[np.float64], global_from_ego: NDArray[np.flo
     return np.stack(
         [can_bus_of_pose(pose, row[SIGNALS] * _MIRRORED_SIGNALS) for row, pose in zip(can_bus, global_from_ego)]
     )
-
-
-def can_bus_deltas(
-    can_bus: NDArray[np.float64], scene_tokens: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A clip's CAN-bus rows [T, 18] with translation and yaw (degrees) as differences to the frame before it.
-
-    Also gives which frames [T] have a predecessor of the same scene in the clip; for the others both deltas are 0.
-    """
-    out = can_bus.copy()
-    has_previous = np.array([t > 0 and scene_tokens[t] == scene_tokens[t - 1] for t in range(len(can_bus))], dtype=bool)
-    for columns in (slice(0, 3), slice(17, 18)):
-        difference = np.diff(can_bus[:, columns], axis=0, prepend=can_bus[:1, columns])
-        out[:, columns] = np.where(has_previous[:, None], difference, 0)
-    return out, has_previous

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ...core.errors import ConfigError, DataError
-from ...core.frames import CameraView, Frame, past_lidar_from_current
+from ...core.frames import CameraView, Frame, past_bev_from_current
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
+from ...geometry import invert_pose
 from ..labels.files import check_lanes, read_occupancy
 from ..labels.ground_truth import ground_truth
 from ..labels.mono_targets import mono_targets
 from ..readers.checks import check_frames
-from ..readers.info_pickle import read_info_pickle
-from ..readers.nuscenes import read_nuscenes
+from ..readers.registry import DataSource
 from .can_bus import can_bus_of_pose
 from .collate import ClipSample
 from .images import load_image
@@ -44,8 +43,8 @@ from .transforms import (
 logger = logging.getLogger("drivestack")
 
 Settings = TypeVar("Settings")
-Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None]]
-"""Boxes [n, 9], labels [n], per-image targets (empty list: not asked for, or no annotations)."""
+Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None] | None]
+"""Boxes [n, 9], labels [n], per-image targets (None: not asked for, or no annotations)."""
 
 
 def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
@@ -65,8 +64,8 @@ class ClipDataset(Dataset):
 
     Sources (one of):
         frames: Frames at hand.
-        dataroots, version, split: nuScenes roots (or sets in its schema), read with nuscenes-devkit.
-        info_pickles: published info files; ``dataroots`` gives one folder of images for each (or one for all).
+        source: what a registered reader reads: ``dict(reader="nuscenes", root="data/nuscenes", split="train", ...)``,
+            or a DataSource; ``root`` may be a list of folders (readers/registry.py).
 
     What a clip is:
         classes: names of the labels 0, 1, ...
@@ -88,7 +87,7 @@ class ClipDataset(Dataset):
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
         seed: ``dataset[index, draw]`` is a pure function of (seed, draw, index); ``dataset[index]`` has draw 0.
         cache_images: keep cropped and resized images in memory (``image.resample`` 'area' only): 3 bytes per pixel
-            of network input. With loader workers call ``preload`` first, or every worker keeps its own.
+            of network input. Every loader worker keeps its own.
 
     Raises ConfigError for settings that contradict one another, DataError for data that cannot be used.
     """
@@ -98,10 +97,7 @@ class ClipDataset(Dataset):
         *,
         classes: Sequence[str],
         frames: Sequence[Frame] | None = None,
-        dataroots: str | Sequence[str] | None = None,
-        version: str = "v1.0-trainval",
-        split: str = "train",
-        info_pickles: str | Sequence[str] | None = None,
+        source: DataSource | Mapping[str, Any] | None = None,
         frame_offsets: Sequence[int] = (0,),
         camera_names: Sequence[str] | None = None,
         image: ImageSettings | Mapping[str, Any] = ImageSettings(),  # noqa: B008 (frozen)
@@ -119,17 +115,13 @@ class ClipDataset(Dataset):
         seed: int = 0,
         cache_images: bool = False,
     ) -> None:
-        self.dataroots = [dataroots] if isinstance(dataroots, (str, Path)) else list(dataroots or ())
-        self.version, self.split = version, split
         if frames is not None:
             check_frames(frames)
             self.frames = list(frames)
-        elif info_pickles is not None:
-            self.frames = self._read_info_pickles(info_pickles)
         else:
-            self.frames = [frame for root in self.dataroots for frame in read_nuscenes(root, version, split)]
+            self.frames = DataSource.of(source or {}).read()
         if not self.frames:
-            raise ConfigError("ClipDataset has no frames: give frames, dataroots or info_pickles")
+            raise ConfigError("ClipDataset has no frames: give frames, or a source")
         self.classes = tuple(classes)
         self.frame_offsets = tuple(sorted(set(frame_offsets)))
         if 0 not in self.frame_offsets:
@@ -166,18 +158,6 @@ class ClipDataset(Dataset):
                 self.frame_offsets,
             )
 
-    def _read_info_pickles(self, paths: str | Sequence[str]) -> list[Frame]:
-        files = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        roots = self.dataroots * len(files) if len(self.dataroots) == 1 else self.dataroots
-        if len(roots) != len(files):
-            raise ConfigError(f"{len(files)} info_pickles need one data root each, or one for all; got {len(roots)}")
-        return [frame for file, root in zip(files, roots) for frame in read_info_pickle(file, root)]
-
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """What the engine hands to evaluators."""
-        return {"classes": self.classes, "dataroots": self.dataroots, "version": self.version, "split": self.split}
-
     @property
     def scene_tokens(self) -> list[str]:
         """Scene of each clip, for the samplers."""
@@ -205,16 +185,6 @@ class ClipDataset(Dataset):
     def neighbours(self, frame: Frame) -> list[Frame | None]:
         """The T frames of a clip, None where the scene has none."""
         return [self._neighbour(frame, offset) for offset in self.frame_offsets]
-
-    def preload(self) -> None:
-        """Fills the image cache."""
-        if self._cache is None:
-            raise ConfigError("preload needs cache_images=True")
-        for i, frame in enumerate(self.frames):
-            for view in self._views(frame):
-                self._source(view, frame)
-            if (i + 1) % 500 == 0 or i + 1 == len(self.frames):
-                logger.info("image cache: %d of %d frames", i + 1, len(self.frames))
 
     def _neighbour(self, frame: Frame, offset: int) -> Frame | None:
         for _ in range(abs(offset)):
@@ -246,7 +216,7 @@ class ClipDataset(Dataset):
             for i in candidates:
                 targets = self._targets(self.frames[i], image_draw, bda_draw)
                 _, labels, mono = targets
-                has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono))
+                has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono or ()))
                 if has_boxes or self._has_task_labels(self.frames[i]):
                     return self.frames[i], targets
         boxes = f"a ground-truth box of the classes {', '.join(self.classes)} within pc_range {self.pc_range}"
@@ -290,7 +260,7 @@ class ClipDataset(Dataset):
     def _targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw) -> Targets:
         selection = self.pc_range, self.use_valid_flag, bda_draw, self.keep_unknown_velocity
         boxes, labels = ground_truth(frame, self.classes, *selection)
-        notes, mono = frame.annotations, []
+        notes, mono = frame.annotations, None
         if self.mono and notes is not None:
             views = self._views(frame)
             mono = [mono_targets(notes, view, self.classes, self._placement(view, image_draw)) for view in views]
@@ -306,21 +276,21 @@ class ClipDataset(Dataset):
     ) -> ClipSample:
         shape = len(self.frame_offsets), len(self.camera_names)
         images: list[list[NDArray[np.float32]] | None] = []
-        image_from_lidar = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
+        image_from_bev = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
         global_from_ego = np.tile(np.eye(4), (shape[0], 1, 1))
         can_bus = np.zeros((shape[0], 18))
         for t, neighbour in enumerate(self.neighbours(frame)):
             if neighbour is None:
                 images.append(None)
                 continue
-            lidar_from_current = past_lidar_from_current(frame, neighbour)
+            bev_from_current = past_bev_from_current(frame, neighbour)
             global_from_ego[t] = neighbour.global_from_ego
             can_bus[t] = can_bus_of_pose(neighbour.global_from_ego, neighbour.can_signals)
             images.append([])
             for n, view in enumerate(self._views(neighbour)):
                 camera = self._placement(view, draw).camera(view.camera)
-                camera_from_lidar = np.linalg.inv(view.lidar_from_camera)
-                image_from_lidar[t, n] = camera.image_from_camera @ camera_from_lidar @ lidar_from_current
+                camera_from_bev = invert_pose(neighbour.bev_from_camera(view))
+                image_from_bev[t, n] = camera.image_from_camera @ camera_from_bev @ bev_from_current
                 photometric = self.photometric.draw(rng) if rng is not None else None
                 images[t].append(self._image(view, neighbour, draw, photometric))
         views = self._views(frame)
@@ -330,11 +300,11 @@ class ClipDataset(Dataset):
         return ClipSample(
             images=images,
             frame_offsets=self.frame_offsets,
-            image_from_lidar=image_from_lidar.astype(np.float32),
+            image_from_bev=image_from_bev.astype(np.float32),
             image_flipped=draw.flip,
             bda=bda_draw.matrix.astype(np.float32),
             intrinsics=np.stack(intrinsics).astype(np.float32),
-            lidar_from_camera=np.stack([view.lidar_from_camera for view in views]).astype(np.float32),
+            bev_from_camera=np.stack([frame.bev_from_camera(view) for view in views]).astype(np.float32),
             frame=frame,
             gt_boxes=boxes if labelled else None,
             gt_labels=labels if labelled else None,
@@ -343,7 +313,6 @@ class ClipDataset(Dataset):
             can_bus=can_bus,
             occupancy=self._occupancy(frame),
             lanes=self._lanes(frame, draw),
-            tasks=self.tasks,
         )
 
     def _image(

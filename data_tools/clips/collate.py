@@ -10,7 +10,7 @@ Shapes: B clips, T frames, N cameras, H, W padded image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,21 +29,22 @@ class ClipSample:
     images: list[list[NDArray[np.float32]] | None]
     """T x N images [3, h, w]; None for a frame that the scene does not have."""
     frame_offsets: tuple[int, ...]
-    image_from_lidar: NDArray[np.float32]
+    image_from_bev: NDArray[np.float32]
     """[T, N, 4, 4]"""
     image_flipped: bool
     bda: NDArray[np.float32]
     """[3, 3]"""
     intrinsics: NDArray[np.float32]
     """[N, 3, 3]"""
-    lidar_from_camera: NDArray[np.float32]
+    bev_from_camera: NDArray[np.float32]
     """[N, 4, 4]"""
     frame: Frame
     gt_boxes: NDArray[np.float32] | None = None
     """[n, 9], None if the frame is not annotated."""
     gt_labels: NDArray[np.int64] | None = None
-    mono: list[MonoTargets | None] = field(default_factory=list)
-    ego_from_lidar: NDArray[np.float32] | None = None
+    mono: list[MonoTargets | None] | None = None
+    """N, None for an image in which nothing is labelled; None where they were not asked for or not annotated."""
+    ego_from_bev: NDArray[np.float32] | None = None
     """[4, 4]; None: that of the frame. A mirrored clip has its own."""
     global_from_ego: NDArray[np.float64] | None = None
     """[T, 4, 4], identity where a frame is missing; None: not known."""
@@ -51,8 +52,6 @@ class ClipSample:
     """[T, 18], see can_bus.py; None where the poses are."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
-    tasks: tuple[str, ...] = ()
-    """Of "occupancy" and "lanes": the labels that were asked for, whether the frame has them or not."""
 
 
 @FUNCTIONS.register_module()
@@ -62,12 +61,12 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
     Raises ValueError otherwise (mixed rigs belong into separate batches).
     """
     first = samples[0]
-    shape = first.image_from_lidar.shape[:2]
+    shape = first.image_from_bev.shape[:2]
     for sample in samples:
-        if sample.frame_offsets != first.frame_offsets or sample.image_from_lidar.shape[:2] != shape:
+        if sample.frame_offsets != first.frame_offsets or sample.image_from_bev.shape[:2] != shape:
             raise ValueError(
                 f"samples {first.frame.token} and {sample.frame.token} differ in frame offsets or number of cameras "
-                f"({first.frame_offsets} x {shape[1]}, {sample.frame_offsets} x {sample.image_from_lidar.shape[1]})"
+                f"({first.frame_offsets} x {shape[1]}, {sample.frame_offsets} x {sample.image_from_bev.shape[1]})"
             )
     sizes = np.zeros((len(samples), *shape, 2), dtype=np.int64)
     for b, sample in enumerate(samples):
@@ -86,30 +85,32 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
 
     with_poses = all(sample.global_from_ego is not None for sample in samples)
-    labelled = all(sample.gt_boxes is not None for sample in samples)
-    with_mono = all(sample.mono for sample in samples)
+
+    def tensor(array: NDArray | None) -> torch.Tensor | None:
+        return None if array is None else torch.from_numpy(array)
+
     return Batch(
         images=images,
         frame_offsets=first.frame_offsets,
         frame_valid=torch.tensor([[views is not None for views in sample.images] for sample in samples]),
-        image_from_lidar=stack("image_from_lidar"),
+        image_from_bev=stack("image_from_bev"),
         image_size_px=torch.from_numpy(sizes),
         image_flipped=torch.tensor([sample.image_flipped for sample in samples]),
         bda=stack("bda"),
         intrinsics=stack("intrinsics"),
-        lidar_from_camera=stack("lidar_from_camera"),
-        gt_boxes=[torch.from_numpy(sample.gt_boxes) for sample in samples] if labelled else [],
-        gt_labels=[torch.from_numpy(sample.gt_labels) for sample in samples] if labelled else [],
-        mono=[sample.mono for sample in samples] if with_mono else [],
-        occupancy=[sample.occupancy for sample in samples] if "occupancy" in first.tasks else [],
-        lanes=[sample.lanes for sample in samples] if "lanes" in first.tasks else [],
-        ego_from_lidar=torch.from_numpy(np.stack([_ego_from_lidar(sample) for sample in samples])),
+        bev_from_camera=stack("bev_from_camera"),
+        gt_boxes=[tensor(sample.gt_boxes) for sample in samples],
+        gt_labels=[tensor(sample.gt_labels) for sample in samples],
+        mono=[sample.mono for sample in samples],
+        occupancy=[sample.occupancy for sample in samples],
+        lanes=[sample.lanes for sample in samples],
+        ego_from_bev=torch.from_numpy(np.stack([_ego_from_bev(sample) for sample in samples])),
         global_from_ego=stack("global_from_ego") if with_poses else None,
         can_bus=stack("can_bus") if with_poses else None,
         frames=[sample.frame for sample in samples],
     )
 
 
-def _ego_from_lidar(sample: ClipSample) -> NDArray[np.float32]:
-    given = sample.ego_from_lidar
-    return sample.frame.ego_from_lidar.astype(np.float32) if given is None else given
+def _ego_from_bev(sample: ClipSample) -> NDArray[np.float32]:
+    given = sample.ego_from_bev
+    return sample.frame.ego_from_bev.astype(np.float32) if given is None else given

@@ -22,21 +22,21 @@ _MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
 
 
 def mirror_clip(sample: ClipSample) -> ClipSample:
-    """The sample reflected, left for right of the car, at a plane through the origin of the current LIDAR frame: x = 0
-    where the LIDAR's x axis points sideways (nuScenes), y = 0 where it points ahead (OpenLane-V2: no LiDAR, ego frame).
+    """The sample reflected, left for right of the car, at a plane through the origin of the current BEV frame: x = 0
+    where its x axis points sideways (nuScenes), y = 0 where it points ahead (the EGO frame).
 
     Raises ValueError for samples with perspective targets, which are not reflected.
     """
-    if any(target is not None for target in sample.mono):
+    if any(target is not None for target in sample.mono or ()):
         raise ValueError("mirror_clip does not reflect perspective targets: use mirror with mono=False")
-    ego_from_lidar = sample.frame.ego_from_lidar if sample.ego_from_lidar is None else sample.ego_from_lidar
-    sideways = int(np.abs(ego_from_lidar[1, :2]).argmax())  # the LIDAR axis nearest to the ego frame's y
+    ego_from_bev = sample.frame.ego_from_bev if sample.ego_from_bev is None else sample.ego_from_bev
+    sideways = int(np.abs(ego_from_bev[1, :2]).argmax())  # the BEV axis nearest to the ego frame's y
     reflect, reflect_camera = np.eye(4), np.diag([-1.0, 1.0, 1.0, 1.0])
     reflect[sideways, sideways] = -1.0
-    image_from_lidar = sample.image_from_lidar.copy()
+    image_from_bev = sample.image_from_bev.copy()
     for t, views in enumerate(sample.images):
         for n, view in enumerate(views or ()):
-            image_from_lidar[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_lidar[t, n] @ reflect
+            image_from_bev[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_bev[t, n] @ reflect
     intrinsics = sample.intrinsics.copy()
     for n, view in enumerate(sample.images[sample.frame_offsets.index(0)]):
         intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect_camera[:3, :3]).astype(
@@ -55,12 +55,12 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
     return replace(
         sample,
         images=[views and [np.ascontiguousarray(view[:, :, ::-1]) for view in views] for views in sample.images],
-        image_from_lidar=image_from_lidar,
+        image_from_bev=image_from_bev,
         intrinsics=intrinsics,
-        lidar_from_camera=(reflect @ sample.lidar_from_camera @ reflect_camera).astype(np.float32),
+        bev_from_camera=(reflect @ sample.bev_from_camera @ reflect_camera).astype(np.float32),
         bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),
         gt_boxes=boxes,
-        ego_from_lidar=(reflect_ego @ ego_from_lidar @ reflect).astype(np.float32),
+        ego_from_bev=(reflect_ego @ ego_from_bev @ reflect).astype(np.float32),
         global_from_ego=poses,
         can_bus=None if poses is None else mirror_can_bus(sample.can_bus, poses),
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),

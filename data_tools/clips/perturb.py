@@ -14,8 +14,8 @@ from ...geometry import pose, rotation_z
 def perturb_calibration(frames: Sequence[Frame], how: str) -> list[Frame]:
     """The same images and labels with wrong camera poses.
 
-    how: ``shuffle`` gives each camera the pose of the next one; ``yaw:DEG`` turns all cameras about the LiDAR's
-    vertical axis by that many degrees. Intrinsics stay. Raises ConfigError for anything else.
+    how: ``shuffle`` gives each camera the pose of the next one; ``yaw:DEG`` turns all cameras about the BEV
+    frame's vertical axis by that many degrees. Intrinsics stay. Raises ConfigError for anything else.
     """
     if how == "shuffle":
         return [_shuffled(frame) for frame in frames]
@@ -32,8 +32,8 @@ def perturb_calibration(frames: Sequence[Frame], how: str) -> list[Frame]:
             cameras=tuple(
                 replace(
                     view,
-                    lidar_from_camera=turn @ view.lidar_from_camera,
-                    global_from_camera=frame.global_from_lidar @ turn @ view.lidar_from_camera,
+                    ego_from_camera=frame.ego_from_bev @ turn @ frame.bev_from_camera(view),
+                    global_from_ego=frame.global_from_ego,
                 )
                 for view in frame.cameras
             ),
@@ -45,7 +45,7 @@ def perturb_calibration(frames: Sequence[Frame], how: str) -> list[Frame]:
 def _shuffled(frame: Frame) -> Frame:
     others = frame.cameras[1:] + frame.cameras[:1]
     cameras = tuple(
-        replace(view, lidar_from_camera=other.lidar_from_camera, global_from_camera=other.global_from_camera)
+        replace(view, ego_from_camera=other.ego_from_camera, global_from_ego=other.global_from_ego)
         for view, other in zip(frame.cameras, others)
     )
     return replace(frame, cameras=cameras)

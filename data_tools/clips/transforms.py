@@ -265,7 +265,7 @@ class BdaDraw:
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """[3, 3] flip @ scale @ rotation, to be multiplied to LIDAR points."""
+        """[3, 3] flip @ scale @ rotation, to be multiplied to BEV points."""
         flip = np.diag([-1.0 if self.flip_x else 1.0, -1.0 if self.flip_y else 1.0, 1.0])
         return flip * self.scale @ rotation_z(self.rotation_rad)
 

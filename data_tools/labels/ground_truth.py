@@ -1,4 +1,4 @@
-"""Which annotated objects a detector is trained and scored on, as boxes of the current LIDAR frame."""
+"""Which annotated objects a detector is trained and scored on, as boxes of the current BEV frame."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ground_truth(
         return np.zeros((0, 9), np.float32), np.zeros(0, np.int64)
     label_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in notes.names], dtype=np.int64)
-    boxes = frame.lidar_boxes()
+    boxes = frame.bev_boxes()
     if not keep_unknown_velocity:
         boxes[:, 7:] = np.nan_to_num(boxes[:, 7:])
     boxes = bda.boxes(boxes)

@@ -25,8 +25,9 @@ from ...core.errors import DataError
 from ...core.frames import CameraView, Frame
 from ...core.labels import LaneLabels
 from ...geometry import PinholeCamera, invert_pose, pose, quaternion_to_matrix, transform_points
-from .info_pickle import link_frames
+from .links import link_frames
 from .openlane_files import resample_line
+from .registry import Conventions, register_reader
 
 RANGE_M = (-50.0, -25.0, 50.0, 25.0)  # x and y of the ego frame
 CAMERAS = (
@@ -76,11 +77,22 @@ def map_path(log: str | Path) -> Path:
     return found[0]
 
 
+@register_reader(
+    "argoverse2",
+    "an Argoverse 2 log: ring cameras, and lanes from its vector map",
+    Conventions(
+        boxes="not read",
+        quaternions="w x y z",
+        time="nanoseconds",
+        cameras="front centre first, seven in all; pinholes; sizes from the calibration",
+        frames="EGO: x ahead, y left, z up, at the rear axle; BEV maps lie in it; global: the city frame",
+    ),
+)
 def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) -> list[Frame]:
     """Keyframes of a log every ``interval_s`` seconds, with the seven ring cameras and lane labels of num_points each.
 
-    The EGO frame is Argoverse's vehicle frame, the global one its city frame; ``ego_from_lidar`` is the identity, as in
-    OpenLane-V2. Each camera shows the image nearest in time, from where the car was then; without images it is taken at
+    The EGO frame is Argoverse's vehicle frame, the global one its city frame; BEV maps live in the EGO
+    frame. Each camera shows the image nearest in time, from where the car was then; without images it is taken at
     the keyframe's own time, and ``image_path`` is where the image would lie.
     Raises DataError naming the file that is missing or broken, or saying that pyarrow is.
     """
@@ -105,10 +117,9 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
         views = []
         for name in CAMERAS:
             at_ns = int(images[name][_nearest(images[name], times_ns[now])] if len(images[name]) else times_ns[now])
-            city_from_camera = city_from_ego[_nearest(times_ns, at_ns)] @ mountings[name]
+            then = city_from_ego[_nearest(times_ns, at_ns)]
             path = log / "sensors" / "cameras" / name / f"{at_ns}.jpg"
-            here = invert_pose(city_from_ego[now]) @ city_from_camera
-            views.append(CameraView(name, str(path), cameras[name], city_from_camera, here, at_ns // 1000))
+            views.append(CameraView(name, cameras[name], mountings[name], then, at_ns // 1000, str(path)))
         frames.append(
             Frame(
                 token=f"{log.name}-{times_ns[now]}",
@@ -116,7 +127,6 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
                 scene_name=log.name,
                 timestamp_us=int(times_ns[now]) // 1000,
                 cameras=tuple(views),
-                ego_from_lidar=np.eye(4),
                 global_from_ego=city_from_ego[now],
                 lanes=map_labels(lanes, city_from_ego[now], num_points),
             )

@@ -27,11 +27,11 @@ def check_frames(frames: Iterable[Frame]) -> None:
     for frame in frames:
         if not frame.cameras:
             raise DataError(f"sample {frame.token}: no camera; a frame needs at least one image")
-        poses = [frame.ego_from_lidar, frame.global_from_ego]
-        names = ["ego_from_lidar", "global_from_ego"]
+        poses = [frame.ego_from_bev, frame.global_from_ego]
+        names = ["ego_from_bev", "global_from_ego"]
         for view in frame.cameras:
-            poses += [view.global_from_camera, view.lidar_from_camera]
-            names += ["global_from_camera", "lidar_from_camera"]
+            poses += [view.ego_from_camera, view.global_from_ego]
+            names += ["ego_from_camera", "global_from_ego"]
         for name, matrix in zip(names, poses):
             if np.shape(matrix) != (4, 4):
                 raise DataError(f"sample {frame.token}: {name} has shape {np.shape(matrix)}, expected (4, 4)")
@@ -42,7 +42,7 @@ def check_frames(frames: Iterable[Frame]) -> None:
         where = f"sample {frame.token}"
         if i >= 2:
             view = frame.cameras[(i - 2) // 2]
-            where += f", camera {view.name} ({view.image_path})"
+            where += f", camera {view.name} ({view.source})"
         raise DataError(
             f"{where}: pose {names[i]} {what}: {poses[i].tolist()}; correct the calibration or ego pose of this sample"
         )

@@ -7,7 +7,6 @@ clockwise yaw of mmdet3d < 1.0). Both in the LIDAR frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,9 +18,26 @@ from ...core.pickles import load_pickle
 from ...geometry import PinholeCamera, boxes_from_legacy, invert_pose, pose, rotation_z
 from ..clips.can_bus import SIGNALS
 from .checks import check_frames
+from .links import link_frames
+from .registry import Conventions, register_reader
 
-SCENE_GAP_US = 1_500_000
-"""mmdet3d's layout names no scenes: a pause longer than this within one drive starts a new one (keyframes: 0.5 s)."""
+
+@register_reader(
+    "nuscenes_infos",
+    "published info pickles: mmdet3d's 1.1 layout, BEVFormer's temporal infos",
+    Conventions(
+        boxes="gravity centre and l w h, counter-clockwise yaw (mmdet3d 1.1) or w l h, clockwise yaw (BEVFormer)",
+        quaternions="w x y z",
+        time="seconds in mmdet3d's layout, microseconds in BEVFormer's",
+        cameras="as the file lists them; pinholes; 1600 x 900 where the file states no size",
+        frames="EGO: nuScenes' (x ahead, y left, z up); BEV maps lie in the LIDAR_TOP frame",
+    ),
+)
+def read_nuscenes_infos(
+    root: str | Path, info_pickle: str | Path, image_size_px: tuple[int, int] = (1600, 900)
+) -> list[Frame]:
+    """``read_info_pickle`` with the folder of the images first, as readers have it."""
+    return read_info_pickle(info_pickle, root, image_size_px)
 
 
 def read_info_pickle(
@@ -112,14 +128,17 @@ def _frame_of_mmdet3d(info: dict, resolve: _ImagePaths, image_size_px: tuple[int
     views = []
     for name, image in info["images"].items():
         lidar_from_camera = invert_pose(np.array(image["lidar2cam"], dtype=np.float64))
+        # without cam2ego the car is taken to be where it was at the keyframe's time
+        mounted = np.array(image["cam2ego"], dtype=np.float64) if "cam2ego" in image else None
+        ego_from_camera = ego_from_lidar @ lidar_from_camera if mounted is None else mounted
         size = image.get("width") or image_size_px[0], image.get("height") or image_size_px[1]
         views.append(
             CameraView(
                 name=name,
                 image_path=resolve(image["img_path"], name),
                 camera=PinholeCamera(np.array(image["cam2img"], dtype=np.float64)[:3, :3], *size),
-                global_from_camera=global_from_lidar @ lidar_from_camera,
-                lidar_from_camera=lidar_from_camera,
+                ego_from_camera=ego_from_camera,
+                global_from_ego=global_from_lidar @ lidar_from_camera @ invert_pose(ego_from_camera),
                 timestamp_us=round(image["timestamp"] * 1e6),
                 sample_data_token=image.get("sample_data_token", ""),
             )
@@ -141,7 +160,7 @@ def _frame_of_mmdet3d(info: dict, resolve: _ImagePaths, image_size_px: tuple[int
         scene_name=info.get("scene_name", ""),
         timestamp_us=round(info["timestamp"] * 1e6),
         cameras=tuple(views),
-        ego_from_lidar=ego_from_lidar,
+        ego_from_bev=ego_from_lidar,
         global_from_ego=global_from_ego,
         lidar_path=resolve(info["lidar_points"]["lidar_path"], "LIDAR_TOP"),
         annotations=annotations,
@@ -155,15 +174,13 @@ def _frame_of_bevformer(
     ego_from_lidar = pose(info["lidar2ego_rotation"], info["lidar2ego_translation"])
     views = []
     for name, cam in info["cams"].items():
-        global_from_camera_ego = pose(cam["ego2global_rotation"], cam["ego2global_translation"])
         views.append(
             CameraView(
                 name=name,
                 image_path=resolve(cam["data_path"], name),
                 camera=PinholeCamera(cam["cam_intrinsic"], *image_size_px),
-                global_from_camera=global_from_camera_ego
-                @ pose(cam["sensor2ego_rotation"], cam["sensor2ego_translation"]),
-                lidar_from_camera=pose(cam["sensor2lidar_rotation"], cam["sensor2lidar_translation"]),
+                ego_from_camera=pose(cam["sensor2ego_rotation"], cam["sensor2ego_translation"]),
+                global_from_ego=pose(cam["ego2global_rotation"], cam["ego2global_translation"]),
                 timestamp_us=int(cam["timestamp"]),
                 sample_data_token=cam["sample_data_token"],
             )
@@ -186,32 +203,10 @@ def _frame_of_bevformer(
         scene_name="",
         timestamp_us=int(info["timestamp"]),
         cameras=tuple(views),
-        ego_from_lidar=ego_from_lidar,
+        ego_from_bev=ego_from_lidar,
         global_from_ego=global_from_ego,
         lidar_path=resolve(info["lidar_path"], "LIDAR_TOP"),
         annotations=annotations,
         occupancy_path=str(resolve.root / info["occ_gt_path"]) if info.get("occ_gt_path") else "",
         can_signals=np.array(info["can_bus"][SIGNALS], dtype=np.float64) if "can_bus" in info else None,
     )
-
-
-def link_frames(frames: list[Frame]) -> list[Frame]:
-    """Frames sorted by scene and time, each with its neighbours in time within the scene."""
-    frames = sorted(frames, key=lambda f: f.timestamp_us)
-    drives: dict[str, tuple[str, int]] = {}  # drive (log) to its current scene and last time
-    scenes: dict[str, list[Frame]] = {}
-    for frame in frames:
-        scene = frame.scene_token
-        if not scene:
-            drive = PurePosixPath(frame.lidar_path).name.split("__")[0]
-            scene, last_us = drives.get(drive, ("", -SCENE_GAP_US))
-            if frame.timestamp_us - last_us > SCENE_GAP_US:
-                scene = f"{drive}@{frame.timestamp_us}"
-            drives[drive] = scene, frame.timestamp_us
-        scenes.setdefault(scene, []).append(frame)
-    out = []
-    for scene, members in scenes.items():
-        tokens = ["", *(frame.token for frame in members), ""]
-        for i, frame in enumerate(members):
-            out.append(replace(frame, scene_token=scene, prev_token=tokens[i], next_token=tokens[i + 2]))
-    return out

@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 
 from ...core.errors import DataError
 from ...core.frames import Annotations, CameraView, Frame
-from ...geometry import PinholeCamera, invert_pose, quaternion_to_matrix
+from ...geometry import PinholeCamera, quaternion_to_matrix
 from ..labels.files import lanes_file, occupancy_file, read_lanes
 from .checks import check_frames
-from .occ3d_challenge import FILE_NAME as CHALLENGE_FILE
-from .occ3d_challenge import read_challenge
+from .occ3d_challenge import CAMERA_ORDER
+from .registry import Conventions, register_reader
 
 logger = logging.getLogger("drivestack")
 
 LIDAR = "LIDAR_TOP"
-CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-"""Order of published models (their camera embeddings depend on it); other cameras follow alphabetically."""
 
 TABLES = [
     "category",
@@ -48,11 +46,21 @@ MAX_VELOCITY_GAP_S = 1.5
 """The devkit's max_time_diff: no velocity across a longer gap (twice that for a centred difference)."""
 
 
+@register_reader(
+    "nuscenes",
+    "nuScenes v1.0 tables, and sets in their schema",
+    Conventions(
+        boxes="gravity centre, w l h, quaternion, in the global frame",
+        quaternions="w x y z",
+        time="microseconds",
+        cameras="in the order of published models, others alphabetically after them; pinholes; sizes from sample_data",
+        frames="EGO: x ahead, y left, z up; BEV maps lie in the LIDAR_TOP frame, as released weights were trained",
+    ),
+)
 def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]:
     """All keyframes of a split, sorted by scene name and time.
 
-    dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval`` (version
-    ``annotations.json``: the occupancy challenge's file instead, see challenge_annotations.py); split: an official
+    dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
     one (train, val, test, mini_train, mini_val) or one of the version's own ``splits.json`` (split -> scene names, as
     nuscenes-devkit reads it); scenes of it that the tables lack are left out. Frames of a set without labels have
     ``annotations`` None. Voxel and lane labels that lie beside the tables (label_files.py) are found by themselves.
@@ -60,8 +68,6 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
     without scenes, or unusable calibration.
     """
-    if version == CHALLENGE_FILE:
-        return read_challenge(dataroot, split, CAMERA_ORDER)
     nusc = load_devkit(dataroot, version)
     wanted = _scenes_of_split(split, Path(dataroot) / version / "splits.json")
     scenes = sorted((s for s in nusc.scene if s["name"] in wanted), key=lambda s: s["name"])
@@ -188,15 +194,13 @@ class _Tables:
         global_from_ego = _poses([get("ego_pose", records[c]["ego_pose_token"]) for c in channels])
         sensors = [get("calibrated_sensor", records[c]["calibrated_sensor_token"]) for c in channels]
         ego_from_sensor = _poses(sensors)
-        global_from_sensor = global_from_ego @ ego_from_sensor  # [1 + N, 4, 4]
-        lidar_from_sensor = invert_pose(global_from_sensor[0]) @ global_from_sensor
         views = tuple(
             CameraView(
                 name=name,
                 image_path=str(self.root / records[name]["filename"]),
                 camera=self.camera(sample, sensors[i], records[name]),
-                global_from_camera=global_from_sensor[i],
-                lidar_from_camera=lidar_from_sensor[i],
+                ego_from_camera=ego_from_sensor[i],
+                global_from_ego=global_from_ego[i],
                 timestamp_us=int(records[name]["timestamp"]),
                 sample_data_token=records[name]["token"],
             )
@@ -210,7 +214,7 @@ class _Tables:
             scene_name=scene["name"],
             timestamp_us=int(sample["timestamp"]),
             cameras=views,
-            ego_from_lidar=ego_from_sensor[0],
+            ego_from_bev=ego_from_sensor[0],
             global_from_ego=global_from_ego[0],
             lidar_path=str(self.root / records[LIDAR]["filename"]),
             annotations=self.annotations(sample) if self.has_labels else None,

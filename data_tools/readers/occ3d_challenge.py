@@ -20,22 +20,34 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.frames import CameraView, Frame
-from ...geometry import PinholeCamera, invert_pose, pose, rotation_z
+from ...geometry import PinholeCamera, pose, rotation_z
 from .checks import check_frames
-from .info_pickle import link_frames
+from .links import link_frames
+from .registry import Conventions, register_reader
 
 FILE_NAME = "annotations.json"
+CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+"""Order of published models (their camera embeddings depend on it); other cameras follow alphabetically."""
 EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
 """[4, 4]: x to the right, y ahead, as on nuScenes."""
 
 
-def read_challenge(
-    root: str | Path, split: str, camera_order: tuple[str, ...] = (), image_size_px: tuple[int, int] = (1600, 900)
-) -> list[Frame]:
+@register_reader(
+    "occ3d_challenge",
+    "the occupancy challenge's annotations.json",
+    Conventions(
+        boxes="none",
+        quaternions="w x y z",
+        time="microseconds",
+        cameras="in the order of published models; pinholes; 1600 x 900",
+        frames="EGO: nuScenes'; BEV maps lie where LIDAR_TOP is mounted, which the file does not state",
+    ),
+)
+def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] = (1600, 900)) -> list[Frame]:
     """All keyframes of a split, sorted by scene name and time.
 
-    split: "train" or "val" of the file's lists, or "test": the scenes that neither list names. camera_order: names of
-    the cameras that come first; others follow alphabetically. image_size_px: (width, height) of the images. A sample
+    split: "train" or "val" of the file's lists, or "test": the scenes that neither list names. Cameras come in
+    CAMERA_ORDER, others alphabetically after them. image_size_px: (width, height) of the images. A sample
     without ``gt_path`` has no labels, as in the test set. Frames have no boxes.
 
     Raises DataError naming the file and the sample for a missing or broken file, an unknown split, one without scenes,
@@ -47,7 +59,7 @@ def read_challenge(
     for scene in _scenes(content, split, path):
         for token, entry in content["scene_infos"][scene].items():
             try:
-                frames.append(_frame(Path(root), scene, token, entry, camera_order, image_size_px))
+                frames.append(_frame(Path(root), scene, token, entry, image_size_px))
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"{path}: sample {token} (scene {scene}): unusable entry ({type(error).__name__}: {error}); "
@@ -91,27 +103,24 @@ def _frame(
     scene: str,
     token: str,
     entry: Mapping[str, Any],
-    camera_order: tuple[str, ...],
     image_size_px: tuple[int, int],
 ) -> Frame:
     global_from_ego = _pose(entry["ego_pose"])
-    lidar_from_global = invert_pose(global_from_ego @ EGO_FROM_LIDAR)
     time_us = int(entry["timestamp"])
     views = {}
     for key, camera in entry["camera_sensor"].items():
         path = PurePosixPath(camera["img_path"])
         name = key if key.startswith("CAM_") else path.parent.name  # the key may be a token
-        global_from_camera = _pose(camera["ego_pose"]) @ _pose(camera["extrinsic"])
         intrinsics = camera["intrinsics"] if "intrinsics" in camera else camera["intrinsic"]  # both occur
         views[name] = CameraView(
             name=name,
             image_path=str(_image(root, path)),
             camera=PinholeCamera(np.array(intrinsics, dtype=np.float64), *image_size_px),
-            global_from_camera=global_from_camera,
-            lidar_from_camera=lidar_from_global @ global_from_camera,
+            ego_from_camera=_pose(camera["extrinsic"]),
+            global_from_ego=_pose(camera["ego_pose"]),
             timestamp_us=int(camera["ego_pose"].get("timestamp", time_us)),
         )
-    order = [name for name in camera_order if name in views]
+    order = [name for name in CAMERA_ORDER if name in views]
     order += sorted(set(views) - set(order))
     label_file = entry.get("gt_path")
     return Frame(
@@ -120,7 +129,7 @@ def _frame(
         scene_name=scene,
         timestamp_us=time_us,
         cameras=tuple(views[name] for name in order),
-        ego_from_lidar=EGO_FROM_LIDAR,
+        ego_from_bev=EGO_FROM_LIDAR,
         global_from_ego=global_from_ego,
         occupancy_path=str(root / label_file) if label_file else "",
     )

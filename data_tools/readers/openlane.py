@@ -1,8 +1,7 @@
-"""OpenLane-V2 to Frames, and the data set that trains on them.
+"""OpenLane-V2 to Frames.
 
-The EGO frame is the vehicle frame of the info files. There is no LiDAR in them, so ``ego_from_lidar`` is the identity:
-what the code calls the LIDAR frame is the EGO frame here. As in the official baselines cameras are taken at the
-frame's own time and as pinholes: the lens distortion that subset A states is left out.
+The EGO frame is the vehicle frame of the info files. It is the BEV frame too. As in the official baselines
+cameras are taken at the frame's own time and as pinholes: the lens distortion that subset A states is left out.
 
     subset A   Argoverse 2: seven ring cameras, ``ring_front_center`` 1550 x 2048, the others 2048 x 1550
     subset B   nuScenes: six cameras, 1600 x 900
@@ -17,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import DATASETS
 from PIL import Image
 
-from ...core.errors import ConfigError, DataError
+from ...core.errors import DataError
 from ...core.frames import CameraView, Frame
 from ...geometry import PinholeCamera, pose
-from ..clips.clip_dataset import ClipDataset
 from ..labels.files import check_lanes
 from .checks import check_frames
-from .info_pickle import link_frames
+from .links import link_frames
 from .openlane_files import (
     EVALUATION_INTERVAL,
     RAW_POINTS,
@@ -37,11 +34,24 @@ from .openlane_files import (
     read_collection,
     read_data_dict,
 )
+from .registry import Conventions, register_reader
 
 _NANOSECONDS_FROM = 10**17
 """Timestamps are nanoseconds in subset A (18 digits) and microseconds in subset B (16 digits)."""
 
 
+@register_reader(
+    "openlane",
+    "OpenLane-V2: info files, collections, data_dict lists",
+    Conventions(
+        boxes="none",
+        quaternions="none: rotations are matrices",
+        time="nanoseconds in subset A, microseconds in subset B; told apart by their digits",
+        cameras="the front one first, then as the files list them; pinholes, the distortion of subset A is left out; "
+        "sizes by subset, or from the image",
+        frames="EGO: the files' vehicle frame (x ahead, y left, z up); BEV maps lie in it",
+    ),
+)
 def read_openlane(root: str | Path, split: str | Path, point_interval: int | None = None) -> list[Frame]:
     """Frames of an OpenLane-V2 folder, sorted by segment and time and linked in time within each segment.
 
@@ -133,9 +143,7 @@ def _frame(
             pinhole = PinholeCamera(np.asarray(sensor["intrinsic"]["K"], np.float64), *sizes[key])
         except ValueError as error:
             raise DataError(f"{place}: camera {camera}: {error}; correct its calibration") from None
-        views.append(
-            CameraView(camera, str(path), pinhole, global_from_ego @ ego_from_camera, ego_from_camera, timestamp_us)
-        )
+        views.append(CameraView(camera, pinhole, ego_from_camera, global_from_ego, timestamp_us, str(path)))
     lanes = lane_labels(entry, place)
     if lanes is not None:
         check_lanes(lanes, place, (views[0].camera.width_px, views[0].camera.height_px))
@@ -145,7 +153,6 @@ def _frame(
         scene_name=identifier[1],
         timestamp_us=timestamp_us,
         cameras=tuple(views),
-        ego_from_lidar=np.eye(4),
         global_from_ego=global_from_ego,
         lanes=lanes,
     )
@@ -168,31 +175,3 @@ def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, place: st
             f"{place}: camera {camera}: {path} cannot be read ({error}), and nothing else says its size; "
             "fetch the image, or state image_size_px [width, height] beside image_path"
         ) from None
-
-
-@DATASETS.register_module()
-class OpenLaneDataset(ClipDataset):
-    """Clips of OpenLane-V2 with their lane labels, see ClipDataset.
-
-    dataroots, split, point_interval: read from there (``read_openlane``); one root. frames: Frames at hand instead.
-    classes: of boxes, which OpenLane-V2 does not label. Others: those of ClipDataset.
-    Raises ConfigError for more than one root, DataError as ``read_openlane``.
-    """
-
-    def __init__(
-        self,
-        *,
-        dataroots: str | Path | Sequence[str] = "data/OpenLane-V2",
-        split: str = "train",
-        point_interval: int | None = None,
-        frames: Sequence[Frame] | None = None,
-        classes: Sequence[str] = (),
-        lanes: bool = True,
-        **clip: Any,
-    ) -> None:
-        roots = [dataroots] if isinstance(dataroots, (str, Path)) else list(dataroots)
-        if len(roots) != 1:
-            raise ConfigError(f"OpenLaneDataset reads one data root, got {len(roots)}")
-        if frames is None:
-            frames = read_openlane(roots[0], split, point_interval)
-        super().__init__(frames=frames, dataroots=roots, split=split, classes=classes, lanes=lanes, **clip)

@@ -184,7 +184,7 @@ def write_frame(root: str | Path, split: str, frame: Frame, front_camera: str | 
     identifier = (split, frame.scene_name, str(frame.timestamp_us))
     sensor = {}
     for view in sorted(frame.cameras, key=lambda view: view.name != front):
-        ego_from_camera = frame.ego_from_lidar @ view.lidar_from_camera
+        ego_from_camera = frame.ego_from_bev @ frame.bev_from_camera(view)
         sensor[view.name] = {
             "image_path": view.image_path,
             "image_size_px": [view.camera.width_px, view.camera.height_px],

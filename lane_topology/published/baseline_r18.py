@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ...backbone.fpn import ConvModule
-from ...bev.bevformer_v2 import build
-from ...bev.map.temporal import images_from_ego
+from ...bev.protocol import build
+from ...bev.published.ego_motion import images_from_ego
 from ...core.answers import LaneGraph
 from ...core.batch import Batch
 from ..curves import NUM_CONTROL

@@ -2,7 +2,7 @@
 
 Source: spec/lane_topology.md section 2; keys of the published models (prefix ``pts_bbox_head.``).
 
-Shapes: B batch, Q queries, C channels, H BEV cells, D = 15 numbers of a lane's code, R decoder layers.
+Shapes: B batch, Q queries, C channels, num_y x num_x BEV cells, D = 15 numbers of a lane's code, R decoder layers.
 """
 
 from __future__ import annotations
@@ -72,15 +72,14 @@ class CentrelineHead(nn.Module):
         num_heads: int = 8,
         ffn_dims: int = 512,
         dropout: float = 0.1,
-        point_range: Sequence[float] = OPENLANE_RANGE,
-        bev_size: tuple[int, int] = (100, 200),
+        pc_range: Sequence[float] = OPENLANE_RANGE,
         num_control: int = NUM_CONTROL,
         with_box_refine: bool = False,
         cls_weight: float = 1.5,
         reg_weight: float = 0.0075,
     ) -> None:
         super().__init__()
-        self.bev_size, self.with_box_refine = tuple(bev_size), with_box_refine
+        self.with_box_refine = with_box_refine
         self.cls_weight, self.reg_weight = cls_weight, reg_weight
         self.code_weights = nn.Parameter(torch.ones(3 * num_control), requires_grad=False)
         self.transformer = LaneTransformer(
@@ -91,16 +90,17 @@ class CentrelineHead(nn.Module):
         self.query_embedding = nn.Embedding(num_query, 2 * embed_dims)
         for own in self.cls_branches:
             nn.init.constant_(own[-1].bias, -4.59511985)  # a prior of 0.01
-        self.register_buffer("low", torch.tensor(point_range[:3]), persistent=False)
-        self.register_buffer("size", torch.tensor(point_range[3:]) - self.low, persistent=False)
+        self.register_buffer("low", torch.tensor(pc_range[:3]), persistent=False)
+        self.register_buffer("size", torch.tensor(pc_range[3:]) - self.low, persistent=False)
 
     def forward(self, bev: Tensor) -> CentrelineOutputs:
-        """From a BEV map [B, H, C]."""
+        """From a BEV map [B, C, num_y, num_x]."""
         query_pos, query = (x.expand(len(bev), -1, -1) for x in self.query_embedding.weight.chunk(2, 1))
         with torch.autocast(bev.device.type, enabled=False):
             reference = self.transformer.reference_points(query_pos.float()).sigmoid()
         refine = [_middle_of_ends(move) for move in self.reg_branches] if self.with_box_refine else None
-        states, references = self.transformer.decoder(query, query_pos, reference, bev, self.bev_size, refine)
+        tokens, shape = bev.flatten(2).transpose(1, 2), tuple(bev.shape[2:])
+        states, references = self.transformer.decoder(query, query_pos, reference, tokens, shape, refine)
         logits, codes = [], []
         for state, anchor, score, move in zip(states, references, self.cls_branches, self.reg_branches):
             logits.append(score(state).float())

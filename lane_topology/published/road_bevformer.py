@@ -13,13 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...bev.bevformer_v2 import build
-from ...bev.map.history import History
-from ...bev.map.temporal import images_from_ego
+from ...bev.protocol import PerceptionModel, build, build_encoder
+from ...bev.published.ego_motion import images_from_ego
 from ...core.answers import LaneGraph, SceneAnswer
 from ...core.batch import Batch
 from ...core.errors import ConfigError
@@ -54,10 +52,9 @@ def lane_graph(
     return LaneGraph(token, *(x.detach().cpu().numpy() for x in arrays))
 
 
-class LaneBaseline(BaseModel):
-    """What the baselines share: images to pyramid maps, matrices of the EGO frame, labels, MMEngine's door."""
+class LaneBaseline(PerceptionModel):
+    """What the baselines share: images to pyramid maps, matrices of the EGO frame, labels."""
 
-    frame_offsets = (0,)
     tasks = ("lanes",)
 
     def __init__(
@@ -70,7 +67,7 @@ class LaneBaseline(BaseModel):
         edge_weight: float = 5.0,
     ) -> None:
         super().__init__()
-        self.img_backbone, self.img_neck = build(img_backbone), build(img_neck)
+        self.img_backbone, self.img_neck = build_encoder(img_backbone, img_neck)
         self.front_camera, self.camera_names = front_camera, camera_names
         self.scramble_edges, self.edge_weight = scramble_edges, edge_weight
 
@@ -91,7 +88,7 @@ class LaneBaseline(BaseModel):
         """Per sample: ``codes`` [n, D] metres, ``boxes`` [k, 4] xyxy px, ``attributes`` [k], ``lane_lane``,
         ``lane_element``. Raises ConfigError where a sample has none.
         """
-        if not batch.lanes or any(own is None for own in batch.lanes):
+        if any(own is None for own in batch.lanes):
             raise ConfigError(
                 f"samples {', '.join(batch.tokens)}: not all have lane labels; use a split that has, with lanes=True"
             )
@@ -118,22 +115,16 @@ class LaneBaseline(BaseModel):
         weight = self.edge_weight
         return losses.edge_loss(lane_lane, between) * weight, losses.edge_loss(lane_element, governs) * weight
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        raise NotImplementedError
-
     def graphs(self, batch: Batch) -> list[LaneGraph]:
         raise NotImplementedError
 
     @torch.no_grad()
-    def predict(self, batch: Batch, history: History | None = None) -> tuple[list[SceneAnswer], History]:
+    def predict(
+        self, batch: Batch, memory: None = None, tasks: Sequence[str] | None = None
+    ) -> tuple[list[SceneAnswer], None]:
         """The lanes of each sample; these models remember nothing."""
-        return [SceneAnswer(graph.token, lanes=graph) for graph in self.graphs(batch)], {}
-
-    def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor] | list[SceneAnswer]:
-        """``loss`` in training; ``predict`` without history. Other modes raise ValueError."""
-        if mode not in ("loss", "predict"):
-            raise ValueError(f"mode is 'loss' or 'predict', got {mode!r}")
-        return self.loss(batch) if mode == "loss" else self.predict(batch)[0]
+        self.asked(tasks)
+        return [SceneAnswer(graph.token, lanes=graph) for graph in self.graphs(batch)], None
 
 
 @MODELS.register_module()

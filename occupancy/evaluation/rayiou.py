@@ -36,10 +36,10 @@ def ray_fan() -> NDArray[np.float32]:
     return fan.reshape(-1, 3).astype(np.float32)
 
 
-def choose_origins(ego_from_lidar_m: NDArray[np.floating]) -> NDArray[np.float32]:
+def choose_origins(ego_from_bev_m: NDArray[np.floating]) -> NDArray[np.float32]:
     """At most 8 of the LiDAR places [k, 3] of a scene's keyframes, in the current EGO frame, evenly chosen from those
     within 39 m in x and in y."""
-    places = np.asarray(ego_from_lidar_m, np.float32)
+    places = np.asarray(ego_from_bev_m, np.float32)
     near = places[(np.abs(places[:, :2]) < ORIGIN_RANGE_M).all(1)]
     if len(near) <= MAX_ORIGINS:
         return near

@@ -110,7 +110,7 @@ def test_moved_cameras_move_the_answer():
     frames, images = scene(1)
     batch = clip(frames, images, 0, (0,))
     found = model.predict(batch)[0][0]
-    shuffled = replace(batch, image_from_lidar=batch.image_from_lidar.roll(1, dims=2))
+    shuffled = replace(batch, image_from_bev=batch.image_from_bev.roll(1, dims=2))
     assert not np.allclose(found.scores, model.predict(shuffled)[0][0].scores, atol=1e-4)
 
 
@@ -171,8 +171,8 @@ def test_cameras_in_another_order_with_their_embeddings_are_the_same_rig():
     model.pts_bbox_head.camera_ids = (4, 1, 3)
     found = model.predict(batch)[0][0]
     turned = replace(
-        batch, images=batch.images[:, :, order], image_from_lidar=batch.image_from_lidar[:, :, order],
-        intrinsics=batch.intrinsics[:, order], lidar_from_camera=batch.lidar_from_camera[:, order],
+        batch, images=batch.images[:, :, order], image_from_bev=batch.image_from_bev[:, :, order],
+        intrinsics=batch.intrinsics[:, order], bev_from_camera=batch.bev_from_camera[:, order],
     )  # fmt: skip
     model.pts_bbox_head.camera_ids = [(4, 1, 3)[i] for i in order]
     same(model.predict(turned)[0][0], found)

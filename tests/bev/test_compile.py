@@ -112,8 +112,8 @@ class Encode(nn.Module):
         super().__init__()
         self.model, self.batch = model, batch
 
-    def forward(self, images: Tensor, image_from_lidar: Tensor) -> Tensor:
-        batch = replace(self.batch, images=images, image_from_lidar=image_from_lidar)
+    def forward(self, images: Tensor, image_from_bev: Tensor) -> Tensor:
+        batch = replace(self.batch, images=images, image_from_bev=image_from_bev)
         return self.model.encode_clip(batch)[1].bev
 
 
@@ -123,6 +123,6 @@ def test_exported_bev_encoder_runs_alone():
     batch, other = (clip(frames, images, i, (0,)) for i in range(2))
     encode = Encode(model, batch)
     with torch.no_grad():
-        program = torch.export.export(encode, (batch.images, batch.image_from_lidar), strict=False)
+        program = torch.export.export(encode, (batch.images, batch.image_from_bev), strict=False)
         alone = program.module()
-        close(alone(other.images, other.image_from_lidar), encode(other.images, other.image_from_lidar))
+        close(alone(other.images, other.image_from_bev), encode(other.images, other.image_from_bev))

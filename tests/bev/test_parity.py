@@ -75,12 +75,12 @@ def batch(ref):
         images=ref["in.img"],
         frame_offsets=(-1, 0),
         frame_valid=torch.ones(1, 2, dtype=torch.bool),
-        image_from_lidar=torch.stack([ref["in.lidar2img_tm1"], ref["in.lidar2img_t0"]])[None].float(),
+        image_from_bev=torch.stack([ref["in.lidar2img_tm1"], ref["in.lidar2img_t0"]])[None].float(),
         image_size_px=torch.tensor([96, 160]).expand(1, 2, 3, 2),
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],  # the recorded matrix was not applied: the run had no augmentation parameters
         intrinsics=intrinsics,
-        lidar_from_camera=torch.eye(4).repeat(1, 3, 1, 1),
+        bev_from_camera=torch.eye(4).repeat(1, 3, 1, 1),
         gt_boxes=[boxes_from_legacy(ref["in.gt_boxes_lidar_bottom"])],
         gt_labels=[ref["in.gt_labels"]],
         mono=[mono],
@@ -128,8 +128,8 @@ def test_two_clips_in_a_batch_are_two_clips(model, batch):
     other = replace(
         batch, images=batch.images + torch.randn_like(batch.images), frame_valid=torch.tensor([[False, True]])
     )
-    other.image_from_lidar = batch.image_from_lidar.flip(1)
-    fields = ("images", "frame_valid", "image_from_lidar", "image_size_px", "image_flipped", "bda", "intrinsics")
+    other.image_from_bev = batch.image_from_bev.flip(1)
+    fields = ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics")
     joint = replace(batch, **{f: torch.cat([getattr(batch, f), getattr(other, f)]) for f in fields})
     joint.frames = batch.frames * 2
     pair = model.predict(joint)[0]

@@ -45,7 +45,7 @@ class OracleForTests(BaseModel):
 def boxes_of(frame: Frame) -> Detections:
     labels = frame.annotations
     keep = [i for i, n in enumerate(labels.names) if n and labels.num_lidar_points[i] > 0]
-    boxes = np.nan_to_num(frame.lidar_boxes()[keep]).astype(np.float32)
+    boxes = np.nan_to_num(frame.bev_boxes()[keep]).astype(np.float32)
     scores = np.full(len(keep), 0.8, dtype=np.float32)
     return Detections(frame.token, boxes, scores, np.array([CLASSES.index(labels.names[i]) for i in keep], np.int64))
 

@@ -37,23 +37,23 @@ OFFSETS = (-1, 0)
 SIZES_PX = {"left": (64, 48), "front": (96, 54), "rear": (64, 48), "right": (64, 48), "roof": (96, 54)}
 ORDER = ("rear", "roof", "left", "front", "right")  # the model's
 EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.4, 0.0, 2.1])
-LIDAR_FROM_FORWARD_CAMERA = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # looks along +y of the LIDAR frame
+LIDAR_FROM_FORWARD_CAMERA = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # looks along +y of the BEV frame
 IMAGE = dict(crop=(0.0, 0.0, 1.0, 1.0), train_heights_px=(32,), test_height_px=32)
 NUM_FRAMES = 3
 
 
-def camera_views(folder, index, global_from_lidar, order):
+def camera_views(folder, index, global_from_bev, order):
     views = {}
     for n, (name, (width, height)) in enumerate(SIZES_PX.items()):
         turn = rotation_z(2 * np.pi * n / len(SIZES_PX)) @ LIDAR_FROM_FORWARD_CAMERA
-        lidar_from_camera = pose(turn, [0.1 * n, 0.2, -0.3])
+        bev_from_camera = pose(turn, [0.1 * n, 0.2, -0.3])
         intrinsics = np.array([[0.7 * width, 0, width / 2], [0, 0.7 * width, height / 2], [0, 0, 1]])
         views[name] = CameraView(
             name=name,
             image_path=str(folder / f"{index}_{name}.png"),
             camera=PinholeCamera(intrinsics, width, height),
-            global_from_camera=global_from_lidar @ lidar_from_camera,
-            lidar_from_camera=lidar_from_camera,
+            global_from_camera=global_from_bev @ bev_from_camera,
+            bev_from_camera=bev_from_camera,
             timestamp_us=500_000 * index,
         )
     return tuple(views[name] for name in order)
@@ -93,7 +93,7 @@ def frames(tmp_path):
                 scene_name="yard",
                 timestamp_us=500_000 * i,
                 cameras=views,
-                ego_from_lidar=EGO_FROM_LIDAR,
+                ego_from_bev=EGO_FROM_LIDAR,
                 global_from_ego=global_from_ego,
                 annotations=annotations(),
                 prev_token=f"yard-{i - 1}" if i else "",
@@ -201,7 +201,7 @@ def test_objects_project_into_the_same_camera_whatever_the_order(frames):
             centre_camera = (invert_pose(view.global_from_camera) @ [*annotations().centre_global_m[0], 1])[:3]
             uv, depth_m = view.camera.resized(width, height).project(centre_camera)
             box = batch.gt_boxes[0][batch.gt_labels[0] == 0][0]
-            projected = batch.image_from_lidar[0, t, n] @ torch.cat([box[:3], torch.ones(1)])
+            projected = batch.image_from_bev[0, t, n] @ torch.cat([box[:3], torch.ones(1)])
             assert projected[2].item() == pytest.approx(depth_m, abs=1e-3)
             if depth_m > 0:
                 np.testing.assert_allclose((projected[:2] / projected[2]).numpy(), uv, atol=0.05)

@@ -35,11 +35,11 @@ class Clips(Dataset):
         return ClipSample(
             images=[[np.zeros((3, 4, 4), np.float32)]],
             frame_offsets=(0,),
-            image_from_lidar=eye[None, None],
+            image_from_bev=eye[None, None],
             image_flipped=False,
             bda=eye[:3, :3],
             intrinsics=eye[None, :3, :3],
-            lidar_from_camera=eye[None],
+            bev_from_camera=eye[None],
             frame=Frame(token, token[0], token[0], index, (), np.eye(4), np.eye(4)),
         )
 

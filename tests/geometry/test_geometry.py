@@ -56,17 +56,15 @@ def test_quaternion_convention_is_scalar_first_and_counter_clockwise():
 
 
 def test_pose_products_and_inverse():
-    ego_from_lidar = pose(rotation_z(0.3), [1, 2, 3])
+    ego_from_bev = pose(rotation_z(0.3), [1, 2, 3])
     global_from_ego = pose([0.9, 0.1, -0.2, 0.3], [100, -50, 2])
     points_lidar = RNG.normal(size=(7, 3))
-    stepwise = transform_points(global_from_ego, transform_points(ego_from_lidar, points_lidar))
-    assert np.allclose(transform_points(global_from_ego @ ego_from_lidar, points_lidar), stepwise)
+    stepwise = transform_points(global_from_ego, transform_points(ego_from_bev, points_lidar))
+    assert np.allclose(transform_points(global_from_ego @ ego_from_bev, points_lidar), stepwise)
     assert np.allclose(invert_pose(global_from_ego) @ global_from_ego, np.eye(4))
-    batch = torch.as_tensor(np.stack([ego_from_lidar, global_from_ego]))
+    batch = torch.as_tensor(np.stack([ego_from_bev, global_from_ego]))
     assert torch.allclose(invert_pose(batch) @ batch, torch.eye(4, dtype=torch.float64).expand(2, 4, 4), atol=1e-12)
-    assert np.allclose(
-        transform_points(ego_from_lidar, points_lidar[0]), transform_points(ego_from_lidar, points_lidar)[0]
-    )
+    assert np.allclose(transform_points(ego_from_bev, points_lidar[0]), transform_points(ego_from_bev, points_lidar)[0])
 
 
 def test_wrap_angle_range():

@@ -55,7 +55,7 @@ def test_every_parameter_learns_and_unlabelled_samples_add_nothing(head):
     assert not [n for n, p in head.named_parameters() if p.grad is None]
     _, _, half = toy.scenes(2, labelled=(0,))
     one = replace(half, **{k: getattr(half, k)[:1] for k in ("images", "frame_valid", "lanes", "frames")})
-    one = replace(one, ego_from_lidar=half.ego_from_lidar[:1])
+    one = replace(one, ego_from_bev=half.ego_from_bev[:1])
     alone = head.loss(head(replace(features, bev=features.bev[:1]), [levels[0][:1]], one), one)
     together = head.loss(head(features, levels, half), half)
     assert together.keys() == alone.keys() == whole.keys()

@@ -19,7 +19,7 @@ GRID = BevGrid(-42.0, -42.0, 42.0, 42.0, num_x=56, num_y=56)
 class Labels:
     occupancy: list
     tokens: list = field(default_factory=lambda: ["a", "b"])
-    ego_from_lidar: torch.Tensor = field(default_factory=lambda: torch.eye(4).expand(2, 4, 4))
+    ego_from_bev: torch.Tensor = field(default_factory=lambda: torch.eye(4).expand(2, 4, 4))
 
 
 def head(**settings):
@@ -49,8 +49,8 @@ def test_a_column_shows_what_lies_there_in_the_ego_frame():
     nn.init.zeros_(net.unfold.bias)
     net.unfold.weight.data[0, 0] = net.unfold.weight.data[1, 1] = 1.0  # z 0: class 0 says x, class 1 says y
     centres = torch.tensor(GRID.cell_centres(), dtype=torch.float32).permute(2, 0, 1)[None]
-    ego_from_lidar = torch.tensor([[0.0, 1, 0, 1], [-1, 0, 0, 0], [0, 0, 1, 1.8], [0, 0, 0, 1]])[None]
-    labels = Labels([None], ["a"], ego_from_lidar)
+    ego_from_bev = torch.tensor([[0.0, 1, 0, 1], [-1, 0, 0, 0], [0, 0, 1, 1.8], [0, 0, 0, 1]])[None]
+    labels = Labels([None], ["a"], ego_from_bev)
     logits = net.logits(net(BevFeatures(centres, GRID), [], labels))[0].detach()
     x_ego, y_ego = -40 + 0.4 * (130 + 0.5), -40 + 0.4 * (80 + 0.5)
     assert logits[130, 80, 0, 0] == pytest.approx(-y_ego, abs=1e-3)  # LIDAR x

@@ -150,13 +150,13 @@ def write_tiny_nuscenes(root: Path, scene_name: str = "scene-0003", labels: bool
 
 
 def perfect_detections(root: Path) -> tuple[list[Frame], list[Detections]]:
-    """Frames without cameras, and detections in their LIDAR frames that repeat the labels."""
+    """Frames without cameras, and detections in their BEV frames that repeat the labels."""
     folder = root / VERSION
     ego, calibration, labels = (
         json.loads((folder / f"{name}.json").read_text())
         for name in ("ego_pose", "calibrated_sensor", "sample_annotation")
     )
-    ego_from_lidar = pose(calibration[0]["rotation"], calibration[0]["translation"])
+    ego_from_bev = pose(calibration[0]["rotation"], calibration[0]["translation"])
     frames, detections = [], []
     for t in range(2):
         frame = Frame(
@@ -165,10 +165,10 @@ def perfect_detections(root: Path) -> tuple[list[Frame], list[Detections]]:
             scene_name="scene-0003",
             timestamp_us=ego[t]["timestamp"],
             cameras=(),
-            ego_from_lidar=ego_from_lidar,
+            ego_from_bev=ego_from_bev,
             global_from_ego=pose(ego[t]["rotation"], ego[t]["translation"]),
         )
-        lidar_from_global = np.linalg.inv(frame.global_from_lidar)
+        lidar_from_global = np.linalg.inv(frame.global_from_bev)
         rows = []
         for label in (entry for entry in labels if entry["sample_token"] == frame.token):
             rotation = lidar_from_global[:3, :3] @ pose(label["rotation"], [0, 0, 0])[:3, :3]

@@ -12,12 +12,12 @@ from drivestack.bev.boxes.head import BEVFormerHead
 from drivestack.bev.boxes.proposals import BevProposals, HybridQueries
 from drivestack.bev.map.transformer import BevTransformer
 from drivestack.core.batch import Batch
-from drivestack.core.frames import CameraView, Frame, past_lidar_from_current
+from drivestack.core.frames import CameraView, Frame, past_bev_from_current
 from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
 
 RANGE = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
 WIDTH, HEIGHT = 64, 32
-CAMERA_FROM_BODY = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # LIDAR axes: y forward, z up
+CAMERA_FROM_BODY = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # BEV axes: y forward, z up
 
 
 def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, model=BEVFormerV2, **more):
@@ -63,19 +63,17 @@ def scene(num_frames, num_cameras=3):
     camera = PinholeCamera(np.array([[40.0, 0, 32], [0, 40, 16], [0, 0, 1]]), WIDTH, HEIGHT)
     for i in range(num_frames):
         global_from_ego = pose(rotation_z(0.1 * i), [2.0 * i, 0.3 * i, 0])
-        ego_from_lidar = pose(rotation_z(-np.pi / 2), [0.9, 0, 1.8])
+        ego_from_bev = pose(rotation_z(-np.pi / 2), [0.9, 0, 1.8])
         views = []
         for n in range(num_cameras):
-            camera_from_lidar = np.eye(4)
-            camera_from_lidar[:3, :3] = CAMERA_FROM_BODY @ rotation_z(2 * np.pi * n / num_cameras)
-            lidar_from_camera = invert_pose(camera_from_lidar)
+            camera_from_bev = np.eye(4)
+            camera_from_bev[:3, :3] = CAMERA_FROM_BODY @ rotation_z(2 * np.pi * n / num_cameras)
+            bev_from_camera = invert_pose(camera_from_bev)
             views.append(
-                CameraView(
-                    f"C{n}", "", camera, global_from_ego @ ego_from_lidar @ lidar_from_camera, lidar_from_camera, i
-                )
+                CameraView(f"C{n}", "", camera, global_from_ego @ ego_from_bev @ bev_from_camera, bev_from_camera, i)
             )
         frames.append(
-            Frame(f"f{i}", "s", "scene", i, tuple(views), ego_from_lidar, global_from_ego,
+            Frame(f"f{i}", "s", "scene", i, tuple(views), ego_from_bev, global_from_ego,
                   prev_token=f"f{i - 1}" if i else "", next_token=f"f{i + 1}")
         )  # fmt: skip
         images.append(torch.from_numpy(rng.normal(size=(num_cameras, 3, HEIGHT, WIDTH)).astype(np.float32)))
@@ -91,21 +89,21 @@ def clip(frames, images, index, offsets):
         there = index + offset >= 0
         valid.append(there)
         frame = frames[index + offset] if there else current
-        motion = past_lidar_from_current(current, frame)
+        motion = past_bev_from_current(current, frame)
         pictures.append(images[index + offset] if there else torch.zeros_like(images[index]))
-        matrices.append(np.stack([v.image_from_lidar @ motion for v in frame.cameras]))
+        matrices.append(np.stack([v.image_from_bev @ motion for v in frame.cameras]))
     sizes = torch.tensor([HEIGHT, WIDTH]).expand(1, len(offsets), num_cameras, 2)
     return Batch(
         images=torch.stack(pictures)[None],
         frame_offsets=tuple(offsets),
         frame_valid=torch.tensor([valid]),
-        image_from_lidar=torch.from_numpy(np.stack(matrices)).float()[None],
+        image_from_bev=torch.from_numpy(np.stack(matrices)).float()[None],
         image_size_px=sizes,
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],
         intrinsics=torch.from_numpy(np.stack([v.camera.intrinsics for v in current.cameras])).float()[None],
-        lidar_from_camera=torch.from_numpy(np.stack([v.lidar_from_camera for v in current.cameras])).float()[None],
-        ego_from_lidar=torch.from_numpy(current.ego_from_lidar).float()[None],
+        bev_from_camera=torch.from_numpy(np.stack([v.bev_from_camera for v in current.cameras])).float()[None],
+        ego_from_bev=torch.from_numpy(current.ego_from_bev).float()[None],
         gt_boxes=[torch.tensor([[5.0, 6, -1, 4, 2, 1.5, 0.3, 1, 0], [-8, 2, -1, 1, 1, 1.7, 0, 0, 0]])],
         gt_labels=[torch.tensor([3, 6])],
         frames=[current],
@@ -116,8 +114,8 @@ def join(a, b):
     """Two batches of one as a batch of two."""
     cat = {
         name: torch.cat([getattr(a, name), getattr(b, name)])
-        for name in ("images", "frame_valid", "image_from_lidar", "image_size_px", "image_flipped", "bda", "intrinsics",
-                     "lidar_from_camera", "ego_from_lidar")
+        for name in ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics",
+                     "bev_from_camera", "ego_from_bev")
     }  # fmt: skip
     lists = {name: getattr(a, name) + getattr(b, name) for name in ("gt_boxes", "gt_labels", "frames")}
     return replace(a, **cat, **lists)

@@ -76,7 +76,7 @@ def scenes(count: int, labelled: tuple[int, ...] | None = None) -> tuple[BevFeat
     level = torch.stack([_shown(s, mix) for s in streets])[:, None]
     identity = np.eye(4)
     frames = [
-        Frame(f"sample{i}", "scene", "scene", 0, (), ego_from_lidar=identity, global_from_ego=identity)
+        Frame(f"sample{i}", "scene", "scene", 0, (), ego_from_bev=identity, global_from_ego=identity)
         for i in range(count)
     ]
     labelled = range(count) if labelled is None else labelled
@@ -85,14 +85,14 @@ def scenes(count: int, labelled: tuple[int, ...] | None = None) -> tuple[BevFeat
         images=torch.zeros(count, 1, 1, 3, *IMAGE),
         frame_offsets=(0,),
         frame_valid=torch.ones(count, 1, dtype=torch.bool),
-        image_from_lidar=eye[:, None],
+        image_from_bev=eye[:, None],
         image_size_px=torch.tensor(IMAGE).expand(count, 1, 1, 2),
         image_flipped=torch.zeros(count, dtype=torch.bool),
         bda=torch.eye(3).expand(count, 3, 3),
         intrinsics=torch.eye(3).expand(count, 1, 3, 3),
-        lidar_from_camera=eye,
+        bev_from_camera=eye,
         lanes=[s if i in labelled else None for i, s in enumerate(streets)],
-        ego_from_lidar=torch.eye(4).expand(count, 4, 4),
+        ego_from_bev=torch.eye(4).expand(count, 4, 4),
         frames=frames,
     )
     return BevFeatures(maps, GRID), [level], batch

@@ -24,16 +24,16 @@ VIEW = View(camera_width_px=160)
 
 
 def make_frame(folder: Path, boxes_ego: np.ndarray, names: list[str]) -> Frame:
-    """Six grey cameras around the ego; the LIDAR frame has x to the right and y forward, as on nuScenes."""
-    ego_from_lidar = pose(rotation_z(-np.pi / 2), [0.0, 0.0, 0.0])
+    """Six grey cameras around the ego; the BEV frame has x to the right and y forward, as on nuScenes."""
+    ego_from_bev = pose(rotation_z(-np.pi / 2), [0.0, 0.0, 0.0])
     camera = PinholeCamera(np.array([[80.0, 0, 80], [0, 80.0, 45], [0, 0, 1]]), 160, 90)
     cameras = []
     for name, degrees in AZIMUTHS.items():
         ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.0, 0.0, 1.5])
         path = folder / f"{name}.png"
         Image.new("RGB", (160, 90), (90, 90, 90)).save(path)
-        lidar_from_camera = np.linalg.inv(ego_from_lidar) @ ego_from_camera
-        cameras.append(CameraView(name, str(path), camera, ego_from_camera, lidar_from_camera, 0))
+        bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
+        cameras.append(CameraView(name, str(path), camera, ego_from_camera, bev_from_camera, 0))
     count = len(names)
     labels = Annotations(
         names,
@@ -47,7 +47,7 @@ def make_frame(folder: Path, boxes_ego: np.ndarray, names: list[str]) -> Frame:
         [""] * count,
         [""] * count,
     )
-    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_lidar, np.eye(4), annotations=labels)
+    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_bev, np.eye(4), annotations=labels)
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_objects_without_points_are_left_out(frame: Frame) -> None:
 
 
 def test_predictions_have_their_class_colour_above_the_threshold(frame: Frame) -> None:
-    boxes = np.concatenate([frame.lidar_boxes()[[0, 0]]]).astype(np.float32)
-    boxes[1, :2] = [3, -12]  # in the LIDAR frame: behind
+    boxes = np.concatenate([frame.bev_boxes()[[0, 0]]]).astype(np.float32)
+    boxes[1, :2] = [3, -12]  # in the BEV frame: behind
     found = Detections("token", boxes, np.array([0.9, 0.2], np.float32), np.array([0, 0]))
     picture = render_frame(replace(frame, annotations=None), found, ["bus"], VIEW)
     assert count_of(picture, CLASS_COLOURS["bus"], tile("CAM_FRONT", frame)) > 10
@@ -152,14 +152,14 @@ def test_a_bad_image_is_named_and_nothing_is_written(frame: Frame, tmp_path: Pat
 def test_perturbed_calibration_moves_the_boxes_in_the_images(frame: Frame) -> None:
     (turned,) = perturb_calibration([frame], "yaw:90")
     before, after = frame.cameras[1], turned.cameras[1]
-    axis = (frame.ego_from_lidar @ after.lidar_from_camera)[:3, 2]
+    axis = (frame.ego_from_bev @ after.bev_from_camera)[:3, 2]
     np.testing.assert_allclose(axis, [0, 1, 0], atol=1e-9)  # CAM_FRONT is now said to look to the left
-    np.testing.assert_allclose(after.global_from_camera, frame.global_from_lidar @ after.lidar_from_camera, atol=1e-9)
+    np.testing.assert_allclose(after.global_from_camera, frame.global_from_bev @ after.bev_from_camera, atol=1e-9)
     assert after.image_path == before.image_path
     (shuffled,) = perturb_calibration([frame], "shuffle")
     for i, view in enumerate(shuffled.cameras):
         other = frame.cameras[(i + 1) % 6]
-        np.testing.assert_array_equal(view.lidar_from_camera, other.lidar_from_camera)
+        np.testing.assert_array_equal(view.bev_from_camera, other.bev_from_camera)
     for wrong in ("mix", "yaw:far", "pitch:3"):
         with pytest.raises(ConfigError, match="shuffle"):
             perturb_calibration([frame], wrong)

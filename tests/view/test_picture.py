@@ -24,17 +24,17 @@ VIEW = View(camera_width_px=200)
 
 @pytest.fixture
 def frame(tmp_path: Path) -> Frame:
-    """Six grey cameras, no labels; the LIDAR frame has x to the right and y forward."""
-    ego_from_lidar = pose(rotation_z(-np.pi / 2), [0.0, 0.0, 0.0])
+    """Six grey cameras, no labels; the BEV frame has x to the right and y forward."""
+    ego_from_bev = pose(rotation_z(-np.pi / 2), [0.0, 0.0, 0.0])
     camera = PinholeCamera(np.array([[80.0, 0, 80], [0, 80.0, 45], [0, 0, 1]]), 160, 90)
     path = tmp_path / "grey.png"
     Image.new("RGB", (160, 90), (90, 90, 90)).save(path)
     cameras = []
     for degrees in (0, -55, 55, 180, 110, -110):
         ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.0, 0.0, 1.5])
-        lidar_from_camera = np.linalg.inv(ego_from_lidar) @ ego_from_camera
-        cameras.append(CameraView(f"CAM_{degrees}", str(path), camera, ego_from_camera, lidar_from_camera, 0))
-    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_lidar, np.eye(4))
+        bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
+        cameras.append(CameraView(f"CAM_{degrees}", str(path), camera, ego_from_camera, bev_from_camera, 0))
+    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_bev, np.eye(4))
 
 
 def lane_graph() -> LaneGraph:

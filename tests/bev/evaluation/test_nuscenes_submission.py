@@ -25,7 +25,7 @@ CLASSES = ["barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcyc
 CLASSES += ["traffic_cone", "trailer", "truck"]
 
 
-def make_frame(token: str, ego_from_lidar=None, global_from_ego=None) -> Frame:
+def make_frame(token: str, ego_from_bev=None, global_from_ego=None) -> Frame:
     identity = np.eye(4)
     return Frame(
         token=token,
@@ -33,7 +33,7 @@ def make_frame(token: str, ego_from_lidar=None, global_from_ego=None) -> Frame:
         scene_name="scene-0001",
         timestamp_us=0,
         cameras=(),
-        ego_from_lidar=identity if ego_from_lidar is None else ego_from_lidar,
+        ego_from_bev=identity if ego_from_bev is None else ego_from_bev,
         global_from_ego=identity if global_from_ego is None else global_from_ego,
     )
 
@@ -88,7 +88,7 @@ def test_attributes_follow_the_speed(name: str, moving: str, still: str) -> None
 
 
 def test_range_filter_is_a_radius_in_the_ego_frame() -> None:
-    frame = make_frame("a", ego_from_lidar=pose(np.eye(3), np.array([1.0, 0.0, 2.0])))
+    frame = make_frame("a", ego_from_bev=pose(np.eye(3), np.array([1.0, 0.0, 2.0])))
     inside, outside = [48.9, 0, 0, 4, 2, 1.5, 0, 0, 0], [49.1, 0, 0, 4, 2, 1.5, 0, 0, 0]
     kept = NuScenesSubmission.from_detections([make_detections("a", [outside, inside])], [frame], CLASSES)
     assert [round(box["translation"][0], 2) for box in kept.results["a"]] == [49.9]

@@ -88,7 +88,7 @@ def encoder_case(ref) -> tuple[BevEncoder, dict[str, Tensor], dict]:
         "query_pos": ref["in.bev_pos"].transpose(0, 1),
         "value": leaves["value"].permute(2, 0, 1, 3),
         "spatial_shapes": LEVELS,
-        "image_from_lidar": ref["in.lidar2img"],
+        "image_from_bev": ref["in.lidar2img"],
         "padded_size": IMAGE,
         "image_size_px": sizes(1, 3),
     }
@@ -120,7 +120,7 @@ def test_batch_is_two_single_runs(case):
     for key in ("query", "value", "previous"):
         other[key] = torch.randn(arguments[key].shape, generator=generator)
     other["shift"] = arguments["shift"] + 0.1
-    other["image_from_lidar"] = arguments["image_from_lidar"][:, [1, 2, 0]]
+    other["image_from_bev"] = arguments["image_from_bev"][:, [1, 2, 0]]
     shared = ("spatial_shapes", "padded_size")
     joint = {k: v if k in shared else torch.cat([v, other[k]]) for k, v in arguments.items()}
     with torch.no_grad():
@@ -133,6 +133,6 @@ def test_one_layer_per_camera_count(case):
     encoder, _, arguments = encoder_case(case("encoder_v2_bs1"))
     for order in ([0, 2], [0, 1, 2, 0, 1]):
         few = dict(arguments)
-        for key in ("value", "image_from_lidar", "image_size_px"):
+        for key in ("value", "image_from_bev", "image_size_px"):
             few[key] = arguments[key][:, order]
         assert encoder(**few).shape == (1, 80, 32)

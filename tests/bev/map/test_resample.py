@@ -27,11 +27,11 @@ def lidar_pose(yaw_rad: float, x_m: float, y_m: float) -> torch.Tensor:
 @pytest.mark.parametrize("yaw_rad", [0.0, -math.pi / 2, 0.3])
 def test_a_cell_of_the_ego_grid_holds_the_lidar_coordinates_of_its_centre(yaw_rad: float):
     target = BevGrid(-3.0, -4.0, 3.0, 4.0, num_x=12, num_y=10)
-    ego_from_lidar = lidar_pose(yaw_rad, 0.9, -0.2)
-    found = resample_bev(BevFeatures(ramp(GRID), GRID), target, ego_from_lidar)[0]  # lidar (x, y)
+    ego_from_bev = lidar_pose(yaw_rad, 0.9, -0.2)
+    found = resample_bev(BevFeatures(ramp(GRID), GRID), target, ego_from_bev)[0]  # lidar (x, y)
     centres = torch.tensor(target.cell_centres(), dtype=torch.float32)
     ego = torch.cat([centres, torch.full((*centres.shape[:2], 1), 1.8), torch.ones(*centres.shape[:2], 1)], -1)
-    expected = (torch.linalg.inv(ego_from_lidar[0]) @ ego[..., None])[..., :2, 0]
+    expected = (torch.linalg.inv(ego_from_bev[0]) @ ego[..., None])[..., :2, 0]
     torch.testing.assert_close(found.permute(1, 2, 0), expected, atol=1e-4, rtol=0)
 
 

@@ -57,22 +57,22 @@ def test_decoding_agrees_with_upstream(ref):
 
 
 def test_labels_are_read_and_brought_to_the_lidar():
-    """A box of the LIDAR frame, written as a camera label, comes back."""
+    """A box of the BEV frame, written as a camera label, comes back."""
     forward_is_x = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
-    lidar_from_camera = pose(rotation_z(0.3) @ forward_is_x, np.array([1.0, 0.2, 1.5]))
+    bev_from_camera = pose(rotation_z(0.3) @ forward_is_x, np.array([1.0, 0.2, 1.5]))
     box = np.array([[14.0, 6.0, -0.5, 4.5, 1.9, 1.6, 0.8]])
-    camera_from_lidar = np.linalg.inv(lidar_from_camera)
-    rotation = camera_from_lidar[:3, :3] @ rotation_z(0.8)
+    camera_from_bev = np.linalg.inv(bev_from_camera)
+    rotation = camera_from_bev[:3, :3] @ rotation_z(0.8)
     w = math.sqrt(max(1 + np.trace(rotation), 0)) / 2
     xyz = [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    centre = camera_from_lidar[:3, :3] @ box[0, :3] + camera_from_lidar[:3, 3]
+    centre = camera_from_bev[:3, :3] @ box[0, :3] + camera_from_bev[:3, 3]
     row = np.concatenate([[w], np.array(xyz) / (4 * w), centre, [1.9, 4.5, 1.6]])
     intrinsics = torch.tensor([[[300.0, 0, 200], [0, 310, 100], [0, 0, 1]]])
     boxes = labelled_boxes(torch.from_numpy(row)[None], intrinsics)
-    back = boxes.in_frame(torch.from_numpy(lidar_from_camera).float()[None])
+    back = boxes.in_frame(torch.from_numpy(bev_from_camera).float()[None])
     np.testing.assert_allclose(back, box, atol=1e-4)
     # corners too, whatever their order
-    ours = transform_points(lidar_from_camera, boxes.corners[0].double().numpy())
+    ours = transform_points(bev_from_camera, boxes.corners[0].double().numpy())
     distance = np.linalg.norm(ours[:, None] - box_corners(box)[0][None], axis=-1)
     assert distance.min(0).max() < 1e-4 and distance.min(1).max() < 1e-4
 

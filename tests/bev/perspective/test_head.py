@@ -172,7 +172,7 @@ def test_nothing_seen_is_an_empty_list(ref, head, feats):
     head.eval()
     head.score_threshold = 1.0
     poses = torch.eye(4).repeat(1, 2, 1, 1)
-    boxes, scores, labels = head.detect_in_lidar(head(feats), ref["in.intrinsics"][None], poses)
+    boxes, scores, labels = head.detect_in_bev(head(feats), ref["in.intrinsics"][None], poses)
     assert boxes[0].shape == (0, 9) and scores[0].shape == labels[0].shape == (0,)
 
 
@@ -184,8 +184,8 @@ def test_views_come_together_in_the_lidar_frame(ref, head, feats):
     poses[0, :3, :3] = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # camera z forward is LIDAR x
     poses[1, :3, :3] = poses[0, :3, :3]
     poses[1, 2, 3] = 1.5
-    joint = head.detect_in_lidar(outs, intrinsics[None], poses[None])
-    apart = head.detect_in_lidar(outs, intrinsics[:, None], poses[:, None])
+    joint = head.detect_in_bev(outs, intrinsics[None], poses[None])
+    apart = head.detect_in_bev(outs, intrinsics[:, None], poses[:, None])
     assert len(joint[0]) == 1 and len(apart[0]) == 2
     torch.testing.assert_close(joint[0][0], torch.cat(apart[0]))
     seen = head.detect(outs, intrinsics)[1]

@@ -40,7 +40,7 @@ OBJECTS = {  # ego frame: x, y, z, l, w, h, yaw
 def make_frames(folder: Path, count: int) -> list[Frame]:
     """A car that drives on and turns; objects stand in the world; images of noise."""
     rng = np.random.default_rng(0)
-    ego_from_lidar = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])
+    ego_from_bev = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])
     camera = PinholeCamera(np.array([[110.0, 0, WIDTH / 2], [0, 110.0, HEIGHT / 2], [0, 0, 1]]), WIDTH, HEIGHT)
     rows = np.array(list(OBJECTS.values()))
     n = len(rows)
@@ -64,10 +64,8 @@ def make_frames(folder: Path, count: int) -> list[Frame]:
             path = folder / f"{i}_{k}.png"
             Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
             ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.5, 0.0, 1.5])
-            lidar_from_camera = np.linalg.inv(ego_from_lidar) @ ego_from_camera
-            views.append(
-                CameraView(f"C{k}", str(path), camera, global_from_ego @ ego_from_camera, lidar_from_camera, i)
-            )
+            bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
+            views.append(CameraView(f"C{k}", str(path), camera, global_from_ego @ ego_from_camera, bev_from_camera, i))
         frames.append(
             Frame(
                 token=f"f{i}",
@@ -75,7 +73,7 @@ def make_frames(folder: Path, count: int) -> list[Frame]:
                 scene_name="scene",
                 timestamp_us=i,
                 cameras=tuple(views),
-                ego_from_lidar=ego_from_lidar,
+                ego_from_bev=ego_from_bev,
                 global_from_ego=global_from_ego,
                 annotations=labels,
                 prev_token=f"f{i - 1}" if i else "",
@@ -206,7 +204,7 @@ def perfect_views(model: BEVFormerV2, batch) -> list:
 
 @pytest.mark.parametrize("draw", range(4))
 def test_what_the_cameras_see_is_proposed_where_it_stands(frames, draw):
-    """Through image crop, scale and mirror, camera and LIDAR frames, and the BEV augmentation."""
+    """Through image crop, scale and mirror, camera and BEV frames, and the BEV augmentation."""
     batch = collate_clips([clips(frames)[0, draw]])
     model = build().train()
     proposed = perfect_views(model, batch)

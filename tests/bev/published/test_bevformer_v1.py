@@ -135,7 +135,7 @@ def clip(ref) -> dict:
     can_bus = [can_bus_since(ref["in.can_bus"][t], ref["in.can_bus"][t - 1] if t else None) for t in range(3)]
     return {
         "images": ref["in.imgs"][:, 0][None],
-        "image_from_lidar": ref["in.lidar2img"].expand(1, 3, 3, 4, 4),
+        "image_from_bev": ref["in.lidar2img"].expand(1, 3, 3, 4, 4),
         "image_size_px": torch.tensor(IMAGE).expand(1, 3, 3, 2),
         "can_bus": torch.stack(can_bus)[None],
         "has_previous": torch.tensor([[False, True, True]]),

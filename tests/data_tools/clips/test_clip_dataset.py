@@ -89,7 +89,7 @@ def test_evaluation_draws_nothing(build, frames):
     assert clip.images[0][0].shape == (3, 27, 64) and not clip.image_flipped
     assert clip.images[0][1].shape == (3, 27, 57)  # 96 x 45 pixels of the other camera
     np.testing.assert_array_equal(clip.bda, np.eye(3))
-    np.testing.assert_allclose(clip.gt_boxes, frames[2].lidar_boxes()[:2], atol=1e-5)  # the animal is no class
+    np.testing.assert_allclose(clip.gt_boxes, frames[2].bev_boxes()[:2], atol=1e-5)  # the animal is no class
     assert clip.gt_labels.tolist() == [3, 3]
 
 
@@ -103,7 +103,7 @@ def test_history_is_the_scenes_own_and_missing_frames_are_marked(build, frames, 
         place = index % 4  # in its scene of four
         assert batch.frame_valid[0].tolist() == [0 <= place + o < 4 for o in offsets]
         missing = ~batch.frame_valid[0]
-        assert not batch.images[0, missing].any() and not batch.image_from_lidar[0, missing].any()
+        assert not batch.images[0, missing].any() and not batch.image_from_bev[0, missing].any()
         assert batch.images[0, batch.current].any() and batch.tokens == [frame.token]
 
 
@@ -113,13 +113,13 @@ def test_points_of_the_current_frame_land_in_past_images(build, frames):
     current = frames[1]
     points = np.random.default_rng(0).uniform(-20, 20, (50, 3))
     for t, neighbour in enumerate(frames[:3]):
-        in_neighbour = transform_points(np.linalg.inv(neighbour.global_from_lidar) @ current.global_from_lidar, points)
+        in_neighbour = transform_points(np.linalg.inv(neighbour.global_from_bev) @ current.global_from_bev, points)
         for n, view in enumerate(neighbour.cameras):
-            homogeneous = transform_points(clip.image_from_lidar[t, n].astype(np.float64), points)
-            depth = transform_points(np.linalg.inv(view.lidar_from_camera), in_neighbour)[:, 2]
+            homogeneous = transform_points(clip.image_from_bev[t, n].astype(np.float64), points)
+            depth = transform_points(np.linalg.inv(view.bev_from_camera), in_neighbour)[:, 2]
             np.testing.assert_allclose(homogeneous[:, 2], depth, atol=1e-4)
             front = depth > 1
-            uv, _ = view.camera.project(transform_points(np.linalg.inv(view.lidar_from_camera), in_neighbour))
+            uv, _ = view.camera.project(transform_points(np.linalg.inv(view.bev_from_camera), in_neighbour))
             top, scale = 0.25 * view.camera.height_px, 27 / (0.75 * view.camera.height_px)
             width_scale = clip.images[t][n].shape[2] / view.camera.width_px
             expected = (uv - [0, top]) * [width_scale, scale]
@@ -141,8 +141,8 @@ def test_ego_poses_give_every_frame_its_own_matrices(build, frames):
     matrices = images_from_ego(collate_clips([clip, mirrored])).double().numpy()
     for t, frame in enumerate(frames[:2]):
         view, width_px = frame.cameras[0], clip.images[t][0].shape[2]
-        lidar = transform_points(np.linalg.inv(frame.ego_from_lidar), points)
-        uv, _ = view.camera.project(transform_points(np.linalg.inv(view.lidar_from_camera), lidar))
+        lidar = transform_points(np.linalg.inv(frame.ego_from_bev), points)
+        uv, _ = view.camera.project(transform_points(np.linalg.inv(view.bev_from_camera), lidar))
         expected_u = uv[:, 0] * width_px / view.camera.width_px
         for b, u in ((0, expected_u), (1, width_px - expected_u)):
             seen = transform_points(matrices[b, t, 0], points * [1, -1 if b else 1, 1])
@@ -155,7 +155,7 @@ def test_matrices_of_a_mirrored_clip_are_those_of_the_plain_one_and_its_features
     clips = [dataset[1, draw] for draw in range(12)]
     plain = next(c for c in clips if not c.image_flipped)
     mirrored = next(c for c in clips if c.image_flipped)
-    np.testing.assert_array_equal(plain.image_from_lidar, mirrored.image_from_lidar)
+    np.testing.assert_array_equal(plain.image_from_bev, mirrored.image_from_bev)
     np.testing.assert_array_equal(plain.intrinsics, mirrored.intrinsics)
     batch = collate_clips([plain, mirrored])
     assert batch.images.shape[-2:] == (64, 64) and batch.image_flipped.tolist() == [False, True]
@@ -173,7 +173,7 @@ def test_a_batch_is_padded_to_its_largest_image_and_a_multiple_of_32(build):
     assert batch.image_size_px[1, 0].tolist() == [[0, 0], [0, 0]]
     torch.testing.assert_close(batch.images[0, 1, 0, :, :27, :57], torch.from_numpy(clips[0].images[1][0]))
     assert not batch.images[..., 27:, :].any()
-    assert batch.intrinsics.shape == (2, 2, 3, 3) and batch.lidar_from_camera.shape == (2, 2, 4, 4)
+    assert batch.intrinsics.shape == (2, 2, 3, 3) and batch.bev_from_camera.shape == (2, 2, 4, 4)
     assert [len(views) for views in batch.mono] == [2, 2]
     assert batch.mono[0][0] is None and batch.mono[0][1].labels.tolist() == [3, 3, 6]  # everything is ahead
     moved = batch.to("cpu")
@@ -193,7 +193,7 @@ def test_the_image_cache_changes_nothing_at_its_own_size_and_little_at_others(bu
             for image, expected in zip(a.images[0], b.images[0]):
                 exact = image.shape[1] == (36 if training else 24)
                 np.testing.assert_allclose(image, expected, atol=0 if exact else 40)
-            np.testing.assert_array_equal(a.image_from_lidar, b.image_from_lidar)
+            np.testing.assert_array_equal(a.image_from_bev, b.image_from_bev)
     with pytest.raises(ConfigError, match="cache_images needs"):
         build(cache_images=True)
 
@@ -265,9 +265,9 @@ def test_what_cannot_be_a_dataset_is_refused(build, frames, classes, tiny_root):
         build(camera_names=("CAM_LEFT",))
     with pytest.raises(DataError, match="sample scene-0061-0 occurs twice"):
         ClipDataset(classes=classes, dataroots=[str(tiny_root)] * 2, version="v1.0-mini", split="mini_train")
-    crooked = replace(frames[2].cameras[1], lidar_from_camera=np.diag([1.0, 1, 2, 1]))
+    crooked = replace(frames[2].cameras[1], bev_from_camera=np.diag([1.0, 1, 2, 1]))
     spoilt = replace(frames[2], cameras=(frames[2].cameras[0], crooked))
-    with pytest.raises(DataError, match=r"sample scene-0061-2, camera CAM_BACK .*lidar_from_camera is not a rotation"):
+    with pytest.raises(DataError, match=r"sample scene-0061-2, camera CAM_BACK .*bev_from_camera is not a rotation"):
         build(frames=[*frames[:2], spoilt])
 
 

@@ -74,9 +74,9 @@ def test_image_augmentation_agrees_with_upstream(ida, row):
         moved = placement.camera(camera).intrinsics
         np.testing.assert_allclose(moved, get("cam2img")[n, :3, :3], atol=tolerance)
         np.testing.assert_allclose(moved[1], get("cam2img")[n, 1, :3], atol=1e-6)
-        image_from_lidar = placement.camera(camera).image_from_camera @ ida["in.lidar2cam"][n]
+        image_from_bev = placement.camera(camera).image_from_camera @ ida["in.lidar2cam"][n]
         if exact:
-            np.testing.assert_allclose(image_from_lidar, get("lidar2img")[n], atol=1e-6)
+            np.testing.assert_allclose(image_from_bev, get("lidar2img")[n], atol=1e-6)
     boxes = placement.boxes(ida["in.mono_boxes"])
     np.testing.assert_allclose(boxes, get("mono_boxes")[0], atol=1e-4 if exact else 1.0)
 

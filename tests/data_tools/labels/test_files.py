@@ -151,7 +151,7 @@ def test_labels_reach_the_batch_and_missing_ones_are_none(frames):
     batch = collate_clips([dataset(without)[i] for i in range(2)])
     assert batch.occupancy[0].semantics.shape == SHAPE and batch.occupancy[1] is None
     assert len(batch.lanes[0].centrelines) == len(frames[0].lanes.centrelines) and batch.lanes[1] is None
-    torch.testing.assert_close(batch.ego_from_lidar[0].double(), torch.from_numpy(frames[0].ego_from_lidar))
+    torch.testing.assert_close(batch.ego_from_bev[0].double(), torch.from_numpy(frames[0].ego_from_bev))
     plain = collate_clips([dataset(frames, occupancy=False, lanes=False)[0]])
     assert plain.occupancy == [] and plain.lanes == []
 
@@ -173,14 +173,14 @@ def test_mirrored_labels_fit_the_mirrored_world(frames):
     torch.testing.assert_close(back.occupancy.semantics, sample.occupancy.semantics)
     torch.testing.assert_close(back.lanes.elements_xyxy_px, sample.lanes.elements_xyxy_px)
     torch.testing.assert_close(back.lanes.attributes, sample.lanes.attributes)
-    np.testing.assert_allclose(back.ego_from_lidar, frame.ego_from_lidar, atol=1e-6)
+    np.testing.assert_allclose(back.ego_from_bev, frame.ego_from_bev, atol=1e-6)
     # a lane point projects onto the mirrored pixel of the front image
     width = sample.images[0][0].shape[2]
     for line, reflected in zip(sample.lanes.centrelines, mirrored.lanes.centrelines):
         for clip, points in ((sample, line), (mirrored, reflected)):
-            ego_from_lidar = clip.ego_from_lidar if clip.ego_from_lidar is not None else frame.ego_from_lidar
-            lidar = np.linalg.inv(ego_from_lidar) @ np.c_[points.numpy(), np.ones(len(points))].T
-            uvd = clip.image_from_lidar[0, 0] @ lidar
+            ego_from_bev = clip.ego_from_bev if clip.ego_from_bev is not None else frame.ego_from_bev
+            lidar = np.linalg.inv(ego_from_bev) @ np.c_[points.numpy(), np.ones(len(points))].T
+            uvd = clip.image_from_bev[0, 0] @ lidar
             u = uvd[0] / uvd[2]
             if clip is sample:
                 before = u

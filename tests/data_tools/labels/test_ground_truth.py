@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from drivestack.core.frames import Annotations, CameraView, Frame, past_lidar_from_current
-from drivestack.data_tools.clips.can_bus import can_bus_deltas
+from drivestack.bev.published.ego_motion import can_bus_deltas
+from drivestack.core.frames import Annotations, CameraView, Frame, past_bev_from_current
 from drivestack.data_tools.clips.transforms import BdaDraw, ImagePlacement
 from drivestack.data_tools.labels.ground_truth import ground_truth
 from drivestack.data_tools.labels.mono_targets import mono_targets
@@ -132,19 +132,19 @@ def test_past_images_see_points_of_the_current_frame_as_upstream_does(reference_
             )
             for n in range(3)
         )
-        ego_from_lidar = pose(get("lidar2ego_rotation"), get("lidar2ego_translation"))
+        ego_from_bev = pose(get("lidar2ego_rotation"), get("lidar2ego_translation"))
         global_from_ego = pose(get("ego2global_rotation"), get("ego2global_translation"))
-        return Frame(str(i), "s", "", 0, views, ego_from_lidar, global_from_ego)
+        return Frame(str(i), "s", "", 0, views, ego_from_bev, global_from_ego)
 
     frames = [read(i) for i in range(3)]
     for i, name in enumerate(["m2", "m1", "0"]):
-        past_from_current = past_lidar_from_current(frames[2], frames[i])
+        past_from_current = past_bev_from_current(frames[2], frames[i])
         if name != "0":
             current_from_past = data[f"out.lidaradj2lidarcurr.{name}"]  # float32: 6e-5 m at 1,000 m
             np.testing.assert_allclose(np.linalg.inv(past_from_current), current_from_past, atol=2e-4)
         for n, view in enumerate(frames[i].cameras):
-            np.testing.assert_allclose(view.image_from_lidar, data[f"out.raw_lidar2img.{i}"][n], atol=1e-6)
-            aligned = view.image_from_lidar @ past_from_current
+            np.testing.assert_allclose(view.image_from_bev, data[f"out.raw_lidar2img.{i}"][n], atol=1e-6)
+            aligned = view.image_from_bev @ past_from_current
             # Upstream keeps the motion in float32 (6e-5 m off at 1,000 m, times a focal length of 126 px).
             np.testing.assert_allclose(aligned, data[f"out.aligned_lidar2img.{name}"][n], rtol=1e-5, atol=2e-2)
 

@@ -30,7 +30,7 @@ def parts(pose) -> tuple[list[float], list[float]]:
 
 def bevformer_info(frame: Frame) -> dict:
     """As BEVFormer's converter writes it (spec: bevformer.md section 2.1)."""
-    boxes, notes = frame.lidar_boxes(), frame.annotations
+    boxes, notes = frame.bev_boxes(), frame.annotations
     cams = {}
     for view in frame.cameras:
         # The split of global_from_camera into ego pose and mounting is free: what counts is the product.
@@ -44,11 +44,11 @@ def bevformer_info(frame: Frame) -> dict:
             "ego2global_rotation": rotation,
             "ego2global_translation": translation,
             "timestamp": view.timestamp_us,
-            "sensor2lidar_rotation": view.lidar_from_camera[:3, :3],
-            "sensor2lidar_translation": view.lidar_from_camera[:3, 3],
+            "sensor2lidar_rotation": view.bev_from_camera[:3, :3],
+            "sensor2lidar_translation": view.bev_from_camera[:3, 3],
             "cam_intrinsic": view.camera.intrinsics,
         }
-    lidar_rotation, lidar_translation = parts(frame.ego_from_lidar)
+    lidar_rotation, lidar_translation = parts(frame.ego_from_bev)
     ego_rotation, ego_translation = parts(frame.global_from_ego)
     return {
         "lidar_path": frame.lidar_path,
@@ -76,7 +76,7 @@ def bevformer_info(frame: Frame) -> dict:
 
 
 def mmdet3d_info(frame: Frame) -> dict:
-    boxes, notes = frame.lidar_boxes(), frame.annotations
+    boxes, notes = frame.bev_boxes(), frame.annotations
     return {
         "token": frame.token,
         "timestamp": frame.timestamp_us / 1e6,
@@ -87,11 +87,11 @@ def mmdet3d_info(frame: Frame) -> dict:
                 "cam2img": view.camera.intrinsics.tolist(),
                 "sample_data_token": view.sample_data_token,
                 "timestamp": view.timestamp_us / 1e6,
-                "lidar2cam": invert_pose(view.lidar_from_camera).tolist(),
+                "lidar2cam": invert_pose(view.bev_from_camera).tolist(),
             }
             for view in frame.cameras
         },
-        "lidar_points": {"lidar_path": f"drive__{frame.token}.bin", "lidar2ego": frame.ego_from_lidar.tolist()},
+        "lidar_points": {"lidar_path": f"drive__{frame.token}.bin", "lidar2ego": frame.ego_from_bev.tolist()},
         "instances": [
             {
                 "bbox_label_3d": {"car": 0, "pedestrian": 7, "": -1}[name],
@@ -129,14 +129,14 @@ def test_infos_become_the_frames_they_were_made_from(tmp_path, tiny_root, frames
         if layout == "bevformer":
             assert ours.occupancy_path == str(tiny_root / "gts" / frame.token / "labels.npz")
             np.testing.assert_array_equal(ours.can_signals, np.arange(7.0, 16.0))
-        np.testing.assert_allclose(ours.global_from_lidar, frame.global_from_lidar, atol=1e-9)
-        np.testing.assert_allclose(ours.lidar_boxes(), frame.lidar_boxes(), atol=1e-9, equal_nan=True)
+        np.testing.assert_allclose(ours.global_from_bev, frame.global_from_bev, atol=1e-9)
+        np.testing.assert_allclose(ours.bev_boxes(), frame.bev_boxes(), atol=1e-9, equal_nan=True)
         np.testing.assert_array_equal(ours.annotations.num_lidar_points, frame.annotations.num_lidar_points)
         assert [n if n != "animal" else "" for n in ours.annotations.names] == frame.annotations.names
         for view, expected in zip(ours.cameras, frame.cameras):
             assert (view.name, view.image_path) == (expected.name, expected.image_path)
             assert view.timestamp_us == expected.timestamp_us
-            np.testing.assert_allclose(view.lidar_from_camera, expected.lidar_from_camera, atol=1e-9)
+            np.testing.assert_allclose(view.bev_from_camera, expected.bev_from_camera, atol=1e-9)
             np.testing.assert_allclose(view.global_from_camera, expected.global_from_camera, atol=1e-9)
             np.testing.assert_allclose(view.camera.intrinsics, expected.camera.intrinsics)
 

@@ -54,7 +54,7 @@ def test_boxes_and_pixels_in_every_sensor_are_the_devkits(frames, nusc):
     for frame in frames:
         record = nusc.get("sample", frame.token)
         _, in_lidar, _ = nusc.get_sample_data(record["data"]["LIDAR_TOP"])
-        ours = frame.lidar_boxes()
+        ours = frame.bev_boxes()
         np.testing.assert_allclose(ours[:, :3], [b.center for b in in_lidar], atol=1e-6)
         np.testing.assert_allclose(ours[:, 3:6], [b.wlh[[1, 0, 2]] for b in in_lidar])
         np.testing.assert_allclose(ours[:, 6], [b.orientation.yaw_pitch_roll[0] for b in in_lidar], atol=1e-6)
@@ -73,9 +73,7 @@ def test_boxes_and_pixels_in_every_sensor_are_the_devkits(frames, nusc):
             for ours_q, box in zip(quaternions, visible):
                 assert abs(ours_q @ box.orientation.elements) == pytest.approx(1)
             # camera -> ego at camera time -> global -> ego at LiDAR time -> LiDAR
-            np.testing.assert_allclose(
-                frame.global_from_lidar @ view.lidar_from_camera, view.global_from_camera, atol=1e-9
-            )
+            np.testing.assert_allclose(frame.global_from_bev @ view.bev_from_camera, view.global_from_camera, atol=1e-9)
 
 
 def test_a_split_without_labels_gives_frames_without_annotations(own_root, edit_table):
@@ -83,7 +81,7 @@ def test_a_split_without_labels_gives_frames_without_annotations(own_root, edit_
     edit_table("instance", lambda rows: rows.clear())
     frames = read_nuscenes(own_root, VERSION, "mini_val")
     assert [f.annotations for f in frames] == [None, None]
-    assert frames[0].lidar_boxes().shape == (0, 9)
+    assert frames[0].bev_boxes().shape == (0, 9)
 
 
 def test_a_long_gap_has_no_velocity(own_root, edit_table):
@@ -167,7 +165,7 @@ def test_a_bad_ego_pose_is_named_with_its_sample(own_root, edit_table):
         next(r for r in rows if r["token"] == "scene-0061-2-LIDAR_TOP")["rotation"] = [np.inf, 0, 0, 0]
 
     edit_table("ego_pose", spoil)
-    check("sample scene-0061-2: pose ego_from_lidar|sample scene-0061-2: pose global_from_ego", own_root)
+    check("sample scene-0061-2: pose ego_from_bev|sample scene-0061-2: pose global_from_ego", own_root)
 
 
 def test_a_sample_without_lidar_record_is_named(own_root, edit_table):

@@ -80,8 +80,8 @@ def test_frames_are_those_of_the_tables(root, frames):
             assert Path(a.image_path).is_file() and a.timestamp_us == b.timestamp_us
             np.testing.assert_allclose(a.camera.intrinsics, b.camera.intrinsics)
             np.testing.assert_allclose(a.global_from_camera, b.global_from_camera, atol=1e-9)
-            ego_from_camera = EGO_FROM_LIDAR @ a.lidar_from_camera
-            np.testing.assert_allclose(ego_from_camera, other.ego_from_lidar @ b.lidar_from_camera, atol=1e-9)
+            ego_from_camera = EGO_FROM_LIDAR @ a.bev_from_camera
+            np.testing.assert_allclose(ego_from_camera, other.ego_from_bev @ b.bev_from_camera, atol=1e-9)
 
 
 def test_a_clip_dataset_reads_it(root):

@@ -107,14 +107,14 @@ def test_frames_come_back(source):
     ]  # fmt: skip
     for a, b in zip(found, written):
         assert (a.timestamp_us, a.scene_name, a.scene_token) == (b.timestamp_us, "00007", "val/00007")
-        np.testing.assert_allclose(a.global_from_lidar, b.global_from_ego)
+        np.testing.assert_allclose(a.global_from_bev, b.global_from_ego)
         np.testing.assert_array_equal(a.lanes.lane_element, b.lanes.lane_element)
         np.testing.assert_array_equal(a.lanes.elements_xyxy_px, b.lanes.elements_xyxy_px)
         for ours, theirs in zip(a.cameras, b.cameras, strict=True):
             assert (ours.name, ours.image_path) == (theirs.name, theirs.image_path)
             size = lambda view: (view.camera.width_px, view.camera.height_px)
             assert size(ours) == size(theirs)
-            np.testing.assert_allclose(ours.image_from_lidar, theirs.image_from_lidar, atol=1e-9)
+            np.testing.assert_allclose(ours.image_from_bev, theirs.image_from_bev, atol=1e-9)
             np.testing.assert_allclose(ours.global_from_camera, theirs.global_from_camera, atol=1e-9)
     assert [len(line) for line in found[0].lanes.centrelines] == [201, 201]
     assert [len(line) for line in read_openlane(root, "val")[0].lanes.centrelines] == [11, 11]  # as officially
@@ -145,7 +145,7 @@ def test_an_official_info_file(reference_dir, tmp_path):
     assert frame.timestamp_us == 315_970_265_949_927 and frame.token == "train/00001/315970265949927218"
     assert [(v.camera.width_px, v.camera.height_px) for v in frame.cameras] == [(1550, 2048), (2048, 1550)]
     assert frame.cameras[0].image_path == str(tmp_path / info["sensor"]["ring_front_center"]["image_path"])
-    np.testing.assert_allclose(frame.cameras[1].lidar_from_camera[:3, 3], [1.5, 0.1, 1.4])
+    np.testing.assert_allclose(frame.cameras[1].bev_from_camera[:3, 3], [1.5, 0.1, 1.4])
 
 
 @pytest.mark.parametrize("aspect", [2.0, None])
@@ -174,8 +174,8 @@ def test_elements_follow_the_front_image_and_come_back(source, aspect, crop):
     np.testing.assert_allclose(back, labels().elements_xyxy_px, atol=1e-3)
     # a point of the road lands where its own camera sees it, in the stretched image
     point = np.array([20.0, 2.0, 3.0])
-    (uv,), _ = front.camera.project(transform_points(np.linalg.inv(front.lidar_from_camera), point[None]))
-    u, v, depth, _ = batch.image_from_lidar[0, 0, 0].double().numpy() @ [*point, 1]
+    (uv,), _ = front.camera.project(transform_points(np.linalg.inv(front.bev_from_camera), point[None]))
+    u, v, depth, _ = batch.image_from_bev[0, 0, 0].double().numpy() @ [*point, 1]
     np.testing.assert_allclose([u / depth, v / depth], (uv - [0, top]) * scale[:2], atol=1e-3)
 
 

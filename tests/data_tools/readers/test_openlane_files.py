@@ -87,7 +87,7 @@ def test_collections_and_their_labels_come_back(root, tmp_path):
 
 
 def frame(num_cameras: int, lanes: LaneLabels | None) -> Frame:
-    ego_from_lidar = pose(np.eye(3), [1.0, 0, 1.8])
+    ego_from_bev = pose(np.eye(3), [1.0, 0, 1.8])
     views = tuple(
         CameraView(
             f"camera_{i}",
@@ -99,7 +99,7 @@ def frame(num_cameras: int, lanes: LaneLabels | None) -> Frame:
         )
         for i in range(num_cameras)
     )
-    return Frame("token", "scene", "s1", 7, views, ego_from_lidar, pose(np.eye(3), [5.0, 6, 7]), lanes=lanes)
+    return Frame("token", "scene", "s1", 7, views, ego_from_bev, pose(np.eye(3), [5.0, 6, 7]), lanes=lanes)
 
 
 @pytest.mark.parametrize("num_cameras", [6, 7])
@@ -122,9 +122,9 @@ def test_frames_become_info_files_and_labels_come_back(tmp_path, num_cameras):
         np.testing.assert_array_equal(getattr(read, name), getattr(labels, name))
     np.testing.assert_array_equal(read.centrelines, labels.centrelines)
     point = np.array([12.0, 1, 0.5, 1])  # of the ego frame
-    lidar_point = np.linalg.inv(source.ego_from_lidar) @ point
+    lidar_point = np.linalg.inv(source.ego_from_bev) @ point
     for view in source.cameras:
-        np.testing.assert_allclose(image_from_ego(found, view.name) @ point, view.image_from_lidar @ lidar_point)
+        np.testing.assert_allclose(image_from_ego(found, view.name) @ point, view.image_from_bev @ lidar_point)
     with pytest.raises(ValueError, match="no camera 'roof'"):
         write_frame(tmp_path, "val", source, front_camera="roof")
 

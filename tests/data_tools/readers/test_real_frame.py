@@ -35,7 +35,7 @@ def frame(folder, info_path):
 def test_sixty_nine_boxes_lie_on_their_lidar_points(frame):
     assert len(frame.annotations) == 69 and len(frame.cameras) == 6
     points = np.fromfile(frame.lidar_path, np.float32).reshape(-1, 5)[:, :3].astype(np.float64)
-    boxes = frame.lidar_boxes()
+    boxes = frame.bev_boxes()
     boxes[:, 3:6] *= 1.02  # the file's count uses boxes before rounding
     count = points_in_boxes(points, boxes).sum(0)
     stated = frame.annotations.num_lidar_points
@@ -49,13 +49,13 @@ def test_projections_agree_with_the_devkit_within_a_pixel(frame, info_path):
     for view in frame.cameras:
         lidar2cam = np.array(info["images"][view.name]["lidar2cam"])
         intrinsics = np.array(info["images"][view.name]["cam2img"])
-        for box in frame.lidar_boxes():
+        for box in frame.bev_boxes():
             theirs = Box(box[:3], box[[4, 3, 5]], Quaternion(axis=[0, 0, 1], radians=box[6]))
             in_camera = lidar2cam[:3, :3] @ theirs.corners() + lidar2cam[:3, 3:]
             if in_camera[2].min() < 0.5:
                 continue
             expected = view_points(in_camera, intrinsics, normalize=True)[:2].T
-            corners = transform_points(view.image_from_lidar, box_corners(box[None])[0])
+            corners = transform_points(view.image_from_bev, box_corners(box[None])[0])
             ours = corners[:, :2] / corners[:, 2:]
             distance = np.linalg.norm(ours[:, None] - expected[None], axis=-1)  # corners in another order
             assert distance.min(1).max() < 1e-2 and distance.min(0).max() < 1e-2
@@ -87,7 +87,7 @@ def test_a_published_size_batch_of_the_real_frame(frame, classes):
     assert 30 < len(batch.gt_labels[0]) < 69
     # A box centre projects into the augmented image at the place that crop and scale send it to.
     view = frame.cameras[0]
-    centre = frame.lidar_boxes()[0, :3]
-    raw = transform_points(view.image_from_lidar, centre)
-    moved = transform_points(batch.image_from_lidar[0, 1, 0].double().numpy(), centre)
+    centre = frame.bev_boxes()[0, :3]
+    raw = transform_points(view.image_from_bev, centre)
+    moved = transform_points(batch.image_from_bev[0, 1, 0].double().numpy(), centre)
     np.testing.assert_allclose(moved[:2] / moved[2], raw[:2] / raw[2] - [0, 260], atol=1e-2)

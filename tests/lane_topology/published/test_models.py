@@ -73,10 +73,10 @@ def batch_of(count: int = 2):
     return replace(
         batch,
         images=torch.randn(count, 1, 2, 3, *toy.IMAGE, generator=torch.Generator().manual_seed(0)),
-        image_from_lidar=views.expand(count, 1, 2, 4, 4),
+        image_from_bev=views.expand(count, 1, 2, 4, 4),
         image_size_px=torch.tensor(toy.IMAGE).expand(count, 1, 2, 2),
         intrinsics=torch.eye(3).expand(count, 2, 3, 3),
-        lidar_from_camera=torch.eye(4).expand(count, 2, 4, 4),
+        bev_from_camera=torch.eye(4).expand(count, 2, 4, 4),
     )
 
 
@@ -99,14 +99,14 @@ def test_a_step_reaches_every_parameter_and_a_graph_follows(build):
 
 
 def test_the_map_lies_in_the_ego_frame():
-    """A rig described in another LIDAR frame gives the same lanes."""
+    """A rig described in another BEV frame gives the same lanes."""
     torch.manual_seed(0)
     model, batch = large().eval(), batch_of(1)
-    ego_from_lidar = torch.from_numpy(pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])).float()
+    ego_from_bev = torch.from_numpy(pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])).float()
     turned = replace(
         batch,
-        image_from_lidar=batch.image_from_lidar @ ego_from_lidar,
-        ego_from_lidar=ego_from_lidar[None],
+        image_from_bev=batch.image_from_bev @ ego_from_bev,
+        ego_from_bev=ego_from_bev[None],
     )
     found, same = (model.predict(b)[0][0].lanes.centrelines for b in (batch, turned))
     np.testing.assert_allclose(found, same, atol=1e-4)

@@ -21,7 +21,7 @@ from drivestack.occupancy.published.voxel_decoders import voxel_trunk
 
 OFFSETS = (-2, -1, 0)
 HEIGHT_PX, WIDTH_PX, PADDED_PX = 60, 96, 64
-LIDAR = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])  # ego_from_lidar
+LIDAR = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])  # ego_from_bev
 AHEAD = np.array([[48.0, -48, 0, 0], [30, 0, -48, 48], [1, 0, 0, 0], [0, 0, 0, 1]])  # image from ego
 VIEWS = np.stack([AHEAD, AHEAD @ np.diag([-1.0, -1, 1, 1])])
 SIGNALS = np.linspace(-1, 1, 9)
@@ -84,7 +84,7 @@ def frame(t: int, scene: str = "scene") -> Frame:
 
 
 def clip(times=(0, 1, 2), scene: str = "scene") -> Batch:
-    """One clip of a drive, each frame's matrices as seen from the last one's LIDAR frame."""
+    """One clip of a drive, each frame's matrices as seen from the last one's BEV frame."""
     images = torch.zeros(1, len(times), 2, 3, PADDED_PX, WIDTH_PX)
     matrices = []
     for i, t in enumerate(times):
@@ -95,14 +95,14 @@ def clip(times=(0, 1, 2), scene: str = "scene") -> Batch:
         images=images,
         frame_offsets=tuple(t - times[-1] for t in times),
         frame_valid=torch.ones(1, len(times), dtype=torch.bool),
-        image_from_lidar=torch.from_numpy(np.stack(matrices)).float()[None],
+        image_from_bev=torch.from_numpy(np.stack(matrices)).float()[None],
         image_size_px=torch.tensor([HEIGHT_PX, WIDTH_PX]).expand(1, len(times), 2, 2),
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],
         intrinsics=torch.eye(3).expand(1, 2, 3, 3),
-        lidar_from_camera=torch.eye(4).expand(1, 2, 4, 4),
+        bev_from_camera=torch.eye(4).expand(1, 2, 4, 4),
         occupancy=[targets()],
-        ego_from_lidar=torch.from_numpy(LIDAR).float()[None],
+        ego_from_bev=torch.from_numpy(LIDAR).float()[None],
         global_from_ego=torch.from_numpy(np.stack([DRIVE[t] for t in times]))[None],
         can_bus=torch.from_numpy(np.stack([can_bus_of_pose(DRIVE[t], SIGNALS) for t in times]))[None],
         frames=[frame(times[-1], scene)],
@@ -154,7 +154,7 @@ def test_another_scene_starts_afresh():
 def test_a_missing_frame_is_the_start_of_the_scene():
     model = tiny().eval()
     batch = clip()
-    batch.images[:, 0], batch.image_from_lidar[:, 0] = 0, 0
+    batch.images[:, 0], batch.image_from_bev[:, 0] = 0, 0
     batch.global_from_ego[:, 0], batch.can_bus[:, 0] = torch.eye(4), 0
     batch = replace(batch, frame_valid=torch.tensor([[False, True, True]]))
     shorter = replace(clip([1, 2]))

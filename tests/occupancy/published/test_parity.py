@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from drivestack.bev.map.encoder import cell_centres_normalised, project_to_images
 from drivestack.bev.published.bevformer_v1 import RecurrentState, can_bus_since
+from drivestack.bev.published.ego_motion import can_bus_deltas
 from drivestack.core.labels import OccupancyTargets
-from drivestack.data_tools.clips.can_bus import can_bus_deltas
 from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, BEVFormerOccHead, OccupancyTransformer
 
 SIZE = (96, 160)

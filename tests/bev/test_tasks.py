@@ -26,7 +26,7 @@ class VoxelHead(nn.Module):
         self.classify = nn.Conv2d(32, 3, 1)
 
     def forward(self, features, levels, batch):
-        return self.classify(resample_bev(features, EGO_GRID, batch.ego_from_lidar))
+        return self.classify(resample_bev(features, EGO_GRID, batch.ego_from_bev))
 
     def loss(self, outputs, batch):
         total = outputs.sum() * 0.0

@@ -1,0 +1,158 @@
+"""3D boxes as one of the tasks on a BEV map: the query head, its proposals, and the perspective head that helps it.
+
+Papers: BEVFormer v2 (arXiv 2211.10439), section 3.4 for proposals of the perspective head.
+
+Shapes: B batch, N cameras, C channels, h x w cells of a feature level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...core.answers import Detections
+from ...core.batch import Batch, BevFeatures
+from ...core.errors import ConfigError
+from ..perspective.head import PerspectiveOutputs
+from ..protocol import Levels, build
+from .head import ExtraQueries, QueryOutputs
+from .proposals import DenseOutputs
+
+
+@dataclass(frozen=True)
+class BoxOutputs:
+    """What the parts of the box task say about a batch; None for a part that is not there."""
+
+    queries: QueryOutputs
+    dense: DenseOutputs | None
+    mono: PerspectiveOutputs | None
+
+
+@MODELS.register_module()
+class BoxTask(nn.Module):
+    """Boxes from the shared BEV map, a TaskHead.
+
+    head: BoxHead. perspective: perspective head; a training aid, and the source of proposals where
+        ``perspective_proposals`` is.
+    perspective_proposals, bev_proposals: where extra object queries come from (proposals.py); either, both or none.
+    hybrid_queries: makes decoder queries of proposals; needed with either.
+    num_perspective_levels: how many pyramid maps the perspective head takes, finest first.
+    embed_dims, pc_range: of the BEV map, for parts whose config does not state them.
+
+    Raises ConfigError for proposals that have no source or no queries, and for parts on different ranges.
+    """
+
+    def __init__(
+        self,
+        head: dict | nn.Module,
+        perspective: dict | nn.Module | None = None,
+        perspective_proposals: dict | nn.Module | None = None,
+        bev_proposals: dict | nn.Module | None = None,
+        hybrid_queries: dict | nn.Module | None = None,
+        num_perspective_levels: int = 5,
+        embed_dims: int = 256,
+        pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+    ) -> None:
+        super().__init__()
+        if (perspective_proposals or bev_proposals) and hybrid_queries is None:
+            raise ConfigError("proposals become decoder queries through hybrid_queries: configure it as well")
+        if perspective_proposals and perspective is None:
+            raise ConfigError("perspective_proposals come from the perspective head: configure perspective as well")
+        self.head = build(head, embed_dims=embed_dims, pc_range=pc_range)
+        classes = dict(num_classes=self.head.num_classes)
+        self.perspective = build(perspective, in_channels=embed_dims)
+        self.perspective_proposals = build(perspective_proposals, pc_range=pc_range, **classes)
+        self.bev_proposals = build(bev_proposals, in_channels=embed_dims, pc_range=pc_range, **classes)
+        self.hybrid_queries = build(hybrid_queries, channels=embed_dims, **classes)
+        self.num_perspective_levels = num_perspective_levels
+        if self.perspective_proposals is not None and not self.perspective.box3d_on:
+            raise ConfigError("perspective_proposals need 3D boxes: the perspective head has box3d_on=False")
+        for name in ("head", "perspective_proposals", "bev_proposals"):
+            part = getattr(self, name)
+            if part is not None and part.point_range != tuple(map(float, pc_range)):
+                raise ConfigError(
+                    f"{name} has pc_range {part.point_range}, but the BEV map {tuple(pc_range)}: leave it out there"
+                )
+
+    def forward(self, features: BevFeatures, levels: Levels, batch: Batch) -> BoxOutputs:
+        """Only images with labels go through the perspective head, where the batch has labels."""
+        dense = None if self.bev_proposals is None else self.bev_proposals(features.bev)
+        learning = any(cameras is not None for cameras in batch.mono)
+        mono = None
+        if self.perspective is not None and (learning or self.perspective_proposals is not None):
+            maps = [level.flatten(0, 1) for level in levels[: self.num_perspective_levels]]
+            mono = self.perspective(maps, [t is not None for t in self._image_targets(batch)] if learning else None)
+        extra = self._extra_queries(features.bev, dense, mono, batch)
+        return BoxOutputs(self.head.decode(features.bev, extra), dense, mono)
+
+    @staticmethod
+    def _image_targets(batch: Batch) -> list:
+        """Labels of B * N images, None for an image without."""
+        num_cameras = batch.images.shape[2]
+        return [target for cameras in batch.mono for target in cameras or [None] * num_cameras]
+
+    def _extra_queries(
+        self, bev: Tensor, dense: DenseOutputs | None, mono: PerspectiveOutputs | None, batch: Batch
+    ) -> ExtraQueries | None:
+        """Decoder queries from the proposals of both sources, or None where neither is configured."""
+        found = []
+        if dense is not None:
+            found.append(self.bev_proposals.proposals(dense))
+        if self.perspective_proposals is not None:
+            seen = self.perspective.detect_in_bev(mono, batch.intrinsics, batch.bev_from_camera)
+            found.append(self.perspective_proposals.proposals(*seen, bda=batch.bda if self.training else None))
+        if not found:
+            return None
+        queries = [self.hybrid_queries(bev, proposals) for proposals in found]
+        return ExtraQueries(
+            *(torch.cat([getattr(q, f) for q in queries], 1) for f in ("query", "query_pos", "reference", "valid"))
+        )
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def check_labels(self, batch: Batch) -> None:
+        """Raises ConfigError for a label that is none of the model's classes, or where there is a perspective head but
+        no annotated sample comes with labels of single images."""
+        labels = [own for own in batch.gt_labels if own is not None]
+        highest = max((int(own.max()) for own in labels if len(own)), default=-1)
+        if highest >= self.head.num_classes:
+            raise ConfigError(
+                f"samples {', '.join(batch.tokens)} have the label {highest}, but the model has "
+                f"{self.head.num_classes} classes: make num_classes the length of the dataset's class list"
+            )
+        if self.perspective is not None and labels and all(cameras is None for cameras in batch.mono):
+            raise ConfigError(
+                f"the model has a perspective head, but samples {', '.join(batch.tokens)} come without labels of "
+                "single images: give its dataset mono=True and a split with annotations"
+            )
+
+    def loss(self, outputs: BoxOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Terms of the samples that have boxes; perspective ones end in ``_mono``, dense BEV ones begin with
+        ``loss_dense``. Where no sample has any: one zero that keeps every learning parameter in the graph.
+        """
+        labelled = [b for b, boxes in enumerate(batch.gt_boxes) if boxes is not None]
+        if not labelled:
+            touched = [p.sum() for p in self.parameters() if p.requires_grad]
+            return {"loss_boxes_unlabelled": sum(touched, outputs.queries.cls_logits.sum()) * 0.0}
+        boxes, labels = ([values[b] for b in labelled] for values in (batch.gt_boxes, batch.gt_labels))
+        queries, dense = outputs.queries, outputs.dense
+        if len(labelled) < len(batch.gt_boxes):
+            queries = queries.of_samples(labelled)
+            dense = None if dense is None else DenseOutputs(dense.heat[labelled], dense.codes[labelled])
+        losses: dict[str, Tensor] = {}
+        if outputs.mono is not None:
+            terms = self.perspective.loss(outputs.mono, batch.intrinsics.flatten(0, 1), self._image_targets(batch))
+            losses |= {f"{name}_mono": value for name, value in terms.items()}
+        if dense is not None:
+            losses |= self.bev_proposals.loss(dense, boxes, labels)
+        return losses | self.head.loss(queries, boxes, labels)
+
+    # ---- inference -----------------------------------------------------------------------------------------------
+
+    def predict(self, outputs: BoxOutputs, batch: Batch) -> list[Detections]:
+        """Detections of each sample."""
+        return self.head.predict(outputs.queries, batch.tokens)

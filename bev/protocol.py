@@ -1,0 +1,99 @@
+"""What every model answers: named losses of a Batch, and a SceneAnswer per sample with the memory for the next one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..core.answers import SceneAnswer
+from ..core.batch import Batch, BevFeatures
+from ..core.errors import ConfigError
+
+TASKS = ("boxes", "occupancy", "lanes")
+Levels = list[Tensor]
+"""Feature maps [B, N, C, h, w], finest first."""
+
+
+def build(config: dict | nn.Module | None, **known: Any) -> Any:
+    """A module from its config, or the module itself.
+
+    known: arguments that another part of the model decides, such as channels: used where the config leaves them out
+    and the class has them, so that a config states a number once.
+    """
+    if not isinstance(config, dict):
+        return config
+    made = config["type"]
+    if known and callable(made):
+        accepted = inspect.signature(made).parameters
+        config = {name: value for name, value in known.items() if name in accepted} | dict(config)
+    return MODELS.build(config)
+
+
+def build_encoder(img_backbone: dict | nn.Module, img_neck: dict | nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Image encoder and neck; the neck's ``in_channels`` follow from the encoder's ``feature_info``."""
+    backbone = build(img_backbone)
+    channels = tuple(level.channels for level in getattr(backbone, "feature_info", ()))
+    return backbone, build(img_neck, **(dict(in_channels=channels) if channels else {}))
+
+
+class PerceptionModel(BaseModel):
+    """The protocol of all models, ours and the published ones.
+
+    tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
+    """
+
+    tasks: tuple[str, ...] = TASKS
+    frame_offsets: tuple[int, ...] = (0,)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named loss terms; those whose name contains "loss" are added up."""
+        raise NotImplementedError
+
+    def predict(
+        self, batch: Batch, memory: Any = None, tasks: Sequence[str] | None = None
+    ) -> tuple[list[SceneAnswer], Any]:
+        """One answer per sample for the current frames, and the memory to pass in with the batch that follows in time.
+
+        memory: None at the start; what it holds is the model's own matter, and samples of other scenes never see it.
+        tasks: answer only these; default all. Labels in the batch are not looked at.
+        """
+        raise NotImplementedError
+
+    def asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
+        """``tasks`` in our order. Raises ConfigError for one that the model cannot answer."""
+        if tasks is None:
+            return self.tasks
+        if missing := [task for task in tasks if task not in self.tasks]:
+            raise ConfigError(f"the model answers {', '.join(self.tasks)}, not {missing[0]}: choose of these")
+        return tuple(task for task in self.tasks if task in tasks)
+
+    def check_clip(self, batch: Batch) -> None:
+        """Raises ConfigError for a batch of other frame offsets than the model learns from."""
+        if batch.frame_offsets != self.frame_offsets:
+            raise ConfigError(
+                f"the model learns from frames {self.frame_offsets}, the batch has {batch.frame_offsets}: give its "
+                "dataset the same frame_offsets"
+            )
+
+    def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor] | list[SceneAnswer]:
+        """``loss`` in training; ``predict`` without memory. Other modes raise ValueError."""
+        if mode not in ("loss", "predict"):
+            raise ValueError(f"mode is 'loss' or 'predict', got {mode!r}")
+        return self.loss(batch) if mode == "loss" else self.predict(batch)[0]
+
+
+class TaskHead(Protocol):
+    """What a head on the shared BEV map offers; ``levels`` are the current frame's pyramid maps [B, N, C, h, w]."""
+
+    def __call__(self, features: BevFeatures, levels: Levels, batch: Batch) -> Any: ...
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named terms. A sample whose labels are None adds nothing; without any, zeros that keep the graph."""
+
+    def predict(self, outputs: Any, batch: Batch) -> list[Any]:
+        """One answer per sample, with its token."""

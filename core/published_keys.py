@@ -1,0 +1,48 @@
+"""State dicts under the keys of released checkpoints, whatever the modules are called here.
+
+A model that is built of other parts than its published ancestor gives and takes state dicts under the published keys:
+checkpoints, exports and strict loading know nothing of the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def renamed(key: str, prefixes: Mapping[str, str]) -> str:
+    """The key with the longest prefix that ``prefixes`` holds replaced; unchanged where none fits."""
+    fitting = [prefix for prefix in prefixes if key.startswith(prefix)]
+    if not fitting:
+        return key
+    prefix = max(fitting, key=len)
+    return prefixes[prefix] + key[len(prefix) :]
+
+
+def keep_published_keys(module: nn.Module, published: Mapping[str, str]) -> None:
+    """Let ``module.state_dict()`` and ``load_state_dict`` use published keys.
+
+    published: prefix of our own keys -> prefix in published state dicts. Longest prefixes win, in either direction.
+    """
+    own = {theirs: ours for ours, theirs in published.items()}
+    if len(own) != len(published):
+        raise ValueError(f"two prefixes have one published name: {published}")
+
+    def give(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix)]:  # re-inserted in order
+            state[prefix + renamed(key[len(prefix) :], published)] = state.pop(key)
+
+    def take(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix)]:
+            state[prefix + renamed(key[len(prefix) :], own)] = state.pop(key)
+
+    module.published_prefixes = dict(published)
+    module.register_state_dict_post_hook(give)
+    module.register_load_state_dict_pre_hook(take)
+
+
+def published_name(module: nn.Module, name: str) -> str:
+    """What a parameter or buffer of the module is called in its state dict."""
+    return renamed(name, getattr(module, "published_prefixes", {}))

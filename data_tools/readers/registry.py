@@ -1,0 +1,181 @@
+"""Data sets by name: a reader turns a folder into checked Frames, and states the conventions that its files leave open.
+
+A reader is a function ``read(root, ...) -> list[Frame]``; its other parameters are the options that configs, the
+command line and ``drivestack.read`` take. Everything behind it is the same for all data sets.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ConfigError, DataError
+from ...core.frames import Frame
+from .checks import check_frames
+from .links import link_frames
+
+ReadFunction = Callable[..., "list[Frame]"]
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What a data set's files leave open, and how its reader takes them."""
+
+    boxes: str
+    """Layout of boxes in the files."""
+    quaternions: str
+    time: str
+    """Unit and origin of times."""
+    cameras: str
+    """Order of the cameras, lens model, size of the images."""
+    frames: str
+    """Axes of the EGO frame, and where BEV maps live."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A registered data set."""
+
+    name: str
+    read: ReadFunction
+    summary: str
+    conventions: Conventions | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options, beside the root."""
+        return tuple(inspect.signature(self.read).parameters)[1:]
+
+
+_READERS: dict[str, Reader] = {}
+_BUILT_IN = {
+    "nuscenes": "nuscenes",
+    "nuscenes_infos": "info_pickle",
+    "occ3d_challenge": "occ3d_challenge",
+    "openlane": "openlane",
+    "argoverse2": "argoverse2",
+}
+"""Reader -> module of this folder that registers it, imported when it is asked for."""
+
+
+def register_reader(name: str, summary: str = "", conventions: Conventions | None = None) -> Callable:
+    """Decorator: make a function ``read(root, ...) -> list[Frame]`` known under a name.
+
+    The frames it returns are checked (checks.py) and linked in time by their scenes where it has not done so itself.
+    A name that is taken is replaced: registering twice is no error, as happens when a file is read again.
+    """
+
+    def register(read: ReadFunction) -> ReadFunction:
+        _READERS[name] = Reader(name, read, summary or (inspect.getdoc(read) or "").partition("\n")[0], conventions)
+        return read
+
+    return register
+
+
+def reader_names() -> list[str]:
+    """All names that ``find_reader`` knows."""
+    return sorted({*_READERS, *_BUILT_IN})
+
+
+def find_reader(name: str | ReadFunction) -> Reader:
+    """A reader by name, by a Python file that registers one, or the function itself.
+
+    Raises ConfigError for an unknown name, and for a file that registers no reader or several.
+    """
+    if callable(name):
+        known = [reader for reader in _READERS.values() if reader.read is name]
+        return known[0] if known else Reader(getattr(name, "__name__", "reader"), name, "")
+    if name in _BUILT_IN and name not in _READERS:
+        importlib.import_module(f".{_BUILT_IN[name]}", __package__)
+    if name in _READERS:
+        return _READERS[name]
+    if name.endswith(".py"):
+        return _reader_of_file(Path(name))
+    raise ConfigError(f"no reader {name!r}: choose from {', '.join(reader_names())}, or name a .py file with your own")
+
+
+def _reader_of_file(path: Path) -> Reader:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; it should hold a function decorated with @register_reader")
+    before = set(_READERS.values())
+    spec = importlib.util.spec_from_file_location(f"drivestack_reader_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:  # the user's own code: whatever it raises, they need the file's name
+        raise ConfigError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    new = [reader for reader in _READERS.values() if reader not in before]
+    if len(new) != 1:
+        names = ", ".join(reader.name for reader in new) or "none"
+        raise ConfigError(f"{path}: registers {names}; decorate one function with @drivestack.register_reader(NAME)")
+    return new[0]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where frames come from. reader: name, .py file or function; root: folder, or several; options: of the reader."""
+
+    reader: str | ReadFunction = "nuscenes"
+    root: str | Path | Sequence[str | Path] = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | DataSource) -> DataSource:
+        """From a config: ``dict(reader=..., root=..., split=..., ...)``, where all else are options."""
+        if isinstance(config, DataSource):
+            return config
+        options = {key: value for key, value in config.items() if key not in ("reader", "root")}
+        return cls(config.get("reader", "nuscenes"), config.get("root", ""), options)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"{', '.join(map(str, self.roots))}" + (f" ({options})" if options else "")
+
+    @property
+    def roots(self) -> list[str | Path]:
+        return [self.root] if isinstance(self.root, (str, Path)) else list(self.root)
+
+    @property
+    def split(self) -> str:
+        """The split that is read, "val" where the reader knows none."""
+        return str(self.options.get("split") or "val")
+
+    def changed(self, **options: Any) -> DataSource:
+        """The same with other options."""
+        return replace(self, options={**self.options, **options})
+
+    def read(self) -> list[Frame]:
+        """All frames, checked. Raises ConfigError for options that the reader does not have or needs, DataError for
+        data that cannot be used."""
+        reader = find_reader(self.reader)
+        parameters = inspect.signature(reader.read).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        unknown = [name for name in self.options if name not in reader.options]
+        if unknown and not open_ended:
+            raise ConfigError(f"reader {reader.name} has no option {unknown[0]!r}: {_listed(reader.options)}")
+        needed = [name for name in reader.options if parameters[name].default is inspect.Parameter.empty]
+        if missing := [name for name in needed if name not in self.options and not open_ended]:
+            raise ConfigError(f"reader {reader.name} needs --{missing[0].replace('_', '-')} ({missing[0]})")
+        if not any(str(root) for root in self.roots):
+            raise ConfigError(f"reader {reader.name}: no folder given; name the root of the data set")
+        frames: list[Frame] = []
+        for root in self.roots:
+            found = list(reader.read(root, **self.options))
+            if not found:
+                raise DataError(f"{root}: reader {reader.name} found no frames; check the folder and the split")
+            frames += found
+        check_frames(frames)
+        if len(frames) > 1 and not any(frame.prev_token or frame.next_token for frame in frames):
+            frames = link_frames(frames)
+        return frames
+
+
+def _listed(options: Sequence[str]) -> str:
+    return f"it has {', '.join(options)}" if options else "it has none"
