@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from ..tasks.run import Outcome, Source
 
 INVALID_SUBMISSION = 1
-_SCORED = "official nuScenes evaluation, Occ3D voxel metrics, OpenLane-V2"
+_SCORED = "nuScenes detection, Occ3D voxel metrics, OpenLane-V2"
 
 
 def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=(), help=f"default: {default}")
 
 
-def _add_metric_version(parser: argparse.ArgumentParser) -> None:
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--official", action="store_true", help="score boxes with nuscenes-devkit itself (our own metric equals it)"
+    )
     parser.add_argument(
         "--metric-version",
         choices=METRIC_VERSIONS,
@@ -51,7 +54,7 @@ def _kinds(options: argparse.Namespace) -> dict[str, Kind]:
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    return {"boxes": Boxes(), "occupancy": Occupancy(num_samples), "lanes": lanes}
+    return {"boxes": Boxes(given.get("official", False)), "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
 class _Run:
@@ -128,7 +131,7 @@ def add_evaluate(verbs: Any) -> None:
     _add_tasks(parser, "all that the model answers")
     add_source(parser, "the config's test dataset")
     parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
-    _add_metric_version(parser)
+    _add_metrics(parser)
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
@@ -169,7 +172,7 @@ def add_score(verbs: Any) -> None:
     _add_tasks(parser, "what the file is, what the folder holds")
     add_source(parser)
     parser.add_argument("--out", metavar="DIR", help="also write the scores here, as JSON")
-    _add_metric_version(parser)
+    _add_metrics(parser)
 
 
 def _run_score(options: argparse.Namespace) -> int:

@@ -61,6 +61,9 @@ class Annotations:
     num_radar_points: NDArray[np.int64]
     tokens: list[str]
     instance_tokens: list[str]
+    categories: list[str] = field(default_factory=list)
+    """The dataset's own, finer category of each object, [] where it is not known. nuScenes' evaluation leaves out
+    bicycles in a ``static_object.bicycle_rack``, which is no detection class."""
 
     def __len__(self) -> int:
         return len(self.names)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..bev.evaluation import nuscenes_metrics as box_metrics
+from ..bev.evaluation import nuscenes_official as box_judge
 from ..bev.evaluation import nuscenes_rules as box_rules
 from ..bev.evaluation.nuscenes_submission import NuScenesSubmission, read_detections
 from ..core.answers import OccupancyGrid, SceneAnswer
 from ..core.errors import ConfigError, DataError, SubmissionError
 from ..core.frames import Frame
+from ..data_tools.readers.nuscenes_tables import split_tokens
 from ..data_tools.readers.openlane_files import identifier_of
 from ..lane_topology.evaluation import evaluate as lane_scores
 from ..lane_topology.evaluation import rules as lane_rules
@@ -50,7 +52,7 @@ class Reference:
     def tokens(self) -> list[str]:
         if "frames" in self.__dict__ or self.source.info_pickle or self.source.openlane:
             return [frame.token for frame in self.frames]
-        return box_rules.split_tokens(*labelled_split(self.source))
+        return split_tokens(*labelled_split(self.source))
 
     @property
     def split(self) -> str:
@@ -84,8 +86,14 @@ class Kind(Protocol):
         """Raises SubmissionError for a file that cannot be read."""
 
 
+@dataclass(frozen=True)
 class Boxes:
-    title, file, scores_file = "3D boxes (nuScenes)", "submission.json", "metrics_summary.json"
+    """official: score with nuscenes-devkit instead of our own, equal metric."""
+
+    title: ClassVar[str] = "3D boxes (nuScenes)"
+    file: ClassVar[str] = "submission.json"
+    scores_file: ClassVar[str] = "metrics_summary.json"
+    official: bool = False
 
     def write(self, path: Path, outcome: Outcome, split: str) -> str:
         found = outcome.detections
@@ -97,11 +105,15 @@ class Boxes:
 
     def demand(self, reference: Reference) -> None:
         dataroot, version, split = labelled_split(reference.source)
+        if self.official:
+            box_judge.require_devkit()
         if not any(frame.annotations is not None and len(frame.annotations) for frame in reference.frames):
             raise DataError(f"split {split!r} of {Path(dataroot) / version} has no annotations; score a labelled split")
 
     def score(self, path: Path, reference: Reference) -> dict[str, Any]:
-        return box_metrics.evaluate_nuscenes(path, *labelled_split(reference.source))
+        if self.official:
+            return box_judge.evaluate_official(path, *labelled_split(reference.source), reference.tokens)
+        return box_metrics.evaluate_submission(path, reference.frames)
 
     def table(self, scores: dict[str, Any]) -> list[str]:
         return box_metrics.table(scores)

@@ -98,6 +98,7 @@ def _annotations(
     names: list[str],
     lidar_points: Sequence[int],
     radar_points: Sequence[int],
+    categories: Sequence[str] = (),
 ) -> Annotations:
     """Boxes [n, 9] of the LIDAR frame as annotations."""
     rotation = global_from_lidar[:3, :3]
@@ -118,6 +119,7 @@ def _annotations(
         num_radar_points=np.asarray(radar_points, dtype=np.int64),
         tokens=[""] * n,
         instance_tokens=[""] * n,
+        categories=list(categories),
     )
 
 
@@ -196,6 +198,7 @@ def _frame_of_bevformer(
             [str(name) for name in info["gt_names"]],
             info["num_lidar_pts"],
             info["num_radar_pts"],
+            [str(name) for name in info["gt_names"]],  # what is no detection class kept its category's name
         )
     return Frame(
         token=info["token"],
