@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -38,3 +39,13 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
     """Write JSON atomically. Raises ValueError on NaN and infinity, which JSON does not have."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=indent, allow_nan=False)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises OSError, naming the place, if a file cannot be written there; before long work, and nothing is left."""
+    target = Path(path)
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -80,7 +80,7 @@ def camera_rows(frame: Frame) -> list[list[CameraView]]:
     """
     rows: tuple[list[tuple[float, CameraView]], ...] = ([], [])
     for view in frame.cameras:
-        axis = (frame.ego_from_bev @ view.bev_from_camera)[:3, 2]  # optical axis in the ego frame (x forward)
+        axis = view.ego_from_camera[:3, 2]  # optical axis in the ego frame (x forward)
         azimuth = math.atan2(axis[1], axis[0])
         rows[0 if axis[0] >= 0 else 1].append((-azimuth if axis[0] >= 0 else azimuth % (2 * math.pi), view))
     return [[view for _, view in sorted(row, key=lambda entry: entry[0])] for row in rows if row]

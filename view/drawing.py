@@ -150,7 +150,7 @@ def camera_tile(
     draw = ImageDraw.Draw(image, "RGBA")
     if below is not None:
         below(draw, view, camera)
-    camera_from_bev = invert_pose(view.bev_from_camera)
+    camera_from_bev = invert_pose(frame.bev_from_camera(view))
     tags = []
     for drawn in (found, truth):
         for i in range(len(drawn.boxes)):

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from ..core.labels import ELEMENT_ATTRIBUTES, LaneLabels
 from ..data_tools.labels.files import WAYMO_SUFFIX, read_occupancy
 from ..geometry import PinholeCamera, invert_pose, transform_points
 from ..occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
-from .boxes import LegendEntry, box_legend, camera_rows, draw_legend, draw_title, save_clip
+from .boxes import LegendEntry, box_legend, camera_rows, draw_legend, draw_title, save_clip, save_picture
 from .drawing import (
     BACKGROUND,
     GROUND_TRUTH,
@@ -247,7 +248,7 @@ class _Canvas:
             front = self.frame.cameras[0]
             scale = min(small[0] / front.camera.width_px, small[1] / front.camera.height_px)
             camera = front.camera.resized(round(scale * front.camera.width_px), round(scale * front.camera.height_px))
-            viewpoint = Viewpoint(camera, self.frame.ego_from_bev @ front.bev_from_camera)
+            viewpoint = Viewpoint(camera, front.ego_from_camera)
             views.append((f"through {front.name}", *self.voxels[0][1:], viewpoint))
         for title, semantics, mask, viewpoint in views:
             picture = Image.fromarray(render_voxels(semantics, mask, viewpoint, self.voxel_classes))
@@ -273,7 +274,7 @@ class _Canvas:
         )
 
     def _lanes_in_camera(self, draw: ImageDraw.ImageDraw, view: CameraView, camera: PinholeCamera) -> None:
-        camera_from_ego = invert_pose(self.frame.ego_from_bev @ view.bev_from_camera)
+        camera_from_ego = invert_pose(self.frame.ego_from_bev @ self.frame.bev_from_camera(view))
         for lanes in self.lanes:
             colour = GROUND_TRUTH if lanes.is_label else LANE_COLOUR
             stroke = max(1, round((1.0 if lanes.is_label else 2.2) * self.unit))
@@ -395,3 +396,21 @@ def _paths_in_front(points_camera: NDArray[np.float64]) -> list[NDArray[np.float
         if not ahead[1] and paths[-1]:
             paths.append([])
     return [np.array(path) for path in paths if len(path) > 1]
+
+
+def draw_pictures(
+    frames: Iterable[Frame],
+    answer_of: Callable[[Frame], SceneAnswer],
+    class_names: Sequence[str],
+    folder: Path,
+    score_threshold: float,
+) -> list[Path]:
+    """One PNG per frame, ``scene_time_token.png``; the paths."""
+    view = View(score_threshold=score_threshold)
+    paths = []
+    for frame in frames:
+        name = f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
+        path = folder / name.replace("/", "_")  # names of OpenLane-V2 are paths
+        save_picture(Image.fromarray(render_answers(frame, answer_of(frame), class_names, view)), path)
+        paths.append(path)
+    return paths

@@ -55,7 +55,7 @@ _LIGHT = {(2, 1): 1.0, (2, -1): 0.45, (0, -1): 0.82, (0, 1): 0.7, (1, 1): 0.74, 
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """A camera in the EGO frame; one of the car's own: ``frame.ego_from_bev @ view.bev_from_camera``."""
+    """A camera in the EGO frame; one of the car's own: its ``ego_from_camera``."""
 
     camera: PinholeCamera
     ego_from_camera: NDArray[np.float64]

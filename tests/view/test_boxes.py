@@ -32,8 +32,7 @@ def make_frame(folder: Path, boxes_ego: np.ndarray, names: list[str]) -> Frame:
         ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.0, 0.0, 1.5])
         path = folder / f"{name}.png"
         Image.new("RGB", (160, 90), (90, 90, 90)).save(path)
-        bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
-        cameras.append(CameraView(name, str(path), camera, ego_from_camera, bev_from_camera, 0))
+        cameras.append(CameraView(name, camera, ego_from_camera, np.eye(4), 0, str(path)))
     count = len(names)
     labels = Annotations(
         names,
@@ -47,7 +46,7 @@ def make_frame(folder: Path, boxes_ego: np.ndarray, names: list[str]) -> Frame:
         [""] * count,
         [""] * count,
     )
-    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_bev, np.eye(4), annotations=labels)
+    return Frame("token", "s", "scene-0001", 0, tuple(cameras), np.eye(4), ego_from_bev, annotations=labels)
 
 
 @pytest.fixture
@@ -152,14 +151,14 @@ def test_a_bad_image_is_named_and_nothing_is_written(frame: Frame, tmp_path: Pat
 def test_perturbed_calibration_moves_the_boxes_in_the_images(frame: Frame) -> None:
     (turned,) = perturb_calibration([frame], "yaw:90")
     before, after = frame.cameras[1], turned.cameras[1]
-    axis = (frame.ego_from_bev @ after.bev_from_camera)[:3, 2]
+    axis = after.ego_from_camera[:3, 2]
     np.testing.assert_allclose(axis, [0, 1, 0], atol=1e-9)  # CAM_FRONT is now said to look to the left
-    np.testing.assert_allclose(after.global_from_camera, frame.global_from_bev @ after.bev_from_camera, atol=1e-9)
+    np.testing.assert_allclose(after.global_from_camera, frame.global_from_ego @ after.ego_from_camera, atol=1e-9)
     assert after.image_path == before.image_path
     (shuffled,) = perturb_calibration([frame], "shuffle")
     for i, view in enumerate(shuffled.cameras):
         other = frame.cameras[(i + 1) % 6]
-        np.testing.assert_array_equal(view.bev_from_camera, other.bev_from_camera)
+        np.testing.assert_array_equal(view.global_from_camera, other.global_from_camera)
     for wrong in ("mix", "yaw:far", "pitch:3"):
         with pytest.raises(ConfigError, match="shuffle"):
             perturb_calibration([frame], wrong)

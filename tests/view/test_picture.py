@@ -32,9 +32,8 @@ def frame(tmp_path: Path) -> Frame:
     cameras = []
     for degrees in (0, -55, 55, 180, 110, -110):
         ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.0, 0.0, 1.5])
-        bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
-        cameras.append(CameraView(f"CAM_{degrees}", str(path), camera, ego_from_camera, bev_from_camera, 0))
-    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_bev, np.eye(4))
+        cameras.append(CameraView(f"CAM_{degrees}", camera, ego_from_camera, np.eye(4), 0, str(path)))
+    return Frame("token", "s", "scene-0001", 0, tuple(cameras), np.eye(4), ego_from_bev)
 
 
 def lane_graph() -> LaneGraph:

@@ -73,7 +73,9 @@ def test_boxes_and_pixels_in_every_sensor_are_the_devkits(frames, nusc):
             for ours_q, box in zip(quaternions, visible):
                 assert abs(ours_q @ box.orientation.elements) == pytest.approx(1)
             # camera -> ego at camera time -> global -> ego at LiDAR time -> LiDAR
-            np.testing.assert_allclose(frame.global_from_bev @ view.bev_from_camera, view.global_from_camera, atol=1e-9)
+            np.testing.assert_allclose(
+                frame.global_from_bev @ frame.bev_from_camera(view), view.global_from_camera, atol=1e-9
+            )
 
 
 def test_a_split_without_labels_gives_frames_without_annotations(own_root, edit_table):
@@ -149,7 +151,7 @@ def test_tables_of_different_releases_are_refused(own_root, edit_table):
             [0, 0, 0, 0],
             "sample scene-0061-0, camera CAM_FRONT .*NaN",
         ),
-        ("calibrated_sensor", "translation", [0, np.nan, 0], "camera CAM_FRONT .*global_from_camera has a NaN"),
+        ("calibrated_sensor", "translation", [0, np.nan, 0], "camera CAM_FRONT .*ego_from_camera has a NaN"),
     ],
 )
 def test_unusable_calibration_is_named_with_sample_and_camera(own_root, edit_table, table, field, value, message):

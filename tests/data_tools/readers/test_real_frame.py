@@ -55,7 +55,7 @@ def test_projections_agree_with_the_devkit_within_a_pixel(frame, info_path):
             if in_camera[2].min() < 0.5:
                 continue
             expected = view_points(in_camera, intrinsics, normalize=True)[:2].T
-            corners = transform_points(view.image_from_bev, box_corners(box[None])[0])
+            corners = transform_points(frame.image_from_bev(view), box_corners(box[None])[0])
             ours = corners[:, :2] / corners[:, 2:]
             distance = np.linalg.norm(ours[:, None] - expected[None], axis=-1)  # corners in another order
             assert distance.min(1).max() < 1e-2 and distance.min(0).max() < 1e-2
@@ -88,6 +88,6 @@ def test_a_published_size_batch_of_the_real_frame(frame, classes):
     # A box centre projects into the augmented image at the place that crop and scale send it to.
     view = frame.cameras[0]
     centre = frame.bev_boxes()[0, :3]
-    raw = transform_points(view.image_from_bev, centre)
+    raw = transform_points(frame.image_from_bev(view), centre)
     moved = transform_points(batch.image_from_bev[0, 1, 0].double().numpy(), centre)
     np.testing.assert_allclose(moved[:2] / moved[2], raw[:2] / raw[2] - [0, 260], atol=1e-2)

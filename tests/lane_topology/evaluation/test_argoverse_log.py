@@ -16,9 +16,10 @@ from drivestack.core.answers import LaneGraph
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.core.labels import LaneLabels
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.argoverse2 import CAMERAS, map_path, read_areas, read_log
-from drivestack.data_tools.readers.openlane import OpenLaneDataset, read_openlane
+from drivestack.data_tools.readers.openlane import read_openlane
 from drivestack.data_tools.readers.openlane_files import collect, write_collection, write_frame
 from drivestack.geometry import invert_pose, transform_points
 from drivestack.lane_topology.curves import fit_lines, sample_curves
@@ -146,7 +147,7 @@ def test_targets_of_the_data_set_come_back_as_labels(read_back):
         cv2.imwrite(str(path), np.zeros((view.camera.height_px, view.camera.width_px, 3), np.uint8))
         views.append(replace(view, image_path=str(path)))
     image = dict(crop=(0, 0, 1, 1), test_height_px=160, aspect=1.32, resample="area")
-    dataset = OpenLaneDataset(frames=[replace(frame, cameras=tuple(views))], image=image)
+    dataset = ClipDataset(frames=[replace(frame, cameras=tuple(views))], classes=[], lanes=True, image=image)
     batch = collate_clips([dataset[0]])
     assert batch.images.shape == (1, 1, 7, 3, 160, 224)
     targets = batch.lanes[0]
