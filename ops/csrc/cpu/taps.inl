@@ -1,24 +1,5 @@
-// Bilinear taps, shared by both operators: coordinates of many taps at a time become corner offsets and weights.
+// Bilinear taps, shared by DCNv3 and attention: coordinates of many taps at a time become corner offsets and weights.
 
-// Zeroed scratch memory, aligned to cache lines, one allocation per range of tasks.
-struct Arena {
-  char* base = nullptr;
-  size_t used = 0, size = 0;
-  explicit Arena(size_t bytes) : size((bytes + 127) / 64 * 64) {
-    base = static_cast<char*>(std::aligned_alloc(64, size));
-    if (!base) std::abort();
-    std::memset(base, 0, size);
-  }
-  ~Arena() { std::free(base); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  template <class T>
-  T* take(int64_t n) {
-    T* p = reinterpret_cast<T*>(base + used);
-    used += (n * sizeof(T) + 63) / 64 * 64;
-    return p;
-  }
-};
 constexpr int64_t kPrefetchBytes = 1 << 20;  // prefetching pays once the image leaves the L2 cache
 
 inline int64_t padded(int64_t taps) { return (taps + 31) / 16 * 16; }
