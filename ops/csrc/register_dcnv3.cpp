@@ -1,5 +1,5 @@
-// DCNv3 on the CPU as torch operators. Schemas, fake kernels and autograd are defined in ops/dispatch/registration.py; arguments
-// are checked in ops/dispatch/checks.py, here only what keeps a direct call of torch.ops.drivestack.* inside its memory.
+// DCNv3 on the CPU as torch operators. Schemas are in ops/dispatch/operators.py; arguments are checked in
+// ops/dispatch/checks.py, here only what keeps a direct call of torch.ops.drivestack.* inside its memory.
 #include <tuple>
 
 #include "cpu/tensors.h"
