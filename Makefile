@@ -40,7 +40,7 @@ $(PYTHON):
 $(STAMP): | $(PYTHON)
 	@set -e; SECONDS=0; \
 	command -v $${CXX:-c++} >/dev/null 2>&1 || \
-		echo "note: no C++ compiler: the slow PyTorch operators will serve (apt install g++, then make clean setup)"; \
+		echo "note: no C++ compiler: the operators will run slowly, in PyTorch (apt install g++, then make clean setup)"; \
 	echo "Installing torch and the build tools (several GB on the first time, minutes)"; \
 	$(PIP) pip setuptools wheel ninja torch torchvision numpy; \
 	echo "Installing drivestack and its C++ operators"; \
@@ -96,7 +96,7 @@ cuda-build: $(STAMP)
 
 # libstdc++ is loaded early because the interpreter does not link it and ASan wraps its exceptions.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
-SANITIZE_TESTS := $(wildcard $(foreach name,dcnv3 ms_deform_attn spatial_cross norm backend,tests/ops/test_$(name)*.py))
+SANITIZE_TESTS := $(wildcard $(foreach name,dcnv3 ms_deform_attn spatial_cross norm backend instruction,tests/ops/test_$(name)*.py))
 SANITIZED := LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	DRIVESTACK_OPS_FOLDER=build/sanitize/drivestack/ops DRIVESTACK_OPS_BACKEND=cpp
