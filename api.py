@@ -144,9 +144,9 @@ class Perception:
         from .backbone import prepare_inference
         from .tasks.run import class_names
 
-        model = model.eval()
+        self.model = model.eval()
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self.model = prepare_inference(model) if on_cpu else model
+        self._running = prepare_inference(model) if on_cpu else model  # the same numbers, quicker
         self.config, self.precision = config, precision
         self.class_names = tuple(class_names(config))
         self.session = Session()
@@ -269,7 +269,7 @@ class Perception:
         for session in sessions:
             remembered |= session.memory or {}
         with torch.inference_mode(), precision_context(self.precision, device):
-            raw, memory = self.model.predict(batch, remembered or None, tasks)
+            raw, memory = self._running.predict(batch, remembered or None, tasks)
         for session, frame in zip(sessions, frames):
             session.memory, session.count = memory, session.count + 1
             session.timestamp_us = frame.timestamp_us
