@@ -15,7 +15,7 @@ from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.info_pickle import read_info_pickle
 from drivestack.engine.config import build_model, load_config
-from drivestack.view.drawing import GROUND_TRUTH
+from drivestack.view.colours import GROUND_TRUTH
 
 TOKEN = "ca9a282c9e77460f8360f564131a8af5"
 SMALL = (
