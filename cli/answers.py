@@ -254,9 +254,12 @@ def _run_visualize(options: argparse.Namespace) -> int:
     from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
     from ..tasks.registry import answer_reader, find
     from ..tasks.run import choose_frames, draw_pictures
+    from ..view.clips import check_clip_path
     from ..view.drawing import View
     from ..view.picture import render_answer_clip
 
+    if options.clip:
+        check_clip_path(options.clip)
     frames = choose_frames(source(options).read(), options.scene, options.sample, options.max)
     class_names, paths = list(CLASS_ATTRIBUTES), {}
     for path in options.submission:

@@ -30,6 +30,7 @@ from .drawing import (
     draw_polygon,
     letters,
     overlap,
+    shown,
 )
 
 # Corner numbers as drawn in geometry.box_corners.
@@ -69,7 +70,7 @@ class Drawn:
 
     def text(self, i: int) -> str:
         """Name, and score of a prediction."""
-        name = self.names[i].replace("_", " ")
+        name = shown(self.names[i])
         return name if self.scores is None else f"{name} {self.scores[i]:.2f}"
 
 
@@ -105,7 +106,7 @@ def predicted_boxes(
 def box_legend(found: Drawn, palette: Palette) -> list[LegendEntry]:
     """An entry for each class that was found, in the order of the palette."""
     names = set(found.names)
-    return [LegendEntry(palette[name], name.replace("_", " ")) for name in palette if name in names]
+    return [LegendEntry(palette[name], shown(name)) for name in palette if name in names]
 
 
 # ---------------------------------------------------------------------------------------------------- one camera

@@ -80,8 +80,8 @@ _FIRST_OWN = (
 )  # fmt: skip
 """Whose colours other classes get first, unless the list holds that name itself."""
 
-_GREEN_HUES_DEG = (66.0, 180.0)  # of HSV: kept free around the ground truth's 133 degrees
-_LEAST_CHROMA, _LIGHTNESS = 32.0, (48.0, 88.0)  # of Lab: neither grey nor white, and visible on the dark panels
+_GREEN_HUES_DEG = (50.0, 180.0)  # of HSV: kept free around the ground truth's 133 degrees
+_LEAST_CHROMA, _LIGHTNESS = 32.0, (52.0, 88.0)  # of Lab: neither grey nor white, and visible on the dark panels
 _LEAST_DISTANCE, _LEAST_TO_SURFACES = 24.0, 10.0  # to the fixed colours, to those of Occ3D
 
 
@@ -109,10 +109,9 @@ class Palette(Mapping[str, Colour]):
     def of(class_names: Sequence[str], voxel_class_names: Sequence[str] = ()) -> Palette:
         """The palette of box classes and of voxel classes (the last of which, free, has no colour).
 
-        Box classes: nuScenes' ten keep the colours that they have everywhere; other names get, in the order of the
-        list, colours as far from all others as there are. A list that grows at its end by such names keeps the colours
-        that it had. Voxel classes: a name that boxes have too has the same colour, those of Occ3D have Occ3D's unless
-        one of the other names got it, others follow as before.
+        nuScenes' ten classes, and in voxels those of Occ3D, keep the colours that they have everywhere. Other names
+        get, in the order of the lists, colours as far from all others as there are; a name of both lists has one
+        colour. A list of box classes that grows at its end by such names keeps the colours that it had.
         Raises DataError for an empty name.
         """
         return _palette(tuple(class_names), tuple(voxel_class_names[:-1]))
@@ -131,21 +130,13 @@ class Palette(Mapping[str, Colour]):
 def _palette(class_names: tuple[str, ...], voxel_names: tuple[str, ...]) -> Palette:
     if not all((*class_names, *voxel_names)):
         raise DataError("a class name is empty: every class needs a name in the legend; name it in the class list")
-    found = {name: CLASS_COLOURS[name] for name in class_names if name in CLASS_COLOURS}
-    own = _own([name for name in class_names if name not in found], list(found.values()))
-    found |= own
-    known = [name for name in voxel_names if VOXEL_COLOURS.get(name) not in (None, *own.values())]
-    found |= {name: VOXEL_COLOURS[name] for name in known if name not in found}
-    found |= _own([name for name in voxel_names if name not in found], list(found.values()))
+    known = {name: CLASS_COLOURS[name] for name in class_names if name in CLASS_COLOURS}
+    known |= {name: VOXEL_COLOURS[name] for name in voxel_names if name in VOXEL_COLOURS and name not in class_names}
+    own = list(dict.fromkeys(name for name in (*class_names, *voxel_names) if name not in known))
+    first = [CLASS_COLOURS[name] for name in _FIRST_OWN if CLASS_COLOURS[name] not in known.values()]
+    others = _farthest(max(0, len(own) - len(first)), [*known.values(), *first])
+    found = known | dict(zip(own, [*first, *others]))
     return Palette({name: found[name] for name in (*class_names, *voxel_names)})
-
-
-def _own(names: Sequence[str], taken: Sequence[Colour]) -> dict[str, Colour]:
-    """Colours of names that have none of their own, different from those ``taken``."""
-    names = list(dict.fromkeys(names))
-    first = [CLASS_COLOURS[name] for name in _FIRST_OWN if CLASS_COLOURS[name] not in taken]
-    others = _farthest(max(0, len(names) - len(first)), [*taken, *first])
-    return dict(zip(names, [*first, *others]))
 
 
 def _farthest(count: int, taken: Sequence[Colour]) -> list[Colour]:

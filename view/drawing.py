@@ -8,6 +8,7 @@ Shapes: n points.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ LEAST_LETTERS_PX = 10.0
 """Size of the smallest letters in the finished picture."""
 SCORE_LETTERS_PX = 13.0
 """Likewise of scores from above: their figures are 9 pixels high."""
-_DASH = 5.0  # of ground truth, in thin lines
+_DASH = 6.0  # of ground truth, in thin lines
 _FAR_OUT_PX = 50.0  # lines are cut this far outside the picture
 
 
@@ -55,6 +56,18 @@ def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def letters(size: float, unit: float, least_px: float = LEAST_LETTERS_PX) -> ImageFont.FreeTypeFont:
     """The font of ``size`` thin lines, but not below ``least_px`` pixels of the finished picture."""
     return font_of(max(size * unit, least_px * OVERSAMPLING))
+
+
+def shown(name: str) -> str:
+    """A class name as it is written in pictures."""
+    return plain_letters(name.replace("_", " "))
+
+
+def plain_letters(text: str) -> str:
+    """Text in the letters that the font has, the ASCII ones: umlauts and accents lose their dots, others become their
+    code points."""
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    return "".join(c if c.isascii() else f" U+{ord(c):04X} " for c in plain if not unicodedata.combining(c)).strip()
 
 
 # --------------------------------------------------------------------------------------------------------- strokes
@@ -102,14 +115,12 @@ def visible_parts(path: NDArray[np.float64], size: tuple[int, int]) -> list[NDAr
 
 
 def _dashes(path: NDArray[np.float64], dash: float) -> list[NDArray[np.float64]]:
-    """A line [n, 2] in dashes of about that length and gaps as long, beginning and ending with a dash."""
+    """A line [n, 2] in dashes of about that length and gaps of half of it, beginning and ending with a dash."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
-    count = max(1, round((along[-1] / dash + 1) / 2))
-    ends = np.linspace(0, along[-1], 2 * count)
-    return [
-        np.stack([np.interp(np.linspace(start, end, 3), along, path[:, axis]) for axis in (0, 1)], 1)
-        for start, end in zip(ends[::2], ends[1::2])
-    ]
+    count = max(1, round((along[-1] / dash + 0.5) / 1.5))
+    dash = along[-1] / (1.5 * count - 0.5)
+    at = 1.5 * dash * np.arange(count)[:, None] + np.linspace(0, dash, 3)  # [count, 3]
+    return list(np.stack([np.interp(at, along, path[:, axis]) for axis in (0, 1)], -1))
 
 
 def draw_polygon(
@@ -256,7 +267,7 @@ def _draw_mark(draw: ImageDraw.ImageDraw, entry: LegendEntry, x: float, y: float
         for dx, dy in ((0, -3), (3, 2), (5, -1), (8, 3), (9, -4), (12, 0), (15, 3)):
             draw.rectangle((x + dx * unit, y + dy * unit, x + (dx + 1) * unit, y + (dy + 1) * unit), fill=colour)
     else:  # joint, tie
-        draw.line([(x, y), (right, y)], fill=colour, width=max(1, round(1.4 * unit)))
+        draw_path(draw, [(x, y), (right, y)], colour, unit, colour == GROUND_TRUTH, 1.4)
         draw.ellipse(around, fill=colour)
 
 

@@ -17,7 +17,7 @@ from ..core.frames import CameraView, Frame
 from ..geometry import PinholeCamera, invert_pose, transform_points
 from .boxes import Drawn, boxes_above, boxes_in_camera, footprints_of, name_boxes, scores_above
 from .colours import FAINT, LIDAR_COLOUR, PANEL, QUIET_TEXT, TEXT
-from .drawing import Extent, Labels, View, letters
+from .drawing import Extent, Labels, View, letters, plain_letters
 from .voxels import EGO_LENGTH_M, EGO_WIDTH_M
 
 _MAX_COLUMNS = 4  # cameras in one row
@@ -92,7 +92,7 @@ def camera_tile(
         below(draw, view, camera, labels)
     camera_from_lidar = invert_pose(view.lidar_from_camera)
     in_sight = [(drawn, boxes_in_camera(draw, camera, camera_from_lidar, drawn, unit)) for drawn in boxes]
-    labels.beside((4 * unit, 3 * unit, 4 * unit, 3 * unit), view.name, TEXT, letters(13, unit))
+    labels.beside((4 * unit, 3 * unit, 4 * unit, 3 * unit), plain_letters(view.name), TEXT, letters(13, unit))
     if on_top is not None:
         on_top(draw, view, camera, labels)
     for drawn, extents in in_sight:

@@ -34,7 +34,7 @@ from ..geometry import OCC3D_GRID, PinholeCamera, VoxelGrid, invert_pose
 from ..occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from .boxes import Drawn, box_legend, labelled_boxes, predicted_boxes
 from .clips import check_clip_path, save_clip
-from .colours import BACKGROUND, FIXED_COLOURS, LIDAR_COLOUR, PANEL, QUIET_TEXT, VOXEL_COLOURS, Palette
+from .colours import BACKGROUND, FIXED_COLOURS, LIDAR_COLOUR, PANEL, QUIET_TEXT, Palette
 from .drawing import (
     GROUND_TRUTH_ENTRY,
     OVERSAMPLING,
@@ -46,6 +46,8 @@ from .drawing import (
     legend_row_height,
     legend_rows,
     letters,
+    plain_letters,
+    shown,
 )
 from .lidar import read_lidar
 from .panels import Pixels, bev_panel, camera_rows, camera_tile, front_camera
@@ -99,8 +101,9 @@ def render_answer_clip(
     view = view or View(camera_width_px=360)
     settings = {"voxel_class_names": voxel_class_names, "voxel_grid": voxel_grid}
     pictures = (Image.fromarray(render_answers(f, answer_of(f), class_names, view, **settings)) for f in frames)
-    palette = Palette.of(class_names, voxel_class_names or ())
-    save_clip(pictures, path, seconds_per_frame, [*FIXED_COLOURS, *palette.values(), *VOXEL_COLOURS.values()])
+    voxel_lists = ((), OCC3D_NUSCENES, OCC3D_WAYMO) if voxel_class_names is None else ((), voxel_class_names)
+    colours = [colour for names in voxel_lists for colour in Palette.of(class_names, names).values()]
+    save_clip(pictures, path, seconds_per_frame, [*FIXED_COLOURS, *colours])
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Canvas:
             voxel_class_names = OCC3D_WAYMO if frame.occupancy_path.endswith(WAYMO_SUFFIX) else OCC3D_NUSCENES
         self.voxel_class_names, self.voxel_grid = voxel_class_names, voxel_grid
         self.voxels = list(self._read_voxels())
-        self.palette = Palette.of(class_names, voxel_class_names)
+        self.palette = Palette.of(class_names, voxel_class_names if self.voxels else ())
         self.true_boxes = labelled_boxes(frame, view)
         self.found_boxes = predicted_boxes(frame, self.answer.boxes, class_names, self.palette, view)
         self.boxes = (self.found_boxes, self.true_boxes)
@@ -211,7 +214,7 @@ class _Canvas:
         """Scene, time and sample."""
         time = datetime.fromtimestamp(self.frame.timestamp_us / 1e6, tz=timezone.utc)
         moment = f"{time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d} UTC"
-        return f"{self.frame.scene_name}    {moment}    sample {self.frame.token}"
+        return f"{plain_letters(self.frame.scene_name)}    {moment}    sample {self.frame.token}"
 
     def _counts(self) -> str:
         parts = []
@@ -245,7 +248,7 @@ class _Canvas:
         present = {int(c) for grid in self.voxels for c in np.unique(grid.semantics)}
         known = set(range(len(self.voxel_class_names)))
         names = [self.voxel_class_names[i] for i in sorted(present & known - {len(self.voxel_class_names) - 1})]
-        entries = [LegendEntry(self.palette[name], name.replace("_", " ")) for name in names]
+        entries = [LegendEntry(self.palette[name], shown(name)) for name in names]
         entries = [entry for entry in entries if entry.text not in named]
         if strange := sorted(present - known):
             entries.append(LegendEntry(None, f"voxel class {', '.join(map(str, strange))}: has no name, not drawn"))
@@ -265,7 +268,7 @@ class _Canvas:
             scale = min(small[0] / front.camera.width_px, small[1] / front.camera.height_px)
             camera = front.camera.resized(round(scale * front.camera.width_px), round(scale * front.camera.height_px))
             viewpoint = Viewpoint(camera, self.frame.ego_from_lidar @ front.lidar_from_camera)
-            views.append((f"through {front.name}", self.voxels[0], viewpoint))
+            views.append((f"through {plain_letters(front.name)}", self.voxels[0], viewpoint))
         for title, grid, viewpoint in views:
             drawn = render_voxels(
                 grid.semantics, grid.mask, viewpoint, self.voxel_class_names, self.voxel_grid, palette=self.palette

@@ -19,7 +19,7 @@ from ..core.frames import CameraView
 from ..core.labels import ELEMENT_ATTRIBUTES, LaneLabels
 from ..geometry import PinholeCamera, transform_points
 from .colours import ELEMENT_COLOURS, GROUND_TRUTH, JOINT_COLOUR, LANE_COLOUR, PANEL, SIGN_COLOUR, TEXT, Colour
-from .drawing import NEAR_M, Labels, LegendEntry, draw_path, draw_polygon, letters
+from .drawing import NEAR_M, Labels, LegendEntry, draw_path, draw_polygon, letters, shown
 from .panels import Pixels
 
 _MIN_EDGE = 0.5  # probability from which an edge of the topology is drawn
@@ -75,7 +75,7 @@ class DrawnLanes:
 
     def text(self, k: int) -> str:
         """What element k says, and the score of a prediction."""
-        name = self.names[k].replace("_", " ")
+        name = shown(self.names[k])
         return name if self.scores is None else f"{name} {self.scores[k]:.2f}"
 
     def colour(self, k: int) -> Colour:

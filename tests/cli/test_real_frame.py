@@ -51,7 +51,7 @@ def test_a_small_model_predicts_and_pictures_are_drawn(source, tmp_path, capsys)
     height, width = green.shape
     cameras = green[:, : width - height]  # the square at the right is the view from above
     tiles = [t for row in np.array_split(cameras, 2, 0) for t in np.array_split(row, 3, 1)]
-    assert all(tile.sum() > 200 for tile in tiles), "each of the six cameras sees labelled objects"
+    assert all(tile.sum() > 130 for tile in tiles), "each of the six cameras sees labelled objects, in dashes"
 
 
 def test_a_training_step_on_the_real_frame(source):

@@ -36,7 +36,7 @@ def test_own_classes_differ_from_one_another_from_labels_and_from_white(count: i
         assert colour_distance(colour, GROUND_TRUTH) > 30
         assert colour_distance(colour, WHITE) > 30
         hue, _, strength = colorsys.rgb_to_hsv(*(np.array(colour) / 255))
-        assert strength < 0.2 or not 67 < 360 * hue < 179, "green belongs to the ground truth"
+        assert strength < 0.2 or not 55 < 360 * hue < 179, "green belongs to the ground truth"
 
 
 def test_a_palette_is_stable() -> None:
@@ -45,8 +45,6 @@ def test_a_palette_is_stable() -> None:
     assert list(first) == OWN
     longer = Palette.of([*OWN, *(f"more {i}" for i in range(20))])
     assert {name: longer[name] for name in OWN} == dict(first)
-    with_voxels = Palette.of(OWN, OCC3D_WAYMO)
-    assert {name: with_voxels[name] for name in OWN} == dict(first)
 
 
 @pytest.mark.parametrize("names", [OCC3D_NUSCENES, OCC3D_WAYMO])
@@ -63,6 +61,7 @@ def test_own_voxel_classes_share_the_colours_of_boxes_with_the_same_name() -> No
     assert set(palette) == {*OWN, "strasse", "gehweg"}
     assert least_distance(palette) > 28
     beside_occ3d = Palette.of(OWN, OCC3D_NUSCENES)
+    assert all(beside_occ3d[name] == VOXEL_COLOURS[name] for name in OCC3D_NUSCENES[:-1])
     assert len(set(beside_occ3d.values())) == len(OWN) + len(OCC3D_NUSCENES) - 1
 
 
