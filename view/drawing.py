@@ -30,7 +30,7 @@ LEAST_LETTERS_PX = 10.0
 """Size of the smallest letters in the finished picture."""
 SCORE_LETTERS_PX = 13.0
 """Likewise of scores from above: their figures are 9 pixels high."""
-_DASH = 6.0  # of ground truth, in thin lines
+_DASH, _LEAST_DASH_PX, _GAP = 6.0, 5.0, 0.7  # of ground truth: in thin lines, but so many pixels in the end; in dashes
 _FAR_OUT_PX = 50.0  # lines are cut this far outside the picture
 
 
@@ -86,7 +86,7 @@ def draw_path(
     path = np.asarray(path, np.float64).reshape(-1, 2)
     stroke = max(OVERSAMPLING, round((1.0 if is_label else width) * unit))
     for part in visible_parts(path, draw.im.size):
-        pieces = _dashes(part, _DASH * unit) if is_label else [part]
+        pieces = _dashes(part, max(_DASH * unit, _LEAST_DASH_PX * OVERSAMPLING)) if is_label else [part]
         for piece in pieces:
             draw.line([tuple(p) for p in piece], fill=(*colour, alpha), width=stroke, joint="curve")
 
@@ -115,11 +115,11 @@ def visible_parts(path: NDArray[np.float64], size: tuple[int, int]) -> list[NDAr
 
 
 def _dashes(path: NDArray[np.float64], dash: float) -> list[NDArray[np.float64]]:
-    """A line [n, 2] in dashes of about that length and gaps of half of it, beginning and ending with a dash."""
+    """A line [n, 2] in dashes of about that length and somewhat shorter gaps, beginning and ending with a dash."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
-    count = max(1, round((along[-1] / dash + 0.5) / 1.5))
-    dash = along[-1] / (1.5 * count - 0.5)
-    at = 1.5 * dash * np.arange(count)[:, None] + np.linspace(0, dash, 3)  # [count, 3]
+    count = max(1, round((along[-1] / dash + _GAP) / (1 + _GAP)))
+    dash = along[-1] / (count * (1 + _GAP) - _GAP)
+    at = (1 + _GAP) * dash * np.arange(count)[:, None] + np.linspace(0, dash, 3)  # [count, 3]
     return list(np.stack([np.interp(at, along, path[:, axis]) for axis in (0, 1)], -1))
 
 

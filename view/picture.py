@@ -145,7 +145,9 @@ class _Canvas:
             self.lanes.append(DrawnLanes.of_labels(frame.lanes))
         self.lidar_points = read_lidar(frame)
         self.front = front_camera(frame)
-        self.images_bgr = {view.name: load_image(view, frame.token) for view in frame.cameras}
+        self.front_bgr: NDArray[np.uint8] | None = None  # read once for the camera and the elements' thumbnails
+        if self.front is not None and any(lanes.names for lanes in self.lanes):
+            self.front_bgr = load_image(self.front, frame.token)
         self.unit = OVERSAMPLING * view.camera_width_px / 560
         self.gap, self.bar = round(4 * self.unit), round(34 * self.unit)
 
@@ -284,10 +286,11 @@ class _Canvas:
 
     def _camera(self, camera_view: CameraView, size: tuple[int, int]) -> Image.Image:
         elements = partial(elements_in_camera, drawn=self.lanes, unit=self.unit)
+        is_kept = camera_view is self.front and self.front_bgr is not None
         return camera_tile(
             self.frame,
             camera_view,
-            self.images_bgr[camera_view.name],
+            self.front_bgr if is_kept else load_image(camera_view, self.frame.token),
             self.boxes,
             size,
             self.unit,
@@ -307,13 +310,11 @@ class _Canvas:
         lanes_in_camera(draw, camera, camera_from_ego, self.lanes, self.unit)
 
     def _above(self, size: tuple[int, int]) -> Image.Image:
-        front_image = None if self.front is None else self.images_bgr[self.front.name]
-
         def lanes(panel: Image.Image, pixels: Pixels, labels: Labels) -> None:
             lanes_above(panel, pixels, self.lanes, self.unit)
 
         def elements(panel: Image.Image, pixels: Pixels, labels: Labels) -> None:
-            elements_above(panel, pixels, labels, self.lanes, front_image, self.unit)
+            elements_above(panel, pixels, labels, self.lanes, self.front_bgr, self.unit)
 
         return bev_panel(
             self.frame, self.lidar_points, self.boxes, size, self.view, self.unit, below=lanes, on_top=elements
