@@ -312,13 +312,12 @@ def _run_visualize(options: argparse.Namespace) -> int:
     from ..core.files import check_writable
     from ..tasks.registry import answer_reader, find
     from ..tasks.run import choose_frames
+    from ..view.clips import check_clip_path
     from ..view.drawing import View
     from ..view.picture import draw_pictures, render_answer_clip
 
-    if options.clip and Path(options.clip).suffix not in (".gif", ".mp4"):
-        from ..core.errors import ConfigError
-
-        raise ConfigError(f"--clip {options.clip}: name it .gif or .mp4")
+    if options.clip:
+        check_clip_path(options.clip)
     check_writable(Path(options.out) / "picture.png")
     where = known_source(options)
     frames = choose_frames(where.read(), options.scene, options.sample, options.max)
