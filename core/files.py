@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tempfile
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import OutputError
 
 
 @contextmanager
@@ -42,10 +43,39 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError, naming the place, if a file cannot be written there; before long work, and nothing is left."""
+    """Raises OutputError if a file cannot be written there; before long work, and nothing is left."""
     target = Path(path)
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+        raise OutputError(f"{target}: is a folder; name a file, or remove it")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def replace_folder(built: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename the finished folder ``built`` to ``target``, on the same disk, which must be missing or empty.
+
+    Raises OSError if ``target`` holds anything; both are then as before.
+    """
+    target = Path(target)
+    if target.is_dir():
+        target.rmdir()
+    Path(built).replace(target)
+
+
+def writable_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make ``folder`` if it is missing and prove by a temporary file that it can be written into.
+
+    For jobs that write at their end, to fail before they begin. Raises OutputError.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return folder

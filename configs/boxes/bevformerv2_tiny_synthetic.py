@@ -58,7 +58,7 @@ model = dict(
     grid_mask=False,
 )
 
-# drivestack synthesize data/train100 --split train --scenes 100 --keyframes 6 --seed 100 (and 101, 102)
+data_command = "for n in 100 101 102; do drivestack synthesize data/train$n --scenes 100 --keyframes 6 --seed $n; done"
 data = dict(
     pc_range=pc_range,
     image=dict(
