@@ -28,6 +28,8 @@ def build(config: dict | nn.Module | None, **known: Any) -> Any:
     if not isinstance(config, dict):
         return config
     made = config["type"]
+    if isinstance(made, str):
+        made = MODELS.get(made)
     if known and callable(made):
         accepted = inspect.signature(made).parameters
         config = {name: value for name, value in known.items() if name in accepted} | dict(config)
