@@ -46,7 +46,7 @@ def boxes_on_disk(boxes: Tensor, batch: Batch, sample: int, front: int) -> Tenso
     if not frame.cameras:
         return boxes
     # a dataset may choose and order cameras: the view on disk is the one that stands where the batch's does
-    poses = torch.stack([torch.from_numpy(view.bev_from_camera) for view in frame.cameras]).double()
+    poses = torch.stack([torch.from_numpy(frame.bev_from_camera(view)) for view in frame.cameras]).double()
     view = frame.cameras[int((poses - seen_from).abs().amax((1, 2)).argmin())]
     on_disk = torch.from_numpy(view.camera.image_from_camera).double()
     scale = intrinsics.diagonal()[:2].abs() / on_disk.diagonal()[:2]
