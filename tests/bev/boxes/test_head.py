@@ -14,7 +14,6 @@ from drivestack.geometry import boxes_from_legacy
 from support.maps import tokens_of
 from support.published_head import PublishedHead
 
-
 LAYERS = dict(embed_dims=32, num_layers=2, num_heads=4, ffn_dims=64, dropout=0.0)
 
 

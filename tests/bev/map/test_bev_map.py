@@ -196,7 +196,9 @@ def test_rectangular_grid_trains_in_groups_with_augmentation():
     outs = head.decode(fused)
     assert outs.cls_logits.shape == (2, 2, 10, 10) and outs.groups == 2
     (states.sum() * states.mean() + references.sum() + outs.cls_logits.sum() + outs.box_codes.square().sum()).backward()
-    missing = [name for part in (model, head) for name, p in part.named_parameters() if p.requires_grad and p.grad is None]
+    missing = [
+        name for part in (model, head) for name, p in part.named_parameters() if p.requires_grad and p.grad is None
+    ]
     assert not missing
 
 
