@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from drivestack.core.published_keys import published_name
+
 
 class Case:
     """One entry of tests/reference/bev: ``in.*``, ``out.*`` and ``grad.*`` arrays by key."""
@@ -28,14 +30,18 @@ class Case:
         state = load_file(self.folder / f"{name}.safetensors")
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-    def check_gradients(self, output: Tensor, inputs: dict[str, Tensor], module: nn.Module, prefix: str = "") -> None:
+    def check_gradients(
+        self, output: Tensor, inputs: dict[str, Tensor], module: nn.Module, prefix: str = "", below: str = ""
+    ) -> None:
         """Back-propagates the fixed cotangent; every recorded gradient agrees within 1e-4 of its largest entry.
 
-        ``inputs``: recorded name to leaf tensor in the recorded layout.
+        ``inputs``: recorded name to leaf tensor in the recorded layout. Parameters go by their published names; what
+        is recorded is ``prefix`` and what follows ``below`` in them.
         """
         output.backward(self["grad.cotangent"])
         actual = {f"grad.in.{name}": leaf.grad for name, leaf in inputs.items()}
-        actual |= {f"grad.param.{prefix}{name}": p.grad for name, p in module.named_parameters()}
+        named = {published_name(module, name): p.grad for name, p in module.named_parameters()}
+        actual |= {f"grad.param.{prefix}{k.removeprefix(below)}": v for k, v in named.items() if k.startswith(below)}
         expected = {k: v for k, v in self.arrays.items() if k.startswith(("grad.in.", "grad.param."))}
         assert expected and set(expected) <= set(actual), sorted(set(expected) - set(actual))
         for key, value in expected.items():

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from drivestack.bev.bevformer_v2 import BEVFormerV2
-from drivestack.bev.boxes.head import BEVFormerHead
 from drivestack.bev.boxes.proposals import BevProposals
+from drivestack.bev.boxes.task import BoxTask
 from drivestack.bev.map.history import PastFrame, evaluation_mode, find_past
 from drivestack.core.errors import ConfigError
 from support import toy_rig
@@ -17,8 +17,10 @@ RANGE, build, clip, join, scene = toy_rig.RANGE, toy_rig.build, toy_rig.clip, to
 
 
 def same(found, expected):
-    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-5)
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=2e-3)
+    """Two SceneAnswers hold the same boxes."""
+    assert found.token == expected.token
+    np.testing.assert_allclose(found.boxes.scores, expected.boxes.scores, atol=2e-5)
+    np.testing.assert_allclose(found.boxes.boxes, expected.boxes.boxes, atol=2e-3)
 
 
 def test_cached_history_gives_the_numbers_of_the_whole_clip():
@@ -111,7 +113,7 @@ def test_moved_cameras_move_the_answer():
     batch = clip(frames, images, 0, (0,))
     found = model.predict(batch)[0][0]
     shuffled = replace(batch, image_from_bev=batch.image_from_bev.roll(1, dims=2))
-    assert not np.allclose(found.scores, model.predict(shuffled)[0][0].scores, atol=1e-4)
+    assert not np.allclose(found.boxes.scores, model.predict(shuffled)[0][0].boxes.scores, atol=1e-4)
 
 
 def test_camera_count_is_data():
@@ -152,43 +154,92 @@ def test_what_a_loss_cannot_be_taken_of_is_named():
 
 
 def test_parts_on_different_ranges_are_refused():
-    model = build((-1, 0))
-    parts = dict(img_backbone=model.img_backbone, img_neck=model.img_neck, pts_bbox_head=model.pts_bbox_head)
-    parts |= dict(frame_offsets=(-1, 0), hybrid_queries=model.hybrid_queries)
+    boxes = build().boxes
+    parts = dict(head=boxes.head, hybrid_queries=boxes.hybrid_queries, embed_dims=32)
     wider = (-20.0, -20.0, -5.0, 30.0, 20.0, 3.0)
-    with pytest.raises(ValueError, match=r"bev_proposals has pc_range .*30.0.* pts_bbox_head"):
-        BEVFormerV2(**parts, bev_proposals=BevProposals(32, 10, wider))
-    transformer = model.pts_bbox_head.transformer
-    for wrong in (dict(pc_range=wider, bev_size=(8, 10)), dict(pc_range=RANGE, bev_size=(10, 8))):
-        with pytest.raises(ValueError, match="give both the same"):
-            BEVFormerHead(transformer, embed_dims=32, num_decoder_layers=2, **wrong)
+    with pytest.raises(ConfigError, match=r"bev_proposals has pc_range .*30.0.*but the BEV map .*leave it out there"):
+        BoxTask(**parts, bev_proposals=BevProposals(32, 10, wider), pc_range=RANGE)
+    with pytest.raises(ConfigError, match=r"head has pc_range .*20.0.*but the BEV map .*30.0"):
+        BoxTask(**parts, pc_range=wider)
+
+
+def test_a_number_is_stated_once():
+    """Channels, range and classes follow from encoder, BEV map and box head where configs leave them out."""
+    whole = build()
+    torch.manual_seed(0)
+    model = BEVFormerV2(
+        img_backbone=whole.img_backbone,
+        img_neck=dict(type="FPN", out_channels=32, num_outs=3),
+        bev_map=whole.bev_map,
+        boxes=dict(
+            type="BoxTask",
+            head=dict(type="BoxHead", num_classes=7, num_query=6, num_groups=2, num_layers=2, num_heads=4, ffn_dims=64),
+            bev_proposals=dict(type="BevProposals", num_proposals=5),
+            hybrid_queries=dict(type="HybridQueries"),
+        ),
+    )
+    head, dense = model.boxes.head, model.boxes.bev_proposals
+    assert head.point_range == dense.point_range == model.bev_map.pc_range == RANGE
+    assert head.query_embedding.weight.shape == (12, 64) and head.cls_branches[0][-1].weight.shape == (7, 32)
+    frames, images = scene(1)
+    losses = model.loss(clip(frames, images, 0, (0,)))
+    assert all(value.isfinite() for value in losses.values()) and "loss_dense_cls" in losses
 
 
 def test_cameras_in_another_order_with_their_embeddings_are_the_same_rig():
     model = build(num_cameras=5).eval()
     frames, images = scene(1)
     batch, order = clip(frames, images, 0, (0,)), [2, 0, 1]
-    model.pts_bbox_head.camera_ids = (4, 1, 3)
+    model.bev_map.camera_ids = (4, 1, 3)
     found = model.predict(batch)[0][0]
     turned = replace(
         batch, images=batch.images[:, :, order], image_from_bev=batch.image_from_bev[:, :, order],
         intrinsics=batch.intrinsics[:, order], bev_from_camera=batch.bev_from_camera[:, order],
     )  # fmt: skip
-    model.pts_bbox_head.camera_ids = [(4, 1, 3)[i] for i in order]
+    model.bev_map.camera_ids = [(4, 1, 3)[i] for i in order]
     same(model.predict(turned)[0][0], found)
 
 
 def test_wrong_clips_and_configs_are_refused():
     model = build((-1, 0)).eval()
     frames, images = scene(3)
+    assert model.frame_offsets == (-1, 0)
     with pytest.raises(ValueError, match=r"\(-1, 0\)"):
         model.predict(clip(frames, images, 2, (-2, 0)))
     with pytest.raises(ValueError, match="mode"):
         model(clip(frames, images, 1, (-1, 0)), mode="tensor")
     with pytest.raises(ValueError, match="ascending"):
         build((0, -1))
-    parts = dict(img_backbone=model.img_backbone, img_neck=model.img_neck, pts_bbox_head=model.pts_bbox_head)
-    with pytest.raises(ValueError, match=r"\(-2, 0\).*\(-1, 0\)"):
-        BEVFormerV2(**parts, frame_offsets=(-2, 0))
-    with pytest.raises(ValueError, match="hybrid_queries"):
-        BEVFormerV2(**parts, frame_offsets=(-1, 0), bev_proposals=model.bev_proposals)
+    with pytest.raises(ConfigError, match="hybrid_queries"):
+        BoxTask(head=model.boxes.head, bev_proposals=model.boxes.bev_proposals, embed_dims=32, pc_range=RANGE)
+    with pytest.raises(ConfigError, match="configure perspective as well"):
+        BoxTask(
+            head=model.boxes.head,
+            perspective_proposals=model.boxes.bev_proposals,
+            hybrid_queries=model.boxes.hybrid_queries,
+            embed_dims=32,
+            pc_range=RANGE,
+        )
+    with pytest.raises(ConfigError, match="at least one task"):
+        BEVFormerV2(img_backbone=model.img_backbone, img_neck=model.img_neck, bev_map=model.bev_map)
+
+
+def test_future_frames_need_the_whole_clip():
+    model = build((-1, 0, 1)).eval()
+    frames, images = scene(3)
+    with pytest.raises(ValueError, match="where no future frame is needed"):
+        model.predict(clip(frames, images, 1, (0,)))
+    assert len(model.predict(clip(frames, images, 1, (-1, 0, 1)))[0]) == 1
+
+
+def test_labels_are_not_looked_at_in_prediction():
+    model = build().eval()
+    frames, images = scene(1)
+    batch = clip(frames, images, 0, (0,))
+    odd = replace(batch, gt_boxes=[torch.full((1, 9), torch.nan)], gt_labels=[torch.tensor([99])], mono=[[None] * 3])
+    plain = model.predict(batch.without_labels())[0][0]
+    for other in (batch, odd):
+        found = model.predict(other)[0][0]
+        np.testing.assert_array_equal(found.boxes.boxes, plain.boxes.boxes)
+        np.testing.assert_array_equal(found.boxes.scores, plain.boxes.scores)
+    assert odd.gt_labels[0].tolist() == [99]  # the caller's batch is left as it is

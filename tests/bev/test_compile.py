@@ -74,10 +74,9 @@ def test_tiny_bev_model_is_one_graph():
     batch = clip(frames, images, 0, (0,))
 
     def detect(batch):
-        _, features = model.encode_clip(batch)
-        extra = model._extra_queries(features.bev, model._dense(features.bev), None, batch)
-        outputs = model.pts_bbox_head.decode(features.bev, extra)
-        return features.bev, outputs.cls_logits, outputs.box_codes
+        levels, features = model.encode_clip(batch)
+        queries = model.boxes(features, levels, batch).queries
+        return features.bev, queries.cls_logits, queries.box_codes
 
     with torch.no_grad():
         for found, expected in zip(one_graph(detect)(batch), detect(batch)):

@@ -9,12 +9,14 @@ import torch
 from drivestack.backbone.fpn import FPN
 from drivestack.backbone.resnet import ResNet
 from drivestack.bev.bevformer_v2 import BEVFormerV2
-from drivestack.bev.boxes.head import BEVFormerHead
+from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.boxes.proposals import BevProposals, HybridQueries, PerspectiveProposals
-from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.boxes.task import BoxTask
+from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.perspective.head import NuscenesDD3D
 from drivestack.core.batch import Batch
 from drivestack.core.labels import MonoTargets
+from drivestack.core.published_keys import published_name
 from drivestack.geometry import boxes_from_legacy
 
 
@@ -25,19 +27,7 @@ def ref(case):
 
 @pytest.fixture
 def model(ref):
-    size = dict(embed_dims=32, bev_size=(10, 10))
-    transformer = BevTransformer(
-        **size,
-        num_heads=4,
-        num_cams=3,
-        num_levels=4,
-        encoder_layers=2,
-        decoder_layers=2,
-        ffn_dims=64,
-        dropout=0.0,
-        frames=(-1, 0),
-        fusion_channels=48,
-    )
+    layers = dict(embed_dims=32, num_layers=2, num_heads=4, ffn_dims=64, dropout=0.0)
     model = BEVFormerV2(
         img_backbone=ResNet(depth=50, style="caffe", stem_channels=8, base_channels=8, out_indices=(1, 2, 3)),
         img_neck=FPN(
@@ -47,9 +37,12 @@ def model(ref):
             add_extra_convs="on_output",
             relu_before_extra_convs=True,
         ),
-        pts_bbox_head=BEVFormerHead(transformer, num_query=12, num_groups=2, num_decoder_layers=2, max_num=20, **size),
-        fcos3d_bbox_head=NuscenesDD3D(in_channels=32, num_convs=1),
-        frame_offsets=(-1, 0),
+        bev_map=BevMap(bev_size=(10, 10), num_cams=3, frames=(-1, 0), fusion_channels=48, **layers),
+        boxes=BoxTask(
+            head=BoxHead(num_query=12, num_groups=2, max_num=20, **layers),
+            perspective=NuscenesDD3D(in_channels=32, num_convs=1),
+            embed_dims=32,
+        ),
         grid_mask=False,
     )
     model.load_state_dict(ref.weights("e2e_v2_train_noaug"))
@@ -98,7 +91,7 @@ def test_training_step_agrees_with_upstream(ref, model, batch):
 
     total.backward()
     norms = {k.removeprefix("grad.norm."): v.item() for k, v in ref.arrays.items() if k.startswith("grad.norm.")}
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {published_name(model, name): p for name, p in model.named_parameters() if p.requires_grad}
     assert set(norms) == set(parameters) and len(norms) == 418
     for name, norm in norms.items():
         assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-7), name
@@ -116,9 +109,10 @@ def test_first_frame_of_a_scene_agrees_with_upstream(case, model, batch):
     images[:, 0] = 0
     found, _ = model.eval().predict(replace(batch, images=images, frame_valid=torch.tensor([[False, True]])))
     boxes = boxes_from_legacy(expected["out.boxes"])
-    torch.testing.assert_close(torch.from_numpy(found[0].boxes), boxes, rtol=0, atol=1e-3)
-    torch.testing.assert_close(torch.from_numpy(found[0].scores), expected["out.scores"], rtol=0, atol=1e-5)
-    assert found[0].labels.tolist() == expected["out.labels"].tolist()
+    found = found[0].boxes
+    torch.testing.assert_close(torch.from_numpy(found.boxes), boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(found.scores), expected["out.scores"], rtol=0, atol=1e-5)
+    assert found.labels.tolist() == expected["out.labels"].tolist()
 
 
 def test_two_clips_in_a_batch_are_two_clips(model, batch):
@@ -131,9 +125,10 @@ def test_two_clips_in_a_batch_are_two_clips(model, batch):
     other.image_from_bev = batch.image_from_bev.flip(1)
     fields = ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics")
     joint = replace(batch, **{f: torch.cat([getattr(batch, f), getattr(other, f)]) for f in fields})
-    joint.frames = batch.frames * 2
-    pair = model.predict(joint)[0]
-    alone = [model.predict(b)[0][0] for b in (batch, other)]
+    fields = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes", "frames")
+    joint = replace(joint, **{f: getattr(batch, f) * 2 for f in fields})
+    pair = [found.boxes for found in model.predict(joint)[0]]
+    alone = [model.predict(b)[0][0].boxes for b in (batch, other)]
     for a, b in zip(pair, alone):
         torch.testing.assert_close(torch.from_numpy(a.scores), torch.from_numpy(b.scores), rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(a.boxes), torch.from_numpy(b.boxes), rtol=0, atol=1e-3)
@@ -144,9 +139,9 @@ def test_proposals_join_the_learned_queries(model, batch):
     """The paper's hybrid queries and the dense branch, in training with both augmentations and at test time."""
     torch.manual_seed(0)
     point_range = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-    model.perspective_proposals = PerspectiveProposals(10, point_range, num_proposals=6)
-    model.bev_proposals = BevProposals(32, 10, point_range, num_proposals=5, channels=16)
-    model.hybrid_queries = HybridQueries(32, 10)
+    model.boxes.perspective_proposals = PerspectiveProposals(10, point_range, num_proposals=6)
+    model.boxes.bev_proposals = BevProposals(32, 10, point_range, num_proposals=5, channels=16)
+    model.boxes.hybrid_queries = HybridQueries(32, 10)
     flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))[None]
     mirrored = replace(batch, image_flipped=torch.tensor([True]), bda=flip)
     losses = model.train().loss(mirrored)
@@ -154,5 +149,5 @@ def test_proposals_join_the_learned_queries(model, batch):
     sum(losses.values()).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without and all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-    found = model.eval().predict(batch)[0][0]
+    found = model.eval().predict(batch)[0][0].boxes
     assert len(found.scores) == 20

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from drivestack.bev.map.resample import resample_bev
-from drivestack.bev.multi_task import BevPerception
 from drivestack.core.answers import OccupancyGrid
 from drivestack.core.errors import ConfigError
 from drivestack.core.labels import LaneTargets, OccupancyTargets
@@ -57,7 +56,7 @@ class LaneHead(nn.Module):
 
 
 def model(**more):
-    return toy_rig.build(model=BevPerception, occupancy_head=VoxelHead(), lane_head=LaneHead(), **more)
+    return toy_rig.build(occupancy_head=VoxelHead(), lane_head=LaneHead(), **more)
 
 
 def labelled(**labels):
@@ -72,7 +71,7 @@ def test_three_answers_from_one_encoder_pass():
     net = model().eval()
     passes = []
     net.img_backbone.register_forward_hook(lambda *_: passes.append("images"))
-    net.pts_bbox_head.transformer.encoder.register_forward_hook(lambda *_: passes.append("bev"))
+    net.bev_map.encoder.register_forward_hook(lambda *_: passes.append("bev"))
     answer = net.predict(labelled())[0][0]
     assert passes == ["images", "bev"]
     assert answer.token == answer.boxes.token == answer.occupancy.token == "f0"
@@ -82,7 +81,7 @@ def test_three_answers_from_one_encoder_pass():
 def test_the_boxes_are_those_of_the_detector_alone():
     net, alone = model().eval(), toy_rig.build().eval()
     alone.load_state_dict(net.state_dict(), strict=False)
-    found, expected = net.predict(labelled())[0][0].boxes, alone.predict(labelled())[0][0]
+    found, expected = (m.predict(labelled())[0][0].boxes for m in (net, alone))
     np.testing.assert_array_equal(found.boxes, expected.boxes)
     np.testing.assert_array_equal(found.scores, expected.scores)
 
@@ -96,6 +95,7 @@ def test_a_subset_learns_and_answers_and_every_learning_parameter_gets_a_gradien
     assert not silent
     touched = {n.split(".")[0] for n, p in net.named_parameters() if p.requires_grad}
     assert ("occupancy_head" in touched, "lane_head" in touched) == ("occupancy" in tasks, "lanes" in tasks)
+    assert net.tasks == tasks and not any(p.requires_grad for p in net.boxes.parameters()) == ("boxes" not in tasks)
     answer = net.eval().predict(labelled())[0][0]
     assert (answer.boxes is None, answer.occupancy is None) == ("boxes" not in tasks, "occupancy" not in tasks)
 
@@ -113,7 +113,7 @@ def test_a_batch_without_a_tasks_labels_adds_nothing_there_and_reaches_every_par
         assert not net.occupancy_head.classify.weight.grad.any()
     if "gt_boxes" in labels:
         assert partial["loss_boxes_unlabelled"] == 0
-        assert not any(p.grad.any() for p in net.pts_bbox_head.transformer.decoder.parameters())
+        assert not any(p.grad.any() for p in net.boxes.head.decoder.parameters())
 
 
 def test_weights_of_tasks_and_frozen_parts():
@@ -125,14 +125,16 @@ def test_weights_of_tasks_and_frozen_parts():
     torch.testing.assert_close(b["loss_lane_score"], a["loss_lane_score"])
     assert not any(p.requires_grad for p in weighted.img_backbone.parameters())
     assert all(p.requires_grad for p in weighted.img_neck.parameters())
+    assert not any(p.requires_grad for p in weighted.boxes.head.cls_branches.parameters())
+    assert all(p.requires_grad for p in weighted.boxes.head.reg_branches.parameters())
 
 
 def test_what_cannot_work_is_said():
     with pytest.raises(ConfigError, match="'depth' is no task: choose from boxes, occupancy, lanes"):
         model(tasks=("depth",))
     with pytest.raises(ConfigError, match="configure lane_head"):
-        toy_rig.build(model=BevPerception, occupancy_head=VoxelHead())
+        toy_rig.build(occupancy_head=VoxelHead(), tasks=("boxes", "lanes"))
     with pytest.raises(ConfigError, match="no parameter's name begins with 'img_bakbone'"):
         model(frozen=["img_bakbone"])
-    with pytest.raises(ConfigError, match="f0 have labels for none of the tasks"):
+    with pytest.raises(ConfigError, match="samples f0 have no labels to learn boxes, occupancy, lanes from"):
         model().loss(labelled(occupancy=[None], lanes=[None], gt_boxes=[], gt_labels=[]))

@@ -8,10 +8,11 @@ import torch
 from drivestack.backbone.fpn import FPN
 from drivestack.backbone.internimage.model import InternImage
 from drivestack.bev.bevformer_v2 import BEVFormerV2
-from drivestack.bev.boxes.head import BEVFormerHead
+from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.boxes.proposals import BevProposals, HybridQueries
-from drivestack.bev.map.transformer import BevTransformer
-from drivestack.core.batch import Batch
+from drivestack.bev.boxes.task import BoxTask
+from drivestack.bev.map.bev_map import BevMap
+from drivestack.core.batch import LABELS, Batch
 from drivestack.core.frames import CameraView, Frame, past_bev_from_current
 from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
 
@@ -20,38 +21,40 @@ WIDTH, HEIGHT = 64, 32
 CAMERA_FROM_BODY = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # BEV axes: y forward, z up
 
 
-def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, model=BEVFormerV2, **more):
+def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, **more):
     torch.manual_seed(seed)
     channels = 32
-    return model(
+    return BEVFormerV2(
         img_backbone=InternImage(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), out_indices=(1, 2, 3)),
         img_neck=FPN(in_channels=(32, 64, 128), out_channels=channels, num_outs=3),
-        pts_bbox_head=BEVFormerHead(
-            BevTransformer(
-                point_range=RANGE,
-                bev_size=(8, 10),
-                embed_dims=channels,
-                num_heads=4,
-                num_cams=num_cameras,
-                num_levels=3,
-                encoder_layers=1,
-                decoder_layers=2,
-                ffn_dims=64,
-                dropout=0.1,
-                frames=offsets,
-                fusion_channels=channels,
-            ),
-            num_query=6,
-            num_groups=2,
-            embed_dims=channels,
-            num_decoder_layers=2,
+        bev_map=BevMap(
             pc_range=RANGE,
             bev_size=(8, 10),
+            embed_dims=channels,
+            num_heads=4,
+            num_cams=num_cameras,
+            num_levels=3,
+            num_layers=1,
+            ffn_dims=64,
+            dropout=0.1,
+            frames=offsets,
+            fusion_channels=channels,
         ),
-        bev_proposals=BevProposals(channels, 10, RANGE, num_proposals=5) if proposals else None,
-        hybrid_queries=HybridQueries(channels, 10) if proposals else None,
-        frame_offsets=offsets,
-        num_bev_levels=3,
+        boxes=BoxTask(
+            head=BoxHead(
+                num_query=6,
+                num_groups=2,
+                embed_dims=channels,
+                num_layers=2,
+                num_heads=4,
+                ffn_dims=64,
+                pc_range=RANGE,
+            ),
+            bev_proposals=BevProposals(channels, 10, RANGE, num_proposals=5) if proposals else None,
+            hybrid_queries=HybridQueries(channels, 10) if proposals else None,
+            embed_dims=channels,
+            pc_range=RANGE,
+        ),
         **more,
     )
 
@@ -68,12 +71,9 @@ def scene(num_frames, num_cameras=3):
         for n in range(num_cameras):
             camera_from_bev = np.eye(4)
             camera_from_bev[:3, :3] = CAMERA_FROM_BODY @ rotation_z(2 * np.pi * n / num_cameras)
-            bev_from_camera = invert_pose(camera_from_bev)
-            views.append(
-                CameraView(f"C{n}", "", camera, global_from_ego @ ego_from_bev @ bev_from_camera, bev_from_camera, i)
-            )
+            views.append(CameraView(f"C{n}", camera, ego_from_bev @ invert_pose(camera_from_bev), global_from_ego, i))
         frames.append(
-            Frame(f"f{i}", "s", "scene", i, tuple(views), ego_from_bev, global_from_ego,
+            Frame(f"f{i}", "s", "scene", i, tuple(views), global_from_ego, ego_from_bev,
                   prev_token=f"f{i - 1}" if i else "", next_token=f"f{i + 1}")
         )  # fmt: skip
         images.append(torch.from_numpy(rng.normal(size=(num_cameras, 3, HEIGHT, WIDTH)).astype(np.float32)))
@@ -91,7 +91,7 @@ def clip(frames, images, index, offsets):
         frame = frames[index + offset] if there else current
         motion = past_bev_from_current(current, frame)
         pictures.append(images[index + offset] if there else torch.zeros_like(images[index]))
-        matrices.append(np.stack([v.image_from_bev @ motion for v in frame.cameras]))
+        matrices.append(np.stack([frame.image_from_bev(v) @ motion for v in frame.cameras]))
     sizes = torch.tensor([HEIGHT, WIDTH]).expand(1, len(offsets), num_cameras, 2)
     return Batch(
         images=torch.stack(pictures)[None],
@@ -102,7 +102,7 @@ def clip(frames, images, index, offsets):
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],
         intrinsics=torch.from_numpy(np.stack([v.camera.intrinsics for v in current.cameras])).float()[None],
-        bev_from_camera=torch.from_numpy(np.stack([v.bev_from_camera for v in current.cameras])).float()[None],
+        bev_from_camera=torch.from_numpy(np.stack([current.bev_from_camera(v) for v in current.cameras])).float()[None],
         ego_from_bev=torch.from_numpy(current.ego_from_bev).float()[None],
         gt_boxes=[torch.tensor([[5.0, 6, -1, 4, 2, 1.5, 0.3, 1, 0], [-8, 2, -1, 1, 1, 1.7, 0, 0, 0]])],
         gt_labels=[torch.tensor([3, 6])],
@@ -112,10 +112,8 @@ def clip(frames, images, index, offsets):
 
 def join(a, b):
     """Two batches of one as a batch of two."""
-    cat = {
-        name: torch.cat([getattr(a, name), getattr(b, name)])
-        for name in ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics",
-                     "bev_from_camera", "ego_from_bev")
-    }  # fmt: skip
-    lists = {name: getattr(a, name) + getattr(b, name) for name in ("gt_boxes", "gt_labels", "frames")}
+    tensors = ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics",
+               "bev_from_camera", "ego_from_bev")  # fmt: skip
+    cat = {name: torch.cat([getattr(a, name), getattr(b, name)]) for name in tensors}
+    lists = {name: getattr(a, name) + getattr(b, name) for name in (*LABELS, "frames")}
     return replace(a, **cat, **lists)

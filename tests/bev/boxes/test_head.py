@@ -1,4 +1,4 @@
-"""BEVFormerHead: forward, losses and gradients as upstream's, groups, padding queries, odd labels, initialisation."""
+"""The box head on its BEV map: forward, losses and gradients as upstream's, groups, padding queries, odd labels, initialisation."""
 
 import json
 import math
@@ -7,52 +7,31 @@ import pytest
 import torch
 
 from drivestack.bev.boxes.box_coder import encode_boxes
-from drivestack.bev.boxes.head import BEVFormerHead, ExtraQueries, QueryOutputs
-from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.boxes.head import BoxHead, ExtraQueries, QueryOutputs
+from drivestack.bev.map.bev_map import BevMap
+from drivestack.core.published_keys import published_name
 from drivestack.geometry import boxes_from_legacy
+from support.maps import tokens_of
+from support.published_head import PublishedHead
+
+LAYERS = dict(embed_dims=32, num_layers=2, num_heads=4, ffn_dims=64, dropout=0.0)
 
 
-def tiny_head(num_groups=1, pc_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), **settings):
+def tiny_head(num_groups=1, **settings):
     torch.manual_seed(0)
-    size = dict(embed_dims=32, bev_size=(10, 10))
-    transformer = BevTransformer(
-        pc_range,
-        **size,
-        num_heads=4,
-        num_cams=3,
-        num_levels=2,
-        encoder_layers=2,
-        decoder_layers=2,
-        ffn_dims=64,
-        dropout=0.0,
-    )
-    return BEVFormerHead(
-        transformer,
-        num_query=12,
-        num_groups=num_groups,
-        num_decoder_layers=2,
-        max_num=20,
-        pc_range=pc_range,
-        **size,
-        **settings,
-    )
+    return BoxHead(num_query=12, num_groups=num_groups, max_num=20, **LAYERS, **settings)
 
 
 @pytest.mark.parametrize(("name", "groups"), [("head_v2_t1base_train", 1), ("head_v2_group3_train", 3)])
 def test_training_agrees_with_upstream(case, name, groups):
     ref = case(name)
     head = tiny_head(groups)
-    head.load_state_dict(ref.weights(name))
+    model = PublishedHead(BevMap(bev_size=(10, 10), num_cams=3, num_levels=2, **LAYERS), head)
+    model.load_state_dict(ref.weights(name))
     feats = [ref[f"in.feats.{i}"].requires_grad_() for i in range(2)]
-    bev = head.encode(
-        [feats],
-        ref["in.lidar2img"].float()[None, None],
-        torch.tensor([96, 160]).expand(1, 1, 3, 2),
-        (96, 160),
-        torch.ones(1, 1, dtype=torch.bool),
-        current=0,
-    )
-    torch.testing.assert_close(bev.flatten(2).permute(2, 0, 1), ref["out.bev_embed"], rtol=0, atol=1e-5)
+    sizes = torch.tensor([96, 160]).expand(1, 3, 2)
+    bev = model.bev_map.encode_frame(feats, ref["in.lidar2img"].float()[None], sizes, (96, 160))
+    torch.testing.assert_close(tokens_of(bev).transpose(0, 1), ref["out.bev_embed"], rtol=0, atol=1e-5)
     outs = head.decode(bev)
     torch.testing.assert_close(outs.cls_logits, ref["out.all_cls_scores"], rtol=0, atol=1e-5)
     # metres: 1e-5 of the range is 1e-3 m
@@ -65,7 +44,7 @@ def test_training_agrees_with_upstream(case, name, groups):
 
     sum(losses.values()).backward()
     actual = {f"grad.feat{i}": level.grad for i, level in enumerate(feats)}
-    actual |= {f"grad.param.{key}": parameter.grad for key, parameter in head.named_parameters()}
+    actual |= {f"grad.param.{published_name(model, key)}": p.grad for key, p in model.named_parameters()}
     expected = {key: value for key, value in ref.arrays.items() if key.startswith(("grad.feat", "grad.param."))}
     assert len(expected) > 20 and set(expected) <= set(actual)
     for key, value in expected.items():
@@ -213,7 +192,7 @@ def test_extra_queries_join_every_group(labels):
 
 def test_padding_changes_nothing(labels):
     head = tiny_head().eval()
-    bev = torch.randn(1, 32, 10, 10)
+    bev = torch.randn(1, 32, 10, 10, generator=torch.Generator().manual_seed(12))
     valid = torch.tensor([[True, True, False, False, False]])
     padded = extra_queries(1, 5, valid)
     short = ExtraQueries(padded.query[:, :2], padded.query_pos[:, :2], padded.reference[:, :2], valid[:, :2])
@@ -230,11 +209,11 @@ def test_padding_changes_nothing(labels):
 
 
 def test_initial_statistics_are_the_published(reference_dir):
-    """Means and deviations of the released t8 model's head, at its size but for the transformer."""
+    """Means and deviations of the released t8 model's head, at its size but for encoder and decoder."""
     stats = json.loads((reference_dir / "bev" / "init_stats_heads.json").read_text())["heads"]
     torch.manual_seed(0)
-    small = BevTransformer(encoder_layers=1, decoder_layers=1)
-    state = BEVFormerHead(small, num_groups=11).state_dict()
+    head = BoxHead(num_groups=11)
+    state = PublishedHead(BevMap(num_layers=1), head).state_dict()
     compared = 0
     for key, (shape, mean, std, low, high) in stats.items():
         if not key.startswith("pts_bbox_head."):
@@ -253,8 +232,17 @@ def test_initial_statistics_are_the_published(reference_dir):
     assert own == {k.removeprefix("pts_bbox_head.") for k in stats if k.startswith("pts_bbox_head.")}
 
 
-def test_grid_is_that_of_the_range():
-    head = tiny_head(pc_range=(-10, -20, -5, 30, 40, 3))
-    assert (head.grid.num_x, head.grid.num_y, head.grid.x_max, head.grid.y_min) == (10, 10, 30, -20)
+def test_ranges_of_map_and_head():
+    pc_range = (-10, -20, -5, 30, 40, 3)
+    grid = BevMap(pc_range=pc_range, bev_size=(10, 10), num_cams=3, num_levels=2, **LAYERS).grid
+    assert (grid.num_x, grid.num_y, grid.x_max, grid.y_min) == (10, 10, 30, -20)
+    head = tiny_head(pc_range=pc_range)
     codes = head.decode(torch.randn(1, 32, 10, 10)).box_codes
     assert (codes[..., 0] >= -10).all() and (codes[..., 0] <= 30).all() and (codes[..., 4] <= 3).all()
+
+
+def test_found_boxes_may_lie_ten_metres_beside_the_range_unless_stated():
+    """As released: (-61.2, -61.2, -10, 61.2, 61.2, 10) for the range of 51.2 m."""
+    assert tiny_head().coder.post_center_range == (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    assert tiny_head(pc_range=(-10, -20, -5, 30, 40, 3)).coder.post_center_range == (-20, -30, -10, 40, 50, 10)
+    assert tiny_head(post_center_range=[0, 0, 0, 1, 1, 1]).coder.post_center_range == (0, 0, 0, 1, 1, 1)

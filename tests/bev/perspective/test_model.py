@@ -13,9 +13,10 @@ from drivestack.backbone.fpn import FPN
 from drivestack.backbone.internimage.model import InternImage
 from drivestack.bev.bevformer_v2 import BEVFormerV2
 from drivestack.bev.boxes.box_coder import denormalise_points
-from drivestack.bev.boxes.head import BEVFormerHead
+from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.boxes.proposals import HybridQueries, PerspectiveProposals
-from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.boxes.task import BoxTask
+from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.perspective.geometry import labelled_boxes
 from drivestack.bev.perspective.head import CameraDetections, NuscenesDD3D
 from drivestack.core.errors import ConfigError
@@ -64,8 +65,7 @@ def make_frames(folder: Path, count: int) -> list[Frame]:
             path = folder / f"{i}_{k}.png"
             Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
             ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.5, 0.0, 1.5])
-            bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
-            views.append(CameraView(f"C{k}", str(path), camera, global_from_ego @ ego_from_camera, bev_from_camera, i))
+            views.append(CameraView(f"C{k}", camera, ego_from_camera, global_from_ego, i, image_path=str(path)))
         frames.append(
             Frame(
                 token=f"f{i}",
@@ -101,31 +101,21 @@ def clips(frames: list[Frame], **settings) -> ClipDataset:
 
 def build(offsets=(0,)) -> BEVFormerV2:
     torch.manual_seed(0)
-    size = {"embed_dims": 32, "bev_size": (10, 10)}
-    transformer = BevTransformer(
-        **size,
-        point_range=RANGE,
-        num_heads=4,
-        num_cams=3,
-        num_levels=3,
-        encoder_layers=1,
-        decoder_layers=2,
-        ffn_dims=64,
-        dropout=0.0,
-        frames=offsets,
-        fusion_channels=32,
-    )
+    size = {"embed_dims": 32, "pc_range": RANGE}
+    layers = size | {"num_heads": 4, "ffn_dims": 64, "dropout": 0.0}
     return BEVFormerV2(
         img_backbone=InternImage(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), out_indices=(1, 2, 3)),
         img_neck=FPN(in_channels=(32, 64, 128), out_channels=32, num_outs=5, add_extra_convs="on_output"),
-        pts_bbox_head=BEVFormerHead(
-            transformer, num_query=6, num_groups=2, num_decoder_layers=2, pc_range=RANGE, **size
+        bev_map=BevMap(
+            bev_size=(10, 10), num_cams=3, num_levels=3, num_layers=1, frames=offsets, fusion_channels=32, **layers
         ),
-        fcos3d_bbox_head=NuscenesDD3D(in_channels=32, num_convs=1, cls_prior=0.06),
-        perspective_proposals=PerspectiveProposals(10, RANGE, num_proposals=8),
-        hybrid_queries=HybridQueries(32, 10),
-        frame_offsets=offsets,
-        num_bev_levels=3,
+        boxes=BoxTask(
+            head=BoxHead(num_query=6, num_groups=2, num_layers=2, **layers),
+            perspective=NuscenesDD3D(in_channels=32, num_convs=1, cls_prior=0.06),
+            perspective_proposals=PerspectiveProposals(10, RANGE, num_proposals=8),
+            hybrid_queries=HybridQueries(32, 10),
+            **size,
+        ),
         grid_mask=False,
     )
 
@@ -167,7 +157,7 @@ def test_a_batch_in_which_no_image_is_labelled(frames):
 
 def test_a_dataset_without_image_labels_is_refused_by_name(frames):
     batch = collate_clips([clips(frames, mono=False)[0]])
-    with pytest.raises(ConfigError, match=r"fcos3d_bbox_head.*mono=True"):
+    with pytest.raises(ConfigError, match=r"perspective head.*mono=True"):
         build().loss(batch)
 
 
@@ -190,15 +180,15 @@ def perfect_views(model: BEVFormerV2, batch) -> list:
             )
         return found
 
-    model.fcos3d_bbox_head.detect = detect
+    model.boxes.perspective.detect = detect
     proposed = []
-    source = model.perspective_proposals.proposals
+    source = model.boxes.perspective_proposals.proposals
 
     def proposals(*args, **kwargs):
         proposed.append(source(*args, **kwargs))
         return proposed[-1]
 
-    model.perspective_proposals.proposals = proposals
+    model.boxes.perspective_proposals.proposals = proposals
     return proposed
 
 
@@ -211,7 +201,7 @@ def test_what_the_cameras_see_is_proposed_where_it_stands(frames, draw):
     model.loss(batch)
     valid = proposed[0].valid[0]
     assert valid.sum() == len(OBJECTS)
-    places = denormalise_points(proposed[0].reference[0, valid], model.perspective_proposals.pc_range)
+    places = denormalise_points(proposed[0].reference[0, valid], model.boxes.perspective_proposals.pc_range)
     labels = proposed[0].scores[0, valid].argmax(-1)
     expected, classes = batch.gt_boxes[0], batch.gt_labels[0]
     order, wanted = labels.argsort(), classes.argsort()
@@ -229,17 +219,17 @@ def test_prediction_asks_proposals_and_history_changes_nothing(frames):
         batch = collate_clips([whole[i]])
         expected = model.predict(batch)[0][0]
         found, history = model.predict(collate_clips([single[i]]), history)
-        np.testing.assert_allclose(found[0].scores, expected.scores, atol=2e-5)
+        np.testing.assert_allclose(found[0].boxes.scores, expected.boxes.scores, atol=2e-5)
     proposed = perfect_views(model, batch)
-    with_objects = model.predict(batch)[0][0]
+    with_objects = model.predict(batch)[0][0].boxes
     assert proposed[0].valid.sum() == len(OBJECTS)
     assert len(with_objects.scores) == 10 * (6 + len(OBJECTS))  # every class of each learned and proposed query
 
 
 @pytest.mark.parametrize("name", [n for n in config_names() if n.startswith("bevformerv2") and not n.endswith("_occ")])
 def test_the_papers_configs_have_it_and_the_released_do_not(name):
-    model = load_config(name).model
-    has = [model.get(part) is not None for part in ("fcos3d_bbox_head", "perspective_proposals", "hybrid_queries")]
+    boxes = load_config(name).model.boxes
+    has = [boxes.get(part) is not None for part in ("perspective", "perspective_proposals", "hybrid_queries")]
     if "internimage" in name:
         assert has == [True, True, True]
     elif "_r50_" in name:
