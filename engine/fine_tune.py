@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..core.checkpoint import StateDict, fit_prefix, read_metadata, read_pth, read_state_dict
 from ..core.errors import CheckpointError, ConfigError
+from ..core.published_keys import own_name
 from .config import load_config, task_names
 
 ENCODERS = ("img_backbone.", "backbone.")
@@ -330,7 +331,7 @@ def _grids(
 def _query_groups(model: nn.Module, key: str) -> int:
     """Query groups of the module that owns a query embedding."""
     owner: Any = model
-    for part in key.split(".")[:-1]:
+    for part in own_name(model, key).split(".")[:-1]:
         if isinstance(getattr(owner, "num_groups", None), int):
             break
         owner = getattr(owner, part)

@@ -23,6 +23,7 @@ with read_base():
     from .._base_.nuscenes import *
     from .._base_.runtime import *
 
+bev_size = (56, 56)
 pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
 channels = 64
 layers = dict(num_heads=4, ffn_dims=128, dropout=0.0)  # of encoder and decoder
@@ -35,7 +36,7 @@ model = dict(
     bev_map=dict(
         type=BevMap,
         pc_range=pc_range,
-        bev_size=(56, 56),
+        bev_size=bev_size,
         embed_dims=channels,
         num_levels=3,
         num_layers=3,

@@ -65,22 +65,19 @@ def test_what_cannot_be_built_is_named(tmp_path: Path, model: str, fragment: str
 
 def test_a_helper_variable_acts_on_all_that_is_computed_from_it() -> None:
     for name in ("bevformerv2_tiny_synthetic", "perception_tiny_synthetic"):
-        config = load_config(name, ["max_iters=7", "num_classes=2", "bev_size=(8, 8)"])
+        config = load_config(name, ["max_iters=7", "class_names=['a', 'b']", "bev_size=(8, 8)"])
         assert config.train_cfg.max_iters == config.param_scheduler[-1]["end"] == config.max_iters == 7
-        head = config.model.pts_bbox_head
-        assert (
-            head.num_classes == config.model.bev_proposals.num_classes == config.model.hybrid_queries.num_classes == 2
-        )
-        assert head.bev_size == head.transformer.bev_size == (8, 8)
+        assert config.model.boxes.head.num_classes == len(config.test_dataset.classes) == 2
+        assert config.model.bev_map.bev_size == (8, 8)
     config = load_config("bevformerv2_tiny_synthetic", {"pc_range": [-9.0, -9, -5, 9, 9, 3], "model.grid_mask": True})
-    ranges = [config.model.bev_proposals.pc_range, config.train_dataloader.dataset.pc_range, config.pc_range]
+    ranges = [config.model.bev_map.pc_range, config.train_dataloader.dataset.pc_range, config.pc_range]
     assert all(list(found) == [-9.0, -9, -5, 9, 9, 3] for found in ranges)
     assert config.model.grid_mask and config.config_name == "bevformerv2_tiny_synthetic"
 
 
 def test_an_entry_of_a_helper_dict_acts_where_it_was_copied_from() -> None:
-    config = load_config("bevformerv2_tiny_synthetic", ["dataset.version=v1.0-mini"])
-    assert config.train_dataloader.dataset.version == config.test_dataset.version == "v1.0-mini"
+    config = load_config("bevformerv2_tiny_synthetic", ["source.version=v1.0-mini"])
+    assert config.train_dataloader.dataset.source.version == config.test_dataset.source.version == "v1.0-mini"
 
 
 def test_own_configs_may_inherit_a_variable_and_change_it_in_place(tmp_path: Path) -> None:
@@ -103,7 +100,7 @@ def test_own_configs_may_inherit_a_variable_and_change_it_in_place(tmp_path: Pat
         ("max_itres=3", r"max_itres: the config has no max_itres; did you mean max_iters"),
         ("qqq.x=3", r"qqq\.x: the config has no qqq; it has bev_size, channels, .*train_cfg"),
         ("AdamW=3", r"AdamW: the config has no AdamW"),
-        ("test_batch_size=3", r"test_batch_size: nothing in the config depends on it"),
+        ("iterations_per_epoch=3", r"iterations_per_epoch: the config has no iterations_per_epoch"),
         ("source.root='x'", r"source\.root: nothing in the config depends on it; set train_dataloader"),
     ],
 )

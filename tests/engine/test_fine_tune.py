@@ -132,11 +132,10 @@ def test_names_come_from_notes_or_from_the_shipped_config(tmp_path: Path, reposi
 
 def own_variant(name: str) -> Config:
     """The config with five classes, another range and grid, five cameras and fewer queries."""
-    config = load_config(name, {"pc_range": OWN_RANGE, "bev_size": OWN_GRID, "num_classes": len(OWN_CLASSES)})
-    config.model.pts_bbox_head.transformer.num_cams = 5
-    config.model.pts_bbox_head.num_query = 30
-    config.model.bev_proposals.num_proposals = 10
-    config.train_dataloader.dataset.classes = OWN_CLASSES
+    config = load_config(name, {"pc_range": OWN_RANGE, "bev_size": OWN_GRID, "class_names": list(OWN_CLASSES)})
+    config.model.bev_map.num_cams = 5
+    config.model.boxes.head.num_query = 30
+    config.model.boxes.bev_proposals.num_proposals = 10
     if "lane_head" in config.model:
         config.model.lane_head.num_queries = 12
     return config
@@ -205,7 +204,6 @@ def test_an_encoder_alone_starts_a_detector(tmp_path: Path, repository_root: Pat
 def test_another_encoder_is_refused_with_both_sides(repository_root: Path) -> None:
     config = load_config("bevformerv2_tiny_synthetic")
     config.model.img_backbone.update(channels=16)
-    config.model.img_neck.in_channels = (32, 64, 128)
     model = build_model(config)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     words = r"nothing of img_backbone fits.*channels 32, depths 1-2-5-2.*channels 16, depths 1-2-5-2"
