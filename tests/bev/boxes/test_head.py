@@ -1,4 +1,4 @@
-"""The box head on its BEV map: forward, losses and gradients as upstream's, groups, padding queries, odd labels, initialisation."""
+"""The box head: forward, losses and gradients as upstream's, groups, padding queries, odd labels, initialisation."""
 
 import json
 import math
