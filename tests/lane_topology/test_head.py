@@ -128,7 +128,7 @@ def test_boxes_return_to_the_image_on_disk():
     _, _, batch = toy.scenes(1)
     camera = PinholeCamera(np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]]), 1600, 900)
     views = tuple(
-        CameraView(name, "", camera, np.eye(4), np.diag([side, side, 1.0, 1.0]), 0)
+        CameraView(name, camera, np.diag([side, side, 1.0, 1.0]), np.eye(4), 0)
         for name, side in (("behind", -1.0), ("front", 1.0))
     )
     seen = torch.tensor([[250.0, 0, 200], [0, 250, 450 / 4 - 30], [0, 0, 1]])  # a quarter, 30 px cut off above

@@ -1,4 +1,4 @@
-"""A BEV map with a box head under the keys of a released head, for parity with numbers recorded from such heads."""
+"""A BEV map with a box head under the keys of a released head, for numbers recorded from such heads alone."""
 
 from __future__ import annotations
 

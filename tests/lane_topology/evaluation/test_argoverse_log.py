@@ -50,7 +50,7 @@ def with_elements(frame: Frame) -> Frame:
     """
     front, labels = frame.cameras[0], frame.lanes
     ends = np.array([line[-1] for line in labels.centrelines]) + [0, 0, LIFT_M]
-    uv, depth = front.camera.project(transform_points(invert_pose(front.bev_from_camera), ends))
+    uv, depth = front.camera.project(transform_points(invert_pose(frame.bev_from_camera(front)), ends))
     inside = (depth > 3) & (uv > 20).all(1) & (uv < [front.camera.width_px - 20, front.camera.height_px - 20]).all(1)
     # every place once: lanes that end together share their light
     places, element_of = np.unique(np.round(ends[inside], 1), axis=0, return_inverse=True)
@@ -93,7 +93,7 @@ def test_poses_calibration_and_lanes_fit_together(log, keyframes):
     road, joints = [], []
     for frame in frames:
         assert areas.contains(Point(*frame.global_from_ego[:2, 3]))  # the car is on the road
-        forward = frame.cameras[0].bev_from_camera[:3, 2]
+        forward = frame.bev_from_camera(frame.cameras[0])[:3, 2]
         assert forward @ [1, 0, 0] > 0.99  # the front camera looks ahead
         labels = frame.lanes
         points = np.concatenate([line[::40] for line in labels.centrelines])
@@ -177,7 +177,7 @@ def test_images_are_taken_at_their_own_time(log, keyframes, tmp_path):
     side = next(view for view in frame.cameras if view.name == "ring_side_left")
     assert side.timestamp_us == late_us and Path(side.image_path).is_file()
     still = next(view for view in first.cameras if view.name == "ring_side_left")
-    moved = side.bev_from_camera[:3, 3] - still.bev_from_camera[:3, 3]
+    moved = (frame.bev_from_camera(side) - first.bev_from_camera(still))[:3, 3]
     expected = second.global_from_ego[:3, 3] - first.global_from_ego[:3, 3]
     part = (late_us - first.timestamp_us) / (second.timestamp_us - first.timestamp_us)
     assert np.linalg.norm(moved) == pytest.approx(part * np.linalg.norm(expected), abs=0.15)

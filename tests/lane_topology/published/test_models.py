@@ -46,7 +46,7 @@ def large(**constructor) -> RoadBevFormer:
         img_backbone=ResNet(depth=18, out_indices=(2, 3), base_channels=16),
         img_neck=FPN(in_channels=(64, 128), out_channels=16, num_outs=2),
         bev_constructor=BevConstructor(bev_size=(5, 10), num_cams=2, num_levels=2, num_layers=1, **size, **constructor),
-        pts_bbox_head=CentrelineHead(bev_size=(5, 10), num_query=6, num_layers=2, **size),
+        pts_bbox_head=CentrelineHead(num_query=6, num_layers=2, **size),
         bbox_head=ElementHead(num_query=5, num_layers=(1, 2), num_levels=2, **size),
         lclc_head=RelationshipHead(16, 8, 16),
         lcte_head=RelationshipHead(16, 8, 16),
@@ -88,14 +88,16 @@ def test_a_step_reaches_every_parameter_and_a_graph_follows(build):
     assert all(value.isfinite() for value in losses_.values()) and all("loss" in name for name in losses_)
     sum(losses_.values()).backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    answers, history = model.eval().predict(batch)
+    answers, memory = model.eval().predict(batch)
     graph = answers[1].lanes
-    assert history == {} and [a.token for a in answers] == batch.tokens and answers[0].boxes is None
+    assert memory is None and [a.token for a in answers] == batch.tokens and answers[0].boxes is None
     assert graph.centrelines.shape == (6, 11, 3) and graph.elements_xyxy_px.shape == (5, 4)
     assert graph.lane_lane.shape == (6, 6) and graph.lane_element.shape == (6, 5)
     assert graph.lane_lane.min() >= 0 and graph.lane_lane.max() <= 1
     with pytest.raises(ConfigError, match="not all have lane labels"):
         model(replace(batch, lanes=[batch.lanes[0], None]), mode="loss")
+    with pytest.raises(ConfigError, match="the model answers lanes, not boxes"):
+        model.predict(batch, tasks=("boxes",))
 
 
 def test_the_map_lies_in_the_ego_frame():

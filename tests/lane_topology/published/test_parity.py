@@ -15,6 +15,7 @@ from drivestack.lane_topology.published.bev_constructor import BevConstructor
 from drivestack.lane_topology.published.centreline_head import CentrelineHead
 from drivestack.lane_topology.published.element_head import ElementHead
 from drivestack.lane_topology.published.relationship import RelationshipHead
+from support.maps import map_of, tokens_of
 
 PADDED = (64, 96)
 # The released code divides projections by the size before padding, although the maps cover the padded image: the same
@@ -43,9 +44,7 @@ class Heads(nn.Module):
         self.bev_constructor = BevConstructor(
             bev_size=(5, 10), num_cams=3, num_layers=2, use_can_bus=True, rotate_center=(2, 5), **size
         )
-        self.pts_bbox_head = CentrelineHead(
-            num_query=12, num_layers=3, bev_size=(5, 10), with_box_refine=refine, **size
-        )
+        self.pts_bbox_head = CentrelineHead(num_query=12, num_layers=3, with_box_refine=refine, **size)
         self.bbox_head = ElementHead(num_query=9, num_layers=(2, 3), **size)
         self.lclc_head = RelationshipHead(32)
         self.lcte_head = RelationshipHead(32)
@@ -112,9 +111,9 @@ def test_bev_map_with_and_without_history(heads, arrays):
     i = group(arrays, "inputs/")
     levels = [i[f"feat{n}"] for n in range(4)]
     views = (i["lidar2img"].expand(2, 3, 4, 4), IMAGE_SIZE[:, None].expand(2, 3, 2), DIVISOR, i["can_bus"])
-    torch.testing.assert_close(heads.bev_constructor(levels, *views), arrays["out/bev"], **CLOSE)
-    with_previous = heads.bev_constructor(levels, *views, previous=i["prev_bev"])
-    torch.testing.assert_close(with_previous, arrays["out/bev_with_prev"], **CLOSE)
+    torch.testing.assert_close(tokens_of(heads.bev_constructor(levels, *views)), arrays["out/bev"], **CLOSE)
+    with_previous = heads.bev_constructor(levels, *views, previous=map_of(i["prev_bev"], 5, 10))
+    torch.testing.assert_close(tokens_of(with_previous), arrays["out/bev_with_prev"], **CLOSE)
 
 
 @torch.no_grad()
@@ -178,7 +177,7 @@ def test_refined_lanes(arrays, numbers):
     model = Heads(refine=True).eval()
     missing, unexpected = model.load_state_dict(group(arrays, "refine/weights/"), strict=False)
     assert not unexpected and not [k for k in missing if k.startswith("pts_bbox_head")]
-    lanes = model.pts_bbox_head(arrays["refine/out/bev"])
+    lanes = model.pts_bbox_head(map_of(arrays["refine/out/bev"], 5, 10))
     out = group(arrays, "refine/out/lane/")
     torch.testing.assert_close(lanes.logits, out["all_cls_scores"], **CLOSE)
     torch.testing.assert_close(lanes.states, out["history_states"], **CLOSE)

@@ -86,7 +86,7 @@ def frames(tmp_path: Path) -> list[Frame]:
         write_occupancy(path, OccupancyLabels(grid("").semantics, mask, mask))
         ego = pose(np.eye(3), [5.0 * i, 0, 0])
         lidar = pose(np.eye(3), [1.0, 0, 1.8])
-        out.append(Frame(f"s{i}", "scene", "scene", i, (), lidar, ego, occupancy_path=str(path)))
+        out.append(Frame(f"s{i}", "scene", "scene", i, (), ego, lidar, occupancy_path=str(path)))
     return out
 
 

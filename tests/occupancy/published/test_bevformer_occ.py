@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drivestack.backbone import FPN, ResNet, prepare_inference
-from drivestack.bev.map.temporal import images_from_ego
+from drivestack.bev.published.ego_motion import images_from_ego
 from drivestack.core.batch import Batch
 from drivestack.core.errors import ConfigError
 from drivestack.core.frames import Frame
@@ -16,7 +16,7 @@ from drivestack.core.labels import OccupancyTargets
 from drivestack.data_tools.clips.can_bus import can_bus_of_pose
 from drivestack.engine.config import build_model, load_config
 from drivestack.geometry import invert_pose, pose, rotation_z
-from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, BEVFormerOccHead, OccupancyTransformer
+from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, OccupancyMap, VoxelHead
 from drivestack.occupancy.published.voxel_decoders import voxel_trunk
 
 OFFSETS = (-2, -1, 0)
@@ -45,29 +45,28 @@ def test_a_published_model_has_its_keys(name, count, reference_dir):
     published = dict(line.split() for line in text.splitlines())
     actual = {key: "x".join(map(str, value.shape)) or "-" for key, value in model.state_dict().items()}
     assert len(actual) == count and actual == published
-    assert tuple(config.train_dataloader.dataset.frame_offsets) == model.frame_offsets == (-4, -3, -2, -1, 0)
+    assert model.frame_offsets == (-4, -3, -2, -1, 0)
     settings = config.test_dataset.image
     assert settings.test_height_px == config.train_dataloader.dataset.image.train_heights_px[0]
 
 
 def tiny(mask: str = "camera", **settings) -> BEVFormerOcc:
     torch.manual_seed(0)
-    transformer = OccupancyTransformer(
-        num_z=4,
-        out_dim=8,
+    bev_map = OccupancyMap(
         bev_size=(8, 10),
         embed_dims=16,
         num_heads=2,
         num_cams=2,
         num_levels=2,
-        encoder_layers=1,
+        num_layers=1,
         ffn_dims=32,
         rotate_center=(5, 4),
     )
     return BEVFormerOcc(
         img_backbone=ResNet(depth=18, out_indices=(2, 3), base_channels=16),
         img_neck=FPN(in_channels=(64, 128), out_channels=16, num_outs=2),
-        pts_bbox_head=BEVFormerOccHead(transformer, mask=mask),
+        bev_map=bev_map,
+        voxel_head=VoxelHead(embed_dims=16, num_z=4, out_dim=8, mask=mask),
         **dict(frame_offsets=OFFSETS, history_frames=None) | settings,
     )
 
@@ -80,7 +79,7 @@ def targets(seed: int = 0) -> OccupancyTargets:
 
 
 def frame(t: int, scene: str = "scene") -> Frame:
-    return Frame(f"{scene} {t}", scene, scene, t, (), LIDAR, DRIVE[t], prev_token=f"{scene} {t - 1}" if t else "")
+    return Frame(f"{scene} {t}", scene, scene, t, (), DRIVE[t], LIDAR, prev_token=f"{scene} {t - 1}" if t else "")
 
 
 def clip(times=(0, 1, 2), scene: str = "scene") -> Batch:
@@ -112,8 +111,7 @@ def clip(times=(0, 1, 2), scene: str = "scene") -> Batch:
 def join(a: Batch, b: Batch) -> Batch:
     """Two batches as one."""
     both = lambda x, y: torch.cat([x, y]) if isinstance(x, torch.Tensor) else x + y
-    names = ("frame_offsets", "gt_boxes", "gt_labels", "mono", "lanes")
-    return replace(a, **{n: both(v, getattr(b, n)) for n, v in vars(a).items() if n not in names})
+    return replace(a, **{n: both(v, getattr(b, n)) for n, v in vars(a).items() if n != "frame_offsets"})
 
 
 def test_every_frame_is_seen_from_its_own_ego_frame():
@@ -189,14 +187,17 @@ def test_a_step_reaches_every_parameter_and_lowers_the_loss():
 
 def test_a_step_draws_from_the_history(monkeypatch):
     model, chosen = tiny(history_frames=1), []
-    encode = model.encode_clip
-    monkeypatch.setattr(model, "encode_clip", lambda images, *rest: chosen.append(images) or encode(images, *rest))
+    maps = model.clip_maps
+    monkeypatch.setattr(model, "clip_maps", lambda batch, own: chosen.append(tuple(own)) or maps(batch, own))
+    seen = []
+    features = model.extract_features
+    monkeypatch.setattr(model, "extract_features", lambda images: seen.append(images) or features(images))
     batch = clip()
     for _ in range(8):
         model(batch, mode="loss")
-    assert {images.shape[1] for images in chosen} == {2}
-    first = {next(t for t in range(2) if torch.equal(images[:, 0], batch.images[:, t])) for images in chosen}
-    assert first == {0, 1} and all(torch.equal(images[:, 1], batch.images[:, 2]) for images in chosen)
+    assert set(chosen) == {(0, 2), (1, 2)}
+    # what it drew is what it encoded, in this order
+    assert all(torch.equal(images, batch.images[:, t]) for images, t in zip(seen, sum(chosen, ()), strict=True))
 
 
 def test_prepared_for_inference_it_says_the_same():
@@ -214,7 +215,7 @@ def test_what_cannot_work_is_said():
         model(replace(clip(), can_bus=None), mode="loss")
     with pytest.raises(ConfigError, match="scene 2 have no voxel labels"):
         model(replace(clip(), occupancy=[None]), mode="loss")
-    with pytest.raises(ConfigError, match="voxels do not follow image flips"):
+    with pytest.raises(ConfigError, match="does not follow image flips"):
         model.predict(replace(clip(), image_flipped=torch.ones(1, dtype=torch.bool)))
     with pytest.raises(ConfigError, match=r"the batch has frames \(-1, 0\)"):
         model.predict(clip([1, 2]))

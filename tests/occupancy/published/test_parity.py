@@ -12,7 +12,8 @@ from drivestack.bev.map.encoder import cell_centres_normalised, project_to_image
 from drivestack.bev.published.bevformer_v1 import RecurrentState, can_bus_since
 from drivestack.bev.published.ego_motion import can_bus_deltas
 from drivestack.core.labels import OccupancyTargets
-from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, BEVFormerOccHead, OccupancyTransformer
+from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc, OccupancyMap, VoxelHead
+from support.maps import map_of, tokens_of
 
 SIZE = (96, 160)
 
@@ -33,39 +34,36 @@ def numbers(reference_dir) -> dict:
 
 def weights(ref: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
     prefix = f"{variant}/weights/"
-    return {key.removeprefix(prefix): value for key, value in ref.items() if key.startswith(prefix)}
+    return {f"pts_bbox_head.{k.removeprefix(prefix)}": v for k, v in ref.items() if k.startswith(prefix)}
 
 
-def head(variant: str = "conv3d", **settings) -> BEVFormerOccHead:
-    transformer = dict(
-        type=OccupancyTransformer,
-        voxel_decoder=variant,
-        num_z=4,
-        out_dim=8 if variant == "conv3d" else 16,
+def net_of(variant: str = "conv3d", **voxels) -> BEVFormerOcc:
+    """The published head behind an image encoder that is not used here."""
+    bev_map = OccupancyMap(
         bev_size=(8, 10),
         embed_dims=32,
         num_levels=2,
-        encoder_layers=2,
+        num_layers=2,
         num_points_in_pillar=4,
         ffn_dims=64,
         rotate_center=(5, 4),
     )
-    return BEVFormerOccHead(transformer | settings).eval()
+    head = VoxelHead(variant, embed_dims=32, num_z=4, out_dim=8 if variant == "conv3d" else 16, **voxels)
+    parts = dict(img_backbone=nn.Identity(), img_neck=nn.Identity(), bev_map=bev_map, voxel_head=head)
+    return BEVFormerOcc(**parts, grid_mask=False).eval()
 
 
 @pytest.fixture(scope="module")
 def model(ref) -> BEVFormerOcc:
-    """The published head behind an image encoder that is not used here."""
-    model = BEVFormerOcc(img_backbone=nn.Identity(), img_neck=nn.Identity(), pts_bbox_head=head(), grid_mask=False)
-    model.pts_bbox_head.load_state_dict(weights(ref, "conv3d"))
-    return model.eval()
+    model = net_of()
+    model.load_state_dict(weights(ref, "conv3d"))
+    return model
 
 
 def encoded(model: BEVFormerOcc, ref, feats: list[Tensor], can_bus: Tensor, previous: Tensor | None) -> Tensor:
     image_from_ego = (ref["inputs/lidar2img"] @ ref["inputs/ego2lidar"])[None].float()
-    sizes = torch.tensor(SIZE).expand(1, 6, 2)
     with torch.no_grad():
-        return model.encode(feats, image_from_ego, sizes, SIZE, can_bus[None], [previous])
+        return model.encode(feats, image_from_ego, SIZE, can_bus[None], [previous])
 
 
 def inputs(ref, prefix: str = "inputs") -> list[Tensor]:
@@ -74,29 +72,28 @@ def inputs(ref, prefix: str = "inputs") -> list[Tensor]:
 
 @pytest.mark.parametrize("variant", ["conv3d", "conv2d", "mlp"])
 def test_voxel_decoders_agree_with_upstream(ref, numbers, variant):
-    net = head(variant)
+    net = net_of(variant)
     net.load_state_dict(weights(ref, variant))
     bev, expected = ref[f"{variant}/decoder_in_bev"], ref[f"{variant}/decoder_out_logits"]
     with torch.no_grad():
-        logits = net.transformer.voxels(bev)
-        close(net.logits(bev.flatten(2).transpose(1, 2)), logits)
+        logits = net.voxel_head(bev)
     if variant == "conv3d":
         close(logits, expected)
         net.train()
         with torch.no_grad():
-            close(net.transformer.voxels(bev), ref["conv3d/decoder_out_logits_trainmode_bn"])
+            close(net.voxel_head(bev), ref["conv3d/decoder_out_logits_trainmode_bn"])
         return
     # the other two lie as the labels do, [x, y, z]; upstream's order is asked for by name
     assert list(logits.shape) == [2, 10, 8, 4, 18] and numbers[variant]["axis_order"].startswith("b, y")
     close(logits.transpose(1, 2), expected)
-    upstream = head(variant, transposed=True)
+    upstream = net_of(variant, transposed=True)
     upstream.load_state_dict(weights(ref, variant))
     with torch.no_grad():
-        close(upstream.transformer.voxels(bev), expected)
+        close(upstream.voxel_head(bev), expected)
 
 
 def test_pillars_stand_in_the_ego_frame(ref, model, numbers):
-    encoder = model.pts_bbox_head.transformer.encoder
+    encoder = model.bev_map.encoder
     low, high = torch.tensor(numbers["config"]["pc_range"]).float().view(2, 3)
     close((encoder.pillars - low) / (high - low), ref["out/ref3d"][0].transpose(0, 1))
     close(cell_centres_normalised(encoder.grid), ref["out/ref3d"][0, 0, :, :2])
@@ -109,22 +106,22 @@ def test_pillars_stand_in_the_ego_frame(ref, model, numbers):
 
 def test_first_frame_agrees_with_upstream(ref, model):
     bev = encoded(model, ref, inputs(ref), ref["inputs/can_bus_first"], None)
-    close(bev, ref["out/first/only_bev"])
-    close(bev.transpose(1, 2).unflatten(2, (8, 10)), ref["out/first/bev_embed"])
+    close(tokens_of(bev), ref["out/first/only_bev"])
+    close(bev, ref["out/first/bev_embed"])
     with torch.no_grad():
-        logits = model.pts_bbox_head.logits(bev)
+        logits = model.voxel_head(bev)
     close(logits, ref["out/first/occ"])
     assert torch.equal(logits.argmax(-1), ref["out/first/pred"])
 
 
 def test_next_frame_agrees_with_upstream(ref, model):
     """The map before is turned and displaced by the ego motion, and so is the current one (kept: weights need it)."""
-    previous = ref["inputs/prev_bev"][0]
+    previous = map_of(ref["inputs/prev_bev"], 8, 10)[0]
     bev = encoded(model, ref, inputs(ref), ref["inputs/can_bus_next"], previous)
-    close(bev.transpose(1, 2).unflatten(2, (8, 10)), ref["out/next/bev_embed"])
+    close(bev, ref["out/next/bev_embed"])
     with torch.no_grad():
-        close(model.pts_bbox_head.logits(bev), ref["out/next/occ"])
-    encoder = model.pts_bbox_head.transformer.encoder
+        close(model.voxel_head(bev), ref["out/next/occ"])
+    encoder = model.bev_map.encoder
     encoder.shift_current = False
     try:
         alone = encoded(model, ref, inputs(ref), ref["inputs/can_bus_next"], previous)
@@ -141,9 +138,9 @@ def test_a_video_agrees_with_upstream(ref, numbers, model):
         absolute = ref[f"clip/{t}/can_bus_absolute"]
         delta = can_bus_since(absolute, None if past is None else past.can_bus)
         bev = encoded(model, ref, inputs(ref, f"clip/{t}"), delta, None if past is None else past.bev)
-        close(bev.transpose(1, 2).unflatten(2, (8, 10)), ref[f"clip/{t}/bev_embed"])
+        close(bev, ref[f"clip/{t}/bev_embed"])
         with torch.no_grad():
-            found = model.pts_bbox_head.logits(bev).argmax(-1).to(torch.uint8)
+            found = model.voxel_head(bev).argmax(-1).to(torch.uint8)
         assert torch.equal(found, ref[f"clip/{t}/occ_pred"])
         state = RecurrentState(scene, bev[0], absolute)
 
@@ -160,7 +157,7 @@ def test_deltas_of_a_training_clip_agree_with_upstream(numbers):
     ("mask", "loss", "gradient"), [("none", "no_mask", "no_mask"), ("camera", "mask_camera", "mask")]
 )
 def test_losses_and_gradients_agree_with_upstream(ref, numbers, mask, loss, gradient):
-    net = BEVFormerOccHead(head().transformer, mask=mask)
+    net = VoxelHead(embed_dims=32, num_z=4, out_dim=8, mask=mask)
     logits = ref["loss/logits"].clone().requires_grad_()
     seen = ref["loss/mask_camera"].bool()
     terms = net.loss(logits, [OccupancyTargets(gt, ~own, own) for gt, own in zip(ref["loss/gt"], seen)])
@@ -171,7 +168,7 @@ def test_losses_and_gradients_agree_with_upstream(ref, numbers, mask, loss, grad
 
 
 def test_nothing_seen_costs_nothing(ref, numbers):
-    net = BEVFormerOccHead(head().transformer, mask="camera")
+    net = VoxelHead(embed_dims=32, num_z=4, out_dim=8, mask="camera")
     logits = ref["loss/logits"].clone().requires_grad_()
     none = torch.zeros_like(ref["loss/mask_camera"]).bool()
     terms = net.loss(logits, [OccupancyTargets(gt, none[0], none[0]) for gt in ref["loss/gt"]])
