@@ -88,6 +88,10 @@ class LogProgress(Hook):
             self._write(runner, done)
             self._restart()
 
+    def pause(self, seconds: float) -> None:
+        """``seconds`` went by beside training and do not count as time of an iteration."""
+        self.since += seconds
+
     def close(self) -> None:
         """Give the terminal back, also after an error."""
         if self.display:

@@ -210,14 +210,15 @@ def choose_start(
         raise CheckpointError(f"{weights}: no such checkpoint file.")
     option = f"--{how.replace('_', '-')} {weights}"
     interrupted = find_start(work_dir, resume)
+    say = logger.info if os.environ.get("RANK", "0") == "0" else logger.debug
     if interrupted is not None:
-        logger.info("resuming %s%s", interrupted, f"; {option} is not used, it is for new runs" if weights else "")
+        say("resuming %s%s", interrupted, f"; {option} is not used, it is for new runs" if weights else "")
         return Start("resume", interrupted)
     if resume:
         begin = f"starting from {option}" if weights else "starting anew"
-        logger.info("%s: no checkpoint to resume, %s", work_dir, begin)
+        say("%s: no checkpoint to resume, %s", work_dir, begin)
     elif weights:
-        logger.info("starting from %s", option)
+        say("starting from %s", option)
     return Start(how, Path(weights)) if weights else Start("new")
 
 

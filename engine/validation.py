@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from .checkpoints import read_checkpoint
+from .hooks import LogProgress
 from .run_log import RunLog
 from .runner import TrainRunner
 
@@ -68,12 +70,12 @@ class Validation(Hook):
         if runner.distributed:  # a group of its own, whose barrier outlasts a long validation
             self._waiting_room = torch.distributed.new_group(backend="gloo", timeout=LONGEST_VALIDATION)
         path = Path(runner.work_dir) / BEST
-        if is_main_process() and path.is_file():
-            best = Best(**read_checkpoint(path)["meta"]["best"])
-            if best.metric == self.metric:
-                self.best = best
+        if runner.iter > 0 and is_main_process() and path.is_file():
+            noted = read_checkpoint(path)["meta"].get("best", {})
+            if noted.get("metric") == self.metric:
+                self.best = Best(**noted)
             else:
-                logger.info("%s: best by %s, now %s decides and it starts anew", path, best.metric, self.metric)
+                logger.info("%s: not the best by %s; it will be replaced", path, self.metric)
 
     def after_train_iter(
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -82,6 +84,7 @@ class Validation(Hook):
         if done % self.interval and done != runner.max_iters:
             return
         if is_main_process():
+            began_s = time.monotonic()
             with undisturbed(runner.model):
                 runner.call_hook("before_val_epoch")  # EMA lends its averaged weights to the model
                 try:
@@ -90,6 +93,9 @@ class Validation(Hook):
                 finally:
                     runner.call_hook("after_val_epoch")
             self._record(runner, done, {name: float(value) for name, value in scores.items()})
+            for hook in runner.hooks:
+                if isinstance(hook, LogProgress):
+                    hook.pause(time.monotonic() - began_s)
         if self._waiting_room is not None:
             torch.distributed.barrier(self._waiting_room)
 
