@@ -6,8 +6,8 @@ a labelled bicycle rack. For each class and each of four distances (0.5, 1, 2, 4
 predictions take labels of their sample greedily, best score first, each the nearest that is left and closer than the
 distance (of equal scores the one that stands later in the predictions comes first). Precision is read off at recalls
 0, 0.01, ..., 1, between the measured points by linear interpolation, 0 beyond the last one; average precision (AP) is
-the mean over the recalls above 0.1 of what exceeds a precision of 0.1, scaled so that 1 is perfect. mAP averages classes
-and distances.
+the mean over the recalls above 0.1 of what exceeds a precision of 0.1, scaled so that 1 is perfect. mAP averages
+classes and distances.
 
 Matches within 2 m give five errors per class: translation (m, on the ground), scale (1 - IoU of the boxes laid on one
 another), orientation (rad; up to half a turn for barriers), velocity (m/s) and attribute (1 - accuracy). An error is
@@ -299,7 +299,7 @@ def _scores(truths: _Boxes, boxes: _Boxes, settings: DetectionSettings) -> dict[
 def _curves(
     score: NDArray[np.float64], taken: NDArray[np.int64], num_truths: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision [R] and score [R] at each recall, 0 beyond the highest; score: [n], best first; taken: [n], -1: none."""
+    """Precision [R] and score [R] at a recall, 0 beyond the highest. score: [n], best first; taken: [n], -1: none."""
     hit = taken >= 0
     if num_truths == 0 or not hit.any():
         return np.zeros(len(_RECALLS)), np.zeros(len(_RECALLS))

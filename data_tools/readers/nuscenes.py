@@ -61,10 +61,10 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     """All keyframes of a split, sorted by scene name and time.
 
     dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval`` (version
-    ``annotations.json``: the occupancy challenge's file instead, see occ3d_challenge.py); split: an official one (train,
-    val, test, mini_train, mini_val, train_detect, train_track) or one of the version's own ``splits.json`` (split ->
-    scene names); scenes of it that the tables lack are left out. Frames of a set without labels have ``annotations``
-    None. Voxel and lane labels that lie beside the tables (labels/files.py) are found by themselves.
+    ``annotations.json``: the occupancy challenge's file instead, see occ3d_challenge.py); split: an official one
+    (train, val, test, mini_train, mini_val, train_detect, train_track) or one of the version's own ``splits.json``
+    (split -> scene names); scenes of it that the tables lack are left out. Frames of a set without labels have
+    ``annotations`` None. Voxel and lane labels that lie beside the tables (labels/files.py) are found by themselves.
 
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
     without scenes, or unusable calibration.

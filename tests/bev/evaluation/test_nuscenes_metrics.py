@@ -131,7 +131,9 @@ def test_own_classes_and_ranges_score_by_the_same_rules() -> None:
             for f in frames
         ]
         ours = evaluate(
-            renamed, {t: replace(boxes, names=[own[name] for name in boxes.names]) for t, boxes in found.items()}, settings
+            renamed,
+            {t: replace(boxes, names=[own[name] for name in boxes.names]) for t, boxes in found.items()},
+            settings,
         )
         for key, value in ours.items():
             expected = theirs[key]
