@@ -1,4 +1,4 @@
-"""The reader agrees with the devkit (where it is installed), keeps scenes apart, and names what is wrong with a root."""
+"""The reader agrees with the devkit (if installed), keeps scenes apart, and says what is wrong with a broken root."""
 
 from __future__ import annotations
 

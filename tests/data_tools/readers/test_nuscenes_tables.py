@@ -107,7 +107,7 @@ def test_a_broken_table_that_is_not_used_is_named_too(own_root: Path) -> None:
 
 def test_an_annotation_without_instance_is_a_misfit(own_root: Path, edit_table) -> None:
     edit_table("instance", lambda rows: rows.clear())
-    with pytest.raises(DataError, match="do not fit together .*scene-0061-o0"):
+    with pytest.raises(DataError, match=r"do not fit together .*scene-0061-o0"):
         read_nuscenes(own_root, VERSION, "mini_train")
 
 
