@@ -105,7 +105,7 @@ def run_demo(
     times_s |= outcome.times_s
 
     begin = time.monotonic()
-    say("3/4 checking the submissions, official evaluation")
+    say("3/4 checking the submissions, scores")
     reference = Reference(Source(str(data), VERSION, SPLIT), frames)
     scores: dict[str, dict[str, Any]] = {}
     for task, path in paths.items():
