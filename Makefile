@@ -15,9 +15,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# The first interpreter that runs, fits pyproject.toml (3.11 or 3.12) and can make environments.
-FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
-DRIVESTACK_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+# The first interpreter that runs, fits pyproject.toml (3.11 or newer) and can make environments.
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))
+DRIVESTACK_PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c "$(FITS)" >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 # The stamp's name carries the content of what decides the installation, so a branch switch back costs nothing.
@@ -32,7 +32,7 @@ help:
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
-		echo "error: no Python 3.11 or 3.12 with venv found. Debian/Ubuntu: apt install python3 python3-venv python3-dev;"; \
+		echo "error: no Python 3.11 or newer with venv found. Debian/Ubuntu: apt install python3 python3-venv python3-dev;"; \
 		echo "       elsewhere name one: make $(MAKECMDGOALS) DRIVESTACK_PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Creating $(VENV) with $(DRIVESTACK_PYTHON)"
 	@"$(DRIVESTACK_PYTHON)" -m venv $(VENV)
@@ -45,6 +45,7 @@ $(STAMP): | $(PYTHON)
 	$(PIP) pip setuptools wheel ninja torch torchvision numpy; \
 	echo "Installing drivestack and its C++ operators"; \
 	$(PIP) --no-build-isolation --editable '.[dev]'; \
+	$(PIP) --no-deps nuscenes-devkit; \
 	rm -f $(VENV)/.installed-*; touch $@; \
 	echo "Environment ready after $$SECONDS s, $$(du -sh $(VENV) | cut -f1) on disk"
 

@@ -114,7 +114,7 @@ def run_demo(
     times_s |= predictions.times_s
 
     begin = time.monotonic()
-    say("3/4 checking the submissions, official evaluation")
+    say("3/4 checking the submissions, scores")
     scores: dict[str, dict[str, Any]] = {}
     for task, path in paths.items():
         chosen[task].write(path, predictions, SPLIT)
