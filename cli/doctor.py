@@ -60,14 +60,13 @@ EXTRAS = {
     "argoverse": Extra(("pyarrow",), "reading Argoverse 2 logs"),
     "waymo": Extra(
         ("google.protobuf", "pyarrow", "waymo_open_dataset"),
-        "reading Waymo Open Dataset files",
+        "the message classes of Waymo files; no reader uses them yet",
         "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
     ),
-    "export": Extra(("onnx", "onnxscript"), "drivestack export to ONNX"),
-    "view": Extra(("rerun",), "the live view in rerun (numpy 2)"),
+    "export": Extra(("onnx", "onnxscript"), "ONNX files of operators and models (drivestack.export.onnx)"),
     "dev": Extra(("pytest", "pytest_timeout", "hypothesis", "ruff", "ninja", "onnxruntime"), "the tests and the lint"),
 }
-"""Name in pyproject.toml -> what it is for; openmmlab is empty so far."""
+"""Name in pyproject.toml -> what it is for; openmmlab and view are empty so far."""
 
 
 @dataclass(frozen=True)

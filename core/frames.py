@@ -5,12 +5,14 @@ Shapes: n boxes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ..geometry import PinholeCamera, invert_pose, transform_points, yaw_of
+from ..geometry import PinholeCamera, invert_pose, rotation_z, transform_points, yaw_of
+from .errors import DataError
 from .labels import LaneLabels
 
 
@@ -34,6 +36,11 @@ class CameraView:
     def global_from_camera(self) -> NDArray[np.float64]:
         """[4, 4], at the camera's own time."""
         return self.global_from_ego @ self.ego_from_camera
+
+    @property
+    def image_size_px(self) -> tuple[int, int]:
+        """(width, height)"""
+        return self.camera.width_px, self.camera.height_px
 
     @property
     def source(self) -> str:
@@ -67,6 +74,51 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def of_boxes(
+        cls,
+        names: Sequence[str],
+        centre_m: ArrayLike,
+        size_lwh_m: ArrayLike,
+        yaw_rad: ArrayLike,
+        *,
+        velocity_mps: ArrayLike | None = None,
+        tracks: Sequence[str] | None = None,
+        global_from_frame: ArrayLike | None = None,
+    ) -> Annotations:
+        """From upright boxes in any one frame, the global one by default, as labels of one's own have them.
+
+        centre_m [n, 3], of the box's middle; size_lwh_m [n, 3]; yaw_rad [n] counter-clockwise from x; velocity_mps
+        [n, 2], NaN or None where unknown; tracks: name of each object over time; global_from_frame [4, 4], e.g.
+        ``global_from_ego`` for boxes around the car. Every box counts as seen. Raises DataError for arrays of other
+        lengths, and sizes that are not above 0.
+        """
+        n = len(names)
+        centre, size = (np.array(x, np.float64).reshape(-1, 3) for x in (centre_m, size_lwh_m))
+        yaw = np.array(yaw_rad, np.float64).reshape(-1)
+        velocity = (
+            np.full((n, 2), np.nan) if velocity_mps is None else np.array(velocity_mps, np.float64).reshape(-1, 2)
+        )
+        for what, values in (("centre_m", centre), ("size_lwh_m", size), ("yaw_rad", yaw), ("velocity_mps", velocity)):
+            if len(values) != n:
+                raise DataError(f"{n} names, but {len(values)} boxes in {what}: give one for each object")
+        if not (np.isfinite(size) & (size > 0)).all():
+            raise DataError(f"size_lwh_m must be above 0, got {size[~(size > 0).all(1)].tolist()}")
+        pose = np.eye(4) if global_from_frame is None else np.array(global_from_frame, np.float64)
+        flat = np.concatenate([velocity, np.zeros((n, 1))], 1)
+        return cls(
+            names=list(names),
+            centre_global_m=transform_points(pose, centre),
+            rotation_global=pose[:3, :3] @ rotation_z(yaw) if n else np.zeros((0, 3, 3)),
+            size_lwh_m=size,
+            velocity_global_mps=(flat @ pose[:3, :3].T)[:, :2],
+            attributes=[""] * n,
+            num_lidar_points=np.ones(n, np.int64),
+            num_radar_points=np.zeros(n, np.int64),
+            tokens=[""] * n,
+            instance_tokens=list(tracks) if tracks is not None else [""] * n,
+        )
 
     def boxes_in(self, frame_from_global: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes [n, 9] (geometry.boxes convention) in another frame; unknown velocities stay NaN."""

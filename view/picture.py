@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -215,7 +215,7 @@ class _Canvas:
 
     def _title(self) -> str:
         """Scene, time and sample."""
-        time = datetime.fromtimestamp(self.frame.timestamp_us / 1e6, tz=timezone.utc)
+        time = datetime.fromtimestamp(self.frame.timestamp_us / 1e6, tz=UTC)
         moment = f"{time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d} UTC"
         return f"{plain_letters(self.frame.scene_name)}    {moment}    sample {self.frame.token}"
 

@@ -6,13 +6,12 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from drivestack.bev.multi_task import TASKS
+from drivestack.bev.protocol import TASKS, PerceptionModel
 from drivestack.cli.main import main
 from drivestack.cli.options import METRIC_VERSIONS
 from drivestack.cli.options import TASKS as NAMES
@@ -30,8 +29,8 @@ from drivestack.lane_topology.evaluation.submission import (
 from drivestack.lane_topology.published.road_bevformer import RoadBevFormer
 from drivestack.occupancy.evaluation.submission import VoxelFiles
 from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc
-from drivestack.tasks.registry import ENDINGS, KINDS, find, places
-from drivestack.tasks.run import tasks_of
+from drivestack.tasks.registry import ENDINGS, find, places
+from drivestack.tasks.registry import TASKS as REGISTERED
 
 TINY = "perception_tiny_synthetic"
 
@@ -64,22 +63,23 @@ def unlabelled(root: Path) -> Path:
 
 
 def test_tasks_and_versions_are_the_same_everywhere() -> None:
-    assert TASKS == NAMES == tuple(KINDS)
+    assert TASKS == NAMES == tuple(REGISTERED)
     assert get_args(Version) == METRIC_VERSIONS
 
 
 def test_models_say_what_they_answer() -> None:
     assert BEVFormerOcc.tasks == ("occupancy",) and RoadBevFormer.tasks == ("lanes",)
-    model = SimpleNamespace(tasks=TASKS)
-    assert tasks_of(model) == TASKS and tasks_of(SimpleNamespace()) == ("boxes",)
-    assert tasks_of(model, ["lanes", "boxes"]) == ("boxes", "lanes") == model.tasks
+    model = PerceptionModel()
+    assert model.asked(None) == TASKS and model.asked(["lanes", "boxes"]) == ("boxes", "lanes")
+    assert model.tasks == TASKS  # asking changes nothing
+    model.tasks = ("boxes", "lanes")
     with pytest.raises(ConfigError, match="answers boxes, lanes, not occupancy"):
-        tasks_of(model, ["occupancy"])
+        model.asked(["occupancy"])
 
 
 def test_voxels_go_to_disk_as_they_come(tmp_path: Path) -> None:
     voxels = np.full((200, 200, 16), 17, np.uint8)
-    left = KINDS["occupancy"]().keep(tmp_path / "o.zip")(SceneAnswer("t", occupancy=OccupancyGrid("t", voxels)))
+    left = REGISTERED["occupancy"]().keep(tmp_path / "o.zip")(SceneAnswer("t", occupancy=OccupancyGrid("t", voxels)))
     assert left == SceneAnswer("t")
     np.testing.assert_array_equal(VoxelFiles(tmp_path / "o").read("t"), voxels)
 
