@@ -127,11 +127,11 @@ def _attend(
     return out.reshape(b, q, m * d)
 
 
-def levels_of(spatial_shapes: Sequence[Pair], starts: Sequence[int] | None = None) -> list[tuple[int, int, int]]:
-    """(height, width, first token) of each level; without `starts` the levels lie one after the other."""
+def levels_of(spatial_shapes: Sequence[Pair]) -> list[tuple[int, int, int]]:
+    """(height, width, first token) of levels that lie one after the other."""
     levels, following = [], 0
-    for i, (height, width) in enumerate(spatial_shapes):
-        levels.append((height, width, following if starts is None else starts[i]))
+    for height, width in spatial_shapes:
+        levels.append((height, width, following))
         following += height * width
     return levels
 
