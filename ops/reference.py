@@ -28,9 +28,8 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def output_size(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(Ho, Wo) of a convolution window slid over an image of (H, W)."""
-    height, width = (
-        (s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size, kernel_size, stride, padding, dilation)
-    )
+    height = (size[0] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
+    width = (size[1] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
     return height, width
 
 
