@@ -185,9 +185,10 @@ def _check_queries(
     _check_levels(op, levels, tensors)
     for height, width, start in levels:
         if start < 0 or start + height * width > s:
+            needed = max(t + h * w for h, w, t in levels)
             raise ValueError(
-                f"{op}: the levels (height, width, first token) need {max(t + h * w for h, w, t in levels)} tokens from "
-                f"token 0 on, value has {s}; got {_described(tensors, levels)}"
+                f"{op}: the levels (height, width, first token) need {needed} tokens from token 0 on, value has {s}; "
+                f"got {_described(tensors, levels)}"
             )
     expected = (b, logits.shape[1], m, len(levels), logits.shape[4])
     if logits.shape != expected or offsets.shape != (*expected, 2):
