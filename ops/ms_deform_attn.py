@@ -6,7 +6,6 @@ from torch import Tensor
 
 from .dispatch.calls import run
 from .dispatch.operators import MS_DEFORM_ATTN, MS_DEFORM_ATTN_FUSED
-from .reference import levels_of
 
 Shapes = Sequence[Sequence[int]] | Tensor
 
@@ -14,6 +13,15 @@ Shapes = Sequence[Sequence[int]] | Tensor
 def shape_pairs(spatial_shapes: Shapes) -> list[tuple[int, int]]:
     """(height, width) of each level as ints, from a list or a tensor [L, 2]."""
     return [(h, w) for h, w in (spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes)]
+
+
+def flat_levels(spatial_shapes: Shapes, starts: Sequence[int] | None = None) -> list[int]:
+    """Height, width and first token of each level, one after the other; without `starts` level follows level."""
+    flat, following = [], 0
+    for i, (height, width) in enumerate(shape_pairs(spatial_shapes)):
+        flat += (height, width, following if starts is None else starts[i])
+        following += height * width
+    return flat
 
 
 def ms_deform_attn(
@@ -43,8 +51,7 @@ def ms_deform_attn(
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
         BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
-    shapes = shape_pairs(spatial_shapes)
-    flat_shapes = [side for shape in shapes for side in shape]
+    flat_shapes = [side for shape in shape_pairs(spatial_shapes) for side in shape]
     return run(MS_DEFORM_ATTN, backend, value, flat_shapes, sampling_locations, attention_weights)
 
 
@@ -84,8 +91,7 @@ def ms_deform_attn_fused(
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
         BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
-    shapes = shape_pairs(spatial_shapes)
-    if level_starts is not None and len(level_starts) != len(shapes):
-        raise ValueError(f"ms_deform_attn_fused: {len(level_starts)} level_starts for {len(shapes)} levels")
-    flat_levels = [number for level in levels_of(shapes, level_starts) for number in level]
-    return run(MS_DEFORM_ATTN_FUSED, backend, value, flat_levels, reference_points, offsets, logits, level_mean)
+    if level_starts is not None and len(level_starts) != len(spatial_shapes):
+        raise ValueError(f"ms_deform_attn_fused: {len(level_starts)} level_starts for {len(spatial_shapes)} levels")
+    levels = flat_levels(spatial_shapes, level_starts)
+    return run(MS_DEFORM_ATTN_FUSED, backend, value, levels, reference_points, offsets, logits, level_mean)

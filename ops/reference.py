@@ -28,9 +28,8 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def output_size(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(Ho, Wo) of a convolution window slid over an image of (H, W)."""
-    height, width = (
-        (s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size, kernel_size, stride, padding, dilation)
-    )
+    height = (size[0] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
+    width = (size[1] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
     return height, width
 
 
@@ -127,11 +126,11 @@ def _attend(
     return out.reshape(b, q, m * d)
 
 
-def levels_of(spatial_shapes: Sequence[Pair], starts: Sequence[int] | None = None) -> list[tuple[int, int, int]]:
-    """(height, width, first token) of each level; without `starts` the levels lie one after the other."""
+def levels_of(spatial_shapes: Sequence[Pair]) -> list[tuple[int, int, int]]:
+    """(height, width, first token) of levels that lie one after the other."""
     levels, following = [], 0
-    for i, (height, width) in enumerate(spatial_shapes):
-        levels.append((height, width, following if starts is None else starts[i]))
+    for height, width in spatial_shapes:
+        levels.append((height, width, following))
         following += height * width
     return levels
 

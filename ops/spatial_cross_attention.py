@@ -6,8 +6,7 @@ from torch import Tensor
 
 from .dispatch.calls import run
 from .dispatch.operators import SPATIAL_CROSS_ATTENTION
-from .ms_deform_attn import shape_pairs
-from .reference import levels_of
+from .ms_deform_attn import flat_levels
 
 
 def spatial_cross_attention(
@@ -45,6 +44,5 @@ def spatial_cross_attention(
         ValueError: shapes that do not fit, with the shapes; reference points that require a gradient.
         TypeError: dtypes that do not fit. BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
-    flat_levels = [number for level in levels_of(shape_pairs(spatial_shapes)) for number in level]
-    inputs = (value, flat_levels, reference_points, visible, offsets, logits)
-    return run(SPATIAL_CROSS_ATTENTION, backend, *inputs)
+    levels = flat_levels(spatial_shapes)
+    return run(SPATIAL_CROSS_ATTENTION, backend, value, levels, reference_points, visible, offsets, logits)

@@ -23,8 +23,9 @@ def run(operator: Operator, backend: str | None, *inputs, shown_as: str | None =
         return operator.reference(*inputs)
     dtype = inputs[0].dtype
     widened = ()
-    for i in operator.paired_at:
-        if inputs[i].dtype != dtype:
+    if operator.paired_at:
+        first, second = operator.paired_at
+        if not inputs[first].dtype == inputs[second].dtype == dtype:
             widened = operator.paired_at
     if dtype != torch.float64:
         widened += tuple(i for i in operator.wide_at if inputs[i].dtype != torch.float32)

@@ -127,7 +127,10 @@ def _window_described(value: Tensor, window: Window) -> str:
 
 
 def _check_levels(op: str, levels: Sequence[Sequence[int]], tensors: dict[str, Tensor]) -> None:
-    if not levels or any(h < 1 or w < 1 for h, w, *_ in levels):
+    fits = bool(levels)
+    for level in levels:  # a generator would take longer to set up than to run
+        fits = fits and level[0] >= 1 and level[1] >= 1
+    if not fits:
         raise ValueError(f"{op}: level sizes must be at least 1; got {_described(tensors, levels)}")
 
 
@@ -180,11 +183,13 @@ def _check_queries(
     if m < 1 or d < 1:
         raise ValueError(f"{op}: heads and channels must be at least 1; got {_described(tensors, levels)}")
     _check_levels(op, levels, tensors)
-    if any(start < 0 or start + h * w > s for h, w, start in levels):
-        raise ValueError(
-            f"{op}: the levels (height, width, first token) need {max(t + h * w for h, w, t in levels)} tokens from "
-            f"token 0 on, value has {s}; got {_described(tensors, levels)}"
-        )
+    for height, width, start in levels:
+        if start < 0 or start + height * width > s:
+            needed = max(t + h * w for h, w, t in levels)
+            raise ValueError(
+                f"{op}: the levels (height, width, first token) need {needed} tokens from token 0 on, value has {s}; "
+                f"got {_described(tensors, levels)}"
+            )
     expected = (b, logits.shape[1], m, len(levels), logits.shape[4])
     if logits.shape != expected or offsets.shape != (*expected, 2):
         raise ValueError(

@@ -44,8 +44,8 @@ class Operator:
     """What the backward operator gives gradients to, in its order."""
     autocast: tuple[str, ...]
     """What autocast casts: never coordinates, a position in half precision is off by tenths of a pixel."""
-    paired: tuple[str, ...] = ()
-    """Tensors that the kernels take in the dtype of value, or all of them in float32."""
+    paired: tuple[str, str] | tuple[()] = ()
+    """Two tensors that the kernels take in the dtype of value, or both in float32."""
     wide: tuple[str, ...] = ()
     """Tensors that the kernels never take in half precision."""
     backward: Callable[..., Sequence[Tensor | None]] | None = None

@@ -1,4 +1,4 @@
-"""The doors compile without graph breaks and export, with lists of sizes."""
+"""The adapters compile without graph breaks and export, with lists of sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from drivestack.compat.dcnv4 import DCNv4
 from drivestack.compat.ms_deform_attn import MultiScaleDeformableAttention
 
 
-class Doors(nn.Module):
+class Adapters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention = MultiScaleDeformableAttention(16, 4, 2, 2, batch_first=True)
@@ -24,7 +24,7 @@ class Doors(nn.Module):
 
 def test_compile_without_graph_breaks_and_export():
     torch.manual_seed(0)
-    model = Doors().eval()
+    model = Adapters().eval()
     inputs = torch.randn(2, 5, 16), torch.rand(2, 5, 2, 4), torch.randn(2, 26, 16), torch.randn(2, 6, 7, 16)
     want = model(*inputs)
     found = torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs)

@@ -94,8 +94,8 @@ def test_an_exported_program_loads_the_kernels_or_runs_without(folder, tmp_path,
     environment = os.environ | {"DRIVESTACK_OPS_FOLDER": folder and str(tmp_path / folder)}
     command = [sys.executable, "-W", "ignore", "-c", RUN_PROGRAM, str(tmp_path)]
     said = subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True, text=True).stdout
-    serving, difference = said.rsplit(" ", 1)
-    assert serving == ("[]" if folder else "[('dcnv3', 'cpu')]")
+    with_kernel, difference = said.rsplit(" ", 1)
+    assert with_kernel == ("[]" if folder else "[('dcnv3', 'cpu')]")
     assert float(difference) <= (1e-5 if folder else 0)
 
 
