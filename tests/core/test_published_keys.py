@@ -112,7 +112,7 @@ def test_strict_loading_is_strict():
     score = state.pop("head.score.weight")
     with pytest.raises(RuntimeError, match=r"Missing key.*score\.weight"):
         model.load_state_dict(state)
-    with pytest.raises(RuntimeError, match="Unexpected key.*nowhere"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*nowhere"):
         model.load_state_dict({**state, "head.score.weight": score, "nowhere.weight": score})
     with pytest.raises(RuntimeError, match="size mismatch"):
         model.load_state_dict({**state, "head.score.weight": score[:, :1]})
