@@ -15,9 +15,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# The first interpreter that runs, fits pyproject.toml (3.11 or 3.12) and can make environments.
-FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
-DRIVESTACK_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+# The first interpreter that runs, fits pyproject.toml (3.11 or newer) and can make environments.
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))
+DRIVESTACK_PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c "$(FITS)" >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 # The stamp's name carries the content of what decides the installation, so a branch switch back costs nothing.
@@ -32,7 +32,7 @@ help:
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
-		echo "error: no Python 3.11 or 3.12 with venv found. Debian/Ubuntu: apt install python3 python3-venv python3-dev;"; \
+		echo "error: no Python 3.11 or newer with venv found. Debian/Ubuntu: apt install python3 python3-venv python3-dev;"; \
 		echo "       elsewhere name one: make $(MAKECMDGOALS) DRIVESTACK_PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Creating $(VENV) with $(DRIVESTACK_PYTHON)"
 	@"$(DRIVESTACK_PYTHON)" -m venv $(VENV)
@@ -40,11 +40,12 @@ $(PYTHON):
 $(STAMP): | $(PYTHON)
 	@set -e; SECONDS=0; \
 	command -v $${CXX:-c++} >/dev/null 2>&1 || \
-		echo "note: no C++ compiler: the slow PyTorch operators will serve (apt install g++, then make clean setup)"; \
+		echo "note: no C++ compiler: the operators will run slowly, in PyTorch (apt install g++, then make clean setup)"; \
 	echo "Installing torch and the build tools (several GB on the first time, minutes)"; \
 	$(PIP) pip setuptools wheel ninja torch torchvision numpy; \
 	echo "Installing drivestack and its C++ operators"; \
 	$(PIP) --no-build-isolation --editable '.[dev]'; \
+	$(PIP) --no-deps nuscenes-devkit; \
 	rm -f $(VENV)/.installed-*; touch $@; \
 	echo "Environment ready after $$SECONDS s, $$(du -sh $(VENV) | cut -f1) on disk"
 
@@ -96,7 +97,7 @@ cuda-build: $(STAMP)
 
 # libstdc++ is loaded early because the interpreter does not link it and ASan wraps its exceptions.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
-SANITIZE_TESTS := $(wildcard $(foreach name,dcnv3 ms_deform_attn spatial_cross norm backend,tests/ops/test_$(name)*.py))
+SANITIZE_TESTS := $(wildcard $(foreach name,dcnv3 ms_deform_attn spatial_cross norm backend instruction,tests/ops/test_$(name)*.py))
 SANITIZED := LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	DRIVESTACK_OPS_FOLDER=build/sanitize/drivestack/ops DRIVESTACK_OPS_BACKEND=cpp

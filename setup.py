@@ -2,7 +2,8 @@
 
 Two shared objects on torch's stable ABI: `ops/_C` for the CPU and `ops/_C_cuda` for GPUs. Both are optional: whatever
 is missing or fails, the installation succeeds, one line says what was built and what was not, `ops/_build.json` keeps
-it for `drivestack doctor`, and the PyTorch twins serve. docs/build.md tells more.
+it for `drivestack doctor`, and the reference implementations in PyTorch run.
+docs/build.md says more.
 
 `python setup.py build_ext --inplace` builds into ops/ without installing anything; a failed compilation, or CUDA
 kernels demanded with DRIVESTACK_CUDA=1 that cannot be built, end it with an error.
@@ -36,7 +37,7 @@ RECORD = "_build.json"
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support
 # -ffast-math is left out on purpose: it would flip denormal handling for the whole process.
 FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
-FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # g++ 12 suspects its own AVX-512 header, at length
+FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # g++ 12 warns about its own AVX-512 header
 NVCC_FLAGS = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
@@ -44,7 +45,7 @@ ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
 class CannotBuildError(Exception):
-    """Something that a kernel build needs is missing. `reason` completes "not built: ...", `fix` tells what to do."""
+    """Something that a kernel build needs is missing. `reason` completes "not built: ...", `fix` says what to do."""
 
     def __init__(self, reason: str, fix: str):
         super().__init__(f"{reason} ({fix})")
@@ -64,7 +65,7 @@ class Outcome:
     reason: str | None = None
     fix: str | None = None
 
-    def told(self, name: str) -> str:
+    def report(self, name: str) -> str:
         if self.built:
             toolkit = f"{self.toolkit}: " if self.toolkit else ""
             return f"{name} kernels built in {self.seconds:.1f} s ({self.file}; {toolkit}{', '.join(self.variants)})"
@@ -237,10 +238,10 @@ def plan(environ: MutableMapping[str, str]) -> tuple[list[Extension], dict[str, 
     return extensions, outcomes
 
 
-def tell(outcomes: dict[str, Outcome]) -> str:
+def report(outcomes: dict[str, Outcome]) -> str:
     cpu, cuda = outcomes["cpu"], outcomes["cuda"]
-    said = cpu.told("CPU and CUDA") if cpu == cuda else f"{cpu.told('CPU')}; {cuda.told('CUDA')}"
-    return said if cpu.built else f"{said}; the slow PyTorch twins serve instead"
+    line = cpu.report("CPU and CUDA") if cpu == cuda else f"{cpu.report('CPU')}; {cuda.report('CUDA')}"
+    return line if cpu.built else f"{line}; the operators will use their slow PyTorch implementation"
 
 
 def architecture_names() -> list[str]:
@@ -250,7 +251,7 @@ def architecture_names() -> list[str]:
     try:
         codes = re.findall(r"code=(sm|compute)_(\w+)", " ".join(_get_cuda_arch_flags()))
     except ValueError as error:
-        raise CannotBuildError(first_line(error), "mend TORCH_CUDA_ARCH_LIST, for example 8.0;9.0+PTX") from None
+        raise CannotBuildError(first_line(error), "correct TORCH_CUDA_ARCH_LIST, for example 8.0;9.0+PTX") from None
     names = sorted((name for kind, name in codes if kind == "sm"), key=lambda name: int(re.sub(r"\D", "", name)))
     return [name + "+PTX" if ("compute", name) in codes else name for name in names]
 
@@ -260,7 +261,7 @@ def extension(kind: str, variants: list[str], nvcc_flags: list[str]) -> Extensio
 
     cuda = kind == "cuda"
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI_TORCH)]
-    if cuda:  # the library tells them, so that a GPU it has no code for is noticed before the first launch
+    if cuda:  # the library reports them, so that a GPU it has no code for is noticed before the first launch
         macros += [("USE_CUDA", None), ("DRIVESTACK_CUDA_ARCHITECTURES", f'"{" ".join(variants)}"')]
     made = (CUDAExtension if cuda else CppExtension)(
         "drivestack.ops._C_cuda" if cuda else "drivestack.ops._C",
@@ -271,13 +272,13 @@ def extension(kind: str, variants: list[str], nvcc_flags: list[str]) -> Extensio
         extra_compile_args={"cxx": FLAGS + shlex.split(os.environ.get("DRIVESTACK_CXXFLAGS", ""))}
         | ({"nvcc": nvcc_flags} if cuda else {}),
     )
-    if cuda:  # with its own CUDA runtime the file serves every torch of this major version of CUDA
+    if cuda:  # with its own CUDA runtime the file works with every torch of this major version of CUDA
         made.libraries = ["c10", "torch", "torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"]
     return made
 
 
 def build_command(outcomes: dict[str, Outcome]):
-    """A build_ext that builds each extension by itself, so that one cannot take the other along, and tells."""
+    """A build_ext that builds each extension by itself, so that a failure of one leaves the other, and reports."""
     try:
         from torch.utils.cpp_extension import BuildExtension as Base
     except ImportError:
@@ -296,7 +297,7 @@ def build_command(outcomes: dict[str, Outcome]):
             folder.mkdir(parents=True, exist_ok=True)
             record = {kind: asdict(outcome) for kind, outcome in outcomes.items()}
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            print(f"drivestack: {tell(outcomes)}", file=sys.stderr)
+            print(f"drivestack: {report(outcomes)}", file=sys.stderr)
             missing = outcomes["cuda"].reason and cuda_mode(os.environ) == "1"
             if (missing or self.failures) and self.inplace and not self.editable_mode:
                 raise SystemExit(1)  # a build was asked for, not an installation
@@ -309,7 +310,7 @@ def build_command(outcomes: dict[str, Outcome]):
                 self.extensions, self.build_temp = [made], os.path.join(folder, made.name)
                 try:
                     super().build_extensions()
-                except Exception as error:  # whatever a compiler, a linker or torch does: the twins serve
+                except Exception as error:  # whatever a compiler, a linker or torch does: kernels are optional
                     self.failures += 1
                     outcome.reason = f"the build failed, {first_line(error)}"
                     outcome.fix = "`python setup.py build_ext --inplace` shows why"
@@ -339,7 +340,7 @@ def main() -> None:
     setup(
         package_dir={"drivestack": "."},
         packages=["drivestack", *(f"drivestack.{name}" for name in packages)],
-        ext_modules=extensions or [Extension("drivestack.ops._C", [])],  # without any, nobody would tell why
+        ext_modules=extensions or [Extension("drivestack.ops._C", [])],  # without any, nothing would report why
         cmdclass={"build_ext": build_command(outcomes), "build_py": BuildWithoutSetup},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

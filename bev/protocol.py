@@ -27,10 +27,8 @@ def build(config: dict | nn.Module | None, **known: Any) -> Any:
     """
     if not isinstance(config, dict):
         return config
-    made = config["type"]
-    if isinstance(made, str):
-        made = MODELS.get(made)
-    if known and callable(made):
+    made = MODELS.get(config["type"]) if isinstance(config["type"], str) else config["type"]
+    if known and made is not None:
         accepted = inspect.signature(made).parameters
         config = {name: value for name, value in known.items() if name in accepted} | dict(config)
     return MODELS.build(config)

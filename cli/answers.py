@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import METRIC_VERSIONS, TASKS, add_info_pickle, add_model, add_source, positive, source, verb
+from .options import (
+    METRIC_VERSIONS,
+    TASKS,
+    above_zero,
+    add_model,
+    add_source,
+    known_source,
+    positive,
+    share,
+    source,
+    verb,
+)
 
 if TYPE_CHECKING:
-    from ..tasks.registry import Kind
-    from ..tasks.run import Outcome, Source
+    from ..core.frames import Frame
+    from ..tasks.base import GroundTruth, Predictions, Task
 
 INVALID_SUBMISSION = 1
-_SCORED = "official nuScenes evaluation, Occ3D voxel metrics, OpenLane-V2"
+_SCORED = "nuScenes detection, Occ3D voxel metrics, OpenLane-V2"
 
 
 def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=(), help=f"default: {default}")
 
 
-def _add_metric_version(parser: argparse.ArgumentParser) -> None:
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--official", action="store_true", help="score boxes with nuscenes-devkit itself (our own metric equals it)"
+    )
     parser.add_argument(
         "--metric-version",
         choices=METRIC_VERSIONS,
@@ -36,14 +51,31 @@ def _add_lane_file(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--half", action="store_true", help="16-bit floats: half the size, a lane at 50 m within 3 cm")
 
 
-def _kinds(options: argparse.Namespace) -> dict[str, Kind]:
-    """What deals with each kind of answers, as the options want it."""
+def _add_class_range(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--class-range",
+        metavar="CLASS=M",
+        action="append",
+        default=[],
+        help="radius in metres within which boxes of a class count, where it is not nuScenes' (own classes: 50); "
+        "repeatable",
+    )
+
+
+def _tasks(options: argparse.Namespace, class_names: Sequence[str] = ()) -> dict[str, Task]:
+    """Every task, as the options want it."""
+    from ..core.errors import ConfigError
+    from ..engine.config import parse_override
     from ..lane_topology.evaluation.submission import NOBODY, read_team
     from ..occupancy.evaluation.rules import SPLIT_SAMPLES
     from ..tasks.registry import Boxes, Lanes, Occupancy
 
     given = vars(options)
     megabytes = given.get("max_mb")
+    ranges = dict(parse_override(text) for text in given.get("class_range", ()))
+    for name, radius in ranges.items():
+        if not isinstance(radius, (int, float)) or radius <= 0:
+            raise ConfigError(f"--class-range {name}={radius}: write a radius in metres, for example {name}=50")
     lanes = Lanes(
         team=read_team(options.team) if given.get("team") else NOBODY,
         half=given.get("half", False),
@@ -51,7 +83,8 @@ def _kinds(options: argparse.Namespace) -> dict[str, Kind]:
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    return {"boxes": Boxes(), "occupancy": Occupancy(num_samples), "lanes": lanes}
+    boxes = Boxes(class_names, ranges, given.get("official", False))
+    return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
 class _Run:
@@ -59,29 +92,42 @@ class _Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from ..engine.config import load_config
-        from ..tasks.run import load_model, tasks_of
+        from ..tasks.run import class_names, load_model
 
         self.options = options
         self.config = load_config(options.config, options.overrides)
-        self.source: Source = source(options).completed(self.config)
-        self.kinds = _kinds(options)
+        self.source = known_source(options, self.config)
+        self.chosen = _tasks(options, class_names(self.config))
         self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
-        self.tasks = tasks_of(self.model, options.tasks)
+        self.tasks = self.model.asked(options.tasks or None)
         self.frames = self.source.read()
 
-    def write(self, paths: dict[str, Path]) -> Outcome:
+    def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels go to disk as they come."""
+        from ..core.files import check_writable
         from ..data_tools.clips.perturb import perturb_calibration
-        from ..tasks.run import run_model
+        from ..tasks.run import predict_frames
 
+        for path in paths.values():
+            check_writable(path)
         how, frames = self.options.perturb_calibration, self.frames
         seen = frames if how is None else perturb_calibration(frames, how)
-        keep = {"keep": self.kinds["occupancy"].keep(paths["occupancy"])} if "occupancy" in paths else {}
-        outcome = run_model(self.config, self.model, seen, self.options.device, **keep)
+        keep = {"keep": self.chosen["occupancy"].keep(paths["occupancy"])} if "occupancy" in paths else {}
+        found = predict_frames(
+            self.config,
+            self.model,
+            seen,
+            device=self.options.device,
+            tasks=self.tasks,
+            precision=self.options.precision,
+            batch_size=self.options.batch_size,
+            num_workers=self.options.workers,
+            **keep,
+        )
         for task, path in paths.items():
-            held = self.kinds[task].write(path, outcome, self.source.split or "val")
+            held = self.chosen[task].write(path, found, self.source.split)
             print(f"wrote {path}: {len(frames)} samples, {held}")
-        return outcome
+        return found
 
 
 def add_predict(verbs: Any) -> None:
@@ -99,7 +145,7 @@ def add_predict(verbs: Any) -> None:
     add_model(parser)
     _add_tasks(parser, "all that the model answers")
     add_source(parser, "the config's test dataset")
-    add_info_pickle(parser)
+    _add_class_range(parser)
     parser.add_argument(
         "--out",
         metavar="PATH",
@@ -127,34 +173,36 @@ def add_evaluate(verbs: Any) -> None:
     add_model(parser)
     _add_tasks(parser, "all that the model answers")
     add_source(parser, "the config's test dataset")
+    _add_class_range(parser)
     parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
-    _add_metric_version(parser)
+    _add_metrics(parser)
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
-    from ..tasks.registry import Reference, in_folder
+    from ..tasks.base import GroundTruth
+    from ..tasks.registry import in_folder
 
     run = _Run(options)
-    reference = Reference(run.source, run.frames)
+    truth = GroundTruth(run.source, run.frames)
     for task in run.tasks:  # before the work
-        run.kinds[task].demand(reference)
+        run.chosen[task].demand(truth)
     out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
     paths = in_folder(out, run.tasks)
     run.write(paths)
-    return _score_all(run.kinds, paths, reference, out)
+    return _score_all(run.chosen, paths, truth, out)
 
 
-def _score_all(kinds: dict[str, Kind], paths: dict[str, Path], reference: Any, out: Path | None) -> int:
-    """Score, print, and write what was found into ``out``."""
+def _score_all(chosen: dict[str, Task], paths: dict[str, Path], truth: GroundTruth, out: Path | None) -> int:
+    """Score, print, and write the scores into ``out``."""
     from ..core.files import write_json
 
-    for task, path in paths.items():
-        kind = kinds[task]
-        scores = kind.score(path, reference)
-        print("\n".join(["", kind.title, "", *kind.table(scores)]), flush=True)
+    for name, path in paths.items():
+        task = chosen[name]
+        scores = task.score(path, truth)
+        print("\n".join(["", task.title, "", *task.table(scores)]), flush=True)
         if out is not None:
-            write_json(out / kind.scores_file, scores, indent=2)
-            print(f"\nscores      {out / kind.scores_file}")
+            write_json(out / task.scores_file, scores, indent=2)
+            print(f"\nscores      {out / task.scores_file}")
     return 0
 
 
@@ -168,15 +216,20 @@ def add_score(verbs: Any) -> None:
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
     _add_tasks(parser, "what the file is, what the folder holds")
     add_source(parser)
+    _add_class_range(parser)
     parser.add_argument("--out", metavar="DIR", help="also write the scores here, as JSON")
-    _add_metric_version(parser)
+    _add_metrics(parser)
 
 
 def _run_score(options: argparse.Namespace) -> int:
-    from ..tasks.registry import Reference, find
+    from ..tasks.base import GroundTruth
+    from ..tasks.registry import find
 
-    paths = find(options.path, options.tasks)
-    return _score_all(_kinds(options), paths, Reference(source(options)), Path(options.out) if options.out else None)
+    paths, chosen = find(options.path, options.tasks), _tasks(options)
+    truth = GroundTruth(known_source(options))
+    for name in paths:
+        chosen[name].demand(truth)
+    return _score_all(chosen, paths, truth, Path(options.out) if options.out else None)
 
 
 def add_check(verbs: Any) -> None:
@@ -192,22 +245,25 @@ def add_check(verbs: Any) -> None:
     _add_tasks(parser, "what the file is, what the folder holds")
     add_source(parser)
     parser.add_argument("--limit", type=positive, default=20, metavar="N", help="problems to print (default: 20)")
-    parser.add_argument("--max-mb", type=float, metavar="MB", help="the largest lane file that the server takes")
+    parser.add_argument("--max-mb", type=above_zero, metavar="MB", help="the largest lane file that the server takes")
 
 
 def _run_check(options: argparse.Namespace) -> int:
-    from ..tasks.registry import Reference, find
+    from ..tasks.base import GroundTruth
+    from ..tasks.registry import find
 
-    paths, kinds = find(options.path, options.tasks), _kinds(options)
-    tables = options.dataroot or options.data_version or options.openlane
-    counted = kinds["occupancy"].num_samples if list(paths) == ["occupancy"] and not tables else None
-    reference = Reference(source(options)) if (tables or options.split) and not counted else None
-    valid = [_report(kinds[task], path, reference, options.limit, counted) for task, path in paths.items()]
+    paths, chosen = find(options.path, options.tasks), _tasks(options)
+    named = None if list(paths) == ["occupancy"] and options.split and not options.dataroot else source(options)
+    counted = chosen["occupancy"].num_samples if list(paths) == ["occupancy"] and named is None else None
+    if named is None and options.split and not counted:
+        known_source(options)  # says what is missing
+    truth = None if named is None else GroundTruth(named)
+    valid = [_report(chosen[name], path, truth, options.limit, counted) for name, path in paths.items()]
     return 0 if all(valid) else INVALID_SUBMISSION
 
 
-def _report(kind: Kind, path: Path, reference: Any, limit: int, counted: int | None) -> bool:
-    problems = kind.check(path, reference)
+def _report(task: Task, path: Path, truth: GroundTruth | None, limit: int, counted: int | None) -> bool:
+    problems = task.check(path, truth)
     for problem in problems[:limit]:
         print(problem)
     if len(problems) > limit:
@@ -216,8 +272,8 @@ def _report(kind: Kind, path: Path, reference: Any, limit: int, counted: int | N
         print(f"error: {path} is invalid: {len(problems)} broken rule(s)", file=sys.stderr)
         return False
     scope = "its samples were not compared with a split (name --dataroot, --version, --split)"
-    if reference is not None:
-        scope = f"all {len(reference.tokens)} samples are there"
+    if truth is not None:
+        scope = f"all {len(truth.tokens)} samples are there"
     elif counted:
         scope = f"it holds {counted} samples, which were not compared with the split's tables"
     print(f"{path} is valid; {scope}")
@@ -234,7 +290,6 @@ def add_visualize(verbs: Any) -> None:
     summary = "draw boxes, lanes and voxels: labels, and predictions of submissions"
     parser = verb(verbs, "visualize", _run_visualize, summary, examples)
     add_source(parser)
-    add_info_pickle(parser)
     parser.add_argument(
         "--submission",
         metavar="PATH",
@@ -245,27 +300,44 @@ def add_visualize(verbs: Any) -> None:
     parser.add_argument("--scene", metavar="NAME", help="this scene only")
     parser.add_argument("--sample", metavar="TOKEN", action="append", default=[], help="this sample; repeatable")
     parser.add_argument("--max", type=positive, default=10, metavar="N", help="pictures at most (default: %(default)s)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="P", help="default: %(default)s")
+    parser.add_argument("--score-threshold", type=share, default=0.3, metavar="P", help="default: %(default)s")
+    parser.add_argument(
+        "--classes", nargs="+", metavar="CLASS", default=(), help="classes of the submission that no label has"
+    )
     parser.add_argument("--out", metavar="DIR", default="pictures", help="folder of PNGs (default: %(default)s)")
     parser.add_argument("--clip", metavar="FILE", help="also a .gif or .mp4 of the chosen frames")
 
 
 def _run_visualize(options: argparse.Namespace) -> int:
-    from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
+    from ..core.files import check_writable
     from ..tasks.registry import answer_reader, find
-    from ..tasks.run import choose_frames, draw_pictures
+    from ..tasks.run import choose_frames
+    from ..view.clips import check_clip_path
     from ..view.drawing import View
-    from ..view.picture import render_answer_clip
+    from ..view.picture import draw_pictures, render_answer_clip
 
-    frames = choose_frames(source(options).read(), options.scene, options.sample, options.max)
-    class_names, paths = list(CLASS_ATTRIBUTES), {}
+    if options.clip:
+        check_clip_path(options.clip)
+    check_writable(Path(options.out) / "picture.png")
+    where = known_source(options)
+    frames = choose_frames(where.read(), options.scene, options.sample, options.max)
+    paths: dict[str, Path] = {}
     for path in options.submission:
         paths |= find(path)
-    read = answer_reader(_kinds(options), paths, frames, class_names, options.split or "val")
-    written = draw_pictures(frames, read, class_names, Path(options.out), options.score_threshold)
+    names = _class_names(options, frames)
+    read = answer_reader(_tasks(options, names), paths, frames, names, where.split)
+    written = draw_pictures(frames, read, names, Path(options.out), options.score_threshold)
     print(f"wrote {len(written)} pictures to {options.out}")
     if options.clip:
         view = View(camera_width_px=360, score_threshold=options.score_threshold)
-        render_answer_clip(frames, read, class_names, options.clip, view)
+        render_answer_clip(frames, read, names, options.clip, view)
         print(f"wrote {options.clip}")
     return 0
+
+
+def _class_names(options: argparse.Namespace, frames: Sequence[Frame]) -> list[str]:
+    """nuScenes' classes, and those of one's own: of the labels, and named by --classes."""
+    from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
+
+    labelled = {name for frame in frames if frame.annotations is not None for name in frame.annotations.names if name}
+    return list(dict.fromkeys([*CLASS_ATTRIBUTES, *options.classes, *sorted(labelled)]))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, SubmissionError
-from ..core.files import write_json
-from ..tasks.run import Source, draw_pictures, load_model, run_model, tasks_of
+from ..core.files import check_writable, write_json
+from ..data_tools.readers.registry import DataSource
+from ..tasks.run import class_names, load_model, parse_device, predict_frames
 
 logger = logging.getLogger("drivestack")
 
@@ -59,12 +60,12 @@ def run_demo(
     Raises DataError, CheckpointError, ConfigError, SubmissionError.
     """
     from ..data_tools.clips.perturb import perturb_calibration
-    from ..data_tools.readers.nuscenes import read_nuscenes
     from ..data_tools.synthetic import synthesize
     from ..engine.config import load_config
-    from ..tasks.registry import KINDS, Reference, answer_reader, in_folder
+    from ..tasks.base import GroundTruth
+    from ..tasks.registry import TASKS, answer_reader, in_folder
     from ..view.drawing import View
-    from ..view.picture import render_answer_clip
+    from ..view.picture import draw_pictures, render_answer_clip
 
     out, recipe = Path(out), recipe or DemoRecipe()
     times_s: dict[str, float] = {}
@@ -72,11 +73,18 @@ def run_demo(
     def timed(name: str, since: float) -> None:
         times_s[name] = round(time.monotonic() - since, 2)
 
+    # first: a wrong checkpoint, device or perturbation should not cost a minute
     config = load_config(config_name)
-    model = load_model(config, weights, seed=recipe.seed)  # first: a wrong checkpoint should not cost a minute
-    tasks = tasks_of(model)
-    kinds = {task: KINDS[task]() for task in tasks}
+    model = load_model(config, weights, seed=recipe.seed)
+    if device is not None:
+        parse_device(device)
+    if perturbation is not None:
+        perturb_calibration([], perturbation)
+    tasks, names = model.tasks, class_names(config)
+    chosen = {"boxes": TASKS["boxes"](names), **{task: TASKS[task]() for task in tasks if task != "boxes"}}
     paths = in_folder(out, tasks)
+    for path in paths.values():
+        check_writable(path)
 
     start = begin = time.monotonic()
     data = out / recipe.folder
@@ -95,37 +103,37 @@ def run_demo(
         raise DataError(str(error)) from error
     timed("synthesize", begin)
 
-    frames = read_nuscenes(data, VERSION, SPLIT)
+    truth = GroundTruth(DataSource("nuscenes", data, {"version": VERSION, "split": SPLIT}))
+    frames = truth.frames
     seen = frames if perturbation is None else perturb_calibration(frames, perturbation)
     parameters = sum(p.numel() for p in model.parameters())
     name = "random weights" if weights is None else Path(weights).name
     say(f"2/4 {', '.join(tasks)} in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
-    keep = {"keep": kinds["occupancy"].keep(paths["occupancy"])} if "occupancy" in tasks else {}
-    outcome = run_model(config, model, seen, device, **keep)
-    times_s |= outcome.times_s
+    keep = {"keep": chosen["occupancy"].keep(paths["occupancy"])} if "occupancy" in tasks else {}
+    predictions = predict_frames(config, model, seen, device=device, **keep)
+    times_s |= predictions.times_s
 
     begin = time.monotonic()
-    say("3/4 checking the submissions, official evaluation")
-    reference = Reference(Source(str(data), VERSION, SPLIT), frames)
+    say("3/4 checking the submissions, scores")
     scores: dict[str, dict[str, Any]] = {}
     for task, path in paths.items():
-        kinds[task].write(path, outcome, SPLIT)
-        problems = kinds[task].check(path, reference)
+        chosen[task].write(path, predictions, SPLIT)
+        problems = chosen[task].check(path, truth)
         if problems:
             raise SubmissionError(f"{path}: {problems[0]}")
-        scores[task] = kinds[task].score(path, reference)
-        say("\n".join(["", kinds[task].title, "", *kinds[task].table(scores[task]), ""]))
+        scores[task] = chosen[task].score(path, truth)
+        say("\n".join(["", chosen[task].title, "", *chosen[task].table(scores[task]), ""]))
     timed("evaluate", begin)
 
     begin = time.monotonic()
     say("4/4 drawing")
-    answer_of = answer_reader(kinds, paths, frames, outcome.class_names, SPLIT)
-    chosen = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
-    pictures = draw_pictures(chosen, answer_of, outcome.class_names, out / "pictures", score_threshold)
+    answer_of = answer_reader(chosen, paths, frames, names, SPLIT)
+    shown = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
+    pictures = draw_pictures(shown, answer_of, names, out / "pictures", score_threshold)
     if pictures:
         scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
         view = View(camera_width_px=320, score_threshold=score_threshold)
-        render_answer_clip(scene, answer_of, outcome.class_names, out / "clip.gif", view)
+        render_answer_clip(scene, answer_of, names, out / "clip.gif", view)
     timed("draw", begin)
     timed("total", start)
 

@@ -17,7 +17,7 @@ from typing import Literal
 OK, NOTE, BROKEN = "ok", "note", "broken"
 
 ROOT = Path(__file__).resolve().parents[1]
-SETUP = f"run `make setup` in {ROOT}"
+IN_CHECKOUT = (ROOT / "Makefile").is_file()
 MIN_FREE_DISK_GB = 3.0
 
 REQUIRED = {
@@ -26,21 +26,48 @@ REQUIRED = {
     "numpy": "numpy",
     "scipy": "scipy",
     "PIL": "pillow",
+    "cv2": "opencv-python-headless",
     "safetensors": "safetensors",
     "mmengine": "onedl-mmengine",
-    "cv2": "opencv-python-headless",
-    "nuscenes": "nuscenes-devkit",
     "shapely": "shapely",
-    "trimesh": "trimesh",
-    "embreex": "embreex",
+    "msgspec": "msgspec",
     "rich": "rich",
 }
-"""Module -> distribution."""
+"""Module -> distribution: the core of pyproject.toml."""
 
-OPTIONAL = {
-    "dev": (("pytest", "hypothesis", "ruff"), "running the tests"),
+DEVKIT = "pip install --no-deps nuscenes-devkit==1.2.0"
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional part of the installation."""
+
+    modules: tuple[str, ...]
+    """What it brings, by import name."""
+    purpose: str
+    """What is missing without it."""
+    install: str = ""
+    """Beyond the extra itself, what no extra can name."""
+
+
+EXTRAS = {
+    "synthetic": Extra(("embreex",), "drivestack demo and drivestack synthesize"),
+    "eval": Extra(
+        ("nuscenes", "matplotlib", "pyquaternion", "sklearn", "tqdm", "cachetools"),
+        "box scores by nuscenes-devkit itself (--official); our own, equal ones are here",
+        DEVKIT,
+    ),
+    "argoverse": Extra(("pyarrow",), "reading Argoverse 2 logs"),
+    "waymo": Extra(
+        ("google.protobuf", "pyarrow", "waymo_open_dataset"),
+        "reading Waymo Open Dataset files",
+        "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
+    ),
+    "export": Extra(("onnx", "onnxscript"), "drivestack export to ONNX"),
+    "view": Extra(("rerun",), "the live view in rerun (numpy 2)"),
+    "dev": Extra(("pytest", "pytest_timeout", "hypothesis", "ruff", "ninja", "onnxruntime"), "the tests and the lint"),
 }
-"""Extra of pyproject.toml -> the modules it brings and what they serve."""
+"""Name in pyproject.toml -> what it is for; openmmlab is empty so far."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +86,7 @@ def examine() -> list[Finding]:
     findings = [_python(), *map(_package, REQUIRED)]
     if all(finding.status == OK for finding in findings):
         findings += [*_devices(), *_operators(), _weights()]
-    return [*findings, *map(_extra, OPTIONAL), _disk()]
+    return [*findings, *map(_extra, EXTRAS), _disk()]
 
 
 def _python() -> Finding:
@@ -70,17 +97,15 @@ def _python() -> Finding:
 
 def _package(module: str) -> Finding:
     distribution = REQUIRED[module]
+    fix = f"run `make setup` in {ROOT}" if IN_CHECKOUT else f"pip install --force-reinstall {distribution}"
     try:
         importlib.import_module(module)
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        other = "mmengine" if module == "mmengine" else module
-        return Finding(BROKEN, distribution, f"another distribution provides `{other}`", SETUP)
+        return Finding(BROKEN, distribution, f"another distribution provides `{module}`", fix)
     except Exception as error:  # whatever a broken package raises, the report goes on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding(BROKEN, distribution, f"cannot be imported: {reason}", SETUP)
-    if module == "numpy" and int(version.split(".")[0]) >= 2:
-        return Finding(BROKEN, distribution, f"{version}, but nuscenes-devkit 1.2 needs numpy 1", SETUP)
+        return Finding(BROKEN, distribution, f"cannot be imported: {reason}", fix)
     return Finding(OK, distribution, version)
 
 
@@ -173,13 +198,13 @@ def _has(module: str) -> bool:
         return False
 
 
-def _extra(extra: str) -> Finding:
-    modules, purpose = OPTIONAL[extra]
-    missing = [module for module in modules if not _has(module)]
-    if missing:
-        detail = f"{purpose} needs {', '.join(missing)}"
-        return Finding(NOTE, f"extra {extra}", detail, f"pip install -e '.[{extra}]' (see pyproject.toml)")
-    return Finding(OK, f"extra {extra}", ", ".join(modules))
+def _extra(name: str) -> Finding:
+    extra = EXTRAS[name]
+    missing = [module for module in extra.modules if not _has(module)]
+    if not missing:
+        return Finding(OK, f"extra {name}", ", ".join(extra.modules))
+    fix = f"pip install 'drivestack[{name}]'" + (f", then {extra.install}" if extra.install else "")
+    return Finding(NOTE, f"extra {name}", f"not here: {extra.purpose}; lacks {', '.join(missing)}", fix)
 
 
 def _disk() -> Finding:

@@ -1,4 +1,4 @@
-"""Doors for users of other code bases: their names and signatures, our operators. The list is in docs/compat.md.
+"""Adapters for users of other code bases: their names and signatures, our operators. The list is in docs/compat.md.
 
 compat.dcnv3           InternImage: DCNv3, DCNv3_pytorch, DCNv3Function, dcnv3_core_pytorch
 compat.dcnv4           DCNv4: DCNv4, DCNv4Function, FlashDeformAttn

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbone.internimage.dcnv3_layer import DCNv3 as DCNv3Layer
 from ..ops import dcnv3
+from .windows import keyword_arguments
 
 
 class DCNv3(DCNv3Layer):
@@ -93,22 +94,9 @@ def dcnv3_core_pytorch(
     Raises:
         ValueError: shapes that do not fit (upstream's kernel reads wrong memory instead). TypeError: dtypes.
     """
-    if input.shape[-1] != group * group_channels:
-        raise ValueError(
-            f"input has {input.shape[-1]} channels, not group * group_channels = {group} * {group_channels}"
-        )
-    return dcnv3(
-        input,
-        offset,
-        mask,
-        kernel_size=(kernel_h, kernel_w),
-        stride=(stride_h, stride_w),
-        padding=(pad_h, pad_w),
-        dilation=(dilation_h, dilation_w),
-        groups=group,
-        offset_scale=offset_scale,
-        remove_center=bool(remove_center),
-    )
+    sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    options = keyword_arguments(input, sizes, group, group_channels, offset_scale, remove_center)
+    return dcnv3(input, offset, mask, **options)
 
 
 class DCNv3Function:
@@ -173,8 +161,8 @@ def _ours(theirs: nn.Module) -> DCNv3:
 def use_drivestack_dcnv3(model: nn.Module) -> int:
     """Replace every upstream `DCNv3` or `DCNv3_pytorch` layer in `model` by ours, in place; returns how many.
 
-    Finds the layers by class name, so it serves the copies in YOLO forks and the InternImage models of the Hugging Face
-    hub (whose code never finds the CUDA operator, even where it is installed). Parameters are shared, not copied.
+    Finds the layers by class name, so also the copies in YOLO forks and the InternImage models of the Hugging Face hub
+    (whose code never finds the CUDA operator, even where it is installed). Parameters are shared, not copied.
 
     Raises:
         ValueError: no such layer in the model, or one with an unknown norm or activation.

@@ -19,6 +19,7 @@ from ..backbone.cpu.linear import Linear
 from ..backbone.internimage.dcnv3_layer import at_window_centres, depthwise_padding
 from ..ops import dcnv4, ms_deform_attn, packed_width
 from .ms_deform_attn import MSDeformAttn
+from .windows import keyword_arguments
 
 
 class DCNv4Function:
@@ -50,21 +51,9 @@ class DCNv4Function:
         Raises:
             ValueError: shapes that do not fit. TypeError: dtypes that do not.
         """
-        if input.shape[-1] != group * group_channels:
-            raise ValueError(
-                f"input has {input.shape[-1]} channels, not group * group_channels = {group} * {group_channels}"
-            )
-        return dcnv4(
-            input,
-            offset_mask,
-            kernel_size=(kernel_h, kernel_w),
-            stride=(stride_h, stride_w),
-            padding=(pad_h, pad_w),
-            dilation=(dilation_h, dilation_w),
-            groups=group,
-            offset_scale=offset_scale,
-            remove_center=bool(remove_center),
-        )
+        sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+        options = keyword_arguments(input, sizes, group, group_channels, offset_scale, remove_center)
+        return dcnv4(input, offset_mask, **options)
 
 
 class DCNv4(nn.Module):

@@ -95,8 +95,8 @@ class _UnevenOr:
         self.theirs = theirs
 
     def __call__(self, value, shapes, locations, weights, num_points_list, method="default") -> Tensor:
-        serve = multi_scale_deformable_attention_v2 if method == "default" else self.theirs
-        return serve(value, shapes, locations, weights, num_points_list, method)
+        sample = multi_scale_deformable_attention_v2 if method == "default" else self.theirs
+        return sample(value, shapes, locations, weights, num_points_list, method)
 
 
 def _uneven_or(theirs: Callable[..., Tensor]) -> _UnevenOr:
@@ -104,7 +104,7 @@ def _uneven_or(theirs: Callable[..., Tensor]) -> _UnevenOr:
 
 
 def use_drivestack_attention(model: nn.Module) -> int:
-    """Let our operator serve all deformable attention of a transformers model, in place; returns how many layers.
+    """Use our operator for all deformable attention of a transformers model, in place; returns how many layers.
 
     Covers the models whose layers call a ``MultiScaleDeformableAttention`` (Deformable DETR, RT-DETR, Grounding DINO,
     OmDet, LW-DETR, ...) and those that call a function of their modelling file (Mask2Former, OneFormer, RT-DETR v2,

@@ -2,8 +2,9 @@
 
     import drivestack.compat; drivestack.compat.patch_mmcv()      # before the model's modules are imported
 
-mmcv (Apache 2.0) is imported only by `patch_mmcv`. mmcv-lite will do, which needs no compiler but has no `mmcv.ops`:
-there every other operator becomes a stand-in that can be imported and raises when it is used.
+mmcv (Apache 2.0) is imported only by `patch_mmcv`. mmcv-lite will do: it needs no compiler and has all Python files of
+`mmcv.ops`, but not the compiled module `mmcv._ext` under them. There a module of that one name is put in its place,
+whose functions raise when they are called. A compiled `mmcv._ext` that loads is left alone.
 """
 
 from __future__ import annotations
@@ -11,60 +12,44 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from types import ModuleType
+from typing import NoReturn
 
 from ..core.errors import DrivestackError
 from . import ms_deform_attn as ours
 
 NAMES = ("MultiScaleDeformableAttention", "MultiScaleDeformableAttnFunction", "multi_scale_deformable_attn_pytorch")
-_OPERATORS, _FILE = "mmcv.ops", "mmcv.ops.multi_scale_deform_attn"
+_OPERATORS, _FILE, _COMPILED = "mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmcv._ext"
 
 
 class MmcvMissingError(DrivestackError, ImportError):
     """There is no mmcv to patch, or an operator of mmcv is used that is not there."""
 
 
-class _Missing:
-    """Base of the stand-ins for compiled operators; calling or constructing one is an error."""
+def _missing_function(name: str) -> Callable[..., NoReturn]:
+    """Module attribute `name` of the replacement of mmcv's compiled module: it can be asked for, but not called."""
+    if name.startswith("__"):
+        raise AttributeError(name)
 
-    def __init__(self, *args, **kwargs) -> None:
+    def missing(*args, **kwargs) -> NoReturn:
         raise MmcvMissingError(
-            f"{type(self).__module__}.{type(self).__qualname__} is used, but this mmcv has no compiled operators and "
-            f"drivestack only brings {', '.join(NAMES)}; install mmcv instead of mmcv-lite (it compiles for minutes)"
+            f"{_COMPILED}.{name} is used, but this mmcv has no compiled operators and drivestack only brings "
+            f"{', '.join(NAMES)}; install mmcv instead of mmcv-lite (it compiles for minutes)"
         )
 
-
-class _StandIns(MetaPathFinder, Loader):
-    """Modules `mmcv.ops` and below, with any name that one asks for."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        inside = name == _OPERATORS or name.startswith(f"{_OPERATORS}.")
-        return ModuleSpec(name, self, is_package=name == _OPERATORS) if inside else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return ModuleType(spec.name, "Stand-ins for mmcv's compiled operators, made by drivestack.")
-
-    def exec_module(self, module: ModuleType) -> None:
-        def stand_in(name: str) -> type:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return vars(module).setdefault(name, type(name, (_Missing,), {"__module__": module.__name__}))
-
-        module.__getattr__ = stand_in
+    return missing
 
 
-def _has_operators() -> bool:
-    """Whether `mmcv.ops` imports; it does not in mmcv-lite, nor compiled for another torch."""
+def _import_operators() -> ImportError | None:
+    """Import `mmcv.ops` and its file of deformable attention; why that fails, or None."""
     try:
         importlib.import_module(_FILE)
-    except ImportError:
+    except ImportError as error:
         for name in [name for name in sys.modules if name == _OPERATORS or name.startswith(f"{_OPERATORS}.")]:
             del sys.modules[name]
-        return False
-    return True
+        return error
+    return None
 
 
 def patch_mmcv() -> list[str]:
@@ -73,12 +58,18 @@ def patch_mmcv() -> list[str]:
     Names that other modules imported from mmcv before keep theirs: call this first. Calling it twice changes nothing.
 
     Raises:
-        MmcvMissingError: mmcv is not installed.
+        MmcvMissingError: mmcv is not installed, or its `mmcv.ops` does not import even without compiled operators.
     """
     if importlib.util.find_spec("mmcv") is None:
         raise MmcvMissingError("mmcv is not installed (pip install mmcv-lite is enough for the attention layer)")
-    if not _has_operators():
-        sys.meta_path.insert(0, _StandIns())
+    if _import_operators() is not None:  # mmcv-lite, or compiled for another torch
+        compiled = ModuleType(_COMPILED, "Stands for mmcv's compiled operators, made by drivestack.")
+        compiled.__getattr__ = _missing_function
+        sys.modules[_COMPILED] = compiled
+        problem = _import_operators()
+        if problem is not None:
+            del sys.modules[_COMPILED]
+            raise MmcvMissingError(f"mmcv.ops does not import: {problem}; install mmcv-lite 2.0 or newer") from problem
     operators, file = importlib.import_module(_OPERATORS), importlib.import_module(_FILE)
     for name in NAMES:
         for module in (operators, file):

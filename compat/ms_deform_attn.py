@@ -32,8 +32,8 @@ def multi_scale_deformable_attn_pytorch(
 ) -> Tensor:
     """``value`` [B, S, M, D], locations [B, Q, M, L, P, 2] in [0, 1], weights [B, Q, M, L, P] -> [B, Q, M * D].
 
-    mmcv's name for its slow path; here the kernels serve. ``value_spatial_shapes`` (height, width) per level: a tensor
-    [L, 2] or a list (a tensor on a GPU costs a synchronisation). Raises as `drivestack.ops.ms_deform_attn` does.
+    mmcv's name for its slow path; here it uses the kernels. ``value_spatial_shapes`` (height, width) per level: a
+    tensor [L, 2] or a list (a tensor on a GPU costs a synchronisation). Raises as `drivestack.ops.ms_deform_attn` does.
     """
     return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
 

@@ -60,6 +60,8 @@ class Batch:
     """[B, T, 18] float64, absolute numbers of each frame (data_tools/clips/can_bus.py)."""
     frames: list[Frame] = field(default_factory=list)
     """The current frames, for tokens and poses."""
+    camera_names: list[tuple[str, ...]] = field(default_factory=list)
+    """B x N: which camera is which; left out, they are the frames' own in their order."""
 
     def __post_init__(self) -> None:
         """Labels that nobody gives are None for every sample."""
@@ -67,6 +69,8 @@ class Batch:
         for name in LABELS:
             if not getattr(self, name):
                 setattr(self, name, [None] * count)
+        if not self.camera_names:
+            self.camera_names = [tuple(view.name for view in frame.cameras) for frame in self.frames]
 
     def without_labels(self) -> Batch:
         """The same batch as a model meets it at test time."""

@@ -111,7 +111,7 @@ def load_checkpoint(
         CheckpointError: if the file is missing, broken or not a checkpoint, or (strict) does not fit. The model is
             then unchanged.
     """
-    state = _strip_prefix(read_state_dict(path, use_ema=use_ema), model, prefix, str(path))
+    state = fit_prefix(read_state_dict(path, use_ema=use_ema), model, str(path), prefix)
     return load_state(
         model,
         state,
@@ -166,7 +166,7 @@ def load_state(
     if not report.clean:
         report = _with_hint(report, state, own, getattr(model, "describe_checkpoint", None))
         if strict:
-            fix = "use the config that it was trained with"
+            fix = "use the config that it was trained with, or start training from what fits with `train --fine-tune`"
             raise CheckpointError(f"the checkpoint does not fit the model; {fix}:\n{report}")
         logger.warning("%s", report)
     model.load_state_dict(fitting, strict=False)
@@ -318,10 +318,21 @@ def _find_weights(content: Any, path: Path, use_ema: bool) -> StateDict:
     raise CheckpointError(f"{path}: holds no weights under state_dict, model or module, nor at top level")
 
 
-def _strip_prefix(state: StateDict, model: nn.Module, prefix: str | None, source: str) -> StateDict:
+def fit_prefix(
+    state: StateDict, model: nn.Module, source: str, prefix: str | None = None, parts: Sequence[str] = ()
+) -> StateDict:
+    """Keys of a checkpoint without the prefix that the model's lack.
+
+    prefix: take the keys that start with it; None finds the one of KNOWN_PREFIXES that fits best. parts: prefixes of
+    the model's keys below which the checkpoint's may belong as well, as an encoder's alone do.
+    """
     own = model.state_dict().keys()
     if prefix is None:
         prefix = max(("", *KNOWN_PREFIXES), key=lambda p: sum(p + key in state for key in own))
+        counts = {part: sum(part + key in own for key in state) for part in parts}
+        best = max(counts, key=counts.__getitem__, default="")
+        if counts.get(best, 0) > sum(prefix + key in state for key in own):
+            return {best + key: value for key, value in state.items()}
     if not prefix:
         return state
     taken = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

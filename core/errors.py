@@ -1,4 +1,4 @@
-"""Exceptions that a user can mend.
+"""Exceptions that a user can fix.
 
 Each message names the thing (file, sample token, camera, field) and the fix, on one line where it can: the command
 line prints it as `error: ...` and leaves with exit code 2. Anything else that escapes is a bug of ours.
@@ -27,3 +27,7 @@ class SubmissionError(DrivestackError):
 
 class TrainingError(DrivestackError):
     """Training met a number that is not finite."""
+
+
+class OutputError(DrivestackError):
+    """A folder or file cannot be written."""

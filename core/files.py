@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import OutputError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -38,3 +40,42 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
     """Write JSON atomically. Raises ValueError on NaN and infinity, which JSON does not have."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=indent, allow_nan=False)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises OutputError if a file cannot be written there; before long work, and nothing is left."""
+    target = Path(path)
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; name a file, or remove it")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def replace_folder(built: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename the finished folder ``built`` to ``target``, on the same disk, which must be missing or empty.
+
+    Raises OSError if ``target`` holds anything; both are then as before.
+    """
+    target = Path(target)
+    if target.is_dir():
+        target.rmdir()
+    Path(built).replace(target)
+
+
+def writable_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make ``folder`` if it is missing and prove by a temporary file that it can be written into.
+
+    For jobs that write at their end, to fail before they begin. Raises OutputError.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return folder

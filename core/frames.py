@@ -61,6 +61,9 @@ class Annotations:
     num_radar_points: NDArray[np.int64]
     tokens: list[str]
     instance_tokens: list[str]
+    categories: list[str] = field(default_factory=list)
+    """The dataset's own, finer category of each object, [] where it is not known. nuScenes' evaluation leaves out
+    bicycles in a ``static_object.bicycle_rack``, which is no detection class."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,6 +102,8 @@ class Frame:
     can_signals: NDArray[np.float64] | None = None
     """[9] of the car's own bus: acceleration (m/s^2), turn rate (rad/s), velocity (m/s), x y z each in the EGO frame;
     None where nobody recorded them."""
+    lidar_floats_per_point: int = 5
+    """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; nuScenes: x, y, z, intensity, ring."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:

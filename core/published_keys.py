@@ -46,3 +46,8 @@ def keep_published_keys(module: nn.Module, published: Mapping[str, str]) -> None
 def published_name(module: nn.Module, name: str) -> str:
     """What a parameter or buffer of the module is called in its state dict."""
     return renamed(name, getattr(module, "published_prefixes", {}))
+
+
+def own_name(module: nn.Module, key: str) -> str:
+    """What a key of the module's state dict is called inside it; the reverse of ``published_name``."""
+    return renamed(key, {theirs: ours for ours, theirs in getattr(module, "published_prefixes", {}).items()})

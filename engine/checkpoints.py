@@ -3,11 +3,16 @@
 A training checkpoint is a dict of tensors and plain values: ``meta``, ``state_dict`` (the averaged weights where EMA
 is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``. `export_weights` publishes
 its ``state_dict`` as safetensors. Weights alone are read by core.checkpoint.load_checkpoint.
+
+``meta`` holds ``iter``, ``seed``, ``world_size``, ``config`` (its name), ``torch``; ``classes`` and ``cameras`` (names
+in the model's order) where the config has them; in best.pth ``best`` (metric, score, iter).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,12 @@ from ..core.files import atomic_path
 POINTER = "last_checkpoint"
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write ``checkpoint`` atomically, then let ``last_checkpoint`` beside it name it."""
+def save_checkpoint(checkpoint: dict[str, Any], path: Path, is_last: bool = True) -> None:
+    """Write ``checkpoint`` atomically, then (``is_last``) let ``last_checkpoint`` beside it name it."""
     with atomic_path(path) as temporary:
         torch.save(checkpoint, temporary)
+    if not is_last:
+        return
     with atomic_path(path.parent / POINTER) as temporary:
         temporary.write_text(path.name + "\n", encoding="utf-8")
 
@@ -44,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict", "optimizer"} <= checkpoint.keys():
         raise CheckpointError(
             f"{path}: holds no training state (meta, state_dict, optimizer). If it holds weights, start from them "
-            "with load_from."
+            "with --load-from or --fine-tune."
         )
     return checkpoint
 
@@ -58,20 +65,24 @@ def export_weights(
     """Publish the (EMA) weights of a training checkpoint as safetensors, floating-point tensors as ``dtype``.
 
     ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the config's name, the
-    iteration, the seed and the precision. Raises CheckpointError as read_checkpoint.
+    iteration, the seed, the precision and, as JSON lists, the names of ``classes`` and ``cameras`` where the config of
+    the training had them. Raises CheckpointError as read_checkpoint.
     """
     content = read_checkpoint(checkpoint)
-    notes = {key: content["meta"][key] for key in ("config", "iter", "seed")}
+    meta = content["meta"]
+    notes = {key: meta[key] for key in ("config", "iter", "seed")}
+    notes |= {key: json.dumps(list(meta[key])) for key in ("classes", "cameras") if meta.get(key)}
     state = content["state_dict"]
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     save_safetensors(state, out, notes | {"dtype": str(dtype).removeprefix("torch.")} | dict(metadata or {}))
     return Path(out)
 
 
-def close_unsafe_loaders() -> None:
-    """Replace MMEngine's checkpoint loaders in this process: its own repeat a refused load with code execution on.
+@contextmanager
+def safe_loaders() -> Iterator[None]:
+    """Within, MMEngine's checkpoint loaders read data only: its own repeat a refused load with code execution on.
 
-    ``init_cfg=dict(type="Pretrained", checkpoint=...)`` goes through them.
+    ``init_cfg=dict(type="Pretrained", checkpoint=...)`` goes through them. They are MMEngine's own again afterwards.
     """
 
     def load_from_local(path: str, map_location: Any) -> Any:
@@ -80,6 +91,10 @@ def close_unsafe_loaders() -> None:
     def load_from_afar(path: str, map_location: Any) -> Any:
         raise CheckpointError(f"{path}: download the file, check where it comes from, and name the local copy.")
 
-    CheckpointLoader.register_scheme("", load_from_local, force=True)
-    for scheme in [prefix for prefix in CheckpointLoader._schemes if prefix]:
-        CheckpointLoader.register_scheme(scheme, load_from_afar, force=True)
+    before = CheckpointLoader._schemes.copy()
+    for scheme in before:
+        CheckpointLoader.register_scheme(scheme, load_from_afar if scheme else load_from_local, force=True)
+    try:
+        yield
+    finally:
+        CheckpointLoader._schemes = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,33 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DrivestackError
+from .config_variables import load_with_variables
+
+KEYS = frozenset(
+    [
+        "model",
+        "train_dataloader",
+        "test_dataset",
+        "optim_wrapper",
+        "param_scheduler",
+        "train_cfg",
+        "seed",
+        "checkpoint",
+        "log_interval",
+        "ema",
+        "sync_bn",
+        "find_unused_parameters",
+        "new_parts",
+        "custom_hooks",
+        "validation",
+        "tensorboard",
+        "data_command",
+        "activation_checkpointing",
+        "efficient_conv_bn_eval",
+        "compile",
+    ]
+)
+"""Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -33,25 +61,95 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterabl
     """A config by file path, or by the name of a shipped one, with overrides applied. Raises ConfigError.
 
     ``overrides`` maps dotted keys to values, or lists ``key=value`` with Python literals (other text is a string):
-    ``["train_cfg.max_iters=100", "optim_wrapper.optimizer.lr=1e-4"]``.
+    ``["train_cfg.max_iters=100", "optim_wrapper.optimizer.lr=1e-4"]``. A helper variable of the file
+    (``"max_iters=100"``) acts on all that the file computes from it; one that nothing depends on is refused, as are
+    top-level names that neither the file nor drivestack knows.
     """
     path = Path(name_or_path)
     if path.suffix != ".py":
         path = shipped_configs().get(str(name_or_path), path)
     if not path.is_file():
         raise ConfigError(f"{name_or_path}: no such config. Name a .py file or one of: {', '.join(config_names())}.")
+    pairs = dict(overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides))
+    config = _read(path, {})
+    for key in pairs:
+        _check_top_level(config, key)
+    variables = {key: value for key, value in pairs.items() if key.split(".")[0] not in KEYS}
+    if variables:
+        before = config
+        config = _read(path, variables)
+        for key in variables:
+            _check_effect(before, config, key, variables, path)
+    for key, value in pairs.items():
+        if key not in variables:
+            override(config, key, value)
+    config.config_name = path.stem
+    return config
+
+
+def _read(path: Path, variables: Mapping[str, Any]) -> Config:
     try:
-        config = Config.fromfile(path, lazy_import=True)
+        config = load_with_variables(path, variables) if variables else Config.fromfile(path, lazy_import=True)
         _import_all(config._cfg_dict)
     except DrivestackError:
         raise
     except Exception as error:  # a config is code: whatever it raises, the reader needs the file's name
-        raise ConfigError(f"{path}: cannot be read as a config: {type(error).__name__}: {error}") from error
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [parse_override(text) for text in overrides]
-    for key, value in pairs:
-        override(config, key, value)
-    config.config_name = path.stem
+        change = f" with {', '.join(f'{key}={value!r}' for key, value in variables.items())}" if variables else ""
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}: cannot be read as a config{change}: {reason}") from error
     return config
+
+
+def _check_top_level(config: Config, key: str) -> None:
+    name = key.split(".")[0]
+    own = set(config) - config._imported_names - {"read_base"}
+    if name not in own | KEYS:
+        near = difflib.get_close_matches(name, sorted(own | KEYS), n=3, cutoff=0.5)
+        choices = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(own))}."
+        raise ConfigError(f"override {key}: the config has no {name}; {choices}")
+
+
+def _check_effect(before: Config, after: Config, key: str, variables: Mapping[str, Any], path: Path) -> None:
+    """Refuse a helper variable on which nothing depends that drivestack reads."""
+    if len(variables) > 1:  # the others may have had all the effect there is
+        others = {other: value for other, value in variables.items() if other != key}
+        before = _read(path, others)
+    last = key.split(".")[-1]
+    old_values, new_values = before.to_dict(), after.to_dict()  # classes as their names: lazy ones never compare equal
+    if any(old_values.get(part) != new_values.get(part) for part in KEYS):
+        return
+    value = variables[key]
+    old: Any = before._cfg_dict
+    for part in key.split("."):
+        old = old.get(part) if isinstance(old, Mapping) else None
+    if old == value:
+        return
+    places = [place for place, leaf in dotted_leaves(before._cfg_dict) if place.split(".")[0] in KEYS]
+    near = [place for place in places if place.split(".")[-1] == last][:3]
+    advice = f"set {' or '.join(near)} instead" if near else "set the dotted key that you mean instead"
+    raise ConfigError(f"override {key}: nothing in the config depends on it; {advice}.")
+
+
+def dotted_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of all values below ``node`` that are no mappings themselves, such as ``model.img_neck.num_outs``."""
+    for key, value in node.items():
+        place = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted_leaves(value, f"{place}.")
+        else:
+            yield place, value
+
+
+def task_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """``classes`` and ``cameras``: names in the model's order, of the first dataset in the config that states them."""
+    loader = config.get("train_dataloader") or {}
+    datasets = [dataset for dataset in (loader.get("dataset"), config.get("test_dataset")) if dataset]
+    found = {}
+    for name, key in (("classes", "classes"), ("cameras", "camera_names")):
+        stated = [dataset.get(key) for dataset in datasets if dataset.get(key)]
+        if stated:
+            found[name] = tuple(stated[0])
+    return found
 
 
 def _import_all(node: Any) -> None:

@@ -1,12 +1,10 @@
-"""What happens beside the training step: checkpoints kept, progress told."""
+"""What happens beside the training step: checkpoints kept, progress shown and recorded."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ..core.progress import ProgressDisplay
+from .run_log import RunLog
 from .runner import TrainRunner
 
 logger = logging.getLogger("drivestack")
@@ -56,28 +55,25 @@ class KeepCheckpoints(Hook):
 
 
 @HOOKS.register_module()
-class TellProgress(Hook):
-    """Mean losses, learning rate and times every ``interval`` iterations, to ``log.jsonl`` and to the reader.
+class LogProgress(Hook):
+    """Mean losses, learning rate and times every ``interval`` iterations, to the run's log and to the reader.
 
     The reader gets a bar where standard error is a terminal and a plain line elsewhere (logger ``drivestack``).
+    log: where the records go; None on ranks that write none.
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, interval: int = 50) -> None:
+    def __init__(self, interval: int = 50, log: RunLog | None = None) -> None:
         self.interval = interval
-        self.bar: Progress | None = None
+        self.log = log
+        self.display: ProgressDisplay | None = None
 
     def before_train(self, runner: TrainRunner) -> None:
-        self.log_file = Path(runner.work_dir) / "log.jsonl"
         self._restart()
-        self.first_iteration = runner.iter
-        self.started = time.monotonic()
-        if is_main_process() and sys.stderr.isatty():
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, TextColumn("{task.fields[told]}"))
-            self.task = self.bar.add_task("train", total=runner.max_iters, completed=runner.iter, told="")
-            self.bar.start()
+        shown = is_main_process()
+        self.display = ProgressDisplay("train", runner.max_iters, done=runner.iter, shown=shown, lines=False)
+        self.display.__enter__()
 
     def after_train_iter(
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -87,16 +83,19 @@ class TellProgress(Hook):
         for name, value in outputs.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         done = runner.iter + 1
-        if self.bar:
-            self.bar.update(self.task, completed=done)
+        self.display.move_to(done)
         if is_main_process() and (done % self.interval == 0 or done == runner.max_iters):
-            self._tell(runner, done)
+            self._write(runner, done)
             self._restart()
+
+    def pause(self, seconds: float) -> None:
+        """``seconds`` went by beside training and do not count as time of an iteration."""
+        self.since += seconds
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""
-        if self.bar:
-            self.bar.stop()
+        if self.display:
+            self.display.__exit__(None, None, None)
 
     def _restart(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
@@ -104,9 +103,8 @@ class TellProgress(Hook):
         self.data_time_s = 0.0
         self.since = time.monotonic()
 
-    def _tell(self, runner: TrainRunner, done: int) -> None:
+    def _write(self, runner: TrainRunner, done: int) -> None:
         per_iteration_s = (time.monotonic() - self.since) / self.count
-        overall_s = (time.monotonic() - self.started) / (done - self.first_iteration)
         means = {name: float(total) / self.count for name, total in self.sums.items()}
         record = {
             "iter": done,
@@ -118,14 +116,11 @@ class TellProgress(Hook):
         }
         if not math.isfinite(record["gradient_norm"]):  # a step that fp16 skipped; JSON has no infinity
             record["gradient_norm"] = None
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        terms = " ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items())
-        told = (
-            f"{terms}  lr {record['lr']:.2e}  {per_iteration_s:.2f} s/it (data {record['data_seconds_per_iter']:.2f})"
-        )
-        if self.bar:
-            self.bar.update(self.task, told=f"loss {means['loss']:.3g}  {per_iteration_s:.2f} s/it")
-        else:
-            minutes, seconds = divmod(round(overall_s * (runner.max_iters - done)), 60)
-            logger.info("iter %d/%d  %s  eta %d:%02d", done, runner.max_iters, told, minutes, seconds)
+        if self.log:
+            self.log.write(record)
+        self.display.move_to(done, note=f"loss {means['loss']:.3g}  {per_iteration_s:.2f} s/it")
+        if not self.display.on_terminal:
+            terms = " ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items())
+            speed = f"{per_iteration_s:.2f} s/it (data {record['data_seconds_per_iter']:.2f})"
+            values = (done, runner.max_iters, terms, record["lr"], speed, self.display.eta())
+            logger.info("iter %d/%d  %s  lr %.2e  %s  eta %s", *values)

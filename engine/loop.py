@@ -53,8 +53,6 @@ class ResumableTrainLoop(BaseLoop):
                 f"train_dataloader.sampler: {type(self.dataloader.sampler).__name__} cannot resume; "
                 "use ResumableSampler."
             )
-        if not isinstance(max_iters, int) or max_iters < 1:
-            raise ConfigError(f"train_cfg.max_iters: must be a whole number from 1 on, got {max_iters!r}.")
         self.max_iters = max_iters
         self.max_minutes = max_minutes
         self.max_epochs = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -11,35 +12,24 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, write_json
 from . import checkpoints
-from .config import building
+from .config import task_names
+from .fine_tune import fine_tune
+
+logger = logging.getLogger("drivestack")
 
 
 class TrainRunner(Runner):
-    """Differs from Runner in how it wraps the model for DDP (gloo on CPU too) and in its checkpoint files."""
+    """Differs from Runner in how it wraps the model for DDP (gloo on CPU too) and in the files it writes and reads."""
 
-    def build_model(self, model: nn.Module | dict) -> nn.Module:
-        with building("model"):
-            return super().build_model(model)
-
-    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        with building("train_dataloader or train_cfg"):
-            return super().build_train_loop(loop)
-
-    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
-        with building("optim_wrapper"):
-            return super().build_optim_wrapper(optim_wrapper)
-
-    def build_param_scheduler(self, scheduler: Any) -> Any:
-        with building("param_scheduler"):
-            return super().build_param_scheduler(scheduler)
+    fine_tune = False
+    """``load_from`` holds weights of another task shape: fine_tune.py takes what fits."""
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = local_device()
@@ -55,13 +45,13 @@ class TrainRunner(Runner):
         )
 
     def build_logger(self, log_level: int | str = "WARNING", **kwargs: Any) -> MMLogger:
-        """MMEngine's warnings on standard error; progress goes to log.jsonl (hooks.TellProgress), not to its files."""
+        """MMEngine's warnings on standard error; progress goes to log.jsonl (run_log.RunLog), not to its files."""
         with suppress(FileNotFoundError):  # another rank was faster
             Path(self.log_dir).rmdir()
         return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level=log_level)
 
     def _log_env(self, env_cfg: dict) -> None:
-        """`drivestack doctor` tells the environment; MMEngine's own report starts compilers to ask their versions."""
+        """`drivestack doctor` shows the environment; MMEngine's own report starts compilers to ask their versions."""
 
     def dump_config(self) -> None:
         """The whole config, overrides included, as ``work_dir/config.json``."""
@@ -77,8 +67,11 @@ class TrainRunner(Runner):
         """The model without its DDP wrapper."""
         return self.model.module if is_model_wrapper(self.model) else self.model
 
-    def save_training_state(self, path: Path, iteration: int) -> None:
-        """Write all that resuming after ``iteration`` iterations needs. Call on rank 0 only."""
+    def save_training_state(self, path: Path, iteration: int, is_last: bool = True, **notes: Any) -> None:
+        """Write all that resuming after ``iteration`` iterations needs. Call on rank 0 only.
+
+        is_last: a plain resume goes on from here; notes: more entries of ``meta`` (checkpoints.py).
+        """
         checkpoint = {
             "meta": {
                 "iter": iteration,
@@ -86,13 +79,15 @@ class TrainRunner(Runner):
                 "world_size": self.world_size,
                 "config": self.cfg.get("config_name", ""),
                 "torch": torch.__version__.split("+")[0],
+                **task_names(self.cfg),
+                **notes,
             },
             "state_dict": dict(self.bare_model.state_dict()),
             "optimizer": self.optim_wrapper.state_dict(),
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers or []],
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)  # EMA moves its weights into state_dict
-        checkpoints.save_checkpoint(checkpoint, path)
+        checkpoints.save_checkpoint(checkpoint, path, is_last)
 
     def load_or_resume(self) -> None:
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
@@ -101,9 +96,18 @@ class TrainRunner(Runner):
         if self._resume:
             self._resume_from(Path(self._load_from))
         else:
-            load_checkpoint(self.bare_model, self._load_from, may_lack=tuple(self.cfg.get("new_parts", ())))
-            self.call_hook("after_load_checkpoint", checkpoint={"state_dict": self.bare_model.state_dict()})
+            self._start_from(Path(self._load_from))
         self._has_loaded = True
+
+    def _start_from(self, path: Path) -> None:
+        if self.fine_tune:
+            report = fine_tune(self.bare_model, path, **task_names(self.cfg))
+            if self.rank == 0:
+                logger.info("%s", report)
+                write_json(Path(self.work_dir) / "fine_tune.json", report.as_dict(), indent=1)
+        else:
+            load_checkpoint(self.bare_model, path, may_lack=tuple(self.cfg.get("new_parts", ())))
+        self.call_hook("after_load_checkpoint", checkpoint={"state_dict": self.bare_model.state_dict()})
 
     def _resume_from(self, path: Path) -> None:
         checkpoint = checkpoints.read_checkpoint(path)
@@ -112,7 +116,7 @@ class TrainRunner(Runner):
             if meta[key] != mine:
                 raise CheckpointError(
                     f"{path}: trained with {key} {meta[key]}, this run has {key} {mine}. "
-                    "Resume with the same, or start a new work_dir with load_from."
+                    "Resume with the same, or start a new --work-dir with --load-from."
                 )
         # Before the EMA hook swaps raw and averaged weights: does this belong to the model at all?
         load_state(self.bare_model, checkpoint["state_dict"], source=str(path))

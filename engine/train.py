@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.visualization import Visualizer
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.files import writable_folder
 from . import checkpoints
 from .config import building, load_config
-from .hooks import KeepCheckpoints, TellProgress
+from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop
+from .run_log import RunLog, require_tensorboard
 from .runner import TrainRunner, local_device
+from .validation import Evaluate, Validation
 
 logger = logging.getLogger("drivestack")
 
@@ -35,7 +41,9 @@ def train(
     seed: int | None = None,
     overrides: Mapping[str, Any] | Iterable[str] = (),
     load_from: str | Path | None = None,
+    fine_tune: str | Path | None = None,
     max_minutes: float | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Path:
     """Train and return the path of the last checkpoint, ``work_dir/iter_N.pth``.
 
@@ -43,67 +51,175 @@ def train(
     resume: True or "auto" goes on from work_dir's last checkpoint, or starts where there is none; or a checkpoint.
     seed: overrides the config's. On the CPU, one seed is one result, whether or not the run was interrupted.
     load_from: start from these weights (.pth or .safetensors), iteration 0, unless ``resume`` finds a checkpoint.
+    fine_tune: the same for weights of another task shape (classes, range, grid, queries, cameras, heads): takes what
+        fits, adapts what can be, and writes a report to ``work_dir/fine_tune.json`` (fine_tune.py).
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
+    evaluate: scores of the model during training, for the config's ``validation`` (validation.py).
     Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
 
-    Raises ConfigError, CheckpointError, TrainingError (a loss or gradient that is not finite).
+    Raises ConfigError, CheckpointError, OutputError (work_dir), TrainingError (a loss or gradient that is not finite).
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
-    if missing := [key for key in NEEDED if key not in config]:
-        raise ConfigError(f"the config has no {missing[0]}; training needs {', '.join(NEEDED)}.")
-    work_dir = Path(work_dir).resolve()
-    interrupted = find_start(work_dir, resume)
-    start = interrupted or load_from
-    checkpoints.close_unsafe_loaders()
     seed = config.get("seed", 0) if seed is None else seed
+    _check(config, seed, max_minutes, evaluate)
+    work_dir = Path(work_dir).resolve()
+    start = choose_start(work_dir, resume, load_from, fine_tune)
+    writable_folder(work_dir)
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed = "WORLD_SIZE" in os.environ
     if distributed:  # MMEngine's own start asks for a GPU
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    progress = TellProgress(config.get("log_interval", 50))
+    with checkpoints.safe_loaders():
+        iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)
+    if distributed:
+        torch.distributed.barrier()  # rank 0 may still be writing
+        torch.distributed.destroy_process_group()
+    return work_dir / f"iter_{iterations}.pth"
+
+
+def _run(
+    config: Config, work_dir: Path, seed: int, start: Start, max_minutes: float | None, evaluate: Evaluate | None
+) -> int:
+    """Build all parts, train, and return the number of iterations reached."""
+    progress = LogProgress(config.get("log_interval", 50))
     with building("checkpoint"):
         hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
+    validation = None
+    if config.get("validation"):
+        with building("validation"):
+            validation = Validation(evaluate, **config.validation)
+        hooks.append(validation)
     if config.get("ema"):
         hooks.append(dict(type=EMAHook, **config.ema))
     hooks += config.get("custom_hooks", [])
-    runner = TrainRunner(
-        model=config.model,
-        work_dir=str(work_dir),
-        train_dataloader=config.train_dataloader,
-        train_cfg=dict(type=ResumableTrainLoop, max_minutes=max_minutes, **config.train_cfg),
-        optim_wrapper=config.optim_wrapper,
-        param_scheduler=config.get("param_scheduler"),
-        default_hooks=dict(
-            runtime_info=None,
-            timer=None,
-            sampler_seed=None,
-            logger=None,
-            param_scheduler=dict(type=ParamSchedulerHook),
-            checkpoint=None,
-        ),
-        custom_hooks=hooks,
-        load_from=None if start is None else str(start),
-        resume=interrupted is not None,
-        launcher="pytorch" if distributed else "none",
-        randomness=dict(seed=seed),
-        visualizer=dict(type=Visualizer),
-        log_level="WARNING",
-        experiment_name=uuid4().hex,  # MMEngine shares state between runners of one name
-        cfg=config,
-    )
-    if start is not None:
-        logger.info("%s %s", "starting from" if interrupted is None else "resuming", start)
+    with building("model or custom_hooks"):
+        runner = TrainRunner(
+            model=config.model,
+            work_dir=str(work_dir),
+            train_dataloader=config.train_dataloader,
+            train_cfg=dict(type=ResumableTrainLoop, max_minutes=max_minutes, **config.train_cfg),
+            optim_wrapper=config.optim_wrapper,
+            param_scheduler=config.get("param_scheduler"),
+            default_hooks=dict(
+                runtime_info=None,
+                timer=None,
+                sampler_seed=None,
+                logger=None,
+                param_scheduler=dict(type=ParamSchedulerHook),
+                checkpoint=None,
+            ),
+            custom_hooks=hooks,
+            load_from=None if start.path is None else str(start.path),
+            resume=start.how == "resume",
+            launcher="pytorch" if torch.distributed.is_initialized() else "none",
+            randomness=dict(seed=seed),
+            visualizer=dict(type=Visualizer),
+            log_level="WARNING",
+            experiment_name=uuid4().hex,  # MMEngine shares state between runners of one name
+            cfg=config,
+        )
+    runner.fine_tune = start.how == "fine_tune"
+    _share_frames(runner)
+    # Runner.train builds the same in the same order; here an error names the part of the config.
+    with building("train_dataloader or train_cfg"), _naming_the_data(config):
+        runner.train_loop  # noqa: B018 (a property that builds)
+    with building("optim_wrapper"):
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    if runner.param_schedulers is not None:
+        with building("param_scheduler"):
+            runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    log = RunLog(work_dir, bool(config.get("tensorboard"))) if is_main_process() else None
+    progress.log = log
+    if validation is not None:
+        validation.log = log
     try:
         runner.train()
     finally:
         progress.close()
-    if distributed:
-        torch.distributed.barrier()  # rank 0 may still be writing
-        torch.distributed.destroy_process_group()
-    return work_dir / f"iter_{runner.iter}.pth"
+        if log is not None:
+            log.close()
+    return runner.iter
+
+
+def _check(config: Config, seed: int, max_minutes: float | None, evaluate: Evaluate | None) -> None:
+    """Refuse what cannot be trained before any data is read."""
+    if missing := [key for key in NEEDED if key not in config]:
+        raise ConfigError(f"the config has no {missing[0]}; training needs {', '.join(NEEDED)}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed: must be a whole number from 0 to 4294967295, got {seed!r}.")
+    if max_minutes is not None and not max_minutes >= 0:
+        raise ConfigError(f"max_minutes: must not be negative, got {max_minutes!r}.")
+    max_iters = config.train_cfg.get("max_iters", 1)
+    if not isinstance(max_iters, int) or max_iters < 1:
+        raise ConfigError(f"train_cfg.max_iters: must be a whole number from 1 on, got {max_iters!r}.")
+    if config.get("validation") and evaluate is None:
+        raise ConfigError(
+            "the config has validation, but train() was given no evaluate function: pass one (evaluate=...), or set "
+            "validation=None."
+        )
+    if config.get("tensorboard"):
+        require_tensorboard()
+
+
+def _share_frames(runner: TrainRunner) -> None:
+    """The training data give the clips that the model learns from, unless their config says otherwise."""
+    offsets, loader = getattr(runner.bare_model, "frame_offsets", None), runner._train_dataloader
+    if offsets is not None and isinstance(loader, dict) and isinstance(loader["dataset"], dict):
+        loader["dataset"].setdefault("frame_offsets", offsets)
+
+
+@contextmanager
+def _naming_the_data(config: Config) -> Iterator[None]:
+    """Within, an error about a missing data root also says how to come by the data."""
+    try:
+        yield
+    except DataError as error:
+        roots = config.train_dataloader.dataset.get("source", {}).get("root") or ()
+        for root in [roots] if isinstance(roots, (str, Path)) else roots:
+            if str(error).startswith(f"{root}:") and not Path(root).is_dir():
+                command = config.get("data_command")
+                fix = f"write it with `{command}`, or name" if command else "name"
+                option = "--set train_dataloader.dataset.source.root=DIR"
+                raise DataError(f"{root}: no such folder; {fix} your own data with {option}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    how: str
+    """"new", "resume" (all of a checkpoint), "load_from" or "fine_tune" (its weights)"""
+    path: Path | None = None
+
+
+def choose_start(
+    work_dir: Path,
+    resume: bool | str | Path = False,
+    load_from: str | Path | None = None,
+    fine_tune: str | Path | None = None,
+) -> Start:
+    """Which of the options counts, said to the user: a checkpoint to resume before weights to start from."""
+    if load_from and fine_tune:
+        raise ConfigError(f"load_from {load_from} and fine_tune {fine_tune}: give one of them.")
+    weights, how = (load_from, "load_from") if load_from else (fine_tune, "fine_tune")
+    if weights and not Path(weights).is_file():
+        raise CheckpointError(f"{weights}: no such checkpoint file.")
+    option = f"--{how.replace('_', '-')} {weights}"
+    interrupted = find_start(work_dir, resume)
+    say = logger.info if os.environ.get("RANK", "0") == "0" else logger.debug
+    if interrupted is not None:
+        say("resuming %s%s", interrupted, f"; {option} is not used, it is for new runs" if weights else "")
+        return Start("resume", interrupted)
+    if resume:
+        begin = f"starting from {option}" if weights else "starting anew"
+        say("%s: no checkpoint to resume, %s", work_dir, begin)
+    elif weights:
+        say("starting from %s", option)
+    return Start(how, Path(weights)) if weights else Start("new")
 
 
 def find_start(work_dir: Path, resume: bool | str | Path) -> Path | None:

@@ -15,6 +15,7 @@ from .grids import OCC3D_GRID, BevGrid, VoxelGrid
 from .poses import (
     invert_pose,
     matrix_to_quaternion,
+    nearest_rigid,
     pose,
     quaternion_to_matrix,
     rotation_z,
@@ -36,6 +37,7 @@ __all__ = [
     "boxes_to_legacy",
     "invert_pose",
     "matrix_to_quaternion",
+    "nearest_rigid",
     "points_in_boxes",
     "pose",
     "quaternion_to_matrix",

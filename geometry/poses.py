@@ -120,3 +120,17 @@ def transform_points(a_from_b: Array, points_b: Array) -> Array:
     if points_b.ndim == 1:
         return a_from_b[..., :3, :3] @ points_b + a_from_b[..., :3, 3]
     return points_b @ a_from_b[..., :3, :3].swapaxes(-1, -2) + a_from_b[..., None, :3, 3]
+
+
+def nearest_rigid(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The rigid transform [4, 4] nearest to one that was rounded, such as to float32 in a file.
+
+    Only rounding is taken away: a matrix whose rotation is off by more than 1e-3 comes back as it is, for the checks to
+    name.
+    """
+    out = np.array(matrix, dtype=np.float64)
+    if not np.isfinite(out).all() or np.abs(out[:3, :3] @ out[:3, :3].T - np.eye(3)).max() > 1e-3:
+        return out
+    u, _, vt = np.linalg.svd(out[:3, :3])
+    out[:3, :3] = u @ vt
+    return out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,18 +9,17 @@ from ..core.batch import Batch
 from ..core.errors import ConfigError
 
 
-def front_index(front_camera: str | int, camera_names: Sequence[str] | None, batch: Batch) -> int:
+def front_index(front_camera: str | int, batch: Batch) -> int:
     """Index of the front camera, given by name or index, in the batch.
 
-    ``camera_names``: the batch's cameras in their order, None where that is the order of the frames' own.
     Raises ConfigError where the batch does not have the camera, or its labels' elements lie in another one.
     """
     if isinstance(front_camera, str):
-        if camera_names is None:
-            camera_names = [view.name for view in batch.frames[0].cameras] if batch.frames else []
-        if front_camera not in camera_names:
-            raise ConfigError(f"front_camera {front_camera!r} is none of the batch's cameras {', '.join(camera_names)}")
-        front_camera = list(camera_names).index(front_camera)
+        places = {names.index(front_camera) if front_camera in names else -1 for names in batch.camera_names}
+        if len(places) != 1 or -1 in places:
+            known = "; ".join(sorted({", ".join(names) for names in batch.camera_names}))
+            raise ConfigError(f"front_camera {front_camera!r} is not in one place among the batch's cameras {known}")
+        (front_camera,) = places
     if not 0 <= front_camera < batch.images.shape[2]:
         raise ConfigError(f"front_camera {front_camera}, but the batch has {batch.images.shape[2]} cameras")
     for targets in batch.lanes:
@@ -41,13 +38,11 @@ def boxes_on_disk(boxes: Tensor, batch: Batch, sample: int, front: int) -> Tenso
     is taken as it is. ``front``: index of the camera in the batch.
     """
     frame = batch.frames[sample]
-    intrinsics = batch.intrinsics[sample, front].double().cpu()
-    seen_from = batch.bev_from_camera[sample, front].double().cpu()
     if not frame.cameras:
         return boxes
-    # a dataset may choose and order cameras: the view on disk is the one that stands where the batch's does
-    poses = torch.stack([torch.from_numpy(frame.bev_from_camera(view)) for view in frame.cameras]).double()
-    view = frame.cameras[int((poses - seen_from).abs().amax((1, 2)).argmin())]
+    intrinsics = batch.intrinsics[sample, front].double().cpu()
+    name = batch.camera_names[sample][front]
+    view = next(view for view in frame.cameras if view.name == name)
     on_disk = torch.from_numpy(view.camera.image_from_camera).double()
     scale = intrinsics.diagonal()[:2].abs() / on_disk.diagonal()[:2]
     shift = intrinsics[:2, 2] - scale * on_disk[:2, 2]

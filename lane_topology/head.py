@@ -59,8 +59,7 @@ class LaneTopologyHead(nn.Module):
     num_queries, num_proposals: learned lane queries, and those from the dense guesses.
     num_layers, num_heads, num_along, ffn_dims, dropout: of the decoder (lane_decoder.py); dilations: of the dense
         branch (lane_map.py); hidden: of the pair MLPs.
-    front_camera: name or index of the camera whose image shows the elements; camera_names: the batch's cameras in
-        their order, where that is not the order of the frames' own.
+    front_camera: name or index of the camera whose image shows the elements.
     element_level: which pyramid map shows the elements, 0 the finest; element_upsample: finer cells than the map's;
         element_stem: channels of convolutions on the front image itself (elements.py), 0 without; max_elements: peaks
         returned.
@@ -68,7 +67,7 @@ class LaneTopologyHead(nn.Module):
     near_m: a query that is matched to no label, but within this mean distance of one, learns that lane's edges too.
     weights: factor of each loss term, see ``WEIGHTS``; terms that are not named keep theirs.
 
-    Raises ConfigError for unknown weights, or a front camera by name that is none of ``camera_names``.
+    Raises ConfigError for unknown weights.
     """
 
     WEIGHTS = {
@@ -103,7 +102,6 @@ class LaneTopologyHead(nn.Module):
         hidden: int = 128,
         num_control: int = NUM_CONTROL,
         front_camera: str | int = 0,
-        camera_names: Sequence[str] | None = None,
         element_level: int = 0,
         element_upsample: int = 2,
         element_channels: int | None = None,
@@ -118,10 +116,8 @@ class LaneTopologyHead(nn.Module):
         super().__init__()
         if unknown := set(weights or {}) - set(self.WEIGHTS):
             raise ConfigError(f"weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(self.WEIGHTS)}")
-        if isinstance(front_camera, str) and camera_names is not None and front_camera not in camera_names:
-            raise ConfigError(f"front_camera {front_camera!r} is none of the cameras {', '.join(camera_names)}")
         self.weights = self.WEIGHTS | (weights or {})
-        self.front_camera, self.camera_names = front_camera, camera_names
+        self.front_camera = front_camera
         self.num_control, self.num_points, self.near_m = num_control, num_points, near_m
         self.num_proposals, self.max_elements, self.max_lanes = num_proposals, max_elements, max_lanes
         self.element_level, self.num_attributes = element_level, num_attributes
@@ -156,7 +152,7 @@ class LaneTopologyHead(nn.Module):
 
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
-        front = front_index(self.front_camera, self.camera_names, batch)
+        front = front_index(self.front_camera, batch)
         dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev))
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
@@ -289,7 +285,7 @@ class LaneTopologyHead(nn.Module):
         elements = self.element_maps.peaks(outputs.elements, self.max_elements)
         lane_element = self.relate(outputs, elements).sigmoid()
         scores, order = outputs.logits[-1].sigmoid().sort(dim=1, descending=True, stable=True)
-        front, found = front_index(self.front_camera, self.camera_names, batch), []
+        front, found = front_index(self.front_camera, batch), []
         for b, token in enumerate(batch.tokens):
             kept = order[b, : self.max_lanes]
             arrays = (

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .dispatch.calls import run
-from .dispatch.checks import check_dcnv3, window_of
+from .dispatch.checks import window_of
+from .dispatch.operators import DCNV3
 
 
 def dcnv3(
@@ -49,11 +50,10 @@ def dcnv3(
 
     Raises:
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
-        BackendUnavailableError: backend "cpp" or "cuda" where it cannot serve.
+        BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
     window = window_of(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    check_dcnv3("dcnv3", value, offset, mask, window)
-    return run("dcnv3", backend, value, offset, mask, *window, mask_softmax)
+    return run(DCNV3, backend, value, offset, mask, *window, mask_softmax)
 
 
 def packed_width(groups: int, kernel_size: int | Sequence[int] = 3, remove_center: bool = False) -> int:
@@ -91,5 +91,4 @@ def dcnv4(
         raise ValueError(f"dcnv4: offset_mask must be [N, Ho, Wo, {used}] or more (padding), got {got}")
     grouped = offset_mask.narrow(3, 0, used).view(*offset_mask.shape[:3], groups, 3 * taps)
     offset, mask = grouped.narrow(4, 0, 2 * taps), grouped.narrow(4, 2 * taps, taps)
-    check_dcnv3("dcnv4", value, offset, mask, window)
-    return run("dcnv3", backend, value, offset, mask, *window, False)
+    return run(DCNV3, backend, value, offset, mask, *window, False, shown_as="dcnv4")

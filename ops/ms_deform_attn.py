@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .dispatch.calls import run
-from .dispatch.checks import check_ms_deform_attn, check_ms_deform_attn_fused
+from .dispatch.operators import MS_DEFORM_ATTN, MS_DEFORM_ATTN_FUSED
 from .reference import levels_of
 
 Shapes = Sequence[Sequence[int]] | Tensor
@@ -41,12 +41,11 @@ def ms_deform_attn(
 
     Raises:
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
-        BackendUnavailableError: backend "cpp" or "cuda" where it cannot serve.
+        BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
     shapes = shape_pairs(spatial_shapes)
-    check_ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     flat_shapes = [side for shape in shapes for side in shape]
-    return run("ms_deform_attn", backend, value, flat_shapes, sampling_locations, attention_weights)
+    return run(MS_DEFORM_ATTN, backend, value, flat_shapes, sampling_locations, attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -83,13 +82,10 @@ def ms_deform_attn_fused(
 
     Raises:
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
-        BackendUnavailableError: backend "cpp" or "cuda" where it cannot serve.
+        BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
     shapes = shape_pairs(spatial_shapes)
     if level_starts is not None and len(level_starts) != len(shapes):
         raise ValueError(f"ms_deform_attn_fused: {len(level_starts)} level_starts for {len(shapes)} levels")
-    levels = levels_of(shapes, level_starts)
-    check_ms_deform_attn_fused(value, levels, reference_points, offsets, logits)
-    flat_levels = [number for level in levels for number in level]
-    inputs = (value, flat_levels, reference_points, offsets, logits, level_mean)
-    return run("ms_deform_attn_fused", backend, *inputs)
+    flat_levels = [number for level in levels_of(shapes, level_starts) for number in level]
+    return run(MS_DEFORM_ATTN_FUSED, backend, value, flat_levels, reference_points, offsets, logits, level_mean)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch.backend import kernel_serves
+from .dispatch.backend import use_kernel
 
 _NORM = "Tensor weight, Tensor bias, float eps, bool gelu"
 torch.library.define("drivestack::layer_norm", f"(Tensor x, {_NORM}, Tensor? residual) -> Tensor")
@@ -22,7 +22,7 @@ torch.library.define(
 def layer_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool, residual: Tensor | None = None
 ) -> Tensor:
-    """Twin of `layer_norm`."""
+    """Reference implementation of `layer_norm`."""
     y = F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
     y = F.gelu(y) if gelu else y
     return y if residual is None else residual + y
@@ -39,7 +39,7 @@ def depthwise_norm_reference(
     stride: int,
     padding: int,
 ) -> Tensor:
-    """Twin of `depthwise_norm`."""
+    """Reference implementation of `depthwise_norm`."""
     image = x.permute(0, 3, 1, 2)
     y = F.conv2d(image, kernel.to(x.dtype), kernel_bias.to(x.dtype), stride, padding, groups=x.shape[3])
     return layer_norm_reference(y.permute(0, 2, 3, 1).contiguous(), weight, bias, eps, gelu)
@@ -57,8 +57,8 @@ def _(x, kernel, kernel_bias, weight, bias, eps, gelu, stride, padding):
     return x.new_empty((n, *out, channels))
 
 
-for _name, _twin in (("layer_norm", layer_norm_reference), ("depthwise_norm", depthwise_norm_reference)):
-    torch.library.impl(f"drivestack::{_name}", "CompositeExplicitAutograd", _twin)
+for _name, _reference in (("layer_norm", layer_norm_reference), ("depthwise_norm", depthwise_norm_reference)):
+    torch.library.impl(f"drivestack::{_name}", "CompositeExplicitAutograd", _reference)
 
 
 def layer_norm(
@@ -85,7 +85,7 @@ def layer_norm(
         raise ValueError(
             f"layer_norm: residual {residual.dtype} {list(residual.shape)} for x {x.dtype} {list(x.shape)}"
         )
-    if x.dtype == torch.float64 or x.device.type != "cpu" or not kernel_serves("layer_norm", backend, "cpu"):
+    if x.dtype == torch.float64 or x.device.type != "cpu" or not use_kernel("layer_norm", backend, "cpu"):
         return layer_norm_reference(x, weight, bias, eps, gelu, residual)
     return torch.ops.drivestack.layer_norm(x, weight, bias, eps, gelu, residual)
 
@@ -118,6 +118,6 @@ def depthwise_norm(
             f"{list(weight.shape)}, {list(bias.shape)} do not fit x {list(x.shape)}"
         )
     arguments = (x, kernel, kernel_bias, weight, bias, eps, gelu, stride, padding)
-    if x.dtype == torch.float64 or x.device.type != "cpu" or not kernel_serves("depthwise_norm", backend, "cpu"):
+    if x.dtype == torch.float64 or x.device.type != "cpu" or not use_kernel("depthwise_norm", backend, "cpu"):
         return depthwise_norm_reference(*arguments)
     return torch.ops.drivestack.depthwise_norm(*arguments)

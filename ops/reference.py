@@ -1,4 +1,4 @@
-"""Pure-PyTorch twins of the operators: the exact mathematics, slowly. They are the fallback and the test oracle.
+"""The operators in pure PyTorch: the exact mathematics, slowly. The fallback, and what tests compare with.
 
     DCNv3                          InternImage, arXiv 2211.05778 (the published formula, taps column by column)
     multi-scale deformable attn.   Deformable DETR, arXiv 2010.04159
@@ -80,7 +80,7 @@ def dcnv3_reference(
     remove_center: bool,
     mask_softmax: bool = False,
 ) -> Tensor:
-    """Twin of `drivestack.ops.dcnv3`, arguments already checked."""
+    """Reference implementation of `drivestack.ops.dcnv3`, arguments already checked."""
     n, height, width, channels = value.shape
     out_h, out_w = output_size((height, width), kernel_size, stride, padding, dilation)
     grid_x, grid_y = tap_grid(kernel_size, dilation, remove_center)
@@ -139,7 +139,7 @@ def levels_of(spatial_shapes: Sequence[Pair], starts: Sequence[int] | None = Non
 def ms_deform_attn_reference(
     value: Tensor, spatial_shapes: Sequence[Pair], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Twin of `drivestack.ops.ms_deform_attn`, arguments already checked."""
+    """Reference implementation of `drivestack.ops.ms_deform_attn`, arguments already checked."""
     dtype = compute_dtype(value, sampling_locations, attention_weights)
     locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
     coordinates = [
@@ -157,7 +157,7 @@ def ms_deform_attn_fused_reference(
     logits: Tensor,
     level_mean: bool = False,
 ) -> Tensor:
-    """Twin of `drivestack.ops.ms_deform_attn_fused`, arguments already checked."""
+    """Reference implementation of `drivestack.ops.ms_deform_attn_fused`, arguments already checked."""
     b, q, _, n_levels, n_points = logits.shape
     dtype = compute_dtype(value, reference_points, offsets, logits)
     if level_mean:
@@ -185,7 +185,7 @@ def spatial_cross_attention_reference(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """Twin of `drivestack.ops.spatial_cross_attention`, arguments already checked."""
+    """Reference implementation of `drivestack.ops.spatial_cross_attention`, arguments already checked."""
     dtype = compute_dtype(value, reference_points, offsets, logits)
     b, cameras, _, m, d = value.shape
     total = value.new_zeros((b, logits.shape[1], m * d), dtype=dtype)

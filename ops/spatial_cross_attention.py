@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .dispatch.calls import run
-from .dispatch.checks import check_spatial_cross_attention
+from .dispatch.operators import SPATIAL_CROSS_ATTENTION
 from .ms_deform_attn import shape_pairs
 from .reference import levels_of
 
@@ -43,10 +43,8 @@ def spatial_cross_attention(
 
     Raises:
         ValueError: shapes that do not fit, with the shapes; reference points that require a gradient.
-        TypeError: dtypes that do not fit. BackendUnavailableError: backend "cpp" or "cuda" where it cannot serve.
+        TypeError: dtypes that do not fit. BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
-    levels = levels_of(shape_pairs(spatial_shapes))
-    check_spatial_cross_attention(value, levels, reference_points, visible, offsets, logits)
-    flat_levels = [number for level in levels for number in level]
+    flat_levels = [number for level in levels_of(shape_pairs(spatial_shapes)) for number in level]
     inputs = (value, flat_levels, reference_points, visible, offsets, logits)
-    return run("spatial_cross_attention", backend, *inputs)
+    return run(SPATIAL_CROSS_ATTENTION, backend, *inputs)

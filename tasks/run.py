@@ -1,93 +1,57 @@
-"""What the verbs of the command line share: open data, load a model, run it, say what came out."""
+"""What the API and the verbs share: a config's model with its weights, its answers on frames, their scores."""
 
 from __future__ import annotations
 
-import logging
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.frames import Frame
+from ..data_tools.readers.registry import DataSource
+from .base import GroundTruth, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
     from mmengine.config import Config
     from torch import nn
+    from torch.utils.data import Dataset
 
-    from ..core.answers import Detections, SceneAnswer
-    from ..core.frames import Frame
-
-logger = logging.getLogger("drivestack")
+    from ..core.answers import SceneAnswer
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where frames come from: a nuScenes split, an info pickle, an OpenLane-V2 split, or (nothing given) the config's
-    test dataset."""
-
-    dataroot: str | None = None
-    version: str | None = None
-    split: str | None = None
-    info_pickle: str | None = None
-    openlane: str | None = None
-    """Root of OpenLane-V2, instead of ``dataroot``."""
-
-    def read(self) -> list[Frame]:
-        """The frames of a source that is fully given. Raises ConfigError if it is not, DataError if unreadable."""
-        from ..data_tools.readers.info_pickle import read_info_pickle
-        from ..data_tools.readers.nuscenes import read_nuscenes
-
-        if self.openlane is not None:
-            from ..data_tools.readers.openlane import read_openlane
-
-            if self.split is None or self.dataroot is not None:
-                raise ConfigError("--openlane needs --split (train, val, test, or a collection), and no --dataroot")
-            return read_openlane(self.openlane, self.split)
-        if self.dataroot is None:
-            raise ConfigError(
-                "no data named: give --dataroot with --version and --split, or with --info-pickle, or --openlane"
-            )
-        if self.info_pickle is not None:
-            return read_info_pickle(self.info_pickle, self.dataroot)
-        if self.version is None or self.split is None:
-            raise ConfigError("--dataroot needs --version and --split, for example --version v1.0-trainval --split val")
-        return read_nuscenes(self.dataroot, self.version, self.split)
-
-    def completed(self, config: Config) -> Source:
-        """This source, or the one of ``config.test_dataset`` where nothing is given."""
-        if self.dataroot is not None or self.openlane is not None:
-            return self
-        if self.info_pickle is not None or self.version is not None or self.split is not None:
-            raise ConfigError("--version, --split and --info-pickle need --dataroot, the folder that holds the images")
-        dataset = config.get("test_dataset", {})
-        roots = dataset.get("dataroots") or []
-        roots = [roots] if isinstance(roots, (str, Path)) else list(roots)
-        if len(roots) != 1:
-            raise ConfigError(f"the config's test_dataset has {len(roots)} data roots; name one with --dataroot")
-        pickles = dataset.get("info_pickles")
-        pickle = pickles if isinstance(pickles, (str, Path)) or not pickles else pickles[0]
-        version, split = dataset.get("version", "v1.0-trainval"), dataset.get("split", "val")
-        if getattr(dataset.get("type"), "__name__", dataset.get("type")) == "OpenLaneDataset":
-            return Source(split=split, openlane=str(roots[0]))
-        return Source(str(roots[0]), version, split, None if pickle is None else str(pickle))
+def source_of(config: Config) -> DataSource:
+    """The data that the config's ``test_dataset`` names. Raises ConfigError if it names none."""
+    dataset = config.get("test_dataset", {})
+    if "source" not in dataset:
+        raise ConfigError("no data named: the config's test_dataset has no source; give --dataroot, or --reader")
+    return DataSource.of(dataset.source)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Predictions on a list of frames."""
+def class_names(config: Config) -> list[str]:
+    """Names of the labels 0, 1, ... of the config's boxes."""
+    return list(input_settings(config)["classes"])
 
-    frames: list[Frame]
-    answers: dict[str, SceneAnswer]
-    """By sample token, without what was not kept in memory."""
-    class_names: list[str]
-    times_s: dict[str, float]
 
-    @property
-    def detections(self) -> dict[str, Detections]:
-        """The boxes, by sample token."""
-        return {token: answer.boxes for token, answer in self.answers.items() if answer.boxes is not None}
+def input_settings(config: Config) -> dict[str, Any]:
+    """How frames become network input at test time: the config's ``test_dataset`` without its source."""
+    if "test_dataset" not in config:
+        raise ConfigError("the config has no test_dataset; it says how images become network input, and the classes")
+    return {key: value for key, value in config.test_dataset.items() if key != "source"}
+
+
+def input_dataset(config: Config, model: nn.Module, frames: Sequence[Frame]) -> Dataset:
+    """The frames as a model takes them; past ones come out of its memory: one encoder pass per frame."""
+    from ..engine.config import build_dataset
+
+    offsets = tuple(model.frame_offsets)
+    if offsets[-1] == 0:
+        offsets = (0,)
+    settings = input_settings(config)
+    settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
+    return build_dataset(settings)
 
 
 def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> nn.Module:
@@ -102,104 +66,98 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
 
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise CheckpointError(f"{checkpoint}: no such checkpoint; train one with `drivestack train`, or check the path")
-    torch.manual_seed(seed)
-    model = build_model(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
 
 
-def tasks_of(model: nn.Module, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a model answers of "boxes", "occupancy" and "lanes"; with ``wanted`` it is told to answer only that.
-
-    Raises ConfigError if it cannot answer what is wanted.
-    """
-    answered = tuple(getattr(model, "tasks", ("boxes",)))
-    if missing := [task for task in wanted if task not in answered]:
-        raise ConfigError(f"the model of this config answers {', '.join(answered)}, not {missing[0]}: choose of these")
-    if wanted and set(wanted) != set(answered):
-        model.tasks = answered = tuple(task for task in answered if task in wanted)
-    return answered
-
-
-def run_model(
+def predict_frames(
     config: Config,
     model: nn.Module,
     frames: Sequence[Frame],
+    *,
     device: str | None = None,
+    tasks: Sequence[str] | None = None,
     keep: Callable[[SceneAnswer], SceneAnswer] = lambda answer: answer,
-) -> Outcome:
-    """Predict every frame with the test pipeline of the config; ``keep``: see engine.predict.predict.
+    **settings: Any,
+) -> Predictions:
+    """Answer every frame with the test settings of the config; ``keep`` and ``settings``: see engine.predict.predict.
 
-    Raises DataError where an image cannot be used.
+    The model is not changed. Raises DataError where an image cannot be used.
     """
     from ..backbone import prepare_inference
-    from ..engine.config import build_dataset
-    from ..engine.predict import keep_freed_memory, predict
+    from ..engine.predict import predict
     from ..engine.runner import local_device
 
-    if "test_dataset" not in config:
-        raise ConfigError("the config has no test_dataset; it says how images become network input, and the classes")
-    settings = dict(config.test_dataset)
-    for source_key in ("dataroots", "version", "split", "info_pickles"):
-        settings.pop(source_key, None)
-    offsets = tuple(config.model.get("frame_offsets", (0,)))
-    if offsets[-1] == 0:  # past frames come out of the model's history: one encoder pass per frame
-        offsets = (0,)
-    settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
-    dataset = build_dataset(settings)
+    dataset = input_dataset(config, model, frames)
+    warn_lost_history(model, frames)
     start = time.monotonic()
-    chosen = _device(device) if device else local_device()
+    chosen = parse_device(device) if device else local_device()
     if chosen.type == "cpu":
-        keep_freed_memory()
         model = prepare_inference(model)
-    found = predict(model, dataset, device=chosen, keep=keep)
+    found = predict(model, dataset, device=chosen, tasks=tasks, keep=keep, **settings)
     times_s = {"predict": round(time.monotonic() - start, 2)}
     times_s |= {name: value for name, value in found.timing.items() if name.endswith("_per_sample")}
-    return Outcome(list(frames), found.answers, list(settings["classes"]), times_s)
+    return Predictions(list(dataset.frames), found.answers, class_names(config), times_s)
 
 
-def _device(name: str) -> torch.device:
+def warn_lost_history(model: nn.Module, frames: Sequence[Frame]) -> None:
+    """Say so where a model that looks at past frames gets frames that are not linked in time."""
+    import logging
+
+    past = [offset for offset in model.frame_offsets if offset < 0]
+    if past and len(frames) > 1 and not any(frame.prev_token in {f.token for f in frames} for frame in frames):
+        logging.getLogger("drivestack").warning(
+            "the model looks at past keyframes %s, but no frame's prev_token names another of these frames: each is "
+            "answered as the first of its scene",
+            tuple(past),
+        )
+
+
+def score_frames(
+    config: Config,
+    model: nn.Module,
+    truth: GroundTruth,
+    chosen: Mapping[str, Task],
+    out: Path | None = None,
+    **run: Any,
+) -> dict[str, dict[str, Any]]:
+    """Predict the ground truth's frames and score the tasks, by task name; submissions stay in ``out``, if given.
+
+    run: arguments of predict_frames. Raises what the tasks' ``demand``, ``write`` and ``score`` do, before predicting
+    as far as that can be known.
+    """
+    from .registry import in_folder
+
+    for task in chosen.values():
+        task.demand(truth)
+    with tempfile.TemporaryDirectory(prefix="drivestack_") as scratch:
+        paths = in_folder(out or Path(scratch), list(chosen))
+        if "occupancy" in chosen:
+            run["keep"] = chosen["occupancy"].keep(paths["occupancy"])
+        predictions = predict_frames(config, model, truth.frames, tasks=list(chosen), **run)
+        scores = {}
+        for name, task in chosen.items():
+            task.write(paths[name], predictions, truth.split)
+            scores[name] = task.score(paths[name], truth)
+    return scores
+
+
+def parse_device(name: str) -> torch.device:
+    """Raises ConfigError for a device that does not exist here."""
     import torch
 
     try:
         device = torch.device(name)
-    except RuntimeError:
+        torch.empty(0, device="meta" if device.type == "cuda" else device)
+    except (RuntimeError, NotImplementedError, AssertionError):
         raise ConfigError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"no device {name!r} here; leave --device out, and see `drivestack doctor`")
     return device
-
-
-def labelled_split(source: Source) -> tuple[str, str, str]:
-    """(dataroot, version, split) to score on. Raises ConfigError where they are not known."""
-    if source.info_pickle is not None or not (source.dataroot and source.version and source.split):
-        raise ConfigError("scores need the tables of the set: give --dataroot, --version and --split, no info pickle")
-    return source.dataroot, source.version, source.split
-
-
-def draw_pictures(
-    frames: Iterable[Frame],
-    answer_of: Callable[[Frame], SceneAnswer],
-    class_names: Sequence[str],
-    folder: Path,
-    score_threshold: float,
-) -> list[Path]:
-    """One PNG per frame, ``scene_time_token.png``; the paths."""
-    from PIL import Image
-
-    from ..view.boxes import save_picture
-    from ..view.drawing import View
-    from ..view.picture import render_answers
-
-    view = View(score_threshold=score_threshold)
-    paths = []
-    for frame in frames:
-        name = f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
-        path = folder / name.replace("/", "_")  # names of OpenLane-V2 are paths
-        save_picture(Image.fromarray(render_answers(frame, answer_of(frame), class_names, view)), path)
-        paths.append(path)
-    return paths
 
 
 def choose_frames(frames: Sequence[Frame], scene: str | None, tokens: Sequence[str], limit: int) -> list[Frame]:

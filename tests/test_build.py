@@ -130,7 +130,7 @@ def test_without_a_compiler(build: ModuleType, tmp_path: Path) -> None:
         build.check_compiler({"PATH": str(tmp_path)})
     extensions, outcomes = build.plan({"PATH": str(tmp_path)})
     assert not extensions and all("no C++ compiler" in outcome.reason for outcome in outcomes.values())
-    assert build.tell(outcomes).startswith("CPU and CUDA kernels not built: no C++ compiler `c++` found (install g++")
+    assert build.report(outcomes).startswith("CPU and CUDA kernels not built: no C++ compiler `c++` found (install g++")
 
 
 def test_without_the_headers_of_python(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,14 +164,14 @@ def small_copy(repository_root: Path, tmp_path: Path) -> Path:
 
 
 def run_build(copy: Path, *arguments: str, **environment: str) -> tuple[int, str, dict]:
-    """Exit code, the line that tells, and the record of `setup.py build_ext`."""
+    """Exit code, the line that reports, and the record of `setup.py build_ext`."""
     command = [sys.executable, "setup.py", "-q", "build_ext", *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC", "CUDA_HOME")} | environment
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=200)
-    told = [line for line in done.stderr.splitlines() if line.startswith("drivestack:")]
-    assert len(told) == 1, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("drivestack:")]
+    assert len(lines) == 1, done.stdout + done.stderr
     record = next(copy.rglob("_build.json"))
-    return done.returncode, told[0], json.loads(record.read_text(encoding="utf-8"))
+    return done.returncode, lines[0], json.loads(record.read_text(encoding="utf-8"))
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
@@ -179,19 +179,19 @@ def test_an_nvcc_that_compiles_nothing_leaves_the_cpu_kernels(small_copy: Path, 
     if torch.version.cuda is None or not torch.version.cuda.startswith("13."):
         pytest.skip("needs a torch with CUDA 13")
     path = nvcc(GOOD)["PATH"].split(":")[0] + os.pathsep + os.environ["PATH"]
-    code, told, record = run_build(small_copy, "--inplace", PATH=path, DRIVESTACK_CUDA="1")
+    code, said, record = run_build(small_copy, "--inplace", PATH=path, DRIVESTACK_CUDA="1")
     assert code == 1  # CUDA kernels were demanded of a build
-    assert "CPU kernels built in" in told and "CUDA kernels not built: the build failed" in told
+    assert "CPU kernels built in" in said and "CUDA kernels not built: the build failed" in said
     assert record["cpu"]["built"] and record["cpu"]["variants"] == ["baseline"]
     assert not record["cuda"]["built"] and record["cuda"]["reason"]
     assert [p.name for p in (small_copy / "ops").glob("*.so")] == [record["cpu"]["file"]]
 
 
-def test_a_broken_compiler_leaves_the_twins(small_copy: Path, tmp_path: Path) -> None:
+def test_a_broken_compiler_leaves_the_reference(small_copy: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken-c++"
     broken.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
-    code, told, record = run_build(small_copy, "--build-lib", "lib", CXX=str(broken), DRIVESTACK_CUDA="0")
+    code, said, record = run_build(small_copy, "--build-lib", "lib", CXX=str(broken), DRIVESTACK_CUDA="0")
     assert code == 0  # as in an installation
-    assert "CPU kernels not built: the build failed" in told and "the slow PyTorch twins serve" in told
+    assert "CPU kernels not built: the build failed" in said and "use their slow PyTorch implementation" in said
     assert not record["cpu"]["built"] and record["cuda"]["reason"] == "DRIVESTACK_CUDA=0"

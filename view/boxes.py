@@ -1,89 +1,42 @@
-"""Pictures of a keyframe's boxes in every camera and from above, ground truth beside prediction; and clips of them.
+"""Boxes in a camera and from above: predictions in the colour of their class, labels thin, dashed and green.
 
-Pictures of boxes, voxels and lanes together: view/picture.py.
+Pixels of this file are canvas pixels of the double size (view/drawing.py); n boxes.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..core.answers import Detections
 from ..core.errors import DataError
 from ..core.files import atomic_path
-from ..core.frames import CameraView, Frame
+from ..core.frames import Frame
+from ..geometry import PinholeCamera, box_corners, box_corners_bev, transform_boxes, transform_points
+from .colours import GROUND_TRUTH, Colour, Palette
 from .drawing import (
-    BACKGROUND,
-    CLASS_COLOURS,
-    GROUND_TRUTH,
-    OVERSAMPLING,
-    QUIET_TEXT,
-    TEXT,
-    Colour,
-    Drawn,
+    NEAR_M,
+    SCORE_LETTERS_PX,
+    Extent,
+    Labels,
+    LegendEntry,
     View,
-    bev_panel,
-    camera_tile,
-    class_colour,
-    font_of,
-    labelled_boxes,
-    predicted_boxes,
+    draw_path,
+    draw_polygon,
+    letters,
+    overlap,
+    shown,
 )
 
-
-def render_frame(
-    frame: Frame, detections: Detections | None, class_names: Sequence[str], view: View | None = None
-) -> Image.Image:
-    """One picture: the cameras in rows (front row above back row), the scene from above, title and legend.
-
-    detections: predictions in the BEV frame, labels indexing ``class_names``; None draws ground truth alone.
-    Raises DataError if an image of the frame is missing or unreadable.
-    """
-    view = view or View()
-    truth = labelled_boxes(frame, view)
-    found = predicted_boxes(detections, class_names, view)
-    unit = OVERSAMPLING * view.camera_width_px / 560  # all strokes and letters scale with the picture
-    rows = camera_rows(frame)
-    columns = max(len(row) for row in rows)
-    tile_width = OVERSAMPLING * view.camera_width_px
-    tile_height = max(round(tile_width * v.camera.height_px / v.camera.width_px) for v in frame.cameras)
-    gap, bar = round(4 * unit), round(34 * unit)
-    height = len(rows) * (tile_height + gap) - gap
-    width = columns * (tile_width + gap) + height
-
-    canvas = Image.new("RGB", (width + 2 * gap, height + 2 * bar), BACKGROUND)
-    for j, row in enumerate(rows):
-        for i, camera_view in enumerate(row):
-            tile = camera_tile(frame, camera_view, truth, found, (tile_width, tile_height), unit)
-            left = gap + (columns - len(row)) * (tile_width + gap) // 2 + i * (tile_width + gap)
-            canvas.paste(tile, (left, bar + j * (tile_height + gap)))
-    canvas.paste(
-        bev_panel(frame, truth, found, (height, height), view, unit), (gap + columns * (tile_width + gap), bar)
-    )
-    counts = [f"{len(truth.boxes)} labelled"] if len(truth.boxes) else []
-    counts += [f"{len(found.boxes)} predicted"] if detections is not None else []
-    draw_title(canvas, frame, "    ".join(counts), bar, gap, unit)
-    draw_legend(canvas, box_legend(truth, found, view), bar, gap, unit)
-    return canvas.reduce(OVERSAMPLING)
-
-
-def camera_rows(frame: Frame) -> list[list[CameraView]]:
-    """The cameras as one stands in the car: those looking forwards left to right, then those looking backwards.
-
-    The back row is not mirrored: left is the left side of the car, as in the nuScenes devkit's pictures.
-    """
-    rows: tuple[list[tuple[float, CameraView]], ...] = ([], [])
-    for view in frame.cameras:
-        axis = (frame.ego_from_bev @ view.bev_from_camera)[:3, 2]  # optical axis in the ego frame (x forward)
-        azimuth = math.atan2(axis[1], axis[0])
-        rows[0 if axis[0] >= 0 else 1].append((-azimuth if axis[0] >= 0 else azimuth % (2 * math.pi), view))
-    return [[view for _, view in sorted(row, key=lambda entry: entry[0])] for row in rows if row]
+# Corner numbers as drawn in geometry.box_corners.
+_EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+_FRONT_FACE = (0, 1, 5, 4)
+_LEAST_NAMED = 14  # height in a camera from which a box gets its name, in thin lines
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -92,95 +45,162 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
         picture.save(temporary)
 
 
-def render_clip(
-    frames: Iterable[Frame],
-    detections_by_token: Mapping[str, Detections],
-    class_names: Sequence[str],
-    path: str | os.PathLike[str],
-    view: View | None = None,
-    seconds_per_frame: float = 0.5,
-) -> None:
-    """Keyframes one after the other as an animated ``.gif`` or an ``.mp4`` (the latter through OpenCV).
+@dataclass(frozen=True)
+class Drawn:
+    """Boxes that go into the picture, far ones first: labels or predictions."""
 
-    Raises DataError for another suffix, no frames, or an image that cannot be read.
-    """
-    view = view or View(camera_width_px=360)
-    pictures = (render_frame(f, detections_by_token.get(f.token), class_names, view) for f in frames)
-    save_clip(pictures, path, seconds_per_frame)
+    boxes: NDArray[np.float64]
+    """[n, 9], BEV frame"""
+    names: list[str]
+    colours: list[Colour]
+    scores: NDArray[np.float64] | None
+    """[n], None for labels"""
 
+    @property
+    def is_label(self) -> bool:
+        return self.scores is None
 
-def save_clip(pictures: Iterable[Image.Image], path: str | os.PathLike[str], seconds_per_frame: float) -> None:
-    """Pictures as an animated ``.gif`` or an ``.mp4``, atomically; those smaller than others get a margin.
+    @staticmethod
+    def of(
+        boxes: NDArray[np.float64], names: Sequence[str], colours: Sequence[Colour], scores: NDArray[np.float64] | None
+    ) -> Drawn:
+        order = np.argsort(-np.hypot(boxes[:, 0], boxes[:, 1]))
+        chosen = [names[i] for i in order], [colours[i] for i in order]
+        return Drawn(boxes[order], *chosen, None if scores is None else scores[order])
 
-    Raises DataError for another suffix, or no pictures.
-    """
-    path = Path(path)
-    if path.suffix not in (".gif", ".mp4"):
-        raise DataError(f"cannot write a clip to {path}: name it .gif or .mp4")
-    pictures = list(pictures)
-    if not pictures:
-        raise DataError(f"no frames to draw for {path}; check scene and split")
-    size = tuple(max(picture.size[axis] for picture in pictures) for axis in (0, 1))
-    for i, picture in enumerate(pictures):
-        if picture.size != size:
-            pictures[i] = Image.new("RGB", size, BACKGROUND)
-            pictures[i].paste(picture)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".mp4":
-            _write_mp4(pictures, temporary, 1 / seconds_per_frame)
-        else:
-            palette = [p.quantize(192, dither=Image.Dither.NONE) for p in pictures]
-            milliseconds = round(1000 * seconds_per_frame)
-            palette[0].save(temporary, save_all=True, append_images=palette[1:], duration=milliseconds, loop=0)
+    def text(self, i: int) -> str:
+        """Name, and score of a prediction."""
+        name = shown(self.names[i])
+        return name if self.scores is None else f"{name} {self.scores[i]:.2f}"
 
 
-def _write_mp4(pictures: list[Image.Image], path: Path, frames_per_second: float) -> None:
-    import cv2  # carries its own ffmpeg
-
-    width, height = (side // 2 * 2 for side in pictures[0].size)  # the codec wants even sides
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_second, (width, height))
-    if not writer.isOpened():
-        raise DataError("this OpenCV cannot write mp4; name the clip .gif")
-    for picture in pictures:
-        writer.write(np.ascontiguousarray(np.asarray(picture)[:height, :width, ::-1]))
-    writer.release()
+def labelled_boxes(frame: Frame, view: View) -> Drawn:
+    """The frame's labels that a sensor hit and whose class is known, if ``view`` asks for labels."""
+    labels = frame.annotations
+    if labels is None or not view.ground_truth:
+        return Drawn(np.zeros((0, 9)), [], [], None)
+    seen = (np.asarray(labels.num_lidar_points) + np.asarray(labels.num_radar_points)) > 0
+    keep = np.flatnonzero(seen & np.array([bool(name) for name in labels.names], dtype=bool))
+    return Drawn.of(frame.bev_boxes()[keep], [labels.names[i] for i in keep], [GROUND_TRUTH] * len(keep), None)
 
 
-def draw_title(canvas: Image.Image, frame: Frame, counts: str, bar: int, gap: int, unit: float) -> None:
-    """Scene, time and sample at the top, ``counts`` to the right; ``bar``: height of the line."""
-    time = datetime.fromtimestamp(frame.timestamp_us / 1e6, tz=timezone.utc)
-    text = f"{frame.scene_name}    {time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d} UTC    sample {frame.token}"
-    draw = ImageDraw.Draw(canvas)
-    draw.text((gap + 4 * unit, bar / 2), text, fill=TEXT, font=font_of(16 * unit), anchor="lm")
-    at = (canvas.size[0] - gap - 4 * unit, bar / 2)
-    draw.text(at, counts, fill=QUIET_TEXT, font=font_of(14 * unit), anchor="rm")
+def predicted_boxes(
+    frame: Frame, detections: Detections | None, class_names: Sequence[str], palette: Palette, view: View
+) -> Drawn:
+    """The detections above the threshold of ``view``. Raises DataError if a label is not one of ``class_names``."""
+    if detections is None:
+        return Drawn(np.zeros((0, 9)), [], [], np.zeros(0))
+    keep = np.flatnonzero(np.asarray(detections.scores) >= view.score_threshold)
+    labels = np.asarray(detections.labels)[keep]
+    for label in labels[(labels < 0) | (labels >= len(class_names))][:1]:
+        raise DataError(
+            f"sample {frame.token}: a box has label {label}, but there are {len(class_names)} class names; "
+            "give the class list of the model that found it"
+        )
+    names = [class_names[label] for label in labels]
+    boxes = np.asarray(detections.boxes, dtype=np.float64)[keep]
+    scores = np.asarray(detections.scores, dtype=np.float64)[keep]
+    return Drawn.of(boxes, names, [palette[name] for name in names], scores)
 
 
-LegendEntry = tuple[Colour | None, str]
-"""A colour and what it stands for; without a colour a remark."""
+def box_legend(found: Drawn, palette: Palette) -> list[LegendEntry]:
+    """An entry for each class that was found, in the order of the palette."""
+    names = set(found.names)
+    return [LegendEntry(palette[name], shown(name)) for name in palette if name in names]
 
 
-def box_legend(truth: Drawn, found: Drawn, view: View) -> list[LegendEntry]:
-    entries: list[LegendEntry] = []
-    if len(truth.boxes):
-        entries.append((GROUND_TRUTH, "ground truth (thin green)"))
-    if len(found.boxes):
-        entries.append((None, f"predictions with score >= {view.score_threshold:.2f}:"))
-        entries += [(class_colour(n), n.replace("_", " ")) for n in CLASS_COLOURS if n in found.names]
-    return [*entries, (None, "filled face = front")]
+# ---------------------------------------------------------------------------------------------------- one camera
 
 
-def draw_legend(canvas: Image.Image, entries: Sequence[LegendEntry], bar: int, gap: int, unit: float) -> None:
-    """The legend as the picture's last line, ``bar`` high; smaller where it would not fit."""
-    draw = ImageDraw.Draw(canvas)
-    room = canvas.size[0] - 2 * gap - 8 * unit
-    needed = sum(draw.textlength(text, font_of(13 * unit)) + (22 + 18 * (c is not None)) * unit for c, text in entries)
-    x, y = gap + 4 * unit, canvas.size[1] - bar / 2
-    unit *= min(1.0, room / needed)
-    font = font_of(13 * unit)
-    for colour, text in entries:
-        if colour is not None:
-            draw.rectangle((x, y - 6 * unit, x + 12 * unit, y + 6 * unit), fill=colour)
-            x += 18 * unit
-        draw.text((x, y), text, fill=QUIET_TEXT if colour is None else TEXT, font=font, anchor="lm")
-        x += draw.textlength(text, font=font) + 22 * unit
+def boxes_in_camera(
+    draw: ImageDraw.ImageDraw,
+    camera: PinholeCamera,
+    camera_from_bev: NDArray[np.float64],
+    drawn: Drawn,
+    unit: float,
+) -> list[tuple[int, Extent]]:
+    """Draws boxes into an image; (index, extent) of those that are in sight and large enough for a name."""
+    named = []
+    for i in range(len(drawn.boxes)):
+        corners = transform_points(camera_from_bev, box_corners(drawn.boxes[i : i + 1, :7])[0])  # [8, 3]
+        extent = _draw_box(draw, camera, corners, drawn, i, unit)
+        if extent is not None and extent[3] - extent[1] > _LEAST_NAMED * unit:
+            named.append((i, extent))
+    return named
+
+
+def name_boxes(labels: Labels, drawn: Drawn, named: Sequence[tuple[int, Extent]], unit: float) -> None:
+    """Names and scores beside boxes in a camera; the nearest objects get theirs first."""
+    font = letters(9.5, unit)
+    for i, extent in reversed(named):
+        labels.beside(extent, drawn.text(i), drawn.colours[i], font)
+
+
+def clip_near(polygon: NDArray[np.float64], near_m: float = NEAR_M) -> NDArray[np.float64]:
+    """The part of a closed polygon (or segment) [k, 3] of the camera frame with depth >= near_m: [m, 3], m may be 0."""
+    kept = []
+    for a, b in zip(polygon, np.roll(polygon, -1, axis=0)):
+        if a[2] >= near_m:
+            kept.append(a)
+        if (a[2] >= near_m) != (b[2] >= near_m):
+            kept.append(a + (near_m - a[2]) / (b[2] - a[2]) * (b - a))
+    return np.array(kept).reshape(-1, 3)
+
+
+def _draw_box(
+    draw: ImageDraw.ImageDraw,
+    camera: PinholeCamera,
+    corners: NDArray[np.float64],
+    drawn: Drawn,
+    index: int,
+    unit: float,
+) -> Extent | None:
+    """Draws one box of corners [8, 3] in the camera frame; its extent in the image, or None if out of sight."""
+    if corners[:, 2].max() < NEAR_M or corners[:, 2].mean() < 0:
+        return None
+
+    def pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return camera.project(clip_near(points))[0]
+
+    segments = [pixels(corners[list(edge)])[:2] for edge in _EDGES]
+    ends = np.concatenate(segments)
+    left, top = ends.min(0)
+    right, bottom = ends.max(0)
+    if right < 0 or bottom < 0 or left > camera.width_px or top > camera.height_px:
+        return None
+    colour, is_label = drawn.colours[index], drawn.is_label
+    front = pixels(corners[list(_FRONT_FACE)])
+    if len(front) >= 3:
+        draw.polygon([tuple(p) for p in front], fill=(*colour, 45 if is_label else 90))
+    nose = corners[[0, 1]].mean(0)  # where the heading leaves the floor of the box
+    for segment in [*segments, pixels(np.stack([corners[:4].mean(0), nose]))[:2]]:
+        if len(segment) == 2:
+            draw_path(draw, segment, colour, unit, is_label)
+    return left, top, right, bottom
+
+
+# ------------------------------------------------------------------------------------------------------ from above
+
+
+def boxes_above(draw: ImageDraw.ImageDraw, footprints: NDArray[np.float64], drawn: Drawn, unit: float) -> None:
+    """Draws footprints [n, 4, 2] in pixels, with a stroke from the middle over the front."""
+    for footprint, colour in zip(footprints, drawn.colours):
+        if not drawn.is_label:
+            draw.polygon([tuple(p) for p in footprint], fill=(*colour, 70))
+        draw_polygon(draw, footprint, colour, unit, drawn.is_label)
+        middle, nose = footprint.mean(0), footprint[:2].mean(0)
+        draw_path(draw, [tuple(middle), tuple(nose + (nose - middle) * 0.25)], colour, unit, drawn.is_label)
+
+
+def scores_above(labels: Labels, footprints: NDArray[np.float64], drawn: Drawn, unit: float) -> None:
+    """Scores of predictions beside their footprints [n, 4, 2], the nearest first."""
+    font = letters(8, unit, SCORE_LETTERS_PX)
+    for i in reversed(range(len(footprints))):
+        extent = (*footprints[i].min(0), *footprints[i].max(0))
+        if not drawn.is_label and overlap(extent, (0, 0, *labels.draw.im.size)):
+            labels.beside(extent, f"{drawn.scores[i]:.2f}", drawn.colours[i], font, sides="right")
+
+
+def footprints_of(drawn: Drawn, ego_from_bev: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[n, 4, 2] corners from above in the EGO frame."""
+    return box_corners_bev(transform_boxes(ego_from_bev, drawn.boxes)) if len(drawn.boxes) else np.zeros((0, 4, 2))

@@ -18,30 +18,9 @@ from scipy.ndimage import uniform_filter
 
 from ..geometry import OCC3D_GRID, PinholeCamera, VoxelGrid, invert_pose, pose, transform_points
 from ..occupancy.classes import OCC3D_NUSCENES
-from .drawing import CLASS_COLOURS, EGO_LENGTH_M, EGO_WIDTH_M, PANEL
+from .colours import PANEL, Colour, Palette
 
-VOXEL_COLOURS: Mapping[str, tuple[int, int, int]] = {
-    **CLASS_COLOURS,
-    "others": (235, 235, 235),
-    "driveable_surface": (98, 104, 128),
-    "other_flat": (150, 104, 92),
-    "sidewalk": (174, 148, 160),
-    "terrain": (146, 160, 92),
-    "manmade": (206, 196, 178),
-    "vegetation": (72, 142, 74),
-    "general_object": (235, 235, 235),
-    "vehicle": CLASS_COLOURS["car"],
-    "cyclist": CLASS_COLOURS["motorcycle"],
-    "construction_cone": CLASS_COLOURS["traffic_cone"],
-    "sign": (235, 80, 80),
-    "traffic_light": (255, 140, 140),
-    "pole": (176, 182, 200),
-    "building": (206, 196, 178),
-    "tree_trunk": (120, 88, 60),
-    "road": (98, 104, 128),
-    "walkable": (174, 148, 160),
-}
-"""Of Occ3D-nuScenes and Occ3D-Waymo: things as the boxes of view.drawing, surfaces as they look outdoors."""
+EGO_LENGTH_M, EGO_WIDTH_M = 4.1, 1.7  # Renault Zoe, the nuScenes car
 
 _CAR_COLOUR = (250, 250, 250)
 _OVERSAMPLING = 2
@@ -55,7 +34,7 @@ _LIGHT = {(2, 1): 1.0, (2, -1): 0.45, (0, -1): 0.82, (0, 1): 0.7, (1, 1): 0.74, 
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """A camera in the EGO frame; one of the car's own: ``frame.ego_from_bev @ view.bev_from_camera``."""
+    """A camera in the EGO frame; one of the car's own: its ``ego_from_camera``."""
 
     camera: PinholeCamera
     ego_from_camera: NDArray[np.float64]
@@ -98,11 +77,13 @@ def render_voxels(
     viewpoint: Viewpoint | None = None,
     class_names: Sequence[str] = OCC3D_NUSCENES,
     grid: VoxelGrid = OCC3D_GRID,
-    background: tuple[int, int, int] = PANEL,
+    background: Colour = PANEL,
+    palette: Mapping[str, Colour] | None = None,
 ) -> NDArray[np.uint8]:
     """RGB picture [H, W, 3] of voxel classes [X, Y, Z], the last class of ``class_names`` being free.
 
     mask: [X, Y, Z]; voxels outside it are faded. viewpoint: default ``Viewpoint.behind()``.
+    palette: class name -> colour; default that of the list, with the colours of Occ3D where the names are its.
     Classes outside the list, as 255, are not drawn. Raises ValueError if a shape is not the grid's.
     """
     for name, array in (("voxels", semantics), ("mask", mask)):
@@ -117,8 +98,9 @@ def render_voxels(
     camera = viewpoint.camera.resized(width_px * _OVERSAMPLING, height_px * _OVERSAMPLING)
     faces = _visible_faces(kinds != free, viewpoint.ego_from_camera[:3, 3], grid)
     buffer, depth_m = _paint(faces, camera, viewpoint.ego_from_camera, grid)
-    palette = np.array([VOXEL_COLOURS.get(n, (255, 255, 255)) for n in class_names[:-1]] + [(0, 0, 0), _CAR_COLOUR])
-    colours = _shaded(faces, kinds, palette.astype(np.float32), free, grid)
+    palette = Palette.of((), class_names) if palette is None else palette
+    colour_of = np.array([*(palette[name] for name in class_names[:-1]), (0, 0, 0), _CAR_COLOUR], np.float32)
+    colours = _shaded(faces, kinds, colour_of, free, grid)
     if mask is not None:
         seen = (mask | (kinds > free))[tuple(faces.voxels.T)][:, None]
         colours = np.where(seen, colours, _FADED * colours + (1 - _FADED) * np.float32(background))

@@ -89,25 +89,6 @@ def read_class_rows(path: str | Path) -> Tensor:
         raise CheckpointError(f"{path}: not a class map (one row number per line): {error}") from error
 
 
-def tile_object_queries(
-    state: StateDict, num_queries: int, key: str = "pts_bbox_head.query_embedding.weight"
-) -> StateDict:
-    """Repeat the object queries [q, C] of a model with one query group to [num_queries, C].
-
-    BEVFormer v2 trains eleven groups (Group DETR, 9900 queries) where its base config has one (900): a fine-tuning
-    that starts from the base then starts every group alike.
-
-    Raises:
-        CheckpointError: if there is no such key or `num_queries` is not a multiple of its queries.
-    """
-    if key not in state:
-        raise CheckpointError(f"no object queries {key} in the checkpoint")
-    present = state[key].shape[0]
-    if num_queries % present:
-        raise CheckpointError(f"{num_queries} queries are not a multiple of the checkpoint's {present} ({key})")
-    return {**state, key: state[key].repeat(num_queries // present, 1)}
-
-
 def describe_internimage(state: StateDict) -> str | None:
     """Say which InternImage a trunk's state dict belongs to, or None if it is none."""
     stem = state.get("patch_embed.conv2.weight")

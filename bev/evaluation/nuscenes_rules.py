@@ -65,7 +65,7 @@ def check_submission(
 ) -> list[Problem]:
     """Every rule of the nuScenes detection format that the file breaks; an empty list means valid.
 
-    expected_tokens: sample tokens of the split (see :func:`split_tokens`); without them missing and foreign samples
+    expected_tokens: sample tokens of the split; without them missing and foreign samples
     cannot be told. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
     Raises DataError if the file cannot be opened.
     """
@@ -212,40 +212,3 @@ def _box_faults(
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def split_tokens(dataroot: str | os.PathLike[str], version: str, split: str) -> list[str]:
-    """Sample tokens of a nuScenes split, from its scene and sample tables alone (no images, no devkit database).
-
-    split: an official one (train, val, test, mini_train, ...), or one of the set's own ``splits.json``. Scenes of the
-    split that the set does not hold are left out, as the official evaluation does.
-    Raises DataError for a missing or unreadable table, an unknown split, or one without samples.
-    """
-    from nuscenes.utils.splits import create_splits_scenes
-
-    tables = Path(dataroot) / version
-    scene_names = create_splits_scenes().get(split)
-    if scene_names is None:
-        own = _table(tables / "splits.json") if (tables / "splits.json").is_file() else {}
-        if split not in own:
-            known = ", ".join((*create_splits_scenes(), *own))
-            raise DataError(f"unknown split {split!r} of {tables}; use one of {known}")
-        scene_names = own[split]
-    wanted = set(scene_names)
-    scenes = {scene["token"] for scene in _table(tables / "scene.json") if scene["name"] in wanted}
-    tokens = [sample["token"] for sample in _table(tables / "sample.json") if sample["scene_token"] in scenes]
-    if not tokens:
-        raise DataError(f"{tables} holds no sample of split {split!r}; name the split that the set was made for")
-    return tokens
-
-
-def _table(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"cannot read table {path}: {error.strerror};"
-            f" the data root must hold the folder {path.parent.name} of a nuScenes set"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"table {path} is not valid JSON ({error}); download or synthesize the set again") from error

@@ -1,4 +1,4 @@
-"""nuScenes detection submissions: a type, its writer and reader; the rules stand in submission_check.py.
+"""nuScenes detection submissions: a type, its writer and reader; the rules stand in nuscenes_rules.py.
 
 Format: https://www.nuscenes.org/object-detection ("Results format"): ``meta`` states the inputs, ``results`` maps every
 sample token of the split to its boxes in the global frame, at most 500 each. Attributes and the class ranges follow
@@ -7,11 +7,9 @@ mmdet3d's nuScenes formatter, so scores are comparable with BEVFormer's.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +21,12 @@ from ...core.frames import Frame
 from ...geometry import (
     invert_pose,
     matrix_to_quaternion,
-    quaternion_to_matrix,
     rotation_z,
     transform_boxes,
     transform_points,
-    yaw_of,
 )
-from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, META_FLAGS, check_submission
+from .nuscenes_boxes import read_submission
+from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, META_FLAGS
 
 MOVING_SPEED_MPS = 0.2
 CAMERA_META: Mapping[str, bool] = {flag: flag == "use_camera" for flag in META_FLAGS}
@@ -169,38 +166,24 @@ def read_detections(
     Frames that the file does not hold are left out. Raises SubmissionError if the file breaks a rule, or holds a box of
     none of ``class_names`` (which may be other than nuScenes').
     """
-    problems = check_submission(path, own_classes=class_names)
-    if problems:
-        raise SubmissionError(f"{path}: {problems[0]}")
-    results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+    results = read_submission(path, own_classes=class_names)
     labels = {name: label for label, name in enumerate(class_names)}
     found = {}
     for frame in frames:
         if frame.token not in results:
             continue
         boxes = results[frame.token]
-        foreign = [box["detection_name"] for box in boxes if box["detection_name"] not in labels]
+        foreign = [name for name in boxes.names if name not in labels]
         if foreign:
             raise SubmissionError(
                 f"{path}: sample {frame.token}: holds a {foreign[0]!r}, which is not among the classes"
                 f" {', '.join(class_names)}; name all the classes of the file"
             )
-        velocity = np.array([box["velocity"] for box in boxes], dtype=np.float64).reshape(-1, 2)
-        width_length_height = np.array([box["size"] for box in boxes], dtype=np.float64).reshape(-1, 3)
-        rotation = np.array([box["rotation"] for box in boxes], dtype=np.float64).reshape(-1, 4)
-        in_global = np.concatenate(
-            [
-                np.array([box["translation"] for box in boxes], dtype=np.float64).reshape(-1, 3),
-                width_length_height[:, [1, 0, 2]],
-                yaw_of(quaternion_to_matrix(rotation))[:, None],
-                velocity,
-            ],
-            axis=1,
-        )  # [k, 9]
+        columns = (boxes.centre_global_m, boxes.size_lwh_m, boxes.yaw_rad[:, None], boxes.velocity_global_mps)
         found[frame.token] = Detections(
             frame.token,
-            transform_boxes(invert_pose(frame.global_from_bev), in_global).astype(np.float32),
-            np.array([box["detection_score"] for box in boxes], dtype=np.float32),
-            np.array([labels[box["detection_name"]] for box in boxes], dtype=np.int64),
+            transform_boxes(invert_pose(frame.global_from_bev), np.concatenate(columns, 1)).astype(np.float32),
+            boxes.scores.astype(np.float32),
+            np.array([labels[name] for name in boxes.names], dtype=np.int64),
         )
     return found

@@ -20,11 +20,14 @@ class_names = [
 ]
 pc_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 
+# x to the right, y ahead, 0.94 m before and 1.84 m above the ego origin: about where nuScenes mounts LIDAR_TOP
+ego_from_bev = [[0.0, 1.0, 0.0, 0.94], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]]
 source = dict(reader="nuscenes", root="data/nuscenes", version="v1.0-trainval")
 dataset = dict(
     type=ClipDataset,
     classes=class_names,
     pc_range=pc_range,
+    ego_from_bev=ego_from_bev,  # of frames without a LiDAR
     image=dict(type=ImageSettings),  # 640 x 1600, BGR, mean subtracted: what caffe-style ResNets expect
 )
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-"""How a run saves, tells and seeds; the keys that `drivestack train` reads beside model, data and optimiser."""
+"""How a run saves, reports and seeds; the keys that `drivestack train` reads beside model, data and optimiser."""
 
 seed = 0
 checkpoint = dict(interval=1000, keep=2)  # iterations between checkpoints; how many are kept
@@ -6,4 +6,6 @@ log_interval = 50
 ema = None  # dict(momentum=0.0002): average the weights, publish the average
 sync_bn = True  # BatchNorm statistics over all GPUs
 find_unused_parameters = False  # DDP: True where a part of the model may get no gradient
+validation = None  # dict(interval=1000, metric="NDS", mode="max"): scores on the way, the best kept as best.pth
+tensorboard = False  # also write event files for `tensorboard --logdir runs` (pip install tensorboard)
 new_parts = ()  # prefixes of parameter names that a --load-from file may lack: they start at random

@@ -23,6 +23,7 @@ with read_base():
     from .._base_.nuscenes import *
     from .._base_.runtime import *
 
+bev_size = (56, 56)
 pc_range = [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
 channels = 64
 layers = dict(num_heads=4, ffn_dims=128, dropout=0.0)  # of encoder and decoder
@@ -35,7 +36,7 @@ model = dict(
     bev_map=dict(
         type=BevMap,
         pc_range=pc_range,
-        bev_size=(56, 56),
+        bev_size=bev_size,
         embed_dims=channels,
         num_levels=3,
         num_layers=3,
@@ -58,7 +59,7 @@ model = dict(
     grid_mask=False,
 )
 
-# drivestack synthesize data/train100 --split train --scenes 100 --keyframes 6 --seed 100 (and 101, 102)
+data_command = "for n in 100 101 102; do drivestack synthesize data/train$n --scenes 100 --keyframes 6 --seed $n; done"
 data = dict(
     pc_range=pc_range,
     image=dict(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from mmengine.registry import DATASETS
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from ...core.errors import ConfigError, DataError
@@ -77,6 +78,8 @@ class ClipDataset(Dataset):
             photometric and bda None: off. All draws happen in training only.
         pc_range, use_valid_flag, keep_unknown_velocity: which objects are ground truth, and what a velocity is that
             nobody knows, see ground_truth.py.
+        ego_from_bev: [4, 4], where the model's BEV maps live, for frames that do not say so themselves (identity):
+            what weights that were trained on nuScenes need on a car without its LiDAR.
         mirror: reflect half of the training clips, images, rig and objects together (mirror.py).
         mono: also give per-image targets for the perspective head.
         occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
@@ -106,6 +109,7 @@ class ClipDataset(Dataset):
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         use_valid_flag: bool = True,
         keep_unknown_velocity: bool = False,
+        ego_from_bev: ArrayLike | None = None,
         mirror: bool = False,
         mono: bool = False,
         occupancy: bool = False,
@@ -122,6 +126,10 @@ class ClipDataset(Dataset):
             self.frames = DataSource.of(source or {}).read()
         if not self.frames:
             raise ConfigError("ClipDataset has no frames: give frames, or a source")
+        if ego_from_bev is not None:
+            placed = np.array(ego_from_bev, dtype=np.float64).reshape(4, 4)
+            unplaced = lambda frame: np.array_equal(frame.ego_from_bev, np.eye(4))
+            self.frames = [replace(frame, ego_from_bev=placed) if unplaced(frame) else frame for frame in self.frames]
         self.classes = tuple(classes)
         self.frame_offsets = tuple(sorted(set(frame_offsets)))
         if 0 not in self.frame_offsets:
@@ -306,6 +314,7 @@ class ClipDataset(Dataset):
             intrinsics=np.stack(intrinsics).astype(np.float32),
             bev_from_camera=np.stack([frame.bev_from_camera(view) for view in views]).astype(np.float32),
             frame=frame,
+            camera_names=self.camera_names,
             gt_boxes=boxes if labelled else None,
             gt_labels=labels if labelled else None,
             mono=mono,

@@ -39,6 +39,8 @@ class ClipSample:
     bev_from_camera: NDArray[np.float32]
     """[N, 4, 4]"""
     frame: Frame
+    camera_names: tuple[str, ...]
+    """N, in the order of the images."""
     gt_boxes: NDArray[np.float32] | None = None
     """[n, 9], None if the frame is not annotated."""
     gt_labels: NDArray[np.int64] | None = None
@@ -108,6 +110,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         global_from_ego=stack("global_from_ego") if with_poses else None,
         can_bus=stack("can_bus") if with_poses else None,
         frames=[sample.frame for sample in samples],
+        camera_names=[sample.camera_names for sample in samples],
     )
 
 

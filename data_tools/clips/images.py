@@ -6,6 +6,7 @@ Images are uint8 [H, W, 3] in BGR order (OpenCV's), un-augmented.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -27,8 +28,13 @@ def load_image(view: CameraView, sample_token: str) -> NDArray[np.uint8]:
     """
 
     def wrong(problem: str, fix: str) -> DataError:
-        return DataError(f"sample {sample_token}, camera {view.name}: {view.image_path}: {problem}; {fix}")
+        place = f": {view.image_path}" if view.image_path else ""
+        return DataError(f"sample {sample_token}, camera {view.name}{place}: {problem}; {fix}")
 
+    if view.image is not None:
+        return _of_memory(view, wrong)
+    if not view.image_path:
+        raise wrong("it has no image", "give its path, or the pixels themselves")
     try:
         data = Path(view.image_path).read_bytes()
     except FileNotFoundError:
@@ -42,11 +48,24 @@ def load_image(view: CameraView, sample_token: str) -> NDArray[np.uint8]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         problem = "truncated" if "truncated" in str(error) else "not a readable image"
         raise wrong(f"image is {problem} ({len(data)} bytes)", "fetch or generate the file again") from None
+    return _of_right_size(image, view, wrong)
+
+
+def _of_memory(view: CameraView, wrong: Callable[[str, str], DataError]) -> NDArray[np.uint8]:
+    image = np.asarray(view.image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise wrong(f"image in memory is {image.dtype} {list(image.shape)}", "give uint8 [height, width, 3] in RGB")
+    return np.ascontiguousarray(_of_right_size(image, view, wrong)[:, :, ::-1])
+
+
+def _of_right_size(
+    image: NDArray[np.uint8], view: CameraView, wrong: Callable[[str, str], DataError]
+) -> NDArray[np.uint8]:
     expected = (view.camera.height_px, view.camera.width_px)
     if image.shape[:2] != expected:
         size = f"{image.shape[1]}x{image.shape[0]}"
         problem = f"image is {size} pixels but its calibration is for {expected[1]}x{expected[0]}"
-        raise wrong(problem, "resize neither without the other; fetch the original file or correct the tables")
+        raise wrong(problem, "resize neither without the other; give the original image or correct the calibration")
     return image
 
 

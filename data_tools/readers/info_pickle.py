@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...core.errors import DataError
 from ...core.frames import Annotations, CameraView, Frame
 from ...core.pickles import load_pickle
-from ...geometry import PinholeCamera, boxes_from_legacy, invert_pose, pose, rotation_z
+from ...geometry import PinholeCamera, boxes_from_legacy, invert_pose, nearest_rigid, pose, rotation_z
 from ..clips.can_bus import SIGNALS
 from .checks import check_frames
 from .links import link_frames
@@ -98,6 +98,7 @@ def _annotations(
     names: list[str],
     lidar_points: Sequence[int],
     radar_points: Sequence[int],
+    categories: Sequence[str] = (),
 ) -> Annotations:
     """Boxes [n, 9] of the LIDAR frame as annotations."""
     rotation = global_from_lidar[:3, :3]
@@ -118,18 +119,19 @@ def _annotations(
         num_radar_points=np.asarray(radar_points, dtype=np.int64),
         tokens=[""] * n,
         instance_tokens=[""] * n,
+        categories=list(categories),
     )
 
 
 def _frame_of_mmdet3d(info: dict, resolve: _ImagePaths, image_size_px: tuple[int, int], names: dict[int, str]) -> Frame:
-    global_from_ego = np.array(info["ego2global"], dtype=np.float64)
-    ego_from_lidar = np.array(info["lidar_points"]["lidar2ego"], dtype=np.float64)
+    global_from_ego = nearest_rigid(info["ego2global"])
+    ego_from_lidar = nearest_rigid(info["lidar_points"]["lidar2ego"])
     global_from_lidar = global_from_ego @ ego_from_lidar
     views = []
     for name, image in info["images"].items():
-        lidar_from_camera = invert_pose(np.array(image["lidar2cam"], dtype=np.float64))
+        lidar_from_camera = invert_pose(nearest_rigid(image["lidar2cam"]))
         # without cam2ego the car is taken to be where it was at the keyframe's time
-        mounted = np.array(image["cam2ego"], dtype=np.float64) if "cam2ego" in image else None
+        mounted = nearest_rigid(image["cam2ego"]) if "cam2ego" in image else None
         ego_from_camera = ego_from_lidar @ lidar_from_camera if mounted is None else mounted
         size = image.get("width") or image_size_px[0], image.get("height") or image_size_px[1]
         views.append(
@@ -196,6 +198,7 @@ def _frame_of_bevformer(
             [str(name) for name in info["gt_names"]],
             info["num_lidar_pts"],
             info["num_radar_pts"],
+            [str(name) for name in info["gt_names"]],  # what is no detection class kept its category's name
         )
     return Frame(
         token=info["token"],

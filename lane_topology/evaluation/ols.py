@@ -148,13 +148,25 @@ def topology(
     return float(np.mean(values)) if values else 0.0
 
 
+def _closest_observations(count: int) -> NDArray[np.int64]:
+    """[10] places, in a sorted array of ``count``, of its deciles by NumPy 1's method "closest_observation".
+
+    The official scores were made with NumPy 1, which of two equally close places takes the even one counted from 0;
+    NumPy 2 counts from 1 there.
+    """
+    index = count * (np.arange(10, 101, 10) / 100) - 1.5
+    lower = np.floor(index)
+    tie_to_even = (index == lower) & (lower % 2 == 0)
+    return np.maximum(np.where(tie_to_even, lower, lower + 1), 0).astype(np.int64)
+
+
 def _cuts(found: NDArray[np.int64], scores: NDArray[np.floating], version: Version) -> NDArray[np.floating]:
     """[10] scores at which a tenth, two tenths, ... of the predictions stand in order of recall (v1.0)."""
     if not len(found):
         return np.zeros(_NUM_CUTS)
     order = np.argsort(-scores, kind="stable")
     hits = (found[order] >= 0).cumsum()  # recall but for a factor
-    taken = np.percentile(hits, np.arange(10, 101, 10), method="closest_observation")
+    taken = hits[_closest_observations(len(hits))]
     last = np.searchsorted(hits, taken, side="right") - 1
     return scores[last] if version == "fork-2023" else scores[order][last]
 

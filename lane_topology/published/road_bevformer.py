@@ -62,13 +62,12 @@ class LaneBaseline(PerceptionModel):
         img_backbone: dict | nn.Module,
         img_neck: dict | nn.Module,
         front_camera: str | int = 0,
-        camera_names: Sequence[str] | None = None,
         scramble_edges: bool = False,
         edge_weight: float = 5.0,
     ) -> None:
         super().__init__()
         self.img_backbone, self.img_neck = build_encoder(img_backbone, img_neck)
-        self.front_camera, self.camera_names = front_camera, camera_names
+        self.front_camera = front_camera
         self.scramble_edges, self.edge_weight = scramble_edges, edge_weight
 
     def levels(self, batch: Batch) -> list[Tensor]:
@@ -81,7 +80,7 @@ class LaneBaseline(PerceptionModel):
         ]
 
     def front(self, batch: Batch) -> int:
-        return front_index(self.front_camera, self.camera_names, batch)
+        return front_index(self.front_camera, batch)
 
     @staticmethod
     def labels(batch: Batch) -> dict[str, list[Tensor]]:
@@ -130,8 +129,8 @@ class LaneBaseline(PerceptionModel):
 @MODELS.register_module()
 class RoadBevFormer(LaneBaseline):
     """bev_constructor: BevConstructor; pts_bbox_head: CentrelineHead; bbox_head: ElementHead; lclc_head, lcte_head:
-    RelationshipHead. front_camera: name or index of the camera of the traffic elements; camera_names: the batch's
-    order, where it is not the frames' own. scramble_edges: see ``lane_graph``.
+    RelationshipHead. front_camera: name or index of the camera of the traffic elements. scramble_edges: see
+    ``lane_graph``.
     """
 
     def __init__(

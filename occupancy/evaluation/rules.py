@@ -12,7 +12,7 @@ import numpy as np
 from ...core.errors import SubmissionError
 from ...geometry import OCC3D_GRID
 from ..classes import OCC3D_NUSCENES
-from .submission import Predictions
+from .submission import VoxelFiles
 
 SPLIT_SAMPLES = {"train": 28130, "val": 6019, "test": 6008}
 """Keyframes of the nuScenes splits; the challenge's server takes the test split."""
@@ -30,7 +30,7 @@ def check_submission(
     number can: num_samples (see SPLIT_SAMPLES).
     Raises SubmissionError if the path cannot be opened at all.
     """
-    predictions = Predictions(path)
+    predictions = VoxelFiles(path)
     problems = [
         f"{name}: only .npz files belong into a submission; remove it"
         for name in predictions.files

@@ -42,7 +42,7 @@ def pack(folder: str | os.PathLike[str], path: str | os.PathLike[str], tokens: I
             archive.write(source, f"{folder.name}/{source.name}")
 
 
-class Predictions:
+class VoxelFiles:
     """Read access to a folder or zip file of predictions, by sample token.
 
     Raises SubmissionError if there is neither, or the zip file is broken.

@@ -1,5 +1,5 @@
-// DCNv3 on the CPU as torch operators. Schemas, fake kernels and autograd are defined in ops/dispatch/registration.py; arguments
-// are checked in ops/dispatch/checks.py, here only what keeps a direct call of torch.ops.drivestack.* inside its memory.
+// DCNv3 on the CPU as torch operators. Schemas are in ops/dispatch/operators.py; arguments are checked in
+// ops/dispatch/checks.py, here only what keeps a direct call of torch.ops.drivestack.* inside its memory.
 #include <tuple>
 
 #include "cpu/tensors.h"
@@ -94,11 +94,10 @@ Tensor dcnv3(Tensor value, Tensor offset, Tensor mask, int64_t kernel_h, int64_t
   if (s.batch * s.channels() == 0) return out;
   const void *v = call.value.data_ptr(), *o = call.offset.tensor.data_ptr(), *m = call.mask.tensor.data_ptr();
   void* to = out.data_ptr();
-  torch::stable::parallel_for(0, s.batch * s.out_height * s.out_width, grain(s.channels() * s.taps()),
-                              [&](int64_t begin, int64_t end) {
-                                kernels().dcnv3->forward(s, call.dtype, call.float_taps, call.wide, v, o, m, to, begin,
-                                                         end);
-                              });
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  run_tasks("dcnv3", pixels, grain(s.channels() * s.taps()), [&](int64_t begin, int64_t end) {
+    kernels().dcnv3->forward(s, call.dtype, call.float_taps, call.wide, v, o, m, to, begin, end);
+  });
   return out;
 }
 
@@ -123,13 +122,12 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(Tensor grad_out, Tensor value,
   const void *g = grad_out.data_ptr(), *v = call.value.data_ptr(), *o = call.offset.tensor.data_ptr(),
              *m = call.mask.tensor.data_ptr();
   void *gv = grad_value.data_ptr(), *go = grad_offset.data_ptr(), *gm = grad_mask.data_ptr();
-  torch::stable::parallel_for(0, s.batch * s.out_height * s.out_width, grain(s.channels() * s.taps()),
-                              [&](int64_t begin, int64_t end) {
-                                kernels().dcnv3->backward_taps(s, call.dtype, call.float_taps, call.wide, g, v, o, m,
-                                                               go, gm, begin, end);
-                              });
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  run_tasks("dcnv3_backward", pixels, grain(s.channels() * s.taps()), [&](int64_t begin, int64_t end) {
+    kernels().dcnv3->backward_taps(s, call.dtype, call.float_taps, call.wide, g, v, o, m, go, gm, begin, end);
+  });
   const int64_t blocks = split(s.batch, s.groups);
-  torch::stable::parallel_for(0, s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  run_tasks("dcnv3_backward", s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
     kernels().dcnv3->backward_value(s, call.dtype, call.float_taps, call.wide, g, o, m, gv, blocks, begin, end);
   });
   return {grad_value, grad_offset, grad_mask};

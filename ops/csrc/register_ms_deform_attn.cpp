@@ -134,11 +134,11 @@ void prepare_cameras(Call& call, const Tensor& value, std::vector<int64_t> level
   call.visible = static_cast<const unsigned char*>(call.keep(dense(visible)));
 }
 
-Tensor forward(Call& call, const Tensor& value) {
+Tensor forward(const char* op, Call& call, const Tensor& value) {
   Tensor out = on_huge_pages(torch::stable::new_empty(value, call.out_shape()));
   call.out = out.data_ptr();
-  torch::stable::parallel_for(0, call.batch * call.queries, grain(call.channels() * call.taps()),
-                              [&](int64_t b, int64_t e) { kernels().ms_deform_attn->forward(call, b, e); });
+  run_tasks(op, call.batch * call.queries, grain(call.channels() * call.taps()),
+            [&](int64_t b, int64_t e) { kernels().ms_deform_attn->forward(call, b, e); });
   return out;
 }
 
@@ -150,7 +150,7 @@ int64_t head_blocks(int64_t batch, int64_t heads) {
   return blocks;
 }
 
-Gradients backward(Call& call, const Tensor& grad_out, const Tensor& value, const Tensor& positions,
+Gradients backward(const char* op, Call& call, const Tensor& grad_out, const Tensor& value, const Tensor& positions,
                    const Tensor& scores) {
   STD_TORCH_CHECK(
       grad_out.numel() == call.batch * call.queries * call.channels() && grad_out.scalar_type() == value.scalar_type(),
@@ -163,49 +163,49 @@ Gradients backward(Call& call, const Tensor& grad_out, const Tensor& value, cons
   call.grad_positions = grad_positions.data_ptr();
   call.grad_scores = grad_scores.data_ptr();
   const int64_t blocks = head_blocks(call.batch, call.heads);
-  torch::stable::parallel_for(0, call.batch * blocks, 1,
-                              [&](int64_t b, int64_t e) { kernels().ms_deform_attn->backward(call, blocks, b, e); });
+  run_tasks(op, call.batch * blocks, 1,
+            [&](int64_t b, int64_t e) { kernels().ms_deform_attn->backward(call, blocks, b, e); });
   return {narrowed(grad_value, value), grad_positions, grad_scores};
 }
 
 Tensor ms_deform_attn(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
   Call call{};
   prepare_plain(call, value, shapes, locations, weights);
-  return forward(call, value);
+  return forward("ms_deform_attn", call, value);
 }
 Gradients ms_deform_attn_backward(Tensor grad_out, Tensor value, std::vector<int64_t> shapes, Tensor locations,
                                   Tensor weights, bool /*deterministic: always*/) {
   Call call{};
   prepare_plain(call, value, shapes, locations, weights);
-  return backward(call, grad_out, value, locations, weights);
+  return backward("ms_deform_attn_backward", call, grad_out, value, locations, weights);
 }
 
 Tensor ms_deform_attn_fused(Tensor value, std::vector<int64_t> levels, Tensor references, Tensor offsets, Tensor logits,
                             bool level_mean) {
   Call call{};
   prepare_fused(call, value, levels, references, offsets, logits, level_mean);
-  return forward(call, value);
+  return forward("ms_deform_attn_fused", call, value);
 }
 Gradients ms_deform_attn_fused_backward(Tensor grad_out, Tensor value, std::vector<int64_t> levels, Tensor references,
                                         Tensor offsets, Tensor logits, bool level_mean,
                                         bool /*deterministic: always*/) {
   Call call{};
   prepare_fused(call, value, levels, references, offsets, logits, level_mean);
-  return backward(call, grad_out, value, offsets, logits);
+  return backward("ms_deform_attn_fused_backward", call, grad_out, value, offsets, logits);
 }
 
 Tensor spatial_cross_attention(Tensor value, std::vector<int64_t> levels, Tensor references, Tensor visible,
                                Tensor offsets, Tensor logits) {
   Call call{};
   prepare_cameras(call, value, levels, references, visible, offsets, logits);
-  return forward(call, value);
+  return forward("spatial_cross_attention", call, value);
 }
 Gradients spatial_cross_attention_backward(Tensor grad_out, Tensor value, std::vector<int64_t> levels,
                                            Tensor references, Tensor visible, Tensor offsets, Tensor logits,
                                            bool /*deterministic: always*/) {
   Call call{};
   prepare_cameras(call, value, levels, references, visible, offsets, logits);
-  return backward(call, grad_out, value, offsets, logits);
+  return backward("spatial_cross_attention_backward", call, grad_out, value, offsets, logits);
 }
 
 }  // namespace

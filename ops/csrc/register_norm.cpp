@@ -1,5 +1,5 @@
-// Layer norms and the depthwise convolution in front of offsets and masks, on the CPU. Schemas and twins are in
-// ops/norm.py; arguments are checked there, here only what keeps a direct call inside its memory.
+// Layer norms and the depthwise convolution in front of offsets and masks, on the CPU. Schemas and reference
+// implementations are in ops/norm.py; arguments are checked there, here only what keeps a direct call inside its memory.
 #include <optional>
 
 #include "cpu/tensors.h"
@@ -31,7 +31,7 @@ Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu, s
   if (residual) residual = dense(*residual);
   const void *from = x.data_ptr(), *added = residual ? residual->data_ptr() : nullptr;
   void* to = out.data_ptr();
-  torch::stable::parallel_for(0, rows, grain(4 * channels), [&](int64_t b, int64_t e) {
+  run_tasks("layer_norm", rows, grain(4 * channels), [&](int64_t b, int64_t e) {
     kernels().norm->layer_norm(norm, dtype, from, added, to, b, e);
   });
   return out;
@@ -63,9 +63,8 @@ Tensor depthwise_norm(Tensor x, Tensor kernel, Tensor kernel_bias, Tensor weight
   const Dtype dtype = dtype_of(x);
   const void* from = x.data_ptr();
   void* to = out.data_ptr();
-  torch::stable::parallel_for(
-      0, x.size(0) * conv.out_height, grain(conv.out_width * channels * side),
-      [&](int64_t b, int64_t e) { kernels().norm->depthwise_norm(conv, norm, dtype, from, to, b, e); });
+  run_tasks("depthwise_norm", x.size(0) * conv.out_height, grain(conv.out_width * channels * side),
+            [&](int64_t b, int64_t e) { kernels().norm->depthwise_norm(conv, norm, dtype, from, to, b, e); });
   return out;
 }
 

@@ -1,40 +1,49 @@
 """Derivatives of the operators, and `call`, which runs one with as little between Python and kernel as possible.
 
-The formulas are registered at the dispatcher (torch.compile, torch.export, direct calls of torch.ops.drivestack.*) and
-once more as `torch.autograd.Function`s, which `call` uses in eager mode: half the overhead of the former (20 us matter
-on a 7 x 7 map), and torch.func.grad and vjp work. Double backward differentiates the twins, to any order.
+Each operator has one `torch.autograd.Function`. `call` applies it straight away in eager mode (the dispatcher's way to
+it takes 10 us more, a quarter of a call on a 7 x 7 map); torch.compile, torch.export and direct calls of
+torch.ops.drivestack.* reach it at the dispatcher. Double backward differentiates the reference implementation, to any
+order.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
-from .registration import ARGUMENTS, DIFFERENTIATED, refuse_vmap, triples, twin_gradients
+from . import registration  # noqa: F401  (defines the operators)
+from .operators import OPERATORS, Operator
+from .registration import refuse_vmap
+
+
+@dataclass(frozen=True, eq=False)
+class _Callable:
+    """An operator at the dispatcher, forward or backward, and its derivative."""
+
+    overload: Callable
+    tensors: tuple[int, ...]
+    """Places of the tensors among the inputs."""
+    function: type[torch.autograd.Function]
 
 
 def call(name: str, *inputs):
-    """Operator `name` with the inputs of its schema."""
-    operator = _OPERATORS[name]
+    """Operator `name`, or `name_backward`, with the inputs of its schema."""
+    operator = _CALLABLES[name]
     if torch.compiler.is_compiling():
-        return operator(*inputs)
+        return operator.overload(*inputs)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _FUNCTIONS[name].apply(*inputs)
+        return operator.function.apply(*inputs)
+    return _apply(operator, inputs)
+
+
+def _apply(operator: _Callable, inputs: Sequence):
     if torch.is_grad_enabled():
-        for place in _TENSORS[name]:
+        for place in operator.tensors:
             if inputs[place].requires_grad:
-                return _FUNCTIONS[name].apply(*inputs)
-    with torch._C._AutoDispatchBelowAutograd():  # skips a detour through Python
-        return operator(*inputs)
-
-
-def _setup_context(places: Sequence[int]) -> Callable:
-    def setup_context(ctx, inputs, output):
-        ctx.inputs = [None if i in places else x for i, x in enumerate(inputs)]
-        ctx.save_for_backward(*(inputs[i] for i in places))
-
-    return setup_context
+                return operator.function.apply(*inputs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator.overload(*inputs)
 
 
 def _inputs(ctx, places: Sequence[int]) -> list:
@@ -44,45 +53,22 @@ def _inputs(ctx, places: Sequence[int]) -> list:
     return inputs
 
 
-def _reference_gradient(levels: Sequence[int], reference: Tensor, grad_offsets: Tensor) -> Tensor:
-    """Gradient to reference points [B or 1, Q, L or 1, R, 2] from the one to offsets [B, Q, M, L, P, 2] in cells."""
-    per_level = grad_offsets.sum(2).unbind(2)  # L times [B, Q, P, 2]
-    # one unit of a reference point is the whole level: so many cells of the offsets
-    scaled = [torch.stack((g[..., 0] * w, g[..., 1] * h), -1) for g, (h, w, _) in zip(per_level, triples(levels))]
-    grad = torch.stack(scaled, 2)  # [B, Q, L, P, 2]
-    turns = reference.shape[3]
-    grad = torch.stack([grad[:, :, :, turn::turns].sum(3) for turn in range(turns)], 3)  # [B, Q, L, R, 2]
-    shared = [axis for axis in (0, 2) if reference.shape[axis] == 1]
-    return (grad.sum(shared, keepdim=True) if shared else grad).to(reference.dtype)
-
-
-def _fused_backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    value, levels, reference, offsets, logits, level_mean = _inputs(ctx, _TENSORS["ms_deform_attn_fused"])
-    needs_reference, dtype = ctx.needs_input_grad[2], offsets.dtype
-    if needs_reference and dtype.itemsize == 2:  # the sum over heads deserves terms that are not rounded
-        offsets, logits = offsets.float(), logits.float()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    inputs = (grad_out, value, levels, reference, offsets, logits, level_mean, deterministic)
-    grad_value, grad_offsets, grad_logits = call("ms_deform_attn_fused_backward", *inputs)
-    to_reference = _reference_gradient(levels, reference, grad_offsets) if needs_reference else None
-    return grad_value, None, to_reference, grad_offsets.to(dtype), grad_logits.to(dtype), None
-
-
-def _backward(name: str) -> Callable:
-    places, differentiated = _TENSORS[name], DIFFERENTIATED[name]
+def _backward(operator: Operator) -> Callable:
+    name = f"{operator.name}_backward"
 
     def backward(ctx, grad_out):
-        inputs = _inputs(ctx, places)
-        grads = call(f"{name}_backward", grad_out, *inputs, torch.are_deterministic_algorithms_enabled())
-        by_place = dict(zip(differentiated, grads))
+        inputs = _inputs(ctx, operator.tensors)
+        if operator.backward is not None:
+            return operator.backward(lambda *given: call(name, *given), ctx.needs_input_grad, grad_out, *inputs)
+        grads = call(name, grad_out, *inputs, torch.are_deterministic_algorithms_enabled())
+        by_place = dict(zip(operator.differentiated_at, grads))
         return tuple(by_place.get(i) for i in range(len(inputs)))
 
     return backward
 
 
-def _double_backward(name: str) -> Callable:
-    """Gradients to the inputs of the backward operator: it is the vjp of the twin, and so are its derivatives."""
-    places = _TENSORS[f"{name}_backward"]
+def _double_backward(operator: Operator, places: Sequence[int]) -> Callable:
+    """Gradients to the inputs of the backward operator, `places` of them tensors: those of the reference gradients."""
 
     def double_backward(ctx, *grads):
         inputs = _inputs(ctx, places)
@@ -92,7 +78,7 @@ def _double_backward(name: str) -> Callable:
             given = list(inputs)
             for i, tensor in zip(leaves, tensors):
                 given[i] = tensor
-            return twin_gradients(name, given[0], given[1:-1])
+            return operator.reference_gradients(given[0], given[1:-1])
 
         second = torch.func.vjp(first, *(inputs[i] for i in leaves))[1](grads)
         by_place = dict(zip(leaves, second))
@@ -101,33 +87,36 @@ def _double_backward(name: str) -> Callable:
     return double_backward
 
 
-def _function(name: str, setup_context: Callable, backward: Callable) -> type[torch.autograd.Function]:
-    operator, vmap = _OPERATORS[name], refuse_vmap(name)
+def _callable(name: str, tensors: tuple[int, ...], derivative: Callable) -> _Callable:
+    overload = getattr(torch.ops.drivestack, name).default
 
     def forward(*inputs):
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs)
+            return overload(*inputs)
+
+    def setup_context(ctx, inputs, output):
+        ctx.inputs = [None if i in tensors else x for i, x in enumerate(inputs)]
+        ctx.save_for_backward(*(inputs[i] for i in tensors))
 
     def jvp(ctx, *_):
         raise NotImplementedError(f'drivestack::{name} has no forward-mode derivative: use backend="reference"')
 
-    members = {"forward": forward, "setup_context": setup_context, "backward": backward, "vmap": vmap, "jvp": jvp}
-    return type(f"drivestack_{name}", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
+    members = {
+        "forward": forward,
+        "setup_context": setup_context,
+        "backward": derivative,
+        "vmap": refuse_vmap(name),
+        "jvp": jvp,
+    }
+    function = type(f"drivestack_{name}", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
+    made = _Callable(overload, tensors, function)
+    torch.library.impl(f"drivestack::{name}", "Autograd", lambda *inputs: _apply(made, inputs))
+    return made
 
 
-_OPERATORS: dict[str, Callable] = {}
-_TENSORS: dict[str, tuple[int, ...]] = {}
-"""Places of the tensors among the inputs."""
-_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
-for _name in [f"{name}{suffix}" for name in ARGUMENTS for suffix in ("", "_backward")]:
-    _OPERATORS[_name] = getattr(torch.ops.drivestack, _name).default
-    _schema = _OPERATORS[_name]._schema.arguments
-    _TENSORS[_name] = tuple(i for i, a in enumerate(_schema) if isinstance(a.type, torch.TensorType))
-for _name in _OPERATORS:
-    if _name.endswith("_backward"):
-        _formula = _double_backward(_name.removesuffix("_backward"))
-    else:
-        _formula = _fused_backward if _name == "ms_deform_attn_fused" else _backward(_name)
-    _setup = _setup_context(_TENSORS[_name])
-    _FUNCTIONS[_name] = _function(_name, _setup, _formula)
-    torch.library.register_autograd(f"drivestack::{_name}", _formula, setup_context=_setup)
+_CALLABLES: dict[str, _Callable] = {}
+for _operator in OPERATORS.values():
+    _places = (0, *(i + 1 for i in _operator.tensors))  # after grad_out
+    _CALLABLES[_operator.name] = _callable(_operator.name, _operator.tensors, _backward(_operator))
+    _name = f"{_operator.name}_backward"
+    _CALLABLES[_name] = _callable(_name, _places, _double_backward(_operator, _places))

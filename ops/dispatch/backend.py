@@ -1,15 +1,16 @@
-"""Which implementation serves an operator call: the compiled kernels or the PyTorch twins.
+"""Which implementation an operator call uses: the compiled kernels or the reference implementation in PyTorch.
 
 The CPU kernels lie in one shared object, `ops/_C*.so`, those for NVIDIA GPUs in another, `ops/_C_cuda*.so`. Each is
 loaded when the first tensor of its kind comes (an import never compiles, loads or fails). Where one is missing the
-twins serve, and one warning says so and how to mend it.
+reference implementation runs, and one warning says so and how to build the kernels.
 
 Environment: DRIVESTACK_OPS_BACKEND=auto|cpp|cuda|reference; the `backend=` argument of an operator wins over it.
-    auto       the kernels where they can serve, else the twins
+    auto       the kernels where they can run, else the reference implementation
     cpp        the kernels for whatever device the tensors are on, or BackendUnavailableError
     cuda       the CUDA kernels, or BackendUnavailableError (also for tensors that are not on a GPU)
-    reference  the twins
+    reference  the reference implementation
 DRIVESTACK_OPS_FOLDER: where the shared objects are looked for instead of here (`make sanitize` has its own there).
+DRIVESTACK_OPS_ISA=avx512|avx2|baseline: the instruction set of the CPU kernels, if this processor has it. Read once.
 """
 
 import ctypes
@@ -35,11 +36,11 @@ _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 class BackendFallbackWarning(UserWarning):
-    """The slow PyTorch twin serves where a kernel could."""
+    """The slow reference implementation runs where a kernel could."""
 
 
 class BackendUnavailableError(DrivestackError, RuntimeError):
-    """`backend="cpp"` or "cuda" was asked for and the compiled kernels cannot serve."""
+    """`backend="cpp"` or "cuda" was asked for and the compiled kernels cannot run."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Extension:
     variant: str | None
     """What it was compiled for: the instruction set chosen here (avx512, avx2, baseline), or GPU architectures."""
     reason: str | None
-    """Why the kernels cannot serve; None if they can."""
+    """Why the kernels cannot run; None if they can."""
 
 
 _extensions: dict[str, Extension] = {}
-_serving: set[tuple[str, str]] = set()
+_with_kernel: set[tuple[str, str]] = set()
 """(operator, device type) that have a kernel, found out on the first call."""
 _warned: set[str] = set()
 
@@ -128,7 +129,7 @@ def extension(device_type: str = "cpu") -> Extension:
 
 
 def _problem(op: str, device_type: str) -> tuple[str | None, str]:
-    """Why no kernel serves (None: it does) and what to do."""
+    """Why no kernel can be used (None: one can) and what to do."""
     if device_type not in _OBJECTS:
         return f"there are no kernels for {device_type} tensors", "expect about 10x less speed there"
     problem = extension(device_type).reason
@@ -137,34 +138,34 @@ def _problem(op: str, device_type: str) -> tuple[str | None, str]:
     return problem, how_to_build(device_type)
 
 
-def kernel_serves(op: str, backend: str | None, device_type: str) -> bool:
-    """Whether the kernel (True) or the twin (False) answers a call of `op` on tensors of this device type.
+def use_kernel(op: str, backend: str | None, device_type: str) -> bool:
+    """Whether a call of `op` on tensors of this device type uses the kernel (True) or the reference (False).
 
     Raises:
         ValueError: `backend` or the environment variable names no backend.
-        BackendUnavailableError: kernels are demanded and cannot serve.
+        BackendUnavailableError: kernels are demanded and cannot run.
     """
     choice = backend if backend is not None else os.environ.get(BACKEND_VARIABLE, "auto")
     if choice not in BACKENDS:
         origin = "backend" if backend is not None else BACKEND_VARIABLE
         raise ValueError(f"{origin} must be one of {', '.join(BACKENDS)}; got {choice!r}")
     if backend is None and torch.compiler.is_exporting():
-        return True  # an exported program keeps the operators: where it runs, their kernels or the twins serve
+        return True  # an exported program keeps the operators: kernel or reference is chosen where it runs
     if choice == "reference" or device_type == "meta":
         return choice != "reference"  # meta tensors need no kernel, the operators know their shapes
     if choice == "cuda" and device_type != "cuda":
         raise BackendUnavailableError(f"{op}: the CUDA kernels were asked for, but the tensors are on {device_type}")
-    if (op, device_type) in _serving:
+    if (op, device_type) in _with_kernel:
         return True
     problem, fix = _problem(op, device_type)
     if problem is None:
-        _serving.add((op, device_type))
+        _with_kernel.add((op, device_type))
         return True
     if choice != "auto":
         raise BackendUnavailableError(f"{op}: the compiled kernels were asked for, but {problem}; {fix}")
     if device_type not in _warned:
         _warned.add(device_type)
-        message = f"the slow PyTorch twins of the operators serve: {problem}; {fix}"
+        message = f"the operators use their slow PyTorch implementation: {problem}; {fix}"
         warnings.warn(
             message,
             BackendFallbackWarning,
@@ -174,14 +175,14 @@ def kernel_serves(op: str, backend: str | None, device_type: str) -> bool:
 
 
 # torch.compile takes the answer as a constant instead of tracing the loading of a library.
-kernel_serves._dynamo_marked_constant = True
+use_kernel._dynamo_marked_constant = True
 
 
 def backend_report() -> dict:
-    """What serves operator calls here, for `drivestack doctor`.
+    """What operator calls use here, for `drivestack doctor`.
 
     Keys, on CPU tensors: `backend` (cpp or reference), `path` of the shared object, `instruction_set`, `threads`,
-    `machine`, `reason` why the kernels cannot serve and the `fix`, both None if they do. `cuda` holds the same for CUDA
+    `machine`, `reason` why the kernels cannot run and the `fix`, both None if they can. `cuda` holds the same for CUDA
     tensors: `path`, `architectures`, `reason`, `fix`.
     """
     found, cuda = extension("cpu"), extension("cuda")

@@ -1,36 +1,33 @@
-"""One call of an operator, arguments checked: autocast, the choice between kernel and twin, the kernel's dtypes."""
+"""One call of an operator: checks, autocast, the choice between kernel and reference, the kernel's dtypes."""
 
 import torch
 from torch import Tensor
 
 from .autograd import call
-from .backend import kernel_serves
-from .registration import TWINS, autocast_inputs
-
-# The kernels take these two tensors in value's dtype, or both in float32 ...
-_PAIRED = {"dcnv3": (1, 2), "ms_deform_attn_fused": (3, 4), "spatial_cross_attention": (4, 5)}
-# ... and these never in half precision.
-_WIDE = {"ms_deform_attn": (2, 3), "ms_deform_attn_fused": (2,), "spatial_cross_attention": (2,)}
+from .backend import use_kernel
+from .operators import Operator
+from .registration import autocast_inputs
 
 
-def run(name: str, backend: str | None, *inputs) -> Tensor:
-    """Operator `name` with the inputs of its schema, by kernel or twin.
+def run(operator: Operator, backend: str | None, *inputs, shown_as: str | None = None) -> Tensor:
+    """The operator with the inputs of its schema, by kernel or reference implementation.
 
     Raises:
-        BackendUnavailableError, ValueError: see `drivestack.ops.dispatch.backend.kernel_serves`.
+        ValueError, TypeError: inputs that do not fit; messages begin with `shown_as`, or else the operator's name.
+        BackendUnavailableError, ValueError: see `drivestack.ops.dispatch.backend.use_kernel`.
     """
+    operator.check(shown_as or operator.name, *inputs)
     device_type = inputs[0].device.type
-    inputs = autocast_inputs(name, inputs, device_type)
-    if not kernel_serves(name, backend, device_type):
-        return TWINS[name](*inputs)
+    inputs = autocast_inputs(operator, inputs, device_type)
+    if not use_kernel(operator.name, backend, device_type):
+        return operator.reference(*inputs)
     dtype = inputs[0].dtype
     widened = ()
-    if name in _PAIRED:
-        first, second = _PAIRED[name]
-        if not inputs[first].dtype == inputs[second].dtype == dtype:
-            widened += _PAIRED[name]
+    for i in operator.paired_at:
+        if inputs[i].dtype != dtype:
+            widened = operator.paired_at
     if dtype != torch.float64:
-        widened += tuple(i for i in _WIDE.get(name, ()) if inputs[i].dtype != torch.float32)
+        widened += tuple(i for i in operator.wide_at if inputs[i].dtype != torch.float32)
     if widened:
         inputs = [x.float() if i in widened else x for i, x in enumerate(inputs)]
-    return call(name, *inputs)
+    return call(operator.name, *inputs)

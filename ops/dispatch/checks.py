@@ -1,5 +1,7 @@
 """Argument checks of the operators: everything is checked once, here, with the shapes in the message.
 
+The `check_` functions take the name for messages and the inputs of the operator's schema (operators.py): ValueError for
+shapes, sizes and devices that do not fit, TypeError for dtypes and for what is no tensor, all with what was given.
 What is right passes a few comparisons (a call on a small map takes 30 us altogether); words are put together only when
 something is wrong.
 """
@@ -45,6 +47,16 @@ def window_of(
     )
 
 
+def pairs_of(sizes: Sequence[int]) -> list[Pair]:
+    """(vertical, horizontal) pairs from numbers that lie one after the other."""
+    return list(zip(sizes[::2], sizes[1::2]))
+
+
+def triples_of(levels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(height, width, first token) of each level from numbers that lie one after the other."""
+    return list(zip(levels[::3], levels[1::3], levels[2::3]))
+
+
 def _kind_problem(op: str, tensors: dict[str, Tensor]) -> Exception:
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
@@ -74,7 +86,13 @@ def _described(tensors: dict[str, Tensor], levels: Sequence[Sequence[int]]) -> s
     return f"{described}, levels {[tuple(level) for level in levels]}"
 
 
-def check_dcnv3(op: str, value: Tensor, offset: Tensor, mask: Tensor, window: Window) -> None:
+def check_dcnv3(op: str, value: Tensor, offset: Tensor, mask: Tensor, *window_and_softmax) -> None:
+    """value [N, H, W, C], offset and mask [N, Ho, Wo, G * K * (2 or 1)] or [N, Ho, Wo, G, K * (2 or 1)] fit the window.
+
+    Raises:
+        ValueError: wrong shapes, groups that do not divide C, an empty output or no tap. TypeError: dtypes.
+    """
+    window = window_and_softmax[:11]
     kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, _, remove_center = window
     check_kinds(op, value=value, offset=offset, mask=mask)
     if value.dim() != 4:
@@ -101,7 +119,7 @@ def check_dcnv3(op: str, value: Tensor, offset: Tensor, mask: Tensor, window: Wi
 
 
 def _window_described(value: Tensor, window: Window) -> str:
-    kernel, stride, padding, dilation = (window[i : i + 2] for i in range(0, 8, 2))
+    kernel, stride, padding, dilation = pairs_of(window[:8])
     return (
         f"value {list(value.shape)}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}, "
         f"{window[8]} groups{', remove_center' if window[10] else ''}"
@@ -114,9 +132,14 @@ def _check_levels(op: str, levels: Sequence[Sequence[int]], tensors: dict[str, T
 
 
 def check_ms_deform_attn(
-    value: Tensor, spatial_shapes: list[Pair], sampling_locations: Tensor, attention_weights: Tensor
+    op: str, value: Tensor, flat_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> None:
-    op = "ms_deform_attn"
+    """value [B, S, M, D], locations [B, Q, M, L, P, 2], weights [B, Q, M, L, P]; S = sum of height * width.
+
+    Raises:
+        ValueError: shapes that do not fit each other or the levels. TypeError: dtypes.
+    """
+    spatial_shapes = pairs_of(flat_shapes)
     tensors = {
         "value": value,
         "sampling_locations": sampling_locations,
@@ -171,9 +194,20 @@ def _check_queries(
 
 
 def check_ms_deform_attn_fused(
-    value: Tensor, levels: list[tuple[int, int, int]], reference_points: Tensor, offsets: Tensor, logits: Tensor
+    op: str,
+    value: Tensor,
+    flat_levels: Sequence[int],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    level_mean: bool = False,
 ) -> None:
-    op = "ms_deform_attn_fused"
+    """value [B, S, M, D], reference points [B or 1, Q, L or 1, R, 2], offsets [B, Q, M, L, P, 2], logits [..., L, P].
+
+    Raises:
+        ValueError: shapes that do not fit each other, or levels that leave the S tokens. TypeError: dtypes.
+    """
+    levels = triples_of(flat_levels)
     tensors = {"value": value, "reference_points": reference_points, "offsets": offsets, "logits": logits}
     check_kinds(op, **tensors)
     if value.dim() != 4 or reference_points.dim() != 5 or offsets.dim() != 6 or logits.dim() != 5:
@@ -192,14 +226,21 @@ def check_ms_deform_attn_fused(
 
 
 def check_spatial_cross_attention(
+    op: str,
     value: Tensor,
-    levels: list[tuple[int, int, int]],
+    flat_levels: Sequence[int],
     reference_points: Tensor,
     visible: Tensor,
     offsets: Tensor,
     logits: Tensor,
 ) -> None:
-    op = "spatial_cross_attention"
+    """value [B, N, S, M, D], reference points [B, N, Q, R, 2], visible [B, N, Q], offsets and logits as above.
+
+    Raises:
+        ValueError: shapes that do not fit, levels that do not fill the S tokens, reference points that require a
+        gradient. TypeError: dtypes, a `visible` that is not bool or on another device.
+    """
+    levels = triples_of(flat_levels)
     tensors = {"value": value, "reference_points": reference_points, "offsets": offsets, "logits": logits}
     check_kinds(op, **tensors)
     if not isinstance(visible, Tensor) or visible.dtype != torch.bool or visible.device != value.device:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
+from drivestack.bev.protocol import PerceptionModel
 from drivestack.cli.main import main
 from drivestack.core.answers import Detections, LaneGraph, OccupancyGrid, SceneAnswer
 from drivestack.core.frames import Frame
@@ -22,24 +22,18 @@ CLASSES += ["traffic_cone", "trailer", "truck"]
 
 
 @MODELS.register_module()
-class OracleForTests(BaseModel):
+class OracleForTests(PerceptionModel):
     """Finds every labelled object that a sensor hit, and with more tasks every voxel and lane."""
 
     def __init__(self, frame_offsets: tuple[int, ...] = (0,), tasks: tuple[str, ...] = ("boxes",)) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(2))
-        self.tasks = tuple(tasks)
+        self.tasks, self.frame_offsets = tuple(tasks), tuple(frame_offsets)
 
-    def predict(self, batch, history):
+    def predict(self, batch, memory=None, tasks=None):
         assert batch.frame_offsets == (0,)
-        if self.tasks == ("boxes",):
-            return [boxes_of(frame) for frame in batch.frames], history
         answer = {"boxes": boxes_of, "occupancy": voxels_of, "lanes": lanes_of}
-        found = [SceneAnswer(f.token, **{task: answer[task](f) for task in self.tasks}) for f in batch.frames]
-        return found, history
-
-    def forward(self, batch, mode: str = "predict"):
-        return self.predict(batch, None)[0]
+        return [SceneAnswer(f.token, **{t: answer[t](f) for t in self.asked(tasks)}) for f in batch.frames], memory
 
 
 def boxes_of(frame: Frame) -> Detections:
@@ -90,10 +84,7 @@ model = dict(type="OracleForTests", frame_offsets=(-1, 0), tasks={tasks!r})
 test_dataset = dict(
     type=ClipDataset,
     classes={CLASSES!r},
-    dataroots={str(root)!r},
-    version="v1.0-trainval",
-    split="val",
-    frame_offsets=(-1, 0),
+    source=dict(reader="nuscenes", root={str(root)!r}, version="v1.0-trainval", split="val"),
     image=dict(test_height_px=32),
 )
 """

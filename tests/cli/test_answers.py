@@ -28,7 +28,7 @@ from drivestack.lane_topology.evaluation.submission import (
     write_submission,
 )
 from drivestack.lane_topology.published.road_bevformer import RoadBevFormer
-from drivestack.occupancy.evaluation.submission import Predictions
+from drivestack.occupancy.evaluation.submission import VoxelFiles
 from drivestack.occupancy.published.bevformer_occ import BEVFormerOcc
 from drivestack.tasks.registry import ENDINGS, KINDS, find, places
 from drivestack.tasks.run import tasks_of
@@ -81,7 +81,7 @@ def test_voxels_go_to_disk_as_they_come(tmp_path: Path) -> None:
     voxels = np.full((200, 200, 16), 17, np.uint8)
     left = KINDS["occupancy"]().keep(tmp_path / "o.zip")(SceneAnswer("t", occupancy=OccupancyGrid("t", voxels)))
     assert left == SceneAnswer("t")
-    np.testing.assert_array_equal(Predictions(tmp_path / "o").read("t"), voxels)
+    np.testing.assert_array_equal(VoxelFiles(tmp_path / "o").read("t"), voxels)
 
 
 def test_predict_writes_three_submissions_that_are_valid(answers: Path, root: Path, source, capsys) -> None:
@@ -237,7 +237,7 @@ def test_a_sample_that_is_missing_is_named(answers: Path, root: Path, source, tm
     (broken / "occupancy" / f"{frame.token}.npz").unlink()
     line = failure(["score", str(broken / "occupancy"), *source(root)], capsys)
     assert f"sample {frame.token}: no file" in line
-    voxels = Predictions(answers / "occupancy").read(frame.token).copy()
+    voxels = VoxelFiles(answers / "occupancy").read(frame.token).copy()
     voxels[0, 0, 0] = 255
     np.savez_compressed(broken / "occupancy" / f"{frame.token}.npz", voxels)
     assert f"sample {frame.token}: class 255" in failure(["score", str(broken / "occupancy"), *source(root)], capsys)

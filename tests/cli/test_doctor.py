@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import tomllib
 import torch
 
 from drivestack.cli import doctor, main
@@ -15,7 +19,7 @@ def by_name() -> dict[str, doctor.Finding]:
 def test_this_installation_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     findings = by_name()
     assert not [f for f in findings.values() if f.status == doctor.BROKEN]
-    assert {"python", "torch", "nuscenes-devkit", "operators on CPU", "demo weights", "disk"} <= findings.keys()
+    assert {"python", "torch", "msgspec", "operators on CPU", "demo weights", "disk"} <= findings.keys()
     assert main(["doctor"]) == 0
     assert "all that is required is here" in capsys.readouterr().out
 
@@ -32,6 +36,43 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "make setup" in finding.fix
     assert main(["doctor"]) == 1
     assert "error: no-such-module must be mended" in capsys.readouterr().err
+
+
+@pytest.fixture
+def project(repository_root: Path) -> dict:
+    return tomllib.loads((repository_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", requirement)[0] for requirement in requirements}
+
+
+def test_what_is_required_is_the_core_of_the_project(project: dict) -> None:
+    always = [line for line in project["dependencies"] if ";" not in line]
+    assert names(always) == set(doctor.REQUIRED.values())
+    assert names(project["dependencies"]) - names(always) == names(project["optional-dependencies"]["synthetic"])
+    assert not {"nuscenes-devkit", "trimesh"} & names(project["dependencies"])
+
+
+def test_the_extras_are_those_of_the_project(project: dict) -> None:
+    filled = {name for name, brings in project["optional-dependencies"].items() if brings}
+    assert filled == doctor.EXTRAS.keys()
+
+
+@pytest.mark.parametrize("name", doctor.EXTRAS)
+def test_a_missing_extra_says_what_it_would_bring(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    extra = doctor.EXTRAS[name]
+    monkeypatch.setattr(doctor, "_has", lambda module: module not in extra.modules[:1])
+    finding = by_name()[f"extra {name}"]
+    assert finding.status == doctor.NOTE
+    assert extra.purpose in finding.detail and extra.modules[0] in finding.detail
+    assert finding.fix.startswith(f"pip install 'drivestack[{name}]'") and extra.install in finding.fix
+
+
+def test_a_wheel_is_not_sent_to_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.REQUIRED, "no_such_module", "no-such-module")
+    monkeypatch.setattr(doctor, "IN_CHECKOUT", False)
+    assert by_name()["no-such-module"].fix == "pip install --force-reinstall no-such-module"
 
 
 def report(cuda: dict | None = None, **changes) -> dict:

@@ -96,7 +96,7 @@ def test_training_on_openlane_files(root, tmp_path, capsys):
     key = write_frame(tmp_path, "train", frame)
     path = tmp_path.joinpath(*key[:2], "info", f"{key[2]}.json")
     content = json.loads(path.read_text())
-    overrides = SMALL | {"train_dataloader.dataset.dataroots": [str(tmp_path)]}
+    overrides = SMALL | {"train_dataloader.dataset.source.root": str(tmp_path)}
     words = [word for name, value in overrides.items() for word in ("--set", f"{name}={value!r}")]
     command = ["train", "openlanev2_subset_b", "--work-dir", str(tmp_path / "run"), *words]
 

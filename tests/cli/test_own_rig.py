@@ -17,11 +17,12 @@ from PIL import Image
 from drivestack.backbone.fpn import FPN
 from drivestack.backbone.internimage.model import InternImage
 from drivestack.bev.bevformer_v2 import BEVFormerV2
-from drivestack.bev.boxes.head import BEVFormerHead
+from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.boxes.proposals import BevProposals, HybridQueries, PerspectiveProposals
+from drivestack.bev.boxes.task import BoxTask
 from drivestack.bev.evaluation.nuscenes_rules import check_submission
 from drivestack.bev.evaluation.nuscenes_submission import NuScenesSubmission, read_detections
-from drivestack.bev.map.transformer import BevTransformer
+from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.perspective.head import NuscenesDD3D
 from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
@@ -42,7 +43,7 @@ IMAGE = dict(crop=(0.0, 0.0, 1.0, 1.0), train_heights_px=(32,), test_height_px=3
 NUM_FRAMES = 3
 
 
-def camera_views(folder, index, global_from_bev, order):
+def camera_views(folder, index, global_from_ego, order):
     views = {}
     for n, (name, (width, height)) in enumerate(SIZES_PX.items()):
         turn = rotation_z(2 * np.pi * n / len(SIZES_PX)) @ LIDAR_FROM_FORWARD_CAMERA
@@ -50,11 +51,11 @@ def camera_views(folder, index, global_from_bev, order):
         intrinsics = np.array([[0.7 * width, 0, width / 2], [0, 0.7 * width, height / 2], [0, 0, 1]])
         views[name] = CameraView(
             name=name,
-            image_path=str(folder / f"{index}_{name}.png"),
             camera=PinholeCamera(intrinsics, width, height),
-            global_from_camera=global_from_bev @ bev_from_camera,
-            bev_from_camera=bev_from_camera,
+            ego_from_camera=EGO_FROM_LIDAR @ bev_from_camera,
+            global_from_ego=global_from_ego,
             timestamp_us=500_000 * index,
+            image_path=str(folder / f"{index}_{name}.png"),
         )
     return tuple(views[name] for name in order)
 
@@ -82,7 +83,7 @@ def frames(tmp_path):
     out = []
     for i in range(NUM_FRAMES):
         global_from_ego = pose(rotation_z(0.1 * i), [1.5 * i, 0.2 * i, 0.0])
-        views = camera_views(tmp_path, i, global_from_ego @ EGO_FROM_LIDAR, rng.permutation(list(SIZES_PX)))
+        views = camera_views(tmp_path, i, global_from_ego, rng.permutation(list(SIZES_PX)))
         for view in views:
             size = (view.camera.height_px, view.camera.width_px, 3)
             Image.fromarray(rng.integers(0, 255, size, dtype=np.uint8)).save(view.image_path)
@@ -118,47 +119,40 @@ def training_set(frames):
 def build():
     torch.manual_seed(0)
     channels, classes = 32, len(CLASSES)
-    transformer = BevTransformer(
-        point_range=PC_RANGE,
-        bev_size=BEV_SIZE,
-        embed_dims=channels,
-        num_heads=4,
-        num_cams=len(ORDER),
-        num_levels=3,
-        encoder_layers=1,
-        decoder_layers=2,
-        ffn_dims=64,
-        frames=OFFSETS,
-        fusion_channels=channels,
-    )
     return BEVFormerV2(
         img_backbone=InternImage(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), out_indices=(1, 2, 3)),
         img_neck=FPN(in_channels=(32, 64, 128), out_channels=channels, num_outs=3),
-        pts_bbox_head=BEVFormerHead(
-            transformer,
-            num_classes=classes,
-            num_query=10,
-            num_groups=2,
-            embed_dims=channels,
-            num_decoder_layers=2,
+        bev_map=BevMap(
             pc_range=PC_RANGE,
             bev_size=BEV_SIZE,
+            embed_dims=channels,
+            num_heads=4,
+            num_cams=len(ORDER),
+            num_levels=3,
+            num_layers=1,
+            ffn_dims=64,
+            frames=OFFSETS,
+            fusion_channels=channels,
         ),
-        fcos3d_bbox_head=NuscenesDD3D(
-            classes,
-            channels,
-            num_convs=1,
-            strides=(8, 16, 32),
-            canonical_sizes_wlh=((1.4, 3.0, 2.2), (0.6, 0.5, 1.8), (0.8, 1.2, 0.2)),
-            score_threshold=0.0,
-            max_per_image=5,
+        boxes=dict(
+            type=BoxTask,
+            head=dict(
+                type=BoxHead, num_classes=classes, num_query=10, num_groups=2, num_layers=2, num_heads=4, ffn_dims=64
+            ),
+            perspective=dict(
+                type=NuscenesDD3D,
+                num_classes=classes,
+                num_convs=1,
+                strides=(8, 16, 32),
+                canonical_sizes_wlh=((1.4, 3.0, 2.2), (0.6, 0.5, 1.8), (0.8, 1.2, 0.2)),
+                score_threshold=0.0,
+                max_per_image=5,
+            ),
+            perspective_proposals=dict(type=PerspectiveProposals, num_proposals=6),
+            bev_proposals=dict(type=BevProposals, num_proposals=6),
+            hybrid_queries=dict(type=HybridQueries),
+            num_perspective_levels=3,
         ),
-        perspective_proposals=PerspectiveProposals(classes, PC_RANGE, num_proposals=6),
-        bev_proposals=BevProposals(channels, classes, PC_RANGE, num_proposals=6),
-        hybrid_queries=HybridQueries(channels, classes),
-        frame_offsets=OFFSETS,
-        num_bev_levels=3,
-        num_perspective_levels=3,
     )
 
 

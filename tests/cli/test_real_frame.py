@@ -15,7 +15,7 @@ from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.info_pickle import read_info_pickle
 from drivestack.engine.config import build_model, load_config
-from drivestack.view.drawing import GROUND_TRUTH
+from drivestack.view.colours import GROUND_TRUTH
 
 TOKEN = "ca9a282c9e77460f8360f564131a8af5"
 SMALL = (
@@ -51,7 +51,7 @@ def test_a_small_model_predicts_and_pictures_are_drawn(source, tmp_path, capsys)
     height, width = green.shape
     cameras = green[:, : width - height]  # the square at the right is the view from above
     tiles = [t for row in np.array_split(cameras, 2, 0) for t in np.array_split(row, 3, 1)]
-    assert all(tile.sum() > 200 for tile in tiles), "each of the six cameras sees labelled objects"
+    assert all(tile.sum() > 130 for tile in tiles), "each of the six cameras sees labelled objects, in dashes"
 
 
 def test_a_training_step_on_the_real_frame(source):

@@ -101,6 +101,15 @@ def test_visualize_draws_pictures_and_a_clip(submission: Path, root: Path, tmp_p
     assert (tmp_path / "clip.gif").stat().st_size > 1000
 
 
+def test_visualize_refuses_a_clip_of_another_kind_before_it_draws(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source
+) -> None:
+    out = tmp_path / "p"
+    line = fails(["visualize", *source(root), "--out", str(out), "--clip", str(tmp_path / "clip.avi")], capsys)
+    assert "clip.avi: name it .gif or .mp4" in line
+    assert not out.exists()
+
+
 # ---------------------------------------------------------------------------------------------------------- errors
 
 

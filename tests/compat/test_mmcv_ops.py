@@ -1,4 +1,4 @@
-"""patch_mmcv: with an mmcv that has operators, with one that has none, and without mmcv."""
+"""patch_mmcv: with compiled operators that load, that do not, with none, and without mmcv."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def mmcv_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mmcv" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    finders = list(sys.meta_path)
     yield tmp_path / "mmcv"
-    sys.meta_path[:] = finders
     for name in [name for name in sys.modules if name.split(".")[0] == "mmcv"]:
         del sys.modules[name]
     sys.modules.update(kept)
@@ -37,9 +35,24 @@ def mmcv_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     MODELS._module_dict.update(registered)
 
 
-def test_mmcv_without_operators_gets_ours_alone(mmcv_folder):
+def write_operators(mmcv_folder: Path) -> None:
+    """`mmcv.ops` as mmcv and mmcv-lite have it, in short: Python files around functions of the compiled `mmcv._ext`."""
+    (mmcv_folder / "ops").mkdir()
+    (mmcv_folder / "ops" / "multi_scale_deform_attn.py").write_text(
+        f"import mmcv._ext as ext\nassert hasattr(ext, 'ms_deform_attn_forward')\nclass {NAME}: pass\n"
+    )
+    (mmcv_folder / "ops" / "roi_align.py").write_text("from mmcv._ext import roi_align_forward as roi_align\n")
+    (mmcv_folder / "ops" / "__init__.py").write_text(
+        f"from .multi_scale_deform_attn import {NAME}\nfrom .roi_align import roi_align\nclass RoIAlign: pass\n"
+    )
+
+
+def test_mmcv_without_compiled_operators_gets_ours(mmcv_folder):
+    write_operators(mmcv_folder)
+    finders = list(sys.meta_path)
     for _ in range(2):
         assert patch_mmcv() == [*(f"mmcv.ops.{name}" for name in sorted_names()), f"MODELS['{NAME}']"]
+    assert sys.meta_path == finders
     mmcv, operators = importlib.import_module("mmcv"), importlib.import_module("mmcv.ops")
     file = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
     assert operators is mmcv.ops
@@ -47,31 +60,41 @@ def test_mmcv_without_operators_gets_ours_alone(mmcv_folder):
         assert getattr(operators, name) is getattr(file, name) is getattr(ours, name)
     layer = MODELS.build({"type": NAME, "embed_dims": 16, "num_heads": 2})
     assert isinstance(layer, ours.MultiScaleDeformableAttention)
-    from mmcv.ops import RoIAlign, nms
-    from mmcv.ops.roi_align import roi_align
+    from mmcv.ops import roi_align  # importing is fine, using is not
 
-    assert operators.RoIAlign is RoIAlign  # importing is fine ...
-    for missing in (RoIAlign, nms, roi_align, type("Own", (RoIAlign,), {})):
-        with pytest.raises(MmcvMissingError, match=r"is used, but this mmcv has no compiled operators.*install mmcv"):
-            missing(7)  # ... using is not
-    assert not hasattr(operators, "__all__")
+    with pytest.raises(MmcvMissingError, match=r"mmcv\._ext\.roi_align_forward is used, but this mmcv has no compiled"):
+        roi_align(7)
+    with pytest.raises(ImportError, match="cannot import name 'no_operator_of_mmcv'"):
+        from mmcv.ops import no_operator_of_mmcv  # noqa: F401
+    with pytest.raises(ImportError, match=r"No module named 'mmcv\.ops\.no_file'"):
+        importlib.import_module("mmcv.ops.no_file")
+
+
+def test_a_compiled_module_that_loads_is_left_alone(mmcv_folder):
+    write_operators(mmcv_folder)
+    (mmcv_folder / "_ext.py").write_text("ms_deform_attn_forward = None\ndef roi_align_forward(x): return 2 * x\n")
+    patch_mmcv()
+    operators = importlib.import_module("mmcv.ops")
+    assert operators.roi_align(7) == 14 and operators.RoIAlign.__module__ == "mmcv.ops"
+    assert operators.MultiScaleDeformableAttention is ours.MultiScaleDeformableAttention
+    assert operators.multi_scale_deform_attn.MultiScaleDeformableAttention is ours.MultiScaleDeformableAttention
+
+
+def test_a_compiled_module_that_does_not_load_is_replaced(mmcv_folder):
+    write_operators(mmcv_folder)
+    (mmcv_folder / "_ext.py").write_text("raise ImportError('undefined symbol: of another torch')\n")
+    patch_mmcv()
+    assert importlib.import_module("mmcv.ops").MultiScaleDeformableAttention is ours.MultiScaleDeformableAttention
+
+
+def test_mmcv_without_python_operators_is_refused(mmcv_folder):
+    with pytest.raises(MmcvMissingError, match=r"mmcv\.ops does not import: .*install mmcv-lite 2\.0 or newer"):
+        patch_mmcv()
+    assert "mmcv._ext" not in sys.modules and "mmcv.ops" not in sys.modules
 
 
 def sorted_names() -> tuple[str, ...]:
     return NAME, "MultiScaleDeformableAttnFunction", "multi_scale_deformable_attn_pytorch"
-
-
-def test_operators_of_a_full_mmcv_stay_but_for_ours(mmcv_folder):
-    (mmcv_folder / "ops").mkdir()
-    (mmcv_folder / "ops" / "multi_scale_deform_attn.py").write_text(f"class {NAME}: pass\n")
-    (mmcv_folder / "ops" / "__init__.py").write_text(
-        f"from .multi_scale_deform_attn import {NAME}\nclass RoIAlign: pass\n"
-    )
-    patch_mmcv()
-    operators = importlib.import_module("mmcv.ops")
-    assert operators.RoIAlign.__module__ == "mmcv.ops"
-    assert operators.MultiScaleDeformableAttention is ours.MultiScaleDeformableAttention
-    assert operators.multi_scale_deform_attn.MultiScaleDeformableAttention is ours.MultiScaleDeformableAttention
 
 
 def test_without_mmcv_the_error_says_what_to_install(monkeypatch):

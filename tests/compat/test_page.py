@@ -1,4 +1,4 @@
-"""docs/compat.md names doors that exist."""
+"""docs/compat.md names adapters that exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import drivestack.compat
 
 
-def test_every_door_of_the_page_opens(repository_root):
+def test_every_adapter_of_the_page_imports(repository_root):
     page = (repository_root / "docs" / "compat.md").read_text(encoding="utf-8")
     imports = re.findall(r"`((?:from|import) drivestack[^`]*)`", page)
     assert len(imports) >= 6

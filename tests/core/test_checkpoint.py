@@ -22,7 +22,7 @@ from drivestack.backbone import (
     read_state_dict,
     save_safetensors,
 )
-from drivestack.backbone.internimage.conversion import read_class_rows, tile_object_queries
+from drivestack.backbone.internimage.conversion import read_class_rows
 from drivestack.core.checkpoint import read_metadata
 from drivestack.core.errors import CheckpointError
 
@@ -306,14 +306,3 @@ def test_init_weights_loads_what_pretrained_names(tmp_path, classifier):
     ResNet(base_channels=4, pretrained=str(tmp_path / "r50.pth")).init_weights()
     with pytest.raises(CheckpointError, match="absent"):
         ResNet(pretrained=str(tmp_path / "absent.pth")).init_weights()
-
-
-def test_object_queries_are_tiled_for_more_groups():
-    key = "pts_bbox_head.query_embedding.weight"
-    state = {key: torch.arange(6.0).view(3, 2), "other": torch.ones(1)}
-    tiled = tile_object_queries(state, 9)
-    assert tiled[key].shape == (9, 2)
-    assert torch.equal(tiled[key][3:6], state[key])
-    assert state[key].shape == (3, 2)
-    with pytest.raises(CheckpointError, match="not a multiple"):
-        tile_object_queries(state, 10)

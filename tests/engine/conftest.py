@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from support import toy_training
+from support.backbone_reference import assert_near, reference, reference_index  # noqa: F401
 
 
 @pytest.fixture(scope="session")

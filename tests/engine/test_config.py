@@ -7,27 +7,27 @@ from pathlib import Path
 import pytest
 
 from drivestack.core.errors import ConfigError
-from drivestack.engine.config import build_dataset, build_model, load_config
+from drivestack.engine.config import build_dataset, build_model, load_config, task_names
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
-    path.write_text("from torch.nn import Linear\nmodel = dict(type=Linear, sizes=[1, 2])\nnote = 'x'\n")
+    path.write_text("from torch.nn import Linear\nmodel = dict(type=Linear, sizes=[1, 2])\nlog_interval = 3\n")
     return path
 
 
 def test_overrides_take_literals_and_text(config_file: Path) -> None:
-    config = load_config(config_file, ["model.sizes.1=5", "note=runs/a", "model.bias=None", "new=(1, 2)"])
+    config = load_config(config_file, ["model.sizes.1=5", "model.name=runs/a", "model.bias=None", "ema=(1, 2)"])
     assert config.model.sizes == [1, 5]
-    assert config.note == "runs/a"
+    assert config.model.name == "runs/a"
     assert config.model.bias is None
-    assert tuple(config.new) == (1, 2)
+    assert tuple(config.ema) == (1, 2)
     assert config.config_name == "mine"
     assert load_config(config_file, {"model.sizes": [3]}).model.sizes == [3]
 
 
-@pytest.mark.parametrize("bad", ["modle.sizes=1", "model.sizes.7=1", "note.x=1", "justtext"])
+@pytest.mark.parametrize("bad", ["modle.sizes=1", "model.sizes.7=1", "log_interval.x=1", "justtext"])
 def test_bad_overrides_are_named(config_file: Path, bad: str) -> None:
     with pytest.raises(ConfigError, match=bad.split("=")[0].replace(".", r"\.")):
         load_config(config_file, [bad])
@@ -61,3 +61,58 @@ def test_what_cannot_be_built_is_named(tmp_path: Path, model: str, fragment: str
         build_model(load_config(path))
     with pytest.raises(ConfigError, match=r"dataset of the config.*type='NoSet'"):
         build_dataset({"type": "NoSet"})
+
+
+def test_a_helper_variable_acts_on_all_that_is_computed_from_it() -> None:
+    for name in ("bevformerv2_tiny_synthetic", "perception_tiny_synthetic"):
+        config = load_config(name, ["max_iters=7", "class_names=['a', 'b']", "bev_size=(8, 8)"])
+        assert config.train_cfg.max_iters == config.param_scheduler[-1]["end"] == config.max_iters == 7
+        assert config.model.boxes.head.num_classes == len(config.test_dataset.classes) == 2
+        assert config.model.bev_map.bev_size == (8, 8)
+    config = load_config("bevformerv2_tiny_synthetic", {"pc_range": [-9.0, -9, -5, 9, 9, 3], "model.grid_mask": True})
+    ranges = [config.model.bev_map.pc_range, config.train_dataloader.dataset.pc_range, config.pc_range]
+    assert all(list(found) == [-9.0, -9, -5, 9, 9, 3] for found in ranges)
+    assert config.model.grid_mask and config.config_name == "bevformerv2_tiny_synthetic"
+
+
+def test_an_entry_of_a_helper_dict_acts_where_it_was_copied_from() -> None:
+    config = load_config("bevformerv2_tiny_synthetic", ["source.version=v1.0-mini"])
+    assert config.train_dataloader.dataset.source.version == config.test_dataset.source.version == "v1.0-mini"
+
+
+def test_own_configs_may_inherit_a_variable_and_change_it_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from mmengine.config import read_base\n"
+        "with read_base():\n    from drivestack.configs.boxes.bevformerv2_tiny_synthetic import *\n"
+        "max_iters = 10\nmax_iters = 2 * max_iters\ntrain_cfg.max_iters = max_iters\n"
+    )
+    assert load_config(path).train_cfg.max_iters == 20
+    assert load_config(path, ["max_iters=5"]).train_cfg.max_iters == 5
+    assert load_config(path, ["channels=32"]).model.img_neck.out_channels == 32
+    with pytest.raises(ConfigError, match=r"mine\.py: cannot be read as a config with class_names=3: TypeError"):
+        load_config(path, ["class_names=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("max_itres=3", r"max_itres: the config has no max_itres; did you mean max_iters"),
+        ("qqq.x=3", r"qqq\.x: the config has no qqq; it has bev_size, channels, .*train_cfg"),
+        ("AdamW=3", r"AdamW: the config has no AdamW"),
+        ("iterations_per_epoch=3", r"iterations_per_epoch: the config has no iterations_per_epoch"),
+        ("source.root='x'", r"source\.root: nothing in the config depends on it; set train_dataloader"),
+    ],
+)
+def test_overrides_that_would_do_nothing_are_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config("bevformerv2_tiny_synthetic", [override])
+    with pytest.raises(ConfigError, match=words):  # also beside one that does something
+        load_config("bevformerv2_tiny_synthetic", ["max_iters=7", override])
+
+
+def test_names_of_classes_and_cameras_come_from_the_datasets() -> None:
+    names = task_names(load_config("bevformerv2_tiny_synthetic"))
+    assert names["classes"][3] == "car" and "cameras" not in names
+    assert task_names({"test_dataset": {"camera_names": ["a"]}}) == {"cameras": ("a",)}
+    assert task_names({}) == {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from drivestack.core.answers import Detections, OccupancyGrid, SceneAnswer
 from drivestack.core.batch import Batch
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.collate import ClipSample
-from drivestack.engine.predict import keep_freed_memory, predict
+from drivestack.engine.predict import predict
 
 SCENES = ["a", "b", "a", "b", "b"]
 
@@ -40,7 +39,8 @@ class Clips(Dataset):
             bda=eye[:3, :3],
             intrinsics=eye[None, :3, :3],
             bev_from_camera=eye[None],
-            frame=Frame(token, token[0], token[0], index, (), np.eye(4), np.eye(4)),
+            frame=Frame(token, token[0], token[0], index, (), np.eye(4)),
+            camera_names=("front",),
         )
 
 
@@ -52,18 +52,18 @@ class Remembers(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.histories: list[int | None] = []
 
-    def predict(self, batch: Batch, history: int | None = None) -> tuple[list[Detections], int]:
+    def predict(self, batch: Batch, history: int | None = None, tasks=None) -> tuple[list[SceneAnswer], int]:
         assert not self.training
         self.histories.append(history)
         empty = np.zeros((0, 9), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
-        return [Detections(token, *empty) for token in batch.tokens], (history or 0) + 1
+        return [SceneAnswer(t, Detections(t, *empty)) for t in batch.tokens], (history or 0) + 1
 
 
 def test_every_clip_once_in_time_order_with_history(caplog: pytest.LogCaptureFixture) -> None:
     model = Remembers()
     with caplog.at_level(logging.INFO, logger="drivestack"):
         found = predict(model, Clips())
-    assert list(found.detections) == ["a0", "a1", "b2", "b3", "b4"]
+    assert list(found.answers) == ["a0", "a1", "b2", "b3", "b4"]
     assert model.histories == [None, 1, 2, 3, 4]
     assert found.timing["samples"] == 5
     assert set(found.timing) == {"samples", "seconds", "model_seconds_per_sample", "data_seconds_per_sample"}
@@ -73,17 +73,17 @@ def test_every_clip_once_in_time_order_with_history(caplog: pytest.LogCaptureFix
 def test_larger_batches_hand_the_history_on_and_give_the_same_samples() -> None:
     model = Remembers()
     found = predict(model, Clips(), batch_size=2, progress=False)
-    assert sorted(found.detections) == ["a0", "a1", "b2", "b3", "b4"]
+    assert sorted(found.answers) == ["a0", "a1", "b2", "b3", "b4"]
     assert model.histories == [None, 1, 2]
 
 
 class Several(Remembers):
     """Answers with more than boxes."""
 
-    def predict(self, batch: Batch, history: int | None = None) -> tuple[list[SceneAnswer], int]:
-        boxes, history = super().predict(batch, history)
+    def predict(self, batch: Batch, history: int | None = None, tasks=None) -> tuple[list[SceneAnswer], int]:
+        answers, history = super().predict(batch, history)
         voxels = np.zeros((2, 2, 1), np.uint8)
-        return [SceneAnswer(b.token, b, OccupancyGrid(b.token, voxels)) for b in boxes], history
+        return [replace(own, occupancy=OccupancyGrid(own.token, voxels)) for own in answers], history
 
 
 def test_large_parts_need_not_be_kept() -> None:
@@ -94,11 +94,5 @@ def test_large_parts_need_not_be_kept() -> None:
         return replace(answer, occupancy=None)
 
     found = predict(Several(), Clips(), progress=False, keep=keep)
-    assert [grid.token for grid in stored] == list(found.answers) == list(found.detections)
+    assert [grid.token for grid in stored] == list(found.answers) == list(found.answers)
     assert all(answer.occupancy is None for answer in found.answers.values())
-
-
-def test_freed_memory_can_be_kept_where_the_c_library_is_glibc() -> None:
-    kept = keep_freed_memory()
-    assert kept == (platform.libc_ver()[0] == "glibc")
-    assert torch.ones(1 << 20).sum() == 1 << 20

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from drivestack.core.errors import CheckpointError, ConfigError, TrainingError
+from drivestack.core.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
 from drivestack.engine.checkpoints import latest_checkpoint, read_checkpoint
-from drivestack.engine.config import override
+from drivestack.engine.config import load_config, override
 from drivestack.engine.optim import PrecisionOptimWrapper
 from drivestack.engine.train import train
 
@@ -83,10 +84,12 @@ def test_killed_at_random_moments_ends_with_the_same_weights(
 def test_two_gloo_ranks_equal_one_process_with_the_whole_batch(toy: Any, toy_program: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, str(toy_program), str(tmp_path / "two"), "12", "--batch-size", "2", "--dropout", "0"]
+    command.append("--validate")  # rank 1 waits meanwhile, and no weight moves
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_same(ranks[0], ranks[1])
+    assert read_checkpoint(tmp_path / "two" / "best.pth")["meta"]["best"]["iter"] == 12
     train(toy.toy_config(12, batch_size=4, dropout=0.0), tmp_path / "one")
     one = torch.load(tmp_path / "one" / "rank0.pt", weights_only=True)
     for name, value in one.items():
@@ -209,3 +212,73 @@ def test_settings_that_nothing_reads_are_named(toy: Any, tmp_path: Path) -> None
     config.pop("train_cfg")
     with pytest.raises(ConfigError, match="the config has no train_cfg"):
         train(config, tmp_path)
+
+
+def test_nonsense_is_refused_before_data_are_read(toy: Any, tmp_path: Path) -> None:
+    for options, words in (
+        ({"seed": -3}, "seed.*-3"),
+        ({"max_minutes": -1}, "max_minutes.*-1"),
+        ({"max_minutes": math.nan}, "max_minutes.*nan"),
+        ({"load_from": "a.pth", "fine_tune": "b.pth"}, r"a\.pth.*b\.pth.*one of them"),
+    ):
+        config = toy.toy_config(5)
+        config.train_dataloader.dataset.type = "Unread"
+        with pytest.raises(ConfigError, match=words):
+            train(config, tmp_path / "run", **options)
+    config = toy.toy_config(0)
+    config.train_dataloader.dataset.type = "Unread"
+    with pytest.raises(ConfigError, match=r"max_iters.*0"):
+        train(config, tmp_path / "run")
+    config = toy.toy_config(5)
+    config.train_dataloader.dataset.type = "Unread"
+    for option in ("load_from", "fine_tune"):
+        with pytest.raises(CheckpointError, match=r"absent\.pth"):
+            train(config, tmp_path / "run", **{option: tmp_path / "absent.pth"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/run: cannot be written"):
+        train(config, tmp_path / "file" / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_where_a_run_starts(
+    toy: Any, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(**options: Any) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO", logger="drivestack"):
+            train(toy.toy_config(2), tmp_path / "run", **options)
+        return caplog.records[0].getMessage()
+
+    assert said(resume=True) == f"{tmp_path}/run: no checkpoint to resume, starting anew"
+    assert said(resume=True, load_from=undisturbed) == (
+        f"resuming {tmp_path}/run/iter_2.pth; --load-from {undisturbed} is not used, it is for new runs"
+    )
+    shutil.rmtree(tmp_path / "run")
+    assert said(resume=True, fine_tune=undisturbed).endswith(f"starting from --fine-tune {undisturbed}")
+
+
+def test_fine_tuning_starts_from_what_fits_and_reports_it(
+    toy: Any, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {**read_checkpoint(undisturbed)["state_dict"], "head.weight": torch.ones(2)}
+    state["net.3.bias"] = torch.ones(3)
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    config = toy.toy_config(1)
+    config.optim_wrapper.optimizer.update(lr=0.0, weight_decay=0.0)
+    with caplog.at_level("INFO", logger="drivestack"):
+        path = train(config, tmp_path / "run", fine_tune=tmp_path / "other.pth")
+    checkpoint = read_checkpoint(path)
+    for kind, prefix in (("state_dict", ""), ("ema_state_dict", "module.")):
+        assert torch.equal(checkpoint[kind][f"{prefix}net.0.weight"], state["net.0.weight"])
+    report = json.loads((tmp_path / "run" / "fine_tune.json").read_text())
+    assert report["new"] == {"net.3.bias": "is [3], the model's [2]"} and report["left_out"] == {"head": 1}
+    assert "3 tensors" in caplog.text and "started anew (1): net.3.bias" in caplog.text
+
+
+def test_a_missing_data_root_names_the_command_that_writes_it(tmp_path: Path) -> None:
+    config = load_config("bevformerv2_tiny_synthetic", {"train_dataloader.dataset.source.root": str(tmp_path / "no")})
+    with pytest.raises(DataError, match=r"no: no such folder; write it with `for n in .*drivestack synthesize"):
+        train(config, tmp_path / "run")
+    config.data_command = None
+    with pytest.raises(DataError, match=r"no: no such folder; name your own data with --set train_dataloader"):
+        train(config, tmp_path / "run")

@@ -1,12 +1,12 @@
 """Inputs and checks of the CUDA kernels, for a GPU (test_cuda.py) and for the same kernels run on the host
-(test_cuda_emulated.py). Everything is compared with the twins in float64."""
+(test_cuda_emulated.py). Everything is compared with the reference in float64."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from drivestack.ops.dispatch.registration import DIFFERENTIATED, TWINS
+from drivestack.ops.dispatch.operators import OPERATORS
 from drivestack.ops.reference import output_size
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -29,7 +29,8 @@ class Case:
             if not isinstance(x, Tensor):
                 continue
             if x.dtype == F64:
-                taps_here = taps if i in DIFFERENTIATED[self.op] and self.op != "ms_deform_attn" else arithmetic
+                rounded = i in OPERATORS[self.op].differentiated_at and self.op != "ms_deform_attn"
+                taps_here = taps if rounded else arithmetic
                 out[i] = cast_strided(x, value if i == 0 else taps_here, device)
             else:
                 out[i] = x.to(device)
@@ -134,14 +135,14 @@ def make(name: str) -> Case:
     return CASES[name]()
 
 
-def twin_of(case: Case, inputs: list) -> tuple[Tensor, list[Tensor], Tensor]:
-    """(output, gradients, grad_out) of the twin in float64, for inputs as the kernels get them."""
-    places = DIFFERENTIATED[case.op]
+def reference_of(case: Case, inputs: list) -> tuple[Tensor, list[Tensor], Tensor]:
+    """(output, gradients, grad_out) of the reference in float64, for inputs as the kernels get them."""
+    places = OPERATORS[case.op].differentiated_at
     exact = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     for i in places:
         exact[i] = exact[i].detach().requires_grad_()
     with torch.enable_grad():
-        out = TWINS[case.op](*exact)
+        out = OPERATORS[case.op].reference(*exact)
     torch.manual_seed(1)
     grad_out = torch.randn(out.shape).to(inputs[0])
     return out.detach(), list(torch.autograd.grad(out, [exact[i] for i in places], grad_out.double())), grad_out
@@ -156,13 +157,13 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str)
 
 
 def check(ops, case: Case, value: torch.dtype, taps: torch.dtype, device: str = "cpu", modes=(False, True)) -> None:
-    """Forward and backward, in both modes of the backward pass, against the twin."""
+    """Forward and backward, in both modes of the backward pass, against the reference."""
     inputs = case.cast(value, taps, device)
-    out, grads, grad_out = twin_of(case, inputs)
+    out, grads, grad_out = reference_of(case, inputs)
     assert_near(getattr(ops, case.op)(*inputs), out, value, "out")
     for deterministic in modes:
         found = getattr(ops, f"{case.op}_backward")(grad_out, *inputs, deterministic)
-        for i, actual, expected in zip(DIFFERENTIATED[case.op], found, grads):
+        for i, actual, expected in zip(OPERATORS[case.op].differentiated_at, found, grads):
             assert_near(actual, expected, inputs[i].dtype, f"gradient to input {i}, deterministic={deterministic}")
 
 
@@ -220,7 +221,7 @@ def check_expanded_inputs(ops, device: str = "cpu") -> None:
     torch.manual_seed(0)
     for case in (dcnv3(2, 5, 6, 2, 16, softmax=False), attention(2, 5, 2, 32, 4, [(5, 6), (3, 2)])):
         inputs = case.cast(F32, F32, device)
-        places = DIFFERENTIATED[case.op]
+        places = OPERATORS[case.op].differentiated_at
         for i, kept in ((places[2], 1), (places[2], 0), (places[1], 1), (places[0], 1)):
             given = list(inputs)
             shape = inputs[i].shape

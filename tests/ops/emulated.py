@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.utils.cpp_extension
 
-from drivestack.ops.dispatch.registration import ARGUMENTS
+from drivestack.ops.dispatch.operators import OPERATORS
 
 HERE = Path(__file__).resolve().parent / "emulation"
 CSRC = HERE.parents[2] / "ops/csrc"
@@ -58,9 +58,9 @@ def run(command: list[str]) -> None:
 
 def load(library: Path) -> ctypes.CDLL:
     """Register the operators; gives the library for drivestack_cuda_set_limits and emulation_run_backwards."""
-    for name, arguments in ARGUMENTS.items():
-        torch.library.define(f"{NAMESPACE}::{name}", f"({arguments}) -> Tensor")
-        backward = f"(Tensor grad_out, {arguments}, bool deterministic) -> (Tensor, Tensor, Tensor)"
+    for name, operator in OPERATORS.items():
+        torch.library.define(f"{NAMESPACE}::{name}", f"({operator.schema}) -> Tensor")
+        backward = f"({operator.backward_schema}) -> (Tensor, Tensor, Tensor)"
         torch.library.define(f"{NAMESPACE}::{name}_backward", backward)
     torch.ops.load_library(library)
     handle = ctypes.CDLL(str(library))

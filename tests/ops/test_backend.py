@@ -27,12 +27,12 @@ def msda_inputs(dtype=torch.float32, **options):
 def no_extension(monkeypatch):
     missing = Extension(None, None, "no compiled operators in /here")
     monkeypatch.setattr(backend_module, "_extensions", {"cpu": missing, "cuda": missing})
-    monkeypatch.setattr(backend_module, "_serving", set())
+    monkeypatch.setattr(backend_module, "_with_kernel", set())
     monkeypatch.setattr(backend_module, "_warned", set())
     monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
 
 
-def test_missing_extension_warns_once_and_the_twin_serves(no_extension):
+def test_missing_extension_warns_once_and_the_reference_runs(no_extension):
     value, locations, weights = msda_inputs()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -79,16 +79,16 @@ def test_cuda_kernels_are_demanded_or_missed(no_extension):
     assert "DRIVESTACK_CUDA=1 python setup.py build_ext --inplace" in report["fix"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert not backend_module.kernel_serves("dcnv3", None, "cuda")
-        assert not backend_module.kernel_serves("ms_deform_attn", None, "cuda")
-        assert not backend_module.kernel_serves("dcnv3", None, "cpu")  # warns once more: another device
+        assert not backend_module.use_kernel("dcnv3", None, "cuda")
+        assert not backend_module.use_kernel("ms_deform_attn", None, "cuda")
+        assert not backend_module.use_kernel("dcnv3", None, "cpu")  # warns once more: another device
     assert len(caught) == 2 and "DRIVESTACK_CUDA=1" in str(caught[0].message)
     with pytest.raises(BackendUnavailableError, match="no compiled operators"):
-        backend_module.kernel_serves("dcnv3", "cpp", "cuda")
+        backend_module.use_kernel("dcnv3", "cpp", "cuda")
 
 
 @pytest.mark.parametrize(
-    "architectures, gpu, serves",
+    "architectures, gpu, runs",
     [
         ("75 80 90", (9, 0), True),
         ("75 80 90", (8, 6), True),
@@ -101,10 +101,10 @@ def test_cuda_kernels_are_demanded_or_missed(no_extension):
         ("", (8, 0), True),
     ],
 )
-def test_kernels_for_another_gpu_are_a_reason(architectures, gpu, serves, monkeypatch):
+def test_kernels_for_another_gpu_are_a_reason(architectures, gpu, runs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
-    assert (backend_module._gpu_problem(architectures) is None) == serves
+    assert (backend_module._gpu_problem(architectures) is None) == runs
 
 
 def test_importing_loads_no_library():
@@ -128,7 +128,7 @@ def test_direct_calls_with_wrong_sizes_stay_inside_their_memory(kernels):
         torch.ops.drivestack.ms_deform_attn(value, [400, 500], locations, weights)
 
 
-def test_the_twins_compile_without_graph_breaks():
+def test_the_reference_compiles_without_graph_breaks():
     value, offset, mask = dcnv3_inputs(requires_grad=True)
     attended, locations, weights = msda_inputs(requires_grad=True)
 

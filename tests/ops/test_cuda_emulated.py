@@ -1,4 +1,4 @@
-"""The CUDA kernels, the very source, run block by block on the CPU against the twins (no GPU needed)."""
+"""The CUDA kernels, the very source, run block by block on the CPU against the reference (no GPU needed)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Derivatives of every operator, by kernel and twin: first, second and third order, torch.func, reference points."""
+"""Derivatives of every operator, by kernel and reference: first, second and third order, torch.func."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ import torch
 from drivestack.ops import ms_deform_attn_fused, spatial_cross_attention
 
 
-def test_gradcheck(call_case, kernel_or_twin):
+def test_gradcheck(call_case, backend):
     tensors = call_case.tensors(batch=1, queries=3, requires_grad=True)
-    function = lambda *t: call_case.function(*t, backend=kernel_or_twin)
+    function = lambda *t: call_case.function(*t, backend=backend)
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
@@ -70,8 +70,8 @@ def test_what_cannot_be_transformed_says_so(call_case, kernels):
     for function in (call_case.function, lambda *t: getattr(torch.ops.drivestack, call_case.name)(*call_case.raw(*t))):
         with pytest.raises(NotImplementedError, match=refusal):
             torch.vmap(function)(*many)
-    by_twin = torch.vmap(lambda *t: call_case.function(*t, backend="reference"))(*many)
-    torch.testing.assert_close(by_twin[1], call_case.function(*tensors, backend="reference"))
+    by_reference = torch.vmap(lambda *t: call_case.function(*t, backend="reference"))(*many)
+    torch.testing.assert_close(by_reference[1], call_case.function(*tensors, backend="reference"))
 
     tangents = [torch.ones_like(t) for t in tensors[:1]]
     function = lambda value: call_case.function(value, *tensors[1:])

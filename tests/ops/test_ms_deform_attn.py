@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: twin and kernels against grid_sample, gradients, odd shapes, wrong input."""
+"""Multi-scale deformable attention: reference and kernels against grid_sample, gradients, odd shapes, wrong input."""
 
 import pytest
 import torch
@@ -70,10 +70,10 @@ def test_half_precision(dtype, tolerance, backend):
             assert (found.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_gradcheck(kernel_or_twin):
+def test_gradcheck(backend):
     value, locations, weights, _ = random_inputs(1, 3, 2, 2, 2, ((3, 4), (2, 2)), torch.float64)
     inputs = [t.requires_grad_() for t in (value, locations, weights)]
-    function = lambda v, lo, w: ms_deform_attn(v, ((3, 4), (2, 2)), lo, w, backend=kernel_or_twin)
+    function = lambda v, lo, w: ms_deform_attn(v, ((3, 4), (2, 2)), lo, w, backend=backend)
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 

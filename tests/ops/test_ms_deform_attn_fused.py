@@ -94,10 +94,10 @@ def test_wild_reference_points_sample_nothing(bad, backend):
             torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shapes_may_be_a_tensor(kernel_or_twin):
+def test_shapes_may_be_a_tensor(backend):
     value, *rest = inputs()
-    found = ms_deform_attn_fused(value, torch.tensor(SHAPES), *rest, backend=kernel_or_twin)
-    assert torch.equal(found, ms_deform_attn_fused(value, SHAPES, *rest, backend=kernel_or_twin))
+    found = ms_deform_attn_fused(value, torch.tensor(SHAPES), *rest, backend=backend)
+    assert torch.equal(found, ms_deform_attn_fused(value, SHAPES, *rest, backend=backend))
 
 
 def test_wrong_shapes_and_dtypes_name_themselves():

@@ -1,4 +1,4 @@
-"""Any shape, dtype, layout and number of threads: the kernels agree with the twins in float64 (hypothesis).
+"""Any shape, dtype, layout and number of threads: the kernels agree with the reference in float64 (hypothesis).
 
 Tolerances are in units of the largest result: sums of a handful of terms are off by a few roundings of the dtype.
 """
@@ -35,7 +35,7 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def check(function: Callable, tensors: list[torch.Tensor], dtype: torch.dtype, fixed: tuple[int, ...] = ()) -> None:
-    """Output and gradients of the kernel on `tensors` against the twin's in float64."""
+    """Output and gradients of the kernel on `tensors` against the reference's in float64."""
     leaves = [i for i in range(len(tensors)) if i not in fixed]
     results = []
     for backend in ("cpp", "reference"):

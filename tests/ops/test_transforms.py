@@ -12,6 +12,7 @@ from torch.export import Dim
 
 from drivestack.ops import dcnv3, ms_deform_attn, ms_deform_attn_fused
 from drivestack.ops.dispatch import registration
+from drivestack.ops.dispatch.operators import OPERATORS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -24,7 +25,7 @@ def test_opcheck(call_case, kernels, dtype, requires_grad):
     if dtype == torch.float32:
         grad_out = torch.randn_like(operator(*inputs)).requires_grad_(requires_grad)
         backward = getattr(torch.ops.drivestack, f"{call_case.name}_backward")
-        # Compiling a double backward would trace the twin; the other tests do not.
+        # Compiling a double backward would trace the reference; the other tests do not.
         tests = ("test_schema", "test_autograd_registration", "test_faketensor")
         torch.library.opcheck(backward.default, (grad_out, *inputs, False), test_utils=tests)
 
@@ -71,11 +72,11 @@ def test_exports_with_a_dynamic_batch_and_comes_back(call_case, kernels):
 RUN_PROGRAM = """
 import sys, torch
 import drivestack.ops
-from drivestack.ops.dispatch.backend import _serving
+from drivestack.ops.dispatch.backend import _with_kernel
 
 tensors, expected = torch.load(sys.argv[1] + "/tensors.pt")
 found = torch.export.load(sys.argv[1] + "/program.pt2").module()(*tensors)
-print(sorted(_serving), (found - expected).abs().max().item())
+print(sorted(_with_kernel), (found - expected).abs().max().item())
 """
 
 
@@ -98,37 +99,38 @@ def test_an_exported_program_loads_the_kernels_or_runs_without(folder, tmp_path,
     assert float(difference) <= (1e-5 if folder else 0)
 
 
-def test_operators_without_kernels_are_served_by_the_twins(call_case, monkeypatch):
+def test_operators_without_kernels_run_the_reference(call_case, monkeypatch):
     """What the dispatcher does with an operator that has no kernel for a device: forward and backward."""
     tensors = call_case.tensors()
     inputs = call_case.raw(*tensors)
     monkeypatch.setenv("DRIVESTACK_OPS_BACKEND", "reference")
-    out = registration._without_kernel(call_case.name, False)(*inputs)
+    operator = OPERATORS[call_case.name]
+    out = registration._without_kernel(operator, False)(*inputs)
     torch.testing.assert_close(out, call_case.function(*tensors, backend="reference"))
-    grads = registration._without_kernel(call_case.name, True)(torch.ones_like(out), *inputs, False)
-    leaves = [inputs[i].detach().requires_grad_() for i in registration.DIFFERENTIATED[call_case.name]]
+    grads = registration._without_kernel(operator, True)(torch.ones_like(out), *inputs, False)
+    leaves = [inputs[i].detach().requires_grad_() for i in operator.differentiated_at]
     arguments = list(inputs)
-    for i, leaf in zip(registration.DIFFERENTIATED[call_case.name], leaves):
+    for i, leaf in zip(operator.differentiated_at, leaves):
         arguments[i] = leaf
-    expected = torch.autograd.grad(registration.TWINS[call_case.name](*arguments).sum(), leaves)
+    expected = torch.autograd.grad(operator.reference(*arguments).sum(), leaves)
     for found, wanted in zip(grads, expected):
         torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(call_case, kernel_or_twin, dtype):
+def test_autocast(call_case, backend, dtype):
     """The output has the autocast dtype; values, offsets and logits are cast, coordinates and gradients are not."""
     tensors = call_case.tensors(dtype=torch.float32, requires_grad=True)
     leaves = call_case.differentiated(tensors)
     with torch.autocast("cpu", dtype=dtype):
-        out = call_case.function(*tensors, backend=kernel_or_twin)
+        out = call_case.function(*tensors, backend=backend)
     assert out.dtype == dtype
     exact = call_case.function(*(t.to(dtype).float() if t.is_floating_point() else t for t in tensors))
     assert (out - exact).abs().max() <= 0.03 * exact.abs().max()
     assert [g.dtype for g in torch.autograd.grad(out.float().sum(), leaves)] == [torch.float32] * len(leaves)
     with torch.autocast("cpu", dtype=dtype):
         doubles = call_case.tensors(dtype=torch.float64)
-        assert call_case.function(*doubles, backend=kernel_or_twin).dtype == torch.float64
+        assert call_case.function(*doubles, backend=backend).dtype == torch.float64
 
 
 def test_autocast_at_the_dispatcher_and_compiled(call_case, kernels):
@@ -145,16 +147,16 @@ def test_autocast_at_the_dispatcher_and_compiled(call_case, kernels):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_coordinates_are_never_in_half_precision(kernel_or_twin):
+def test_coordinates_are_never_in_half_precision(backend):
     """In bfloat16 a location on a 200-cell map is off by up to half a cell."""
     value, weights = torch.zeros(1, 400, 1, 4), torch.ones(1, 1, 1, 1, 1)
     value[:, 150] = 1
     location = torch.full((1, 1, 1, 1, 1, 2), 0.5)
     location[..., 0] = 150.5 / 400
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = ms_deform_attn(value, ((1, 400),), location, weights, backend=kernel_or_twin)
+        found = ms_deform_attn(value, ((1, 400),), location, weights, backend=backend)
         fused = ms_deform_attn_fused(
-            value, ((1, 400),), location[:, :, 0], torch.zeros_like(location), weights, backend=kernel_or_twin
+            value, ((1, 400),), location[:, :, 0], torch.zeros_like(location), weights, backend=backend
         )
     assert (found == 1).all() and (fused == 1).all()
 
@@ -171,11 +173,11 @@ def test_fake_and_meta_tensors(call_case, kernels):
         assert call_case.function(*call_case.tensors(dtype=torch.float32)).shape == expected.shape
 
 
-def test_mixed_dtypes(call_case, kernel_or_twin):
+def test_mixed_dtypes(call_case, backend):
     """Half-precision values beside float32 offsets, weights and masks: computed as they are, not cast down."""
     tensors = call_case.tensors(dtype=torch.float32)
     tensors = [tensors[0].bfloat16(), *tensors[1:]]
-    out = call_case.function(*tensors, backend=kernel_or_twin)
+    out = call_case.function(*tensors, backend=backend)
     exact = call_case.function(tensors[0].float(), *tensors[1:])
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), exact, rtol=1e-2, atol=1e-2)

@@ -1,4 +1,4 @@
-"""A set of two keyframes in the nuScenes v1.0 schema, with one object of each detection class and no images."""
+"""A set of two keyframes in the nuScenes v1.0 schema, with one object of each detection class and no image files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def write_tiny_nuscenes(root: Path, scene_name: str = "scene-0003", labels: bool
         "category": [{"token": n, "name": n, "description": ""} for n in CATEGORIES.values()],
         "attribute": [{"token": n, "name": n, "description": ""} for n in set(ATTRIBUTES.values())],
         "visibility": [{"token": "4", "level": "v80-100", "description": ""}],
-        "sensor": [{"token": "lidar", "channel": "LIDAR_TOP", "modality": "lidar"}],
+        "sensor": [
+            {"token": "lidar", "channel": "LIDAR_TOP", "modality": "lidar"},
+            {"token": "camera", "channel": "CAM_FRONT", "modality": "camera"},
+        ],
         "log": [{"token": "log", "logfile": "", "vehicle": "", "date_captured": "", "location": "singapore-onenorth"}],
         "map": [{"token": "map", "log_tokens": ["log"], "category": "semantic_prior", "filename": "map.png"}],
     }
@@ -60,7 +63,14 @@ def write_tiny_nuscenes(root: Path, scene_name: str = "scene-0003", labels: bool
             "translation": [0.94, 0.0, 1.84],
             "rotation": matrix_to_quaternion(rotation_z(-np.pi / 2)).tolist(),
             "camera_intrinsic": [],
-        }
+        },
+        {
+            "token": "camera calibration",
+            "sensor_token": "camera",
+            "translation": [1.7, 0.0, 1.5],
+            "rotation": [0.5, -0.5, 0.5, -0.5],  # x right, y down, z ahead
+            "camera_intrinsic": [[50.0, 0.0, 32.0], [0.0, 50.0, 18.0], [0.0, 0.0, 1.0]],
+        },
     ]
     tables["scene"] = [
         {
@@ -108,6 +118,19 @@ def write_tiny_nuscenes(root: Path, scene_name: str = "scene-0003", labels: bool
             **linked("sweep", t),
         }
         for t in range(2)
+    ]
+    tables["sample_data"] += [
+        sweep
+        | {
+            "token": f"image{t}",
+            "calibrated_sensor_token": "camera calibration",
+            "fileformat": "jpg",
+            "height": 36,
+            "width": 64,
+            "filename": f"samples/CAM_FRONT/{t}.jpg",
+            **linked("image", t),
+        }
+        for t, sweep in enumerate(tables["sample_data"])
     ]
     tables["instance"] = [
         {

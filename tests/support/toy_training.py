@@ -119,6 +119,11 @@ def toy_config(
     )
 
 
+def score_on_rank_0(model: nn.Module, iteration: int) -> dict[str, float]:
+    assert os.environ.get("RANK", "0") == "0"
+    return {"score": float(iteration) + torch.rand(1).item()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work_dir")
@@ -128,13 +133,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--interval", type=int, default=5)
+    parser.add_argument("--validate", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = toy_config(
         options.max_iters, batch_size=options.batch_size, dropout=options.dropout, sleep_s=options.sleep
     )
     config.checkpoint.interval = options.interval
-    path = train(config, options.work_dir, resume=options.resume)
+    if options.validate:
+        config.validation = dict(interval=4, metric="score")
+    path = train(config, options.work_dir, resume=options.resume, evaluate=score_on_rank_0)
     sys.stdout.write(f"{os.environ.get('RANK', '0')} {path}\n")
 
 

@@ -1,4 +1,4 @@
-"""Pictures: boxes land where the projection says, clips and errors."""
+"""Boxes land where the projection says, labels in green, predictions in the colour of their class; cameras in rows."""
 
 from __future__ import annotations
 
@@ -7,102 +7,97 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from drivestack.core.answers import Detections
-from drivestack.core.errors import ConfigError, DataError
-from drivestack.core.frames import Annotations, CameraView, Frame
-from drivestack.data_tools.clips.perturb import perturb_calibration
-from drivestack.geometry import PinholeCamera, pose, rotation_z
-from drivestack.view.boxes import camera_rows, render_clip, render_frame, save_picture
-from drivestack.view.drawing import CLASS_COLOURS, GROUND_TRUTH, View, clip_near
+from drivestack.core.errors import DataError
+from drivestack.core.frames import Frame
+from drivestack.data_tools.clips.images import load_image
+from drivestack.view.boxes import Drawn, box_legend, clip_near, labelled_boxes, predicted_boxes
+from drivestack.view.colours import CLASS_COLOURS, GROUND_TRUTH, Palette
+from drivestack.view.drawing import View
+from drivestack.view.panels import bev_panel, camera_rows, camera_tile, front_camera
+from support.toy_pictures import annotations, detections, shows, toy_frame
 
-FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # ego from a camera that looks ahead
-AZIMUTHS = {"CAM_BACK": 180, "CAM_FRONT": 0, "CAM_BACK_RIGHT": -110, "CAM_FRONT_LEFT": 55}
-AZIMUTHS |= {"CAM_FRONT_RIGHT": -55, "CAM_BACK_LEFT": 110}
-VIEW = View(camera_width_px=160)
-
-
-def make_frame(folder: Path, boxes_ego: np.ndarray, names: list[str]) -> Frame:
-    """Six grey cameras around the ego; the BEV frame has x to the right and y forward, as on nuScenes."""
-    ego_from_bev = pose(rotation_z(-np.pi / 2), [0.0, 0.0, 0.0])
-    camera = PinholeCamera(np.array([[80.0, 0, 80], [0, 80.0, 45], [0, 0, 1]]), 160, 90)
-    cameras = []
-    for name, degrees in AZIMUTHS.items():
-        ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.0, 0.0, 1.5])
-        path = folder / f"{name}.png"
-        Image.new("RGB", (160, 90), (90, 90, 90)).save(path)
-        bev_from_camera = np.linalg.inv(ego_from_bev) @ ego_from_camera
-        cameras.append(CameraView(name, str(path), camera, ego_from_camera, bev_from_camera, 0))
-    count = len(names)
-    labels = Annotations(
-        names,
-        boxes_ego[:, :3],
-        rotation_z(boxes_ego[:, 6]),
-        boxes_ego[:, 3:6],
-        np.zeros((count, 2)),
-        [""] * count,
-        np.ones(count, dtype=np.int64),
-        np.zeros(count, dtype=np.int64),
-        [""] * count,
-        [""] * count,
-    )
-    return Frame("token", "s", "scene-0001", 0, tuple(cameras), ego_from_bev, np.eye(4), annotations=labels)
+AHEAD = [12.0, 0, 1.0, 4, 2, 2, 0]
+BEHIND_LEFT = [-10.0, 8.0, 1.0, 4, 2, 2, 1]
+VIEW = View()
+TILE = (640, 360)
 
 
-@pytest.fixture
-def frame(tmp_path: Path) -> Frame:
-    ahead = [12.0, 0, 1.0, 4, 2, 2, 0]
-    behind_left = [-10.0, 8.0, 1.0, 4, 2, 2, 1]
-    return make_frame(tmp_path, np.array([ahead, behind_left]), ["car", "truck"])
+def tile(frame: Frame, name: str, drawn: Drawn, named: bool = False) -> np.ndarray:
+    (view,) = (view for view in frame.cameras if view.name == name)
+    return np.asarray(camera_tile(frame, view, load_image(view, "token"), [drawn], TILE, 2.0, lambda _: named))
 
 
-def count_of(picture: Image.Image, colour: tuple[int, int, int], box: tuple[int, int, int, int]) -> int:
-    part = np.asarray(picture.crop(box)).astype(int)
-    return int((abs(part - colour).max(-1) < 60).sum())
-
-
-def tile(name: str, frame: Frame) -> tuple[int, int, int, int]:
-    """Where a camera's image lies in the finished picture, without its name tag."""
-    for j, row in enumerate(camera_rows(frame)):
-        for i, view in enumerate(row):
-            if view.name == name:
-                return (i * 161 + 40, 10 + j * 91 + 12, i * 161 + 158, 10 + j * 91 + 90)
-    raise KeyError(name)
+def found_in(frame: Frame, boxes: list[list[float]], labels: list[int], names: list[str], score: float = 0.9) -> Drawn:
+    return predicted_boxes(frame, detections(boxes, labels, score), names, Palette.of(names), VIEW)
 
 
 def test_cameras_stand_as_on_the_car(frame: Frame) -> None:
     front, back = camera_rows(frame)
-    assert [view.name for view in front] == ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"]
-    assert [view.name for view in back] == ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]
+    assert [view.name for view in front] == ["FRONT_LEFT", "FRONT", "FRONT_RIGHT"]
+    assert [view.name for view in back] == ["BACK_LEFT", "BACK", "BACK_RIGHT"]
 
 
-def test_one_camera_is_enough(frame: Frame) -> None:
-    single = replace(frame, cameras=frame.cameras[1:2])
-    assert [[v.name for v in row] for row in camera_rows(single)] == [["CAM_FRONT"]]
-    assert render_frame(single, None, ["car"], VIEW).size[0] > 160
+@pytest.mark.parametrize("count", range(13))
+def test_up_to_twelve_cameras_stand_in_rows_of_four(tmp_path: Path, count: int) -> None:
+    frame = toy_frame(tmp_path, [(f"C{i}", 360 * i / max(count, 1)) for i in range(count)])
+    rows = camera_rows(frame)
+    assert sorted(view.name for row in rows for view in row) == sorted(view.name for view in frame.cameras)
+    assert all(1 <= len(row) <= 4 for row in rows)
+
+
+def test_the_front_camera_is_the_first_one_if_it_looks_ahead(frame: Frame) -> None:
+    assert front_camera(frame) is frame.cameras[0]
+    assert front_camera(replace(frame, cameras=frame.cameras[3:])) is None
+    assert front_camera(replace(frame, cameras=())) is None
 
 
 def test_ground_truth_is_green_and_in_the_right_cameras(frame: Frame) -> None:
-    picture = render_frame(frame, None, ["car"], VIEW)
-    assert count_of(picture, GROUND_TRUTH, tile("CAM_FRONT", frame)) > 10
-    assert count_of(picture, GROUND_TRUTH, tile("CAM_BACK_LEFT", frame)) > 10
-    assert count_of(picture, GROUND_TRUTH, tile("CAM_FRONT_RIGHT", frame)) == 0
+    drawn = labelled_boxes(replace(frame, annotations=annotations([AHEAD, BEHIND_LEFT], ["car", "truck"])), VIEW)
+    assert shows(tile(frame, "FRONT", drawn), GROUND_TRUTH) > 100
+    assert shows(tile(frame, "BACK_LEFT", drawn), GROUND_TRUTH) > 100
+    assert shows(tile(frame, "FRONT_RIGHT", drawn), GROUND_TRUTH) == 0
+    assert len(labelled_boxes(frame, VIEW).boxes) == 0
 
 
-def test_objects_without_points_are_left_out(frame: Frame) -> None:
-    unseen = replace(frame.annotations, num_lidar_points=np.array([0, 1]))
-    picture = render_frame(replace(frame, annotations=unseen), None, ["car"], VIEW)
-    assert count_of(picture, GROUND_TRUTH, tile("CAM_FRONT", frame)) == 0
+def test_objects_without_points_or_class_are_left_out(frame: Frame) -> None:
+    labels = replace(
+        annotations([AHEAD, BEHIND_LEFT, AHEAD], ["car", "truck", ""]), num_lidar_points=np.array([0, 1, 1])
+    )
+    assert labelled_boxes(replace(frame, annotations=labels), VIEW).names == ["truck"]
+    assert not labelled_boxes(replace(frame, annotations=labels), replace(VIEW, ground_truth=False)).names
 
 
 def test_predictions_have_their_class_colour_above_the_threshold(frame: Frame) -> None:
-    boxes = np.concatenate([frame.bev_boxes()[[0, 0]]]).astype(np.float32)
-    boxes[1, :2] = [3, -12]  # in the BEV frame: behind
-    found = Detections("token", boxes, np.array([0.9, 0.2], np.float32), np.array([0, 0]))
-    picture = render_frame(replace(frame, annotations=None), found, ["bus"], VIEW)
-    assert count_of(picture, CLASS_COLOURS["bus"], tile("CAM_FRONT", frame)) > 10
-    assert count_of(picture, CLASS_COLOURS["bus"], tile("CAM_BACK", frame)) == 0
+    drawn = found_in(frame, [AHEAD], [0], ["bus"])
+    assert shows(tile(frame, "FRONT", drawn), CLASS_COLOURS["bus"]) > 100
+    assert not shows(tile(frame, "FRONT", drawn), GROUND_TRUTH)
+    assert shows(tile(frame, "BACK", drawn), CLASS_COLOURS["bus"]) == 0
+    assert not found_in(frame, [AHEAD], [0], ["bus"], score=0.2).names
+
+
+def test_own_classes_have_one_colour_in_cameras_from_above_and_in_the_legend(frame: Frame) -> None:
+    names = ["pkw", "lkw", "two_wheeler"]
+    palette = Palette.of(names)
+    for label, name in enumerate(names):
+        drawn = found_in(frame, [AHEAD], [label], names)
+        above = np.asarray(bev_panel(frame, np.zeros((0, 3)), [drawn], (400, 400), VIEW, 2.0))
+        (entry,) = box_legend(drawn, palette)
+        assert (entry.text, entry.colour) == (name.replace("_", " "), palette[name])
+        for picture in (tile(frame, "FRONT", drawn), above):
+            assert shows(picture, palette[name]) > 50
+            assert not any(shows(picture, palette[other]) > 50 for other in names if other != name)
+
+
+def test_a_label_that_no_class_name_stands_for_is_named(frame: Frame) -> None:
+    with pytest.raises(DataError, match="sample token: a box has label 2, but there are 2 class names"):
+        found_in(frame, [AHEAD], [2], ["pkw", "lkw"])
+
+
+def test_labels_have_names_where_they_are_alone(frame: Frame) -> None:
+    drawn = labelled_boxes(replace(frame, annotations=annotations([AHEAD], ["pkw"])), VIEW)
+    named, unnamed = tile(frame, "FRONT", drawn, named=True), tile(frame, "FRONT", drawn)
+    assert (named != unnamed).any() and shows(named, GROUND_TRUTH) > shows(unnamed, GROUND_TRUTH)
 
 
 def test_near_plane_clipping_keeps_the_visible_part() -> None:
@@ -113,53 +108,24 @@ def test_near_plane_clipping_keeps_the_visible_part() -> None:
     assert len(clip_near(square, 0.5)) == 4
 
 
-def test_boxes_around_the_camera_do_not_break_the_picture(tmp_path: Path) -> None:
-    around = make_frame(tmp_path, np.array([[0.5, 0, 1.5, 6, 6, 6, 0.3]]), ["car"])
-    render_frame(around, None, ["car"], VIEW)
+@pytest.mark.parametrize("size_m", [2.0, 6.0, 60.0])
+def test_boxes_around_the_camera_do_not_break_the_picture(frame: Frame, size_m: float) -> None:
+    around = [0.5, 0, 1.5, size_m, size_m, size_m, 0.3]
+    for drawn in (
+        found_in(frame, [around], [0], ["car"]),
+        labelled_boxes(replace(frame, annotations=annotations([around], ["car"])), VIEW),
+    ):
+        tile(frame, "FRONT", drawn, named=True)
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-def test_clips(frame: Frame, tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"clip{suffix}"
-    other = replace(frame, token="other", annotations=None)  # a still picture would be merged into one image
-    render_clip([frame, other, frame], {}, ["car"], path, VIEW)
-    if suffix == ".gif":
-        with Image.open(path) as clip:
-            assert clip.n_frames == 3
-            assert clip.info["duration"] == 500
-    assert path.stat().st_size > 1000
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-
-
-def test_clips_of_another_kind_are_refused(frame: Frame, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"name it \.gif or \.mp4"):
-        render_clip([frame], {}, ["car"], tmp_path / "clip.avi")
-    with pytest.raises(DataError, match="no frames"):
-        render_clip([], {}, ["car"], tmp_path / "clip.gif")
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\nbroken"])
-def test_a_bad_image_is_named_and_nothing_is_written(frame: Frame, tmp_path: Path, content: bytes | None) -> None:
-    path = Path(frame.cameras[2].image_path)
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=r"sample token, camera CAM_BACK_RIGHT: .*CAM_BACK_RIGHT\.png"):
-        save_picture(render_frame(frame, None, ["car"], VIEW), tmp_path / "picture.png")
-    assert not (tmp_path / "picture.png").exists()
-
-
-def test_perturbed_calibration_moves_the_boxes_in_the_images(frame: Frame) -> None:
-    (turned,) = perturb_calibration([frame], "yaw:90")
-    before, after = frame.cameras[1], turned.cameras[1]
-    axis = (frame.ego_from_bev @ after.bev_from_camera)[:3, 2]
-    np.testing.assert_allclose(axis, [0, 1, 0], atol=1e-9)  # CAM_FRONT is now said to look to the left
-    np.testing.assert_allclose(after.global_from_camera, frame.global_from_bev @ after.bev_from_camera, atol=1e-9)
-    assert after.image_path == before.image_path
-    (shuffled,) = perturb_calibration([frame], "shuffle")
-    for i, view in enumerate(shuffled.cameras):
-        other = frame.cameras[(i + 1) % 6]
-        np.testing.assert_array_equal(view.bev_from_camera, other.bev_from_camera)
-    for wrong in ("mix", "yaw:far", "pitch:3"):
-        with pytest.raises(ConfigError, match="shuffle"):
-            perturb_calibration([frame], wrong)
+def test_range_captions_lie_over_rings_lanes_and_boxes(frame: Frame) -> None:
+    empty = found_in(frame, [], [], ["bus"])
+    crowd = [[x, y, 1.0, 4, 4, 2, 0] for x in range(-48, 49, 4) for y in range(-48, 49, 4)]
+    crowded = found_in(frame, crowd, [0] * len(crowd), ["bus"])
+    pictures = [
+        np.asarray(bev_panel(frame, np.zeros((0, 3)), [drawn], (900, 900), VIEW, 2.0)) for drawn in (empty, crowded)
+    ]
+    letters = [(picture.min(-1) > 170) for picture in pictures]
+    letters[0][:40] = letters[0][420:480, 430:470] = False  # the panel's title, the car
+    bright = letters[0].sum()
+    assert bright > 300 and (letters[0] & letters[1]).sum() > 0.95 * bright

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from drivestack.geometry import PinholeCamera, VoxelGrid, pose, rotation_z
-from drivestack.view.voxels import VOXEL_COLOURS, Viewpoint, render_voxels
+from drivestack.view.colours import VOXEL_COLOURS
+from drivestack.view.voxels import Viewpoint, render_voxels
 
 NAMES = ("car", "pedestrian", "vegetation", "free")
 GRID = VoxelGrid(-4.0, -4.0, -1.0, 4.0, 4.0, 2.2, 10, 10, 4)

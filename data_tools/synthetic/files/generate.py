@@ -6,19 +6,17 @@ import json
 import logging
 import multiprocessing
 import os
-import queue
 import signal
-import sys
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ....core.errors import DataError
-from ..sensing.sensors import RIGS, camera_rig
+from ....core.files import replace_folder, write_json
+from ....core.progress import ProgressDisplay
+from ..sensing.sensors import LIDAR_CHANNEL, RIGS, camera_rig
 from ..world.world import WORLD_VERSION, build_world
 from .nuscenes_writer import (
     SCENE_TABLES,
@@ -34,6 +32,7 @@ LOGGER = logging.getLogger("drivestack")
 LABELS = ("lanes", "occupancy")
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
+_LOOK_INTERVAL_S = 0.5  # how often the progress of the processes is looked up
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,14 @@ def synthesize(
     if partial.exists():
         _refuse_other(partial, recipe)
     partial.mkdir(parents=True, exist_ok=True)
-    _write_atomically(partial / MANIFEST, asdict(recipe))
+    write_json(partial / MANIFEST, asdict(recipe))
     jobs = [(name, i) for name in sorted(recipe.scenes) for i in range(recipe.scenes[name])]
     done = [job for job in jobs if _rows_file(partial, *job).exists()]
-    with _progress(len(jobs) * keyframes_per_scene, len(done) * keyframes_per_scene, progress) as advance:
-        _run([(partial, recipe, *job) for job in jobs if job not in done], workers, advance)
+    keyframes, ready = len(jobs) * keyframes_per_scene, len(done) * keyframes_per_scene
+    with ProgressDisplay("synthesize", keyframes, done=ready, unit="keyframes", shown=progress) as display:
+        _run([(partial, recipe, *job) for job in jobs if job not in done], workers, display)
     _finish(partial, recipe, jobs)
-    if root.exists():
-        root.rmdir()
-    os.replace(partial, root)
+    replace_folder(partial, root)
     return root
 
 
@@ -137,64 +135,45 @@ def _rows_file(root: Path, split: str, index: int) -> Path:
     return root / "synthetic" / scene_name(split, index) / "rows.json"
 
 
-def _write_atomically(path: Path, content) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
-
-
-def _one_scene(root: Path, recipe: Recipe, split: str, index: int, on_keyframe) -> None:
+def _one_scene(
+    root: Path, recipe: Recipe, split: str, index: int, on_keyframe: Callable[[], None] | None = None
+) -> None:
     world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene)
     cameras = camera_rig(recipe.image_width_px, recipe.rig)
     rows = write_scene(world, root, cameras, recipe.labels, on_keyframe)
-    _write_atomically(_rows_file(root, split, index), rows)
+    write_json(_rows_file(root, split, index), rows)
 
 
-_TICKS = None  # queue of the worker processes
-
-
-def _start_worker(ticks) -> None:
-    global _TICKS
-    _TICKS = ticks
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: stop, without a traceback each
 
 
-def _scene_in_worker(job) -> None:
-    _one_scene(*job, lambda: _TICKS.put(1))
-
-
-def _run(jobs: list, workers: int, advance) -> None:
+def _run(jobs: list[tuple[Path, Recipe, str, int]], workers: int, display: ProgressDisplay) -> None:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            _one_scene(*job, advance)
+            _one_scene(*job, display.advance)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
-    ticks = context.Queue()
-    stop = threading.Event()
-
-    def relay() -> None:
-        while not stop.is_set() or not ticks.empty():
-            try:
-                ticks.get(timeout=0.1)
-                advance()
-            except queue.Empty:
-                continue
-
-    thread = threading.Thread(target=relay, daemon=True)
-    thread.start()
     try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (ticks,)) as pool:
-            for _ in pool.map(_scene_in_worker, jobs):
-                pass
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker) as pool:
+            pending = {pool.submit(_one_scene, *job) for job in jobs}
+            while pending:
+                finished, pending = wait(pending, timeout=_LOOK_INTERVAL_S)
+                for scene in finished:
+                    scene.result()
+                display.move_to(_written_keyframes(jobs[0][0]))
     except BrokenProcessPool:
         raise DataError(
             f"{jobs[0][0]}: a process that synthesizes was killed (out of memory?); the same call with fewer workers "
             "goes on"
         ) from None
-    finally:
-        stop.set()
-        thread.join()
+
+
+def _written_keyframes(root: Path) -> int:
+    """Keyframes whose sensors are on disk, the scan being the last; those of an interrupted scene count as well."""
+    scans = root / "samples" / LIDAR_CHANNEL
+    return sum(1 for _ in scans.iterdir()) if scans.is_dir() else 0
 
 
 def _finish(root: Path, recipe: Recipe, jobs: list[tuple[str, int]]) -> None:
@@ -208,41 +187,3 @@ def _finish(root: Path, recipe: Recipe, jobs: list[tuple[str, int]]) -> None:
     write_tables(root, tables)
     for job in jobs:
         _rows_file(root, *job).unlink()
-
-
-@contextmanager
-def _progress(total: int, done: int, wanted: bool):
-    """Yields advance(): a bar on a terminal, a line every tenth part elsewhere, nothing if not wanted."""
-    if not wanted:
-        yield lambda: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("synthesize"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("keyframes"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total, completed=done)
-            yield lambda: bar.advance(task)
-    else:
-        state = {"done": done}
-
-        def advance() -> None:
-            state["done"] += 1
-            if state["done"] * 10 // total > (state["done"] - 1) * 10 // total:
-                LOGGER.info("synthesize: %d of %d keyframes", state["done"], total)
-
-        yield advance

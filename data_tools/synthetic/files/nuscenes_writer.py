@@ -12,6 +12,7 @@ from PIL import Image
 
 from ....geometry.poses import matrix_to_quaternion
 from ...labels.files import lanes_file, occupancy_file, write_lanes, write_occupancy
+from ...readers.nuscenes_splits import official_splits
 from ..labels.lanes import label_lanes
 from ..labels.voxels import label_voxels
 from ..sensing.observe import Observation, observe
@@ -55,13 +56,11 @@ def token(*parts) -> str:
 
 
 def scene_name(split: str, index: int) -> str:
-    """Official name of the scene number `index` of a split, so that the devkit's splits hold the synthetic scenes.
+    """Official name of the scene number `index` of a split, so that the official splits hold the synthetic scenes.
 
     Raises ValueError where the official split has no so many scenes.
     """
-    from nuscenes.utils import splits
-
-    names = getattr(splits, split)
+    names = official_splits()[split]
     if index >= len(names):
         raise ValueError(
             f"the official split {split!r} has {len(names)} scene names; asked for scene number {index + 1}"

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from embreex import rtcore_scene
-from embreex.mesh_construction import TriangleMesh
 
+from ....core.errors import DataError
 from ..world.mesh import Material, Mesh
 
 _SHADOW_OFFSET_M = 0.02
@@ -29,9 +28,16 @@ class Hits:
 
 
 class RayCaster:
-    """First hits and shadows against one mesh."""
+    """First hits and shadows against one mesh. Raises DataError where Embree is not installed."""
 
     def __init__(self, mesh: Mesh) -> None:
+        try:
+            from embreex import rtcore_scene
+            from embreex.mesh_construction import TriangleMesh
+        except ImportError as error:
+            raise DataError(
+                f"rendering synthetic scenes needs embreex ({error}); install it: pip install 'drivestack[synthetic]'"
+            ) from None
         self.mesh = mesh
         corners = mesh.vertices[mesh.faces]
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

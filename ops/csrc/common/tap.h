@@ -114,7 +114,7 @@ template <class L>
 DS_TAP void tap_gradients(const TapAxes<L>& axes, typename L::Real mask, const typename L::Real (&dot)[4],
                           typename L::Real& grad_mask, typename L::Real& grad_x, typename L::Real& grad_y) {
   using R = typename L::Real;
-  // A product with a corner that is not there is of another pixel: it must not count, were it NaN.
+  // A product with a corner that is not there is of another pixel: it must not count, even if it is NaN.
   const auto top_left = L::both(axes.has_low_y, axes.has_low_x), top_right = L::both(axes.has_low_y, axes.has_high_x);
   const auto low_left = L::both(axes.has_high_y, axes.has_low_x), low_right = L::both(axes.has_high_y, axes.has_high_x);
   const R d0 = L::keep(top_left, dot[0]), d1 = L::keep(top_right, dot[1]);

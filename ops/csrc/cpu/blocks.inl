@@ -1,4 +1,4 @@
-// Taps as blocks of two by two pixels (see block_axis in common/tap.h): one offset and four weights per tap.
+// Taps as blocks of two by two pixels (see BlockLimits in common/tap.h): one offset and four weights per tap.
 
 // The four corners of a block, from its offset: the same distances for all taps of an image.
 struct BlockSteps {

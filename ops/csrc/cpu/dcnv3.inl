@@ -6,6 +6,7 @@ namespace {
 
 #include "../common/tap.h"
 #include "simd.h"
+#include "scratch.inl"
 #include "taps.inl"
 #include "blocks.inl"
 #include "softmax.inl"
@@ -91,8 +92,7 @@ class KeptMemory {
     const size_t bytes = (n * sizeof(S) + 63) / 64 * 64;
     if (bytes > size_) {
       release();
-      base_ = std::aligned_alloc(64, bytes);
-      if (!base_) std::abort();
+      base_ = aligned_memory(bytes);
       size_ = bytes;
     }
     std::memset(base_, 0, bytes);

@@ -1,4 +1,5 @@
 // Choice of the instruction set at run time.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -35,26 +36,22 @@ const Kernels* find(const char* name) {
   return nullptr;
 }
 
-const Kernels*& chosen() {
-  static const Kernels* choice = [] {
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels* const chosen = [] {
     const Kernels* named = find(std::getenv("DRIVESTACK_OPS_ISA"));
     return named ? named : find(nullptr);
   }();
-  return choice;
+  return *chosen;
 }
 
-}  // namespace
-
-const Kernels& kernels() { return *chosen(); }
-
-bool choose_kernels(const char* name) {
-  const Kernels* k = find(name);
-  if (k) chosen() = k;
-  return k != nullptr;
-}
-
-int64_t& largest_narrow_image() {
-  static int64_t elements = std::numeric_limits<int32_t>::max();
+int64_t largest_narrow_image() {
+  static const int64_t elements = [] {
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    const char* lowered = std::getenv("DRIVESTACK_OPS_NARROW_ELEMENTS");
+    return lowered ? std::clamp<int64_t>(std::atoll(lowered), 0, most) : most;
+  }();
   return elements;
 }
 

@@ -18,10 +18,8 @@ struct Kernels {
 
 // The best of them for this processor, or the one that DRIVESTACK_OPS_ISA names; chosen once.
 const Kernels& kernels();
-// Choose by name (tests, benchmarks). False if this processor cannot run it.
-bool choose_kernels(const char* name);
-
-// Elements of an image up to which offsets inside it are 32 bits wide; 2^31 - 1 unless a test lowers it.
-int64_t& largest_narrow_image();
+// Elements of an image up to which offsets inside it are 32 bits wide: 2^31 - 1, unless a test has lowered it with
+// DRIVESTACK_OPS_NARROW_ELEMENTS before the first call.
+int64_t largest_narrow_image();
 
 }  // namespace drivestack

@@ -4,6 +4,7 @@
 
 #include "../common/sizes.h"
 #include "dtype.h"
+#include "out_of_memory.h"
 
 namespace drivestack {
 

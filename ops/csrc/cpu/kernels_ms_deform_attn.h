@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "out_of_memory.h"
 
 namespace drivestack {
 

@@ -7,6 +7,7 @@ namespace {
 
 #include "../common/tap.h"
 #include "simd.h"
+#include "scratch.inl"
 #include "taps.inl"
 #include "attention_taps.inl"
 

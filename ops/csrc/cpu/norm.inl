@@ -6,6 +6,7 @@ namespace DRIVESTACK_ISA {
 namespace {
 
 #include "simd.h"
+#include "scratch.inl"
 
 constexpr int kRows = kLanes<float>;  // rows that are normed together
 
@@ -18,13 +19,6 @@ void dispatch_single_precision(Dtype dtype, F f) {
   else
     f(Half{});
 }
-
-struct Scratch {  // floats for one task
-  explicit Scratch(int64_t n) : floats(static_cast<float*>(std::malloc(sizeof(float) * n))) {}
-  ~Scratch() { std::free(floats); }
-  Scratch(const Scratch&) = delete;
-  float* floats;
-};
 
 // x / 2 * (1 + erf(x / sqrt(2))), largest error 1.5e-6 as ATen's. erf(x / sqrt(2)) is x P(x^2) / Q(x^2) up to 2e-8 for
 // |x| <= 5.6 and +-1 beyond; P and Q by reweighted least squares.
@@ -144,16 +138,17 @@ void depthwise_norm_rows(const DepthwiseConvolution& conv, const LayerNorm& norm
                          int64_t end) {
   constexpr int N = kLanes<float>;
   const int64_t C = norm.channels;
-  Scratch rows(kRows * C);
+  Arena arena(kRows * C * sizeof(float));
+  float* const rows = arena.take<float>(kRows * C);
   for (int64_t task = begin; task < end; ++task) {
     const T* image = x + task / conv.out_height * conv.height * conv.width * C;
     const int64_t ho = task % conv.out_height;
     for (int64_t wo = 0; wo < conv.out_width; wo += kRows) {
       const int64_t count = conv.out_width - wo < kRows ? conv.out_width - wo : kRows;
       int64_t c = 0;
-      for (; c + N <= C; c += N) convolve_pixels<T, N>(conv, C, image, ho, wo, count, c, rows.floats);
-      for (; c < C; ++c) convolve_pixels<T, 1>(conv, C, image, ho, wo, count, c, rows.floats);
-      norm_block<float, T>(norm, rows.floats, nullptr, count, out + (task * conv.out_width + wo) * C);
+      for (; c + N <= C; c += N) convolve_pixels<T, N>(conv, C, image, ho, wo, count, c, rows);
+      for (; c < C; ++c) convolve_pixels<T, 1>(conv, C, image, ho, wo, count, c, rows);
+      norm_block<float, T>(norm, rows, nullptr, count, out + (task * conv.out_width + wo) * C);
     }
   }
 }

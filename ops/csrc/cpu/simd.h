@@ -1,4 +1,4 @@
-// A thin SIMD layer on GCC/Clang vector extensions, included once per instruction set (see kernels.inl).
+// A thin SIMD layer on GCC/Clang vector extensions, included once per instruction set, behind target_*.h.
 // The vector type must not be wider than the native register: GCC then falls back to scalar code (8x slower, measured).
 
 constexpr int kVectorBytes = DRIVESTACK_VECTOR_BYTES;

@@ -6,8 +6,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -39,6 +42,23 @@ inline Dtype dtype_of(const Tensor& t) {
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline int64_t grain(int64_t work_per_task) {
   return std::max<int64_t>(1, kWorkPerTask / std::max<int64_t>(1, work_per_task));
+}
+
+// torch's parallel_for for the kernels of operator `op`. What a thread throws for want of memory stays in that thread,
+// and the call ends with an error once all of them are done.
+template <class F>
+void run_tasks(const char* op, int64_t tasks, int64_t grain, const F& f) {
+  std::atomic<size_t> missing{0};
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    try {
+      f(begin, end);
+    } catch (const OutOfMemory& error) {
+      missing = error.bytes;
+    }
+  });
+  if (missing.load())
+    throw std::runtime_error("drivestack::" + std::string(op) + ": out of memory: a thread asked for " +
+                             std::to_string(missing.load()) + " bytes of scratch memory; use smaller inputs or fewer threads");
 }
 
 // Tasks per image of a backward pass, so that every thread has one.

@@ -10,7 +10,7 @@ namespace cuda {
 template <class T>
 constexpr int kVectorChannels = sizeof(T) == 8 ? 4 : 8;
 
-// Lanes of the vector kernels that serve the call: 4, 8, or 0 where the scalar kernel must.
+// Lanes of the vector kernels that can run the call: 4, 8, or 0 where the scalar kernel must.
 template <class T>
 int vector_lanes(const AttentionCall& call, const void* contiguous) {
   const AttentionParams& p = call.params;

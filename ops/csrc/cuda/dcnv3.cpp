@@ -1,6 +1,5 @@
-// DCNv3 and DCNv4 as torch operators on CUDA tensors. Schemas, fake kernels and autograd are defined in
-// ops/dispatch/registration.py; arguments are checked in ops/dispatch/checks.py, here only what keeps a direct call of
-// torch.ops.drivestack.* inside its memory.
+// DCNv3 and DCNv4 as torch operators on CUDA tensors. Schemas are in ops/dispatch/operators.py; arguments are checked in
+// ops/dispatch/checks.py, here only what keeps a direct call of torch.ops.drivestack.* inside its memory.
 #include "tensors.h"
 
 namespace drivestack {

@@ -31,10 +31,10 @@ void launch_dcnv3_backward(const Dcnv3Call& call, const void* grad_out, ValueGra
     }
     if (!reads_whole_words<T>(call, grad_out) || p.channels > 32 * kWord)
       return run(name, dcnv3_backward_kernel<T, O, 1, int64_t, AtomicSum<S>>, 1, sum, room);
-    const bool served = dispatch_3x3<T>(p, [&](auto lanes) {
+    const bool launched = dispatch_3x3<T>(p, [&](auto lanes) {
       run("dcnv3_3x3_backward", dcnv3_3x3_backward_kernel<T, O, lanes.value, AtomicSum<S>>, kWord, sum);
     });
-    if (!served) run(name, dcnv3_backward_kernel<T, O, kWord, int32_t, AtomicSum<S>>, kWord, sum, room);
+    if (!launched) run(name, dcnv3_backward_kernel<T, O, kWord, int32_t, AtomicSum<S>>, kWord, sum, room);
   });
 }
 

@@ -23,10 +23,10 @@ void launch_dcnv3_forward(const Dcnv3Call& call, void* out, Stream stream) {
     constexpr int kWord = 16 / sizeof(T);
     if (!reads_whole_words<T>(call, out))
       return run<T, O>("dcnv3_forward", dcnv3_forward_kernel<T, O, 1, int64_t>, 1, call, out, stream);
-    const bool served = dispatch_3x3<T>(call.params, [&](auto lanes) {
+    const bool launched = dispatch_3x3<T>(call.params, [&](auto lanes) {
       run<T, O>("dcnv3_3x3_forward", dcnv3_3x3_forward_kernel<T, O, lanes.value>, kWord, call, out, stream);
     });
-    if (!served) run<T, O>("dcnv3_forward", dcnv3_forward_kernel<T, O, kWord, int32_t>, kWord, call, out, stream);
+    if (!launched) run<T, O>("dcnv3_forward", dcnv3_forward_kernel<T, O, kWord, int32_t>, kWord, call, out, stream);
   });
 }
 

@@ -6,7 +6,7 @@
 namespace drivestack {
 namespace cuda {
 
-// Whether the vector kernels serve: whole words of 16 bytes, offsets inside an image of 32 bits.
+// Whether the vector kernels can run: whole words of 16 bytes, offsets inside an image of 32 bits.
 template <class T>
 bool reads_whole_words(const Dcnv3Call& call, const void* contiguous) {
   const Dcnv3Params& p = call.params;
@@ -15,7 +15,7 @@ bool reads_whole_words(const Dcnv3Call& call, const void* contiguous) {
          p.channels * sizeof(T) % 16 == 0 && elements <= limits().elements && elements * sizeof(T) <= UINT32_MAX;
 }
 
-// Calls f with the lanes of a group where the kernels for whole 3 x 3 windows serve; false where they do not.
+// Calls f with the lanes of a group where the kernels for whole 3 x 3 windows can run; false where they cannot.
 template <class T, class F>
 bool dispatch_3x3(const Dcnv3Params& p, F f) {
   if constexpr (sizeof(T) < 8) {

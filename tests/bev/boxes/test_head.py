@@ -1,4 +1,4 @@
-"""The box head: forward, losses and gradients as upstream's, groups, padding queries, odd labels, initialisation."""
+"""The box head on its BEV map: forward, losses and gradients as upstream, groups, padding queries, odd labels."""
 
 import json
 import math

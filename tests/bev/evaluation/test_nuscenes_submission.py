@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from drivestack.bev.evaluation.nuscenes_rules import check_submission, split_tokens
+from drivestack.bev.evaluation.nuscenes_boxes import read_submission
+from drivestack.bev.evaluation.nuscenes_rules import check_submission
 from drivestack.bev.evaluation.nuscenes_submission import (
     CAMERA_META,
     NuScenesSubmission,
@@ -244,6 +246,9 @@ def test_each_broken_rule_is_named_once(tmp_path: Path, case: str) -> None:
     assert len(problems) == 1, [str(p) for p in problems]
     for fragment in fragments:
         assert fragment in str(problems[0])
+    with pytest.raises(SubmissionError) as caught:  # the reader's quick pass lets none through
+        read_submission(path, ["a", "b"])
+    assert str(caught.value) == f"{path}: {problems[0]}"
 
 
 def test_all_problems_are_stated_together(tmp_path: Path) -> None:
@@ -262,6 +267,8 @@ def test_too_many_boxes(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     (problem,) = check_submission(path)
     assert "sample a: has 501 boxes, at most 500" in str(problem)
+    with pytest.raises(SubmissionError, match="has 501 boxes"):
+        read_submission(path)
 
 
 @pytest.mark.parametrize(
@@ -280,32 +287,10 @@ def test_files_that_are_not_a_submission(tmp_path: Path, text: str, fragment: st
     path.write_text(text)
     (problem,) = check_submission(path, ["a", "b"])
     assert fragment in str(problem)
+    with pytest.raises(SubmissionError, match=re.escape(str(problem))):
+        read_submission(path, ["a", "b"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.json"):
         check_submission(tmp_path / "nowhere.json")
-
-
-def write_tables(root: Path) -> None:
-    tables = root / "v1.0-trainval"
-    tables.mkdir()
-    scenes = [{"token": "s1", "name": "scene-0003"}, {"token": "s2", "name": "scene-0001"}]  # val, train
-    samples = [{"token": "t1", "scene_token": "s1"}, {"token": "t2", "scene_token": "s2"}]
-    (tables / "scene.json").write_text(json.dumps(scenes))
-    (tables / "sample.json").write_text(json.dumps(samples))
-    (tables / "splits.json").write_text(json.dumps({"mine": ["scene-0001", "scene-0003"]}))
-
-
-def test_split_tokens(tmp_path: Path) -> None:
-    write_tables(tmp_path)
-    assert split_tokens(tmp_path, "v1.0-trainval", "val") == ["t1"]
-    assert split_tokens(tmp_path, "v1.0-trainval", "mine") == ["t1", "t2"]
-    for split, message in (("vall", "unknown split 'vall'"), ("test", "no sample of split 'test'")):
-        with pytest.raises(DataError, match=message):
-            split_tokens(tmp_path, "v1.0-trainval", split)
-    with pytest.raises(DataError, match=r"scene\.json"):
-        split_tokens(tmp_path, "v1.0-mini", "mini_val")
-    (tmp_path / "v1.0-trainval" / "sample.json").write_text("[{")
-    with pytest.raises(DataError, match=r"sample\.json is not valid JSON"):
-        split_tokens(tmp_path, "v1.0-trainval", "val")

@@ -18,7 +18,7 @@ def picture() -> Image.Image:
 
 
 def view(path, size=(64, 36)) -> CameraView:
-    return CameraView("CAM_LEFT", str(path), PinholeCamera(np.eye(3), *size), np.eye(4), np.eye(4), 0)
+    return CameraView("CAM_LEFT", PinholeCamera(np.eye(3), *size), np.eye(4), np.eye(4), 0, str(path))
 
 
 def check(path, problem: str, size=(64, 36)) -> None:

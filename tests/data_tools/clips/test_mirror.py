@@ -32,7 +32,8 @@ def sample(ego_from_bev=NUSCENES) -> ClipSample:
         bda=(np.diag([1.0, -1, 1]) @ rotation_z(0.2)).astype(np.float32),
         intrinsics=np.stack([intrinsics] * 2).astype(np.float32),
         bev_from_camera=bev_from_camera.astype(np.float32),
-        frame=Frame("f", "s", "scene", 0, (), ego_from_bev, np.eye(4)),
+        frame=Frame("f", "s", "scene", 0, (), np.eye(4), ego_from_bev),
+        camera_names=("left", "right"),
         gt_boxes=boxes,
         gt_labels=np.array([3, 6]),
     )

@@ -153,7 +153,7 @@ def test_labels_reach_the_batch_and_missing_ones_are_none(frames):
     assert len(batch.lanes[0].centrelines) == len(frames[0].lanes.centrelines) and batch.lanes[1] is None
     torch.testing.assert_close(batch.ego_from_bev[0].double(), torch.from_numpy(frames[0].ego_from_bev))
     plain = collate_clips([dataset(frames, occupancy=False, lanes=False)[0]])
-    assert plain.occupancy == [] and plain.lanes == []
+    assert plain.occupancy == [None] and plain.lanes == [None]
 
 
 def test_element_boxes_follow_crop_and_scale(frames):

@@ -15,8 +15,9 @@ import torch
 from drivestack.core.errors import DataError
 from drivestack.core.frames import CameraView, Frame
 from drivestack.core.labels import LaneLabels
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.openlane import OpenLaneDataset, read_openlane
+from drivestack.data_tools.readers.openlane import read_openlane
 from drivestack.data_tools.readers.openlane_files import (
     collect,
     identifier_of,
@@ -47,9 +48,7 @@ def views(rig: str, timestamp_us: int, global_from_ego: np.ndarray, folder: Path
         camera = PinholeCamera(np.array([[60.0, 0, width / 2], [0, 60, height / 2], [0, 0, 1]]), width, height)
         path = folder / f"{name}_{timestamp_us}.png"
         cv2.imwrite(str(path), np.full((height, width, 3), 40 * i, np.uint8))
-        out.append(
-            CameraView(name, str(path), camera, global_from_ego @ ego_from_camera, ego_from_camera, timestamp_us)
-        )
+        out.append(CameraView(name, camera, ego_from_camera, global_from_ego, timestamp_us, str(path)))
     return tuple(out)
 
 
@@ -72,7 +71,7 @@ def frames(rig: str, folder: Path, count: int = 3) -> list[Frame]:
         timestamp_us = 1_000_000 + 500_000 * i
         global_from_ego = pose(rotation_z(0.1 * i), [3.0 * i, 1, 0])
         cameras = views(rig, timestamp_us, global_from_ego, folder)
-        frame = Frame("", "", "00007", timestamp_us, cameras, np.eye(4), global_from_ego, lanes=labels())
+        frame = Frame("", "", "00007", timestamp_us, cameras, global_from_ego, lanes=labels())
         out.append(frame)
     return out
 
@@ -114,7 +113,7 @@ def test_frames_come_back(source):
             assert (ours.name, ours.image_path) == (theirs.name, theirs.image_path)
             size = lambda view: (view.camera.width_px, view.camera.height_px)
             assert size(ours) == size(theirs)
-            np.testing.assert_allclose(ours.image_from_bev, theirs.image_from_bev, atol=1e-9)
+            np.testing.assert_allclose(a.image_from_bev(ours), b.image_from_bev(theirs), atol=1e-9)
             np.testing.assert_allclose(ours.global_from_camera, theirs.global_from_camera, atol=1e-9)
     assert [len(line) for line in found[0].lanes.centrelines] == [201, 201]
     assert [len(line) for line in read_openlane(root, "val")[0].lanes.centrelines] == [11, 11]  # as officially
@@ -145,7 +144,7 @@ def test_an_official_info_file(reference_dir, tmp_path):
     assert frame.timestamp_us == 315_970_265_949_927 and frame.token == "train/00001/315970265949927218"
     assert [(v.camera.width_px, v.camera.height_px) for v in frame.cameras] == [(1550, 2048), (2048, 1550)]
     assert frame.cameras[0].image_path == str(tmp_path / info["sensor"]["ring_front_center"]["image_path"])
-    np.testing.assert_allclose(frame.cameras[1].bev_from_camera[:3, 3], [1.5, 0.1, 1.4])
+    np.testing.assert_allclose(frame.bev_from_camera(frame.cameras[1])[:3, 3], [1.5, 0.1, 1.4])
 
 
 @pytest.mark.parametrize("aspect", [2.0, None])
@@ -155,7 +154,7 @@ def test_elements_follow_the_front_image_and_come_back(source, aspect, crop):
     root, written = source
     front = written[0].cameras[0]
     image = IMAGE | {"aspect": aspect, "crops": {front.name: crop}, "test_height_px": 48}
-    dataset = OpenLaneDataset(dataroots=root, split="val", image=image)
+    dataset = ClipDataset(source=dict(reader="openlane", root=root, split="val"), classes=[], lanes=True, image=image)
     batch = collate_clips([dataset[0]])
     sizes = {tuple(size) for size in batch.image_size_px[0, 0].tolist()}
     if aspect:
@@ -174,7 +173,7 @@ def test_elements_follow_the_front_image_and_come_back(source, aspect, crop):
     np.testing.assert_allclose(back, labels().elements_xyxy_px, atol=1e-3)
     # a point of the road lands where its own camera sees it, in the stretched image
     point = np.array([20.0, 2.0, 3.0])
-    (uv,), _ = front.camera.project(transform_points(np.linalg.inv(front.bev_from_camera), point[None]))
+    (uv,), _ = front.camera.project(transform_points(np.linalg.inv(written[0].bev_from_camera(front)), point[None]))
     u, v, depth, _ = batch.image_from_bev[0, 0, 0].double().numpy() @ [*point, 1]
     np.testing.assert_allclose([u / depth, v / depth], (uv - [0, top]) * scale[:2], atol=1e-3)
 
@@ -185,16 +184,15 @@ def small(rig: str, root: Path):
     config.model.img_backbone = dict(
         type="InternImage", channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), out_indices=(1, 2, 3)
     )
-    config.model.img_neck.update(in_channels=(32, 64, 128), out_channels=32)
+    config.model.img_neck.out_channels = 32
     size = dict(bev_size=(10, 20))
-    config.model.pts_bbox_head.update(**size, embed_dims=32)
-    config.model.pts_bbox_head.transformer.update(**size, embed_dims=32, num_heads=4, ffn_dims=32, encoder_layers=1)
+    config.model.bev_map.update(**size, embed_dims=32, num_heads=4, ffn_dims=32, num_layers=1)
     config.model.lane_head.update(
-        **size, in_channels=32, channels=32, num_queries=6, num_proposals=6, num_layers=2, num_heads=4, ffn_dims=32,
+        **size, channels=32, num_queries=6, num_proposals=6, num_layers=2, num_heads=4, ffn_dims=32,
         hidden=16, element_channels=16, element_stem=8, max_elements=4,
     )  # fmt: skip
     for dataset in (config.train_dataloader.dataset, config.test_dataset):
-        dataset.update(dataroots=[str(root)], split="val.pkl")
+        dataset.source.update(root=str(root), split="val.pkl")
         dataset.image.update(train_heights_px=(32,), test_height_px=32)
     return config
 
@@ -214,7 +212,7 @@ def test_the_shipped_configs_take_a_training_step_and_predict_a_split_without_la
 
     unlabelled = read_openlane(root, "test")
     assert [frame.lanes for frame in unlabelled] == [None]
-    settings = {key: value for key, value in config.test_dataset.items() if key not in ("dataroots", "split")}
+    settings = {key: value for key, value in config.test_dataset.items() if key != "source"}
     answers = predict(model, build_dataset(dict(**settings, frames=unlabelled)), progress=False).answers
     with pytest.raises(DataError, match=r"none of the 1 frames .* has lanes labels; use a split with annotations"):
         build_dataset(dict(**settings, frames=unlabelled, training=True))[0]

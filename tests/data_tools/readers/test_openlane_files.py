@@ -87,19 +87,19 @@ def test_collections_and_their_labels_come_back(root, tmp_path):
 
 
 def frame(num_cameras: int, lanes: LaneLabels | None) -> Frame:
-    ego_from_bev = pose(np.eye(3), [1.0, 0, 1.8])
+    ego_from_bev, global_from_ego = pose(np.eye(3), [1.0, 0, 1.8]), pose(np.eye(3), [5.0, 6, 7])
     views = tuple(
         CameraView(
             f"camera_{i}",
-            f"camera_{i}.jpg",
             PinholeCamera(np.array([[900.0, 0, 400], [0, 900, 300], [0, 0, 1]]), 800, 600),
-            np.eye(4),
-            pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.1 * i, 0, -0.3]),
+            ego_from_bev @ pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.1 * i, 0, -0.3]),
+            global_from_ego,
             7,
+            f"camera_{i}.jpg",
         )
         for i in range(num_cameras)
     )
-    return Frame("token", "scene", "s1", 7, views, ego_from_bev, pose(np.eye(3), [5.0, 6, 7]), lanes=lanes)
+    return Frame("token", "scene", "s1", 7, views, global_from_ego, ego_from_bev, lanes=lanes)
 
 
 @pytest.mark.parametrize("num_cameras", [6, 7])
@@ -124,7 +124,7 @@ def test_frames_become_info_files_and_labels_come_back(tmp_path, num_cameras):
     point = np.array([12.0, 1, 0.5, 1])  # of the ego frame
     lidar_point = np.linalg.inv(source.ego_from_bev) @ point
     for view in source.cameras:
-        np.testing.assert_allclose(image_from_ego(found, view.name) @ point, view.image_from_bev @ lidar_point)
+        np.testing.assert_allclose(image_from_ego(found, view.name) @ point, source.image_from_bev(view) @ lidar_point)
     with pytest.raises(ValueError, match="no camera 'roof'"):
         write_frame(tmp_path, "val", source, front_camera="roof")
 

@@ -33,9 +33,8 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def nusc(root):
-    from nuscenes.nuscenes import NuScenes
-
-    return NuScenes("v1.0-trainval", str(root), verbose=False)
+    devkit = pytest.importorskip("nuscenes.nuscenes", reason="nuscenes-devkit is not installed")
+    return devkit.NuScenes("v1.0-trainval", str(root), verbose=False)
 
 
 @dataclass

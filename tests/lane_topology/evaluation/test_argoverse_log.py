@@ -147,7 +147,7 @@ def test_targets_of_the_data_set_come_back_as_labels(read_back):
         cv2.imwrite(str(path), np.zeros((view.camera.height_px, view.camera.width_px, 3), np.uint8))
         views.append(replace(view, image_path=str(path)))
     image = dict(crop=(0, 0, 1, 1), test_height_px=160, aspect=1.32, resample="area")
-    dataset = ClipDataset(classes=(), frames=[replace(frame, cameras=tuple(views))], image=image, lanes=True)
+    dataset = ClipDataset(frames=[replace(frame, cameras=tuple(views))], classes=[], lanes=True, image=image)
     batch = collate_clips([dataset[0]])
     assert batch.images.shape == (1, 1, 7, 3, 160, 224)
     targets = batch.lanes[0]

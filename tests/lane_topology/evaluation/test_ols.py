@@ -18,7 +18,13 @@ from drivestack.lane_topology.evaluation.distances import (
     relaxation,
 )
 from drivestack.lane_topology.evaluation.fscore import fscore
-from drivestack.lane_topology.evaluation.ols import average_precision, evaluate, match, vertex_precision
+from drivestack.lane_topology.evaluation.ols import (
+    _closest_observations,
+    average_precision,
+    evaluate,
+    match,
+    vertex_precision,
+)
 
 OFFICIAL = {"det_l": "DET_l", "det_t": "DET_t", "top_ll": "TOP_ll", "top_lt": "TOP_lt", "ols": "score"}
 VERSIONS = {"v2.1": "v2.1.0", "v1.0": "v1.0.0", "fork-2023": "internimage_fork_2023"}
@@ -190,3 +196,16 @@ def test_degenerate_input():
         evaluate([truth, truth], [found])
     with pytest.raises(ValueError, match="no metric version"):
         evaluate([truth], [found], version="v3")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0] * 10),
+        (3, [0, 0, 0, 0, 0, 1, 1, 1, 2, 2]),  # NumPy 2 takes place 1 at 50 %
+        (15, [0, 2, 4, 5, 6, 8, 10, 11, 12, 14]),
+        (25, [2, 4, 6, 9, 12, 14, 16, 19, 22, 24]),
+    ],
+)
+def test_deciles_are_those_of_numpy_1(count: int, expected: list[int]) -> None:
+    assert _closest_observations(count).tolist() == expected  # np.percentile(..., method="closest_observation"), 1.26.4

@@ -130,7 +130,7 @@ def test_openoccupancy(folder, grids, case):
     expected = load(folder, "occ_openoccupancy.json")[case]
     matrix = ConfusionMatrix(17)
     for truth, predicted, _, _ in samples(grids, case):
-        remapped = [np.select([v == 17, (v == 0) | (v == 255)], [0, unknown], v) for v, unknown in
+        remapped = [np.select([v == 17, (v == 0) | (v == 255)], [0, unknown], v.astype(int)) for v, unknown in
                     ((truth, 255), (predicted, 1))]  # fmt: skip
         matrix.add(*remapped)
     geometric, iou, mean = openoccupancy_scores(matrix.counts)

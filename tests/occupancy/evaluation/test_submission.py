@@ -15,7 +15,7 @@ from drivestack.data_tools.labels.files import write_occupancy
 from drivestack.geometry import pose
 from drivestack.occupancy.evaluation.evaluate import evaluate, ray_origins, table
 from drivestack.occupancy.evaluation.rules import check_submission
-from drivestack.occupancy.evaluation.submission import Predictions, pack, write_grid
+from drivestack.occupancy.evaluation.submission import VoxelFiles, pack, write_grid
 
 SHAPE = (200, 200, 16)
 
@@ -35,7 +35,7 @@ def test_a_folder_and_its_zip_are_valid_and_the_same(tmp_path: Path):
     assert zipfile.ZipFile(tmp_path / "out.zip").namelist() == ["occupancy/a.npz", "occupancy/b.npz"]
     for path in (folder, tmp_path / "out.zip"):
         assert check_submission(path, ["a", "b"]) == []
-        np.testing.assert_array_equal(Predictions(path).read("b"), grid("b").semantics)
+        np.testing.assert_array_equal(VoxelFiles(path).read("b"), grid("b").semantics)
     with pytest.raises(SubmissionError, match="no file for sample c"):
         pack(folder, tmp_path / "out2.zip", ["a", "c"])
     assert not (tmp_path / "out2.zip").exists()

@@ -1,0 +1,368 @@
+"""drivestack for a program: load a model, give it images, read, score and train.
+
+    model = drivestack.load("perception_tiny_synthetic")
+    rig = drivestack.Rig({"CAM_FRONT": drivestack.Camera(K, ego_from_camera, size_px=(1600, 900)), ...})
+    answer = model(images, rig, global_from_ego=pose, timestamp_us=t)
+    answer.boxes, answer.voxels, answer.lanes
+    answer.picture().save("answer.jpg")
+
+The verbs of the command line are made of the same functions.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import ArrayLike
+
+from .core.errors import ConfigError, DataError, DrivestackError
+from .core.frames import Annotations, Frame
+from .core.rig import Camera, Rig
+from .data_tools.readers.registry import Conventions, DataSource, register_reader
+from .tasks.answers import Answer
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
+
+__all__ = [
+    "Annotations",
+    "Answer",
+    "Camera",
+    "Conventions",
+    "DataSource",
+    "DrivestackError",
+    "Frame",
+    "Perception",
+    "Rig",
+    "Session",
+    "evaluate",
+    "list_models",
+    "load",
+    "read",
+    "register_reader",
+    "train",
+]
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+
+
+def list_models() -> list[str]:
+    """Names that ``load`` knows with weights; other configs: ``drivestack.engine.config.config_names()``."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def load(
+    name: str | Path, weights: str | Path | None = None, device: str | None = None, precision: str = "fp32"
+) -> Perception:
+    """A model ready to answer.
+
+    name: a shipped model (``list_models``); a folder with a config ``.py`` and weights, as training leaves it
+    (best.pth, else the last checkpoint) or as published (one .safetensors or .pth); a config's name or ``.py`` file,
+    with ``weights``. weights: a .safetensors or .pth file, or "random". device: "cpu", "cuda", ...; default a GPU if
+    there is one. precision: "fp32", "bf16" or "fp16".
+
+    Raises ConfigError for an unknown name, device or precision, CheckpointError for weights that do not fit.
+    """
+    from .engine.config import load_config
+    from .engine.predict import PRECISIONS
+    from .engine.runner import local_device
+    from .tasks.run import load_model, parse_device
+
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+    chosen = parse_device(device) if device else local_device()
+    config_file, found = _find_model(name)
+    config = load_config(config_file)
+    weights = weights or found
+    if weights is None:
+        raise ConfigError(f"{name}: no weights are shipped for it; give weights=FILE, or weights='random'")
+    model = load_model(config, None if weights == "random" else weights)
+    return Perception(model.to(chosen), config, precision)
+
+
+def _find_model(name: str | Path) -> tuple[str, Path | None]:
+    """Config and weights that a name stands for."""
+    from .engine.checkpoints import latest_checkpoint
+
+    folder = Path(name)
+    if not folder.is_dir():
+        shipped = WEIGHTS / f"{name}.safetensors"
+        return str(name), shipped if shipped.is_file() else None
+    configs = sorted(folder.glob("*.py"))
+    if len(configs) != 1:
+        raise ConfigError(f"{folder}: holds {len(configs)} .py files; a model's folder holds its config alone")
+    best, last = folder / "best.pth", latest_checkpoint(folder)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.pth")])
+    if best.is_file():
+        return str(configs[0]), best
+    if last is not None:
+        return str(configs[0]), last
+    if len(files) != 1:
+        raise ConfigError(f"{folder}: holds {len(files)} weight files; name one with weights=")
+    return str(configs[0]), files[0]
+
+
+@dataclass
+class Session:
+    """What a model remembers of one drive: read it, copy it, pass it by hand to go on from there."""
+
+    scene: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    count: int = 0
+    """Keyframes answered in this scene."""
+    timestamp_us: int | None = None
+    """Of the last one."""
+    memory: Any = None
+    """The model's own."""
+
+    @property
+    def token(self) -> str:
+        """Of the last keyframe, '' before the first."""
+        return f"{self.scene}-{self.count - 1}" if self.count else ""
+
+    def copy(self) -> Session:
+        """A session that goes on from here without touching this one."""
+        return copy.copy(self)
+
+    def reset(self) -> None:
+        """Forget the drive: the next keyframe is the first of a new one."""
+        self.__dict__.update(vars(Session()))
+
+
+class Perception:
+    """A model with its memory; ``load`` makes it.
+
+    model: the torch module; config: its configuration; session: the memory that calls use unless given another.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, precision: str = "fp32") -> None:
+        from .backbone import prepare_inference
+        from .tasks.run import class_names
+
+        self.model = model.eval()
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self._running = prepare_inference(model) if on_cpu else model  # the same numbers, quicker
+        self.config, self.precision = config, precision
+        self.class_names = tuple(class_names(config))
+        self.session = Session()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it answers, of boxes, occupancy and lanes."""
+        return self.model.tasks
+
+    @property
+    def remembers(self) -> bool:
+        """Whether past keyframes change its answers."""
+        return len(self.model.frame_offsets) > 1
+
+    def __call__(
+        self,
+        images: Mapping[str, Any] | Sequence[Any],
+        rig: Rig,
+        global_from_ego: ArrayLike | None = None,
+        timestamp_us: int | None = None,
+        *,
+        reset: bool = False,
+        session: Session | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> Answer:
+        """The answer for one keyframe.
+
+        images: by camera name, or in the rig's order; see ``Rig.frame``. global_from_ego: [4, 4], where the car is; a
+        model that remembers needs it. timestamp_us: must rise within a drive. reset: a new drive starts here. session:
+        the memory to use and move on, instead of this object's. tasks: answer only these.
+
+        Each call is a keyframe: a model over several frames expects them as far apart as those it learned from (0.5 s
+        for the shipped and released ones).
+        Raises DataError naming the camera for an image that cannot be used; ConfigError for a missing pose, a time that
+        does not rise, or a rig that does not fit the model.
+        """
+        session = self.session if session is None else session
+        (answer,) = self.batch(
+            [images], [rig], [global_from_ego], [timestamp_us], resets=[reset], sessions=[session], tasks=tasks
+        )
+        return answer
+
+    def batch(
+        self,
+        images: Sequence[Mapping[str, Any] | Sequence[Any]],
+        rigs: Rig | Sequence[Rig],
+        global_from_ego: Sequence[ArrayLike | None] | None = None,
+        timestamps_us: Sequence[int | None] | None = None,
+        *,
+        resets: Sequence[bool] | None = None,
+        sessions: Sequence[Session] | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> list[Answer]:
+        """Answers for one keyframe of each of several cars; the arguments are those of a call, one per car.
+
+        rigs: one for all, or one each; cars with different numbers of cameras may be mixed. sessions: the memory of
+        each car; without them every keyframe is answered as the first of a drive.
+        """
+        count = len(images)
+        rigs = [rigs] * count if isinstance(rigs, Rig) else list(rigs)
+        poses = list(global_from_ego or [None] * count)
+        times = list(timestamps_us or [None] * count)
+        given = sessions is not None
+        sessions = list(sessions) if given else [Session() for _ in images]
+        resets = list(resets or [False] * count)
+        for name, values in (("rigs", rigs), ("poses", poses), ("timestamps_us", times), ("sessions", sessions)):
+            if len(values) != count:
+                raise ConfigError(f"{count} sets of images, but {len(values)} {name}: give one for each")
+        frames = []
+        for i, session in enumerate(sessions):
+            if resets[i]:
+                session.reset()
+            frames.append(self._frame(images[i], rigs[i], poses[i], times[i], session, given))
+        answers: list[Answer | None] = [None] * count
+        for size in sorted({len(rig) for rig in rigs}):  # a batch holds one number of cameras
+            group = [i for i, rig in enumerate(rigs) if len(rig) == size]
+            for i, answer in zip(group, self._answer([frames[i] for i in group], [sessions[i] for i in group], tasks)):
+                answers[i] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _frame(
+        self,
+        images: Mapping[str, Any] | Sequence[Any],
+        rig: Rig,
+        pose: ArrayLike | None,
+        timestamp_us: int | None,
+        session: Session,
+        in_drive: bool,
+    ) -> Frame:
+        if pose is None and self.remembers and in_drive:
+            raise ConfigError(
+                "this model looks at past keyframes: give global_from_ego, the car's pose, with every call"
+            )
+        last = session.timestamp_us
+        if last is not None and timestamp_us is not None and timestamp_us <= last:
+            raise ConfigError(f"timestamp_us {timestamp_us} is not after {last}: reset=True starts a new drive")
+        return rig.frame(
+            images,
+            token=f"{session.scene}-{session.count}",
+            scene=session.scene,
+            timestamp_us=session.count * 500_000 if timestamp_us is None else int(timestamp_us),
+            global_from_ego=pose,
+            prev_token=session.token,
+        )
+
+    def _answer(
+        self, frames: Sequence[Frame], sessions: Sequence[Session], tasks: Sequence[str] | None
+    ) -> list[Answer]:
+        import torch
+
+        from .data_tools.clips.collate import collate_clips
+        from .engine.predict import precision_context
+        from .tasks.run import input_dataset
+
+        frames = [self._in_model_order(frame) for frame in frames]
+        dataset = input_dataset(self.config, self.model, frames)
+        device = next(self.model.parameters()).device
+        batch = collate_clips([dataset[i] for i in range(len(frames))]).to(device)
+        remembered: dict[Any, Any] = {}
+        for session in sessions:
+            remembered |= session.memory or {}
+        with torch.inference_mode(), precision_context(self.precision, device):
+            raw, memory = self._running.predict(batch, remembered or None, tasks)
+        for session, frame in zip(sessions, frames):
+            session.memory, session.count = memory, session.count + 1
+            session.timestamp_us = frame.timestamp_us
+        return [Answer.of(own, frame, self.class_names) for own, frame in zip(raw, dataset.frames)]
+
+    def _in_model_order(self, frame: Frame) -> Frame:
+        """Cameras in the order that the model learned them in, where they have its names; else as the rig has them."""
+        from dataclasses import replace
+
+        from .data_tools.readers.occ3d_challenge import CAMERA_ORDER
+        from .tasks.run import input_settings
+
+        order = input_settings(self.config).get("camera_names") or CAMERA_ORDER
+        by_name = {view.name: view for view in frame.cameras}
+        if not set(by_name) <= set(order):
+            return frame
+        return replace(frame, cameras=tuple(by_name[name] for name in order if name in by_name))
+
+    def evaluate(self, data: DataSource | Sequence[Frame], **settings: Any) -> dict[str, dict[str, Any]]:
+        """See the function ``evaluate``."""
+        return evaluate(self, data, **settings)
+
+
+def read(root: str | Path | Sequence[str | Path], reader: str | Callable = "nuscenes", **options: Any) -> list[Frame]:
+    """The frames of a data set, checked: images' paths, calibration, poses, labels.
+
+    root: its folder, or several. reader: a registered name ("nuscenes", "openlane", "nuscenes_infos", ...), a .py file
+    that registers one, or a function ``read(root, ...) -> list[Frame]``. options: of the reader, such as
+    ``version="v1.0-trainval", split="val"``.
+    Raises ConfigError for options that it does not have, DataError naming the file and the fix for data it cannot use.
+    """
+    return DataSource(reader, root, options).read()
+
+
+def evaluate(
+    model: Perception,
+    data: DataSource | Sequence[Frame],
+    tasks: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    class_range_m: Mapping[str, float] | None = None,
+    **run: Any,
+) -> dict[str, dict[str, Any]]:
+    """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
+
+    data: frames with labels, or where they come from. tasks: default all that the model answers and the data label.
+    out: folder that keeps the submissions. class_range_m: radius within which boxes of a class count, where it is not
+    nuScenes'. run: batch_size, num_workers, progress.
+    Raises DataError where the data have labels for none of the tasks.
+    """
+    from .tasks.base import GroundTruth
+    from .tasks.registry import TASKS
+    from .tasks.run import score_frames
+
+    truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
+    chosen = {name: TASKS[name]() for name in model.model.asked(tasks)}
+    if "boxes" in chosen:
+        chosen["boxes"] = TASKS["boxes"](model.class_names, class_range_m or {})
+    if tasks is None:
+        labelled = {}
+        for name, task in chosen.items():
+            try:
+                task.demand(truth)
+            except DataError:
+                continue
+            labelled[name] = task
+        if not labelled:
+            raise DataError(f"the data have labels for none of {', '.join(chosen)}")
+        chosen = labelled
+    device = str(next(model.model.parameters()).device)
+    return score_frames(
+        model.config,
+        model.model,
+        truth,
+        chosen,
+        None if out is None else Path(out),
+        device=device,
+        precision=model.precision,
+        **run,
+    )
+
+
+def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) -> Path:
+    """Train and return the path of the last checkpoint; see engine.train.train for the settings.
+
+    Overrides, resuming, fine-tuning, seeds, and scores during training (config key ``validation``) are as on the
+    command line.
+    """
+    from .engine.config import load_config
+    from .engine.train import train as run
+    from .tasks.validate import validator
+
+    overrides: Mapping[str, Any] | Iterable[str] = settings.pop("overrides", ())
+    loaded = load_config(config, overrides) if isinstance(config, (str, Path)) else config
+    if "validation" in loaded:
+        settings.setdefault("evaluate", validator(loaded))
+    return run(loaded, work_dir, **settings)

@@ -1,0 +1,151 @@
+"""A car's cameras, without a data set: where they are mounted, and frames made of images at hand.
+
+The EGO frame is the car's: x ahead, y left, z up, the origin on the ground. Camera frames: x right, y down, z ahead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..geometry import PinholeCamera
+from .errors import DataError
+from .frames import Annotations, CameraView, Frame
+from .labels import LaneLabels
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a car.
+
+    intrinsics: [3, 3] pinhole matrix in pixels of the image as it is given; ego_from_camera: [4, 4] pose in metres;
+    size_px: (width, height) of that image. Raises ValueError for matrices that are none.
+    """
+
+    intrinsics: ArrayLike
+    ego_from_camera: ArrayLike
+    size_px: tuple[int, int]
+    pinhole: PinholeCamera = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pose = np.array(self.ego_from_camera, dtype=np.float64)
+        if pose.shape != (4, 4):
+            raise ValueError(f"ego_from_camera must be a [4, 4] pose, got shape {pose.shape}")
+        object.__setattr__(self, "ego_from_camera", pose)
+        object.__setattr__(self, "pinhole", PinholeCamera(np.array(self.intrinsics, np.float64), *self.size_px))
+
+
+class Rig(Mapping[str, Camera]):
+    """Cameras by name; the first one looks ahead (traffic lights and signs are found in it).
+
+    cameras: Camera objects, or (intrinsics, ego_from_camera, size_px) each. Raises ValueError without any, DataError as
+    Camera does, naming the camera.
+    """
+
+    def __init__(self, cameras: Mapping[str, Camera | tuple]) -> None:
+        if not cameras:
+            raise ValueError("a rig needs at least one camera")
+        made = {}
+        for name, camera in cameras.items():
+            try:
+                made[name] = camera if isinstance(camera, Camera) else Camera(*camera)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"camera {name}: {error}") from None
+        self._cameras: dict[str, Camera] = made
+
+    def __getitem__(self, name: str) -> Camera:
+        return self._cameras[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cameras)
+
+    def __len__(self) -> int:
+        return len(self._cameras)
+
+    def __repr__(self) -> str:
+        return f"Rig({', '.join(self)})"
+
+    def frame(
+        self,
+        images: Mapping[str, Any] | Sequence[Any],
+        *,
+        token: str = "frame",
+        scene: str = "scene",
+        timestamp_us: int = 0,
+        global_from_ego: ArrayLike | None = None,
+        annotations: Annotations | None = None,
+        lanes: LaneLabels | None = None,
+        occupancy_path: str = "",
+        prev_token: str = "",
+        next_token: str = "",
+    ) -> Frame:
+        """A keyframe of this rig.
+
+        images: by camera name, or in the rig's order: paths, uint8 arrays [H, W, 3] in RGB, PIL images, or tensors
+        (uint8 or 0..1, [3, H, W] or [H, W, 3]). global_from_ego: [4, 4], where the car is; identity if left out.
+        Raises DataError for a missing or surplus image, or one that is none of these.
+        """
+        pose = np.eye(4) if global_from_ego is None else np.array(global_from_ego, dtype=np.float64)
+        views = []
+        for name, image in self._by_name(images).items():
+            camera = self[name]
+            path, pixels = as_image(image, name)
+            views.append(CameraView(name, camera.pinhole, camera.ego_from_camera, pose, timestamp_us, path, pixels))
+        return Frame(
+            token=token,
+            scene_token=scene,
+            scene_name=scene,
+            timestamp_us=timestamp_us,
+            cameras=tuple(views),
+            global_from_ego=pose,
+            annotations=annotations,
+            lanes=lanes,
+            occupancy_path=occupancy_path,
+            prev_token=prev_token,
+            next_token=next_token,
+        )
+
+    def _by_name(self, images: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+        if not isinstance(images, Mapping):
+            if len(images) != len(self):
+                raise DataError(
+                    f"{len(images)} images for the {len(self)} cameras {', '.join(self)}: give one for each"
+                )
+            images = dict(zip(self, images))
+        if missing := [name for name in self if name not in images]:
+            raise DataError(f"no image of camera {missing[0]}: the rig has {', '.join(self)}")
+        if surplus := [name for name in images if name not in self]:
+            raise DataError(f"an image of camera {surplus[0]!r}, which the rig lacks: it has {', '.join(self)}")
+        return {name: images[name] for name in self}
+
+
+def as_image(image: Any, camera: str) -> tuple[str, NDArray[np.uint8] | None]:
+    """(path, None) of a path, ('', pixels [H, W, 3] RGB uint8) of anything else. Raises DataError naming the camera."""
+    if isinstance(image, (str, os.PathLike)):
+        return str(Path(image)), None
+    if isinstance(image, torch.Tensor):
+        tensor = image.detach().cpu()
+        if tensor.ndim == 3 and tensor.shape[0] == 3 and tensor.shape[2] != 3:
+            tensor = tensor.permute(1, 2, 0)
+        if tensor.is_floating_point():
+            if tensor.numel() and not (float(tensor.min()) >= 0 and float(tensor.max()) <= 1):
+                raise DataError(f"camera {camera}: a tensor of floats must lie in 0..1, or give uint8")
+            tensor = (tensor * 255).round().to(torch.uint8)
+        array = tensor.numpy()
+    elif hasattr(image, "convert"):  # PIL
+        array = np.asarray(image.convert("RGB"))
+    else:
+        array = np.asarray(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise DataError(
+            f"camera {camera}: an image of {array.dtype} {list(array.shape)}; give a path, a PIL image, uint8 "
+            "[height, width, 3] in RGB, or a tensor [3, height, width]"
+        )
+    return "", array

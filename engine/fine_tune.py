@@ -1,0 +1,364 @@
+"""Starting from weights of another task shape: other classes, range, grid, queries, cameras, frames or heads.
+
+Beside the strict loader (core/checkpoint.py), which refuses what does not fit. The rules, each a pure function:
+
+    BEV queries, positional embeddings    resized bilinearly in space to another grid; taken as they are on the same
+                                          number of cells, also where those have other sizes in metres
+    camera embeddings                     by camera name, or in order; the mean of all for additional cameras
+    class layers                          rows by class name; the model's own initialisation for new classes
+    object and lane queries               the first ones, or repeated in groups
+    everything else                       taken where the shape is the same, otherwise started anew
+
+Letters: K classes, C channels, Q queries, N cameras, V values per class.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.checkpoint import StateDict, fit_prefix, read_metadata, read_pth, read_state_dict
+from ..core.errors import CheckpointError, ConfigError
+from ..core.published_keys import own_name
+from .config import load_config, task_names
+
+ENCODERS = ("img_backbone.", "backbone.")
+SHOWN = 6  # names of each kind in the printed report; fine_tune.json has all
+
+ABSENT = "not in the checkpoint"
+ROW_EMBEDDING, COLUMN_EMBEDDING = "positional_encoding.row_embed.weight", "positional_encoding.col_embed.weight"
+BEV_QUERIES = "bev_embedding.weight"
+CAMERAS = "cams_embeds"
+QUERIES = re.compile(r"(^|\.)(query_embedding\.weight|lane_head\.query\.weight|lane_head\.first_curves)$")
+# Layers with K or V x K numbers along an axis, those of all classes side by side for each value in turn.
+CLASS_LAYERS = (
+    (re.compile(r"^(head|bev_proposals\.heat|fcos3d_bbox_head\.fcos2d_head\.cls_logits)\.(weight|bias)$"), 0),
+    (re.compile(r"^fcos3d_bbox_head\.fcos3d_head\.box3d_(quat|ctr|depth|size|conf)\.\d+\.(weight|bias)$"), 0),
+    (re.compile(r"^pts_bbox_head\.cls_branches\.\d+\.\d+\.(weight|bias)$"), 0),
+    (re.compile(r"^hybrid_queries\.score_proj\.weight$"), 1),
+)
+
+
+@dataclass
+class FineTuneReport:
+    """What became of each tensor."""
+
+    path: str
+    model: str
+    taken: list[str] = field(default_factory=list)
+    resized: dict[str, str] = field(default_factory=dict)
+    """name -> how"""
+    by_class: list[str] = field(default_factory=list)
+    """names of layers whose rows were copied by class name"""
+    classes_taken: list[str] = field(default_factory=list)
+    classes_new: list[str] = field(default_factory=list)
+    new: dict[str, str] = field(default_factory=dict)
+    """name -> why it starts anew"""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """prefix of the checkpoint's keys -> number of tensors"""
+    notes: list[str] = field(default_factory=list)
+    parameters_taken: int = 0
+    """numbers in tensors that were taken or resized, whole or by class"""
+    parameters: int = 0
+    """numbers in all tensors of the model"""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        share = 100 * self.parameters_taken / max(self.parameters, 1)
+        count = len(self.taken) + len(self.resized) + len(self.by_class)
+        millions = f"{self.parameters_taken / 1e6:.2f} M of {self.parameters / 1e6:.2f} M parameters"
+        lines = [f"fine-tuning {self.model} from {self.path}: {count} tensors ({millions}, {share:.1f} %)"]
+        if self.resized:
+            lines.append(
+                f"  resized ({len(self.resized)}): {_some([f'{k} ({how})' for k, how in self.resized.items()])}"
+            )
+        if self.by_class:
+            names = ", ".join(self.classes_taken) or "none"
+            lines.append(
+                f"  by class name ({len(self.by_class)}): {names}; new: {', '.join(self.classes_new) or 'none'}"
+            )
+        if self.new:
+            other = [f"{key} ({why})" for key, why in self.new.items() if why != ABSENT]
+            parts = Counter(key.partition(".")[0] for key, why in self.new.items() if why == ABSENT)
+            absent = [f"{part} ({count} tensors that the checkpoint lacks)" for part, count in parts.items()]
+            lines.append(f"  started anew ({len(self.new)}): {_some([*absent, *other])}")
+        if self.left_out:
+            parts = ", ".join(f"{prefix} ({count})" for prefix, count in self.left_out.items())
+            lines.append(f"  left out: {parts}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Side:
+    """The checkpoint or the model: tensors, and what their rows mean where that is known."""
+
+    state: Mapping[str, Tensor]
+    classes: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+
+
+def fine_tune(
+    model: nn.Module, path: str | Path, classes: Sequence[str] = (), cameras: Sequence[str] = ()
+) -> FineTuneReport:
+    """Load what fits of the weights in ``path`` into ``model``, adapted by the rules above.
+
+    classes, cameras: the model's, in its order. The checkpoint's are read from its notes (``classes``, ``cameras``),
+    or from the shipped config that it names.
+
+    Raises CheckpointError for a file that is missing, broken or no checkpoint, and where nothing of the image encoder
+    fits; the model is then unchanged.
+    """
+    state = fit_prefix(read_state_dict(path), model, str(path), parts=ENCODERS)
+    state, notes = _in_current_keys(state, model)
+    source = Side(state, **names_of(path))
+    target = Side(model.state_dict(), tuple(classes), tuple(cameras))
+    groups = {key: _query_groups(model, key) for key in target.state if QUERIES.search(key)}
+    adapted, report = adapt(source, target, groups)
+    report.path, report.model, report.notes = str(path), type(model).__name__, [*notes, *report.notes]
+    _check_encoder(report, source.state, target.state, model)
+    model.load_state_dict(adapted, strict=False)
+    return report
+
+
+def adapt(source: Side, target: Side, groups: Mapping[str, int] | None = None) -> tuple[StateDict, FineTuneReport]:
+    """The tensors of ``source`` in the shapes of ``target``, those of ``target`` where none fits, and a report.
+
+    groups: number of query groups (Group DETR) of each of the target's query embeddings; default 1.
+    """
+    report, out = FineTuneReport("", ""), dict(target.state)
+    class_keys = _class_keys(source, target)
+    if class_keys:
+        report.classes_taken = [name for name in target.classes if name in source.classes]
+        report.classes_new = [name for name in target.classes if name not in source.classes]
+    for key, own in target.state.items():
+        report.parameters += own.numel()
+        stored = source.state.get(key)
+        if stored is None:
+            report.new[key] = ABSENT
+            continue
+        value, how = stored, ""
+        if key in class_keys:
+            value, how = class_rows(stored, own, source.classes, target.classes, class_keys[key]), "class"
+        elif (grids := _grids(key, source.state, target.state)) and grids[0] != grids[1]:
+            value, how = resize_bev_queries(stored, *grids), f"{grids[0]} to {grids[1]} cells"
+        elif key.endswith((ROW_EMBEDDING, COLUMN_EMBEDDING)) and len(stored) != len(own):
+            value, how = resize_line(stored, len(own)), f"{len(stored)} to {len(own)}"
+        elif key.rpartition(".")[2] == CAMERAS and (len(stored) != len(own) or source.cameras != target.cameras):
+            value, how = camera_rows(stored, len(own), source.cameras, target.cameras)
+        elif QUERIES.search(key) and len(stored) != len(own) and stored.shape[1:] == own.shape[1:]:
+            value = resize_queries(stored, own, (groups or {}).get(key, 1))
+            how = f"{len(stored)} to {len(own)} queries"
+        if value.shape != own.shape:
+            report.new[key] = f"is {list(stored.shape)}, the model's {list(own.shape)}"
+            continue
+        out[key] = value.to(own.dtype)
+        share = len(report.classes_taken) / len(target.classes) if how == "class" else 1
+        report.parameters_taken += round(own.numel() * share)
+        if how == "class":
+            report.by_class.append(key)
+        elif how:
+            report.resized[key] = how
+        else:
+            report.taken.append(key)
+    surplus = Counter(key.partition(".")[0] for key in source.state if key not in target.state)
+    report.left_out = {prefix: count for prefix, count in surplus.items()}
+    if target.classes and not source.classes:
+        report.notes.append("the checkpoint does not say its classes: class layers of the same size are taken in order")
+    return out, report
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+def resize_bev_queries(queries: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """BEV queries [num_y * num_x, C], row by row, of one grid (num_y, num_x) on another over the same area."""
+    image = queries.float().unflatten(0, grid).permute(2, 0, 1)[None]  # [1, C, num_y, num_x]
+    resized = F.interpolate(image, size=to, mode="bilinear", align_corners=False)[0]
+    return resized.permute(1, 2, 0).flatten(0, 1).to(queries.dtype)
+
+
+def resize_line(embedding: Tensor, count: int) -> Tensor:
+    """The embedding [n, C] of n rows or columns on ``count`` of them over the same length."""
+    line = embedding.float().t()[None]  # [1, C, n]
+    return F.interpolate(line, size=count, mode="linear", align_corners=False)[0].t().to(embedding.dtype)
+
+
+def camera_rows(
+    embedding: Tensor, count: int, names: Sequence[str] = (), wanted: Sequence[str] = ()
+) -> tuple[Tensor, str]:
+    """The embedding [N, C] of cameras ``names`` for ``count`` cameras ``wanted``, and in words how that was done.
+
+    By name where both sides have names, one for each row, and share some; in order otherwise. Cameras without a row
+    get the mean of all.
+    """
+    mean = embedding.float().mean(0).to(embedding.dtype)
+    by_name = len(names) == len(embedding) and len(wanted) == count and bool(set(names) & set(wanted))
+    if by_name:
+        rows: list[int | None] = [list(names).index(name) if name in names else None for name in wanted]
+    else:
+        rows = [i if i < len(embedding) else None for i in range(count)]
+    if rows == list(range(len(embedding))):
+        return embedding, ""
+    new = rows.count(None)
+    how = f"{len(embedding)} to {count} cameras {'by name' if by_name else 'in order'}"
+    how += f", {new} as the mean of all" if new else ""
+    return torch.stack([mean if row is None else embedding[row] for row in rows]), how
+
+
+def class_rows(stored: Tensor, own: Tensor, names: Sequence[str], wanted: Sequence[str], axis: int = 0) -> Tensor:
+    """A class layer for the classes ``wanted``: numbers of classes in ``names`` are the checkpoint's, others ``own``.
+
+    Along ``axis`` lie V * K numbers, the K classes side by side for each of V values in turn.
+    """
+    stored, out = stored.movedim(axis, 0), own.movedim(axis, 0).clone()
+    from_values, to_values = stored.unflatten(0, (-1, len(names))), out.unflatten(0, (-1, len(wanted)))  # [V, K, ...]
+    for row, name in enumerate(wanted):
+        if name in names:
+            to_values[:, row] = from_values[:, list(names).index(name)].to(out.dtype)
+    return out.movedim(0, axis)
+
+
+def resize_queries(stored: Tensor, own: Tensor, groups: int = 1) -> Tensor:
+    """Queries [Q, ...] for ``own``'s number of them: the first ones where there are enough.
+
+    Otherwise all of them again and again, if no group of the model (``groups``, Group DETR) then has one twice; else
+    each group begins with all of the checkpoint's and goes on with its own.
+    """
+    count = len(own)
+    if len(stored) >= count:
+        return stored[:count]
+    if count // groups <= len(stored):
+        return tile_queries(stored, count)
+    out = own.clone().unflatten(0, (groups, -1))
+    out[:, : len(stored)] = stored.to(own.dtype)
+    return out.flatten(0, 1)
+
+
+def tile_queries(queries: Tensor, count: int) -> Tensor:
+    """Object queries [q, C] repeated to [count, C], the last time in part.
+
+    BEVFormer v2 (arXiv 2211.10439) trains eleven groups (Group DETR, 9900 queries) where its base config has one (900):
+    a fine-tuning that starts from the base then starts every group alike.
+    """
+    return queries[torch.arange(count) % len(queries)]
+
+
+# ----------------------------------------------------------------------------------------------- what the keys mean
+
+
+def names_of(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """``classes`` and ``cameras`` of a checkpoint file, where its notes or the shipped config they name have them."""
+    if Path(path).suffix == ".safetensors":
+        meta: Mapping[str, Any] = read_metadata(path)
+        stated = {key: json.loads(meta[key]) for key in ("classes", "cameras") if meta.get(key, "").startswith("[")}
+    else:
+        content = read_pth(Path(path))
+        meta = content.get("meta", {}) if isinstance(content, Mapping) else {}
+        meta = meta if isinstance(meta, Mapping) else {}
+        stated = {key: meta[key] for key in ("classes", "cameras") if meta.get(key)}
+        if "classes" not in stated and (published := meta.get("CLASSES")):  # mmdet3d 0.x
+            stated["classes"] = published
+    names = {key: tuple(map(str, value)) for key, value in stated.items()}
+    if config := meta.get("config"):
+        with suppress(ConfigError):  # the name of somebody's own config
+            names = {**task_names(load_config(str(config))), **names}
+    return names
+
+
+def _in_current_keys(state: StateDict, model: nn.Module) -> tuple[StateDict, list[str]]:
+    """The checkpoint as the model, or its encoder, translates keys of related checkpoints; and notes on that."""
+    for prefix in ("", *ENCODERS):
+        part = getattr(model, prefix.rstrip("."), None) if prefix else model
+        if hasattr(part, "adapt_checkpoint"):
+            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            adapted, notes = part.adapt_checkpoint(own)
+            others = {key: value for key, value in state.items() if not key.startswith(prefix)}
+            return {**others, **{prefix + key: value for key, value in adapted.items()}}, notes
+    return state, []
+
+
+def _class_keys(source: Side, target: Side) -> dict[str, int]:
+    """Class layer -> axis of its classes, where both sides name theirs and either's sizes agree with them."""
+    if not source.classes or not target.classes or source.classes == target.classes:
+        return {}
+    found = {}
+    for key, own in target.state.items():
+        axes = [axis for pattern, axis in CLASS_LAYERS if pattern.search(key) and key in source.state]
+        if axes and _last_of_branch(key, target.state):
+            axis, stored = axes[0], source.state[key]
+            sizes = (stored.shape[axis] / len(source.classes), own.shape[axis] / len(target.classes))
+            others = [[n for i, n in enumerate(t.shape) if i != axis] for t in (stored, own)]
+            if sizes[0] == sizes[1] == int(sizes[0]) and others[0] == others[1]:
+                found[key] = axis
+    return found
+
+
+def _last_of_branch(key: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether the key is of the last layer of a class branch, whose hidden layers may have as many channels."""
+    match = re.match(r"(pts_bbox_head\.cls_branches\.\d+\.)(\d+)\.", key)
+    return match is None or not any(
+        other.startswith(match[1]) and int(other[len(match[1]) :].partition(".")[0]) > int(match[2]) for other in state
+    )
+
+
+def _grids(
+    key: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """(num_y, num_x) of both sides' BEV queries, by the positional embeddings beside them; None where those lack."""
+    if key != BEV_QUERIES and not key.endswith("." + BEV_QUERIES):
+        return None
+    prefix = key.removesuffix(BEV_QUERIES)
+    rows, columns = prefix + ROW_EMBEDDING, prefix + COLUMN_EMBEDDING
+    if not all(name in state for state in (source, target) for name in (rows, columns)):
+        return None
+    grids = [(len(state[rows]), len(state[columns])) for state in (source, target)]
+    fits = all(len(state[key]) == grid[0] * grid[1] for state, grid in zip((source, target), grids))
+    return (grids[0], grids[1]) if fits else None
+
+
+def _query_groups(model: nn.Module, key: str) -> int:
+    """Query groups of the module that owns a query embedding."""
+    owner: Any = model
+    for part in own_name(model, key).split(".")[:-1]:
+        if isinstance(getattr(owner, "num_groups", None), int):
+            break
+        owner = getattr(owner, part)
+    return getattr(owner, "num_groups", 1)
+
+
+def _check_encoder(
+    report: FineTuneReport, source: Mapping[str, Tensor], target: Mapping[str, Tensor], model: nn.Module
+) -> None:
+    """Refuse a checkpoint of which no matrix of the image encoder fits, with what both sides look like."""
+    prefix = next((p for p in ENCODERS if any(key.startswith(p) for key in target)), "")
+    matrices = [key for key, value in target.items() if key.startswith(prefix) and value.dim() > 1]
+    if not matrices or set(matrices) & set(report.taken):
+        return
+    described = []
+    for state in (source, dict(target)):
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        encoder = model.get_submodule(prefix.rstrip("."))
+        describe = getattr(encoder, "describe_checkpoint", None)
+        shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in own.items() if value.dim() > 1)
+        described.append((describe(own) if describe else None) or shapes[:120] or f"no {prefix}* at all")
+    part = prefix.rstrip(".") or "the model"
+    raise CheckpointError(
+        f"{report.path}: nothing of {part} fits, so there is nothing to start from: the checkpoint has {described[0]}; "
+        f"the model has {described[1]}. Use the encoder's settings of the checkpoint's config."
+    )
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f", ... {len(items) - SHOWN} more" if len(items) > SHOWN else "")

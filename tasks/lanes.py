@@ -1,0 +1,58 @@
+"""Lanes, traffic elements and their topology: OpenLane-V2 submissions and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..core.frames import Frame
+from ..data_tools.readers.openlane_files import Identifier, identifier_of
+from ..lane_topology.evaluation import evaluate, rules, submission
+from .base import GroundTruth, Predictions, Reader, refuse
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """team, half: of the file to write; max_bytes: the largest file that the server takes; version: of the metric."""
+
+    title: ClassVar[str] = "lanes and traffic elements (OpenLane-V2)"
+    file: ClassVar[str] = "lanes.pkl"
+    scores_file: ClassVar[str] = "lane_scores.json"
+    team: submission.Team = submission.NOBODY
+    half: bool = False
+    max_bytes: int | None = None
+    version: evaluate.Version = "v2.1"
+
+    def write(self, path: Path, predictions: Predictions, split: str) -> str:
+        graphs = {identifier_of(frame, split): predictions.answers[frame.token].lanes for frame in predictions.frames}
+        submission.write_submission(path, graphs, self.team, self.half)
+        unnamed = "; it names no team yet (--team)" if self.team == submission.NOBODY else ""
+        return f"{sum(len(graph.lane_scores) for graph in graphs.values())} lanes{unnamed}"
+
+    def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
+        expected = None if truth is None else self._identifiers(truth).values()
+        return rules.check_submission(path, expected, self.max_bytes)
+
+    def _identifiers(self, truth: GroundTruth) -> dict[str, Identifier]:
+        """By sample token."""
+        return {frame.token: identifier_of(frame, truth.split) for frame in truth.frames}
+
+    def demand(self, truth: GroundTruth) -> None:
+        evaluate.check_labels(truth.frames)
+
+    def score(self, path: Path, truth: GroundTruth) -> dict[str, Any]:
+        refuse(path, self.check(path, truth))
+        identifiers, found = self._identifiers(truth), submission.read_predictions(path)
+        return evaluate.evaluate(truth.frames, lambda token: found[identifiers[token]], self.version)
+
+    def table(self, scores: dict[str, Any]) -> list[str]:
+        return evaluate.table(scores)
+
+    def summary(self, scores: dict[str, Any]) -> dict[str, float]:
+        return {name.upper(): scores[name] for name in ("ols", "det_l", "det_t", "top_ll", "top_lt")}
+
+    def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
+        found = submission.read_predictions(path)
+        return lambda frame: found.get(identifier_of(frame, split))

@@ -1,0 +1,67 @@
+"""Voxels: Occ3D submissions and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..core.answers import OccupancyGrid, SceneAnswer
+from ..core.errors import DataError
+from ..core.frames import Frame
+from ..occupancy.evaluation import evaluate, rules, submission
+from .base import GroundTruth, Predictions, Reader, refuse
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """num_samples: how many a submission must hold where there is no ground truth; None: any number."""
+
+    title: ClassVar[str] = "occupancy (Occ3D)"
+    file: ClassVar[str] = "occupancy.zip"
+    scores_file: ClassVar[str] = "occupancy_scores.json"
+    num_samples: int | None = None
+
+    @staticmethod
+    def folder(path: Path) -> Path:
+        """Where the voxels lie one by one before they are packed."""
+        return path.with_suffix("")
+
+    def keep(self, path: Path) -> Callable[[SceneAnswer], SceneAnswer]:
+        """For ``engine.predict.predict``: voxels go to disk as they come."""
+
+        def keep(answer: SceneAnswer) -> SceneAnswer:
+            submission.write_grid(self.folder(path), answer.occupancy)
+            return replace(answer, occupancy=None)
+
+        return keep
+
+    def write(self, path: Path, predictions: Predictions, split: str) -> str:
+        submission.pack(self.folder(path), path, [frame.token for frame in predictions.frames])
+        return f"voxels, also in {self.folder(path)}/"
+
+    def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
+        return rules.check_submission(path, truth and truth.tokens, num_samples=self.num_samples)
+
+    def demand(self, truth: GroundTruth) -> None:
+        if not any(frame.occupancy_path for frame in truth.frames):
+            raise DataError(
+                f"none of the {len(truth.frames)} frames has voxel labels (gts/<scene>/<sample>/labels.npz); "
+                "score a split that is labelled"
+            )
+
+    def score(self, path: Path, truth: GroundTruth) -> dict[str, Any]:
+        refuse(path, self.check(path, truth))
+        return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read)
+
+    def table(self, scores: dict[str, Any]) -> list[str]:
+        return evaluate.table(scores)
+
+    def summary(self, scores: dict[str, Any]) -> dict[str, float]:
+        return {"mIoU": scores["miou"]["camera"], "RayIoU": scores["rayiou"]["RayIoU"]}
+
+    def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
+        found = submission.VoxelFiles(path)
+        held = set(found.tokens)
+        return lambda frame: OccupancyGrid(frame.token, found.read(frame.token)) if frame.token in held else None

@@ -1,0 +1,47 @@
+"""Scores during training: the config's test data answered and scored, as a function that the engine calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from ..core.errors import DataError
+from .base import GroundTruth, Task
+from .registry import TASKS
+from .run import class_names, score_frames, source_of
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
+
+
+def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]:
+    """A function (model, iteration) -> the summary scores of all tasks that the test data are labelled for.
+
+    The data are read when it is made, so that what is missing is said before training starts.
+    Raises ConfigError where the config names no test data, DataError where they have no labels.
+    """
+    truth = GroundTruth(source_of(config))
+    boxes = TASKS["boxes"](class_names(config), dict(config.get("class_range_m", {})))
+    tasks: dict[str, Task] = {"boxes": boxes, "occupancy": TASKS["occupancy"](), "lanes": TASKS["lanes"]()}
+    usable, reasons = {}, []
+    for name, task in tasks.items():
+        try:
+            task.demand(truth)
+        except DataError as error:
+            reasons.append(str(error))
+        else:
+            usable[name] = task
+    if not usable:
+        raise DataError(f"validation: the test data have no labels to score; {reasons[0]}")
+
+    def evaluate(model: nn.Module, iteration: int) -> dict[str, float]:
+        chosen = {name: task for name, task in usable.items() if name in model.tasks}
+        device = str(next(model.parameters()).device)
+        scores = score_frames(config, model, truth, chosen, device=device, progress=False)
+        summary: dict[str, float] = {}
+        for name, task in chosen.items():
+            summary |= task.summary(scores[name])
+        return summary
+
+    return evaluate
