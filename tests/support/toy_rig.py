@@ -121,5 +121,5 @@ def join(a, b):
     tensors = ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics",
                "bev_from_camera", "ego_from_bev", "global_from_ego", "can_bus")  # fmt: skip
     cat = {name: torch.cat([getattr(a, name), getattr(b, name)]) for name in tensors}
-    lists = {name: getattr(a, name) + getattr(b, name) for name in (*LABELS, "frames")}
+    lists = {name: getattr(a, name) + getattr(b, name) for name in (*LABELS, "frames", "camera_names")}
     return replace(a, **cat, **lists)
