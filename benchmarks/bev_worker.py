@@ -44,16 +44,18 @@ def batch() -> Batch:
     boxes = torch.randn(20, 9) * torch.tensor([15, 15, 0.5, 0, 0, 0, 1, 1, 1]) + torch.tensor(
         [0, 0, -1.0, 4, 2, 1.5, 0, 0, 0]
     )
+    geometry = {"image_from_bev": image_from_bev[None, None], "bev_from_camera": bev_from_camera[None]}
+    if "image_from_bev" not in Batch.__dataclass_fields__:  # before the BEV frame had its name
+        geometry = {name.replace("bev", "lidar"): value for name, value in geometry.items()}
     return Batch(
+        **geometry,
         images=torch.randn(1, 1, CAMERAS, 3, HEIGHT, WIDTH),
         frame_offsets=(0,),
         frame_valid=torch.ones(1, 1, dtype=torch.bool),
-        image_from_bev=image_from_bev[None, None],
         image_size_px=torch.tensor([HEIGHT, WIDTH]).expand(1, 1, CAMERAS, 2),
         image_flipped=torch.zeros(1, dtype=torch.bool),
         bda=torch.eye(3)[None],
         intrinsics=intrinsics[None],
-        bev_from_camera=bev_from_camera[None],
         gt_boxes=[boxes],
         gt_labels=[torch.randint(10, (20,))],
     )
@@ -82,9 +84,12 @@ def turns() -> dict[str, Callable[[], object]]:
         """Images to outputs of the decoder, as `predict` does it."""
         network.eval()
         with torch.no_grad(), autocast(half):
-            features = network.encode_clip(sample)[1]
-            extra = network._extra_queries(features.bev, network._dense(features.bev), None, sample)
-            network.pts_bbox_head.decode(features.bev, extra)
+            levels, features = network.encode_clip(sample)
+            if hasattr(network, "boxes"):
+                network.boxes(features, levels, sample)
+            else:  # before boxes were a task
+                extra = network._extra_queries(features.bev, network._dense(features.bev), None, sample)
+                network.pts_bbox_head.decode(features.bev, extra)
 
     def step(half: bool) -> None:
         model.train()

@@ -29,7 +29,7 @@ from models import in_turns, timed
 from torch import nn
 
 from drivestack.backbone import prepare_inference
-from drivestack.bev.multi_task import TASKS
+from drivestack.bev.protocol import TASKS
 from drivestack.core.batch import Batch
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
@@ -46,22 +46,18 @@ def model_of(config: Config, tasks: tuple[str, ...]) -> nn.Module:
     """The config's model for some of its tasks, without the parts that serve none of them."""
     settings = copy.deepcopy(config.model)
     settings.tasks = tasks
-    for task, head in (("occupancy", "occupancy_head"), ("lanes", "lane_head")):
+    for task, head in (("boxes", "boxes"), ("occupancy", "occupancy_head"), ("lanes", "lane_head")):
         if task not in tasks:
             settings[head] = None
-    if "boxes" not in tasks:
-        settings.update(bev_proposals=None, hybrid_queries=None)
     torch.manual_seed(0)
     return build_model(Config({"model": settings}))
 
 
 def clip_of(config: Config, root: Path) -> Batch:
     """The first keyframe of a set as the test pipeline gives it, with all labels."""
-    settings = dict(config.test_dataset)
-    for key in ("dataroots", "version", "split", "info_pickles"):
-        settings.pop(key, None)
     frames = read_nuscenes(root, VERSION, SPLIT)
-    return collate_clips([build_dataset({**settings, "frames": frames, "occupancy": True, "lanes": True})[0]])
+    settings = {**config.test_dataset, "frames": frames, "occupancy": True, "lanes": True}
+    return collate_clips([build_dataset(settings)[0]])
 
 
 def runs_of(config: Config, tasks: tuple[str, ...], batch: Batch) -> dict[str, Callable[[], object]]:

@@ -142,8 +142,21 @@ def test_sharing_compares_with_models_of_one_task_each(repository_root: Path, mo
         parts = {task: sharing.model_of(config, (task,)) for task in sharing.TASKS}
         whole = sharing.model_of(config, sharing.TASKS)
     assert set().union(*(part.state_dict() for part in parts.values())) == set(whole.state_dict())
-    assert not any(key.startswith(("occupancy_head", "bev_proposals")) for key in parts["lanes"].state_dict())
+    others = ("occupancy_head", "bev_proposals", "pts_bbox_head.cls_branches", "pts_bbox_head.transformer.decoder")
+    assert not any(key.startswith(others) for key in parts["lanes"].state_dict())
     counts = [sharing.parameters_of(part) for part in parts.values()]
     assert max(counts) < sharing.parameters_of(whole) < sum(counts)
     line = sharing.row("x", {sharing.SHARED: 3.0, "boxes": 1.0, "occupancy": 2.0, "lanes": 3.0})
     assert line.split()[-2:] == ["6", "0.50"]
+
+
+def test_the_worker_of_the_model_benchmark_runs_a_frame_and_a_step(
+    repository_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(repository_root / "benchmarks")
+    worker = importlib.import_module("bev_worker")
+    for name, value in (("CAMERAS", 2), ("HEIGHT", 32), ("WIDTH", 64)):
+        monkeypatch.setattr(worker, name, value)
+    turns = worker.turns()
+    for name in ("frame float32", "prepared bfloat16", "train float32"):
+        turns[name]()

@@ -56,9 +56,9 @@ def test_one_training_step_reaches_every_parameter(name: str) -> None:
     """DDP relies on it: find_unused_parameters is False. One prediction follows."""
     torch.manual_seed(0)
     config = load_config(name)
-    head = config.model.pts_bbox_head
-    head.bev_size = head.transformer.bev_size = (12, 12)
-    head.num_query = 20
+    config.model.bev_map.bev_size = (12, 12)
+    if "boxes" in config.model:
+        config.model.boxes.head.num_query = 20
     config.model.img_backbone.pop("activation_checkpointing", None)
     if "occupancy_head" in config.model:
         config.model.occupancy_head.update(coarse_cells=20, columns_per_sample=200)
@@ -69,8 +69,9 @@ def test_one_training_step_reaches_every_parameter(name: str) -> None:
     sum(value for name, value in losses.items() if "loss" in name).backward()
     untouched = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not untouched or config.find_unused_parameters, untouched
-    detections, _ = model.eval().predict(batch)
-    assert [found.token for found in detections] == ["sample"]
+    answers, _ = model.eval().predict(batch)
+    assert [found.token for found in answers] == ["sample"]
+    assert (answers[0].boxes is not None) == ("boxes" in model.tasks)
 
 
 def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:

@@ -1,8 +1,8 @@
 """BEVFormer v2 as a whole against upstream: all losses, every parameter's gradient, running statistics, detections."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +15,7 @@ from drivestack.bev.boxes.task import BoxTask
 from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.perspective.head import NuscenesDD3D
 from drivestack.core.batch import Batch
+from drivestack.core.frames import Frame
 from drivestack.core.labels import MonoTargets
 from drivestack.core.published_keys import published_name
 from drivestack.geometry import boxes_from_legacy
@@ -77,7 +78,7 @@ def batch(ref):
         gt_boxes=[boxes_from_legacy(ref["in.gt_boxes_lidar_bottom"])],
         gt_labels=[ref["in.gt_labels"]],
         mono=[mono],
-        frames=[SimpleNamespace(token="token", prev_token="")],
+        frames=[Frame("token", "scene", "scene", 0, (), np.eye(4))],
     )
 
 
@@ -125,7 +126,7 @@ def test_two_clips_in_a_batch_are_two_clips(model, batch):
     other.image_from_bev = batch.image_from_bev.flip(1)
     fields = ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics")
     joint = replace(batch, **{f: torch.cat([getattr(batch, f), getattr(other, f)]) for f in fields})
-    fields = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes", "frames")
+    fields = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes", "frames", "camera_names")
     joint = replace(joint, **{f: getattr(batch, f) * 2 for f in fields})
     pair = [found.boxes for found in model.predict(joint)[0]]
     alone = [model.predict(b)[0][0].boxes for b in (batch, other)]

@@ -138,3 +138,81 @@ def test_what_cannot_work_is_said():
         model(frozen=["img_bakbone"])
     with pytest.raises(ConfigError, match="samples f0 have no labels to learn boxes, occupancy, lanes from"):
         model().loss(labelled(occupancy=[None], lanes=[None], gt_boxes=[], gt_labels=[]))
+
+
+def without_batch_statistics(net):
+    """As in training, but nothing of a sample depends on the others of its batch, and nothing is random."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return net
+
+
+def test_a_sample_without_boxes_beside_one_with_them_changes_nothing():
+    """Boxes of the labelled one are learned as if it were alone; the other one teaches what it has labels for."""
+    net = without_batch_statistics(model(dropout=0.0, grid_mask=False))
+    frames, images = toy_rig.scene(2)
+    alone = replace(labelled(), occupancy=[None], lanes=[None])
+    other = toy_rig.clip(frames, images, 1, (0,))
+    other = replace(other, gt_boxes=[None], gt_labels=[None])
+    expected = net.loss(alone)
+    sum(expected.values()).backward()
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters() if p.requires_grad}
+    assert gradients["boxes.head.query_embedding.weight"].any() and gradients["bev_map.cams_embeds"].any()
+    for batch in (toy_rig.join(alone, other), toy_rig.join(other, alone)):
+        net.zero_grad()
+        losses = net.loss(batch)
+        assert losses.keys() == expected.keys() and losses["loss_cls"] > 0
+        for name, value in losses.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        sum(losses.values()).backward()
+        for name, p in net.named_parameters():
+            if p.requires_grad:
+                bound = 1e-4 * gradients[name].abs().max().item() + 1e-7
+                assert (p.grad - gradients[name]).abs().max() <= bound, name
+    # and with voxels of the sample that has no boxes
+    voxels = replace(other, occupancy=labelled().occupancy)
+    losses = net.loss(toy_rig.join(alone, voxels))
+    torch.testing.assert_close(losses["loss_bbox"], expected["loss_bbox"], rtol=1e-5, atol=1e-6)
+    assert losses["loss_occ_ce"] > 0
+
+
+BOX_PARTS = ("pts_bbox_head.cls_branches.", "pts_bbox_head.reg_branches.", "pts_bbox_head.query_embedding.")
+BOX_PARTS += ("pts_bbox_head.transformer.decoder.", "pts_bbox_head.transformer.reference_points.")
+BOX_PARTS += ("bev_proposals.", "hybrid_queries.")
+
+
+@pytest.mark.parametrize("frozen", [BOX_PARTS, (*BOX_PARTS, "img_backbone.", "img_neck."), BOX_PARTS[:3]])
+def test_frozen_box_parts_and_a_batch_without_boxes(frozen):
+    net = model(frozen=frozen)
+    learning = {name for name, p in net.boxes.named_parameters() if p.requires_grad}
+    assert bool(learning) == (frozen == BOX_PARTS[:3])
+    losses = net.loss(labelled(gt_boxes=[None], gt_labels=[None]))
+    assert losses["loss_boxes_unlabelled"] == 0 and losses["loss_occ_ce"] > 0
+    sum(losses.values()).backward()
+    assert not [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(p.grad is None for p in net.parameters() if not p.requires_grad)
+
+
+def test_asking_for_one_task_runs_and_changes_nothing_else():
+    net, ran = model().eval(), []
+    for name in ("boxes", "occupancy_head", "lane_head"):
+        getattr(net, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    learning = {name: p.requires_grad for name, p in net.named_parameters()}
+    whole = net.predict(labelled())[0][0]
+    ran.clear()
+    answers, memory = net.predict(labelled(), tasks=("occupancy",))
+    assert ran == ["occupancy_head"] and list(memory) == list(net.predict(labelled())[1])
+    assert answers[0].boxes is None and answers[0].lanes is None and answers[0].token == "f0"
+    np.testing.assert_array_equal(answers[0].occupancy.semantics, whole.occupancy.semantics)
+    assert net.tasks == ("boxes", "occupancy", "lanes") and not any(m.training for m in net.modules())
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == learning
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    again = net.predict(labelled())[0][0]
+    np.testing.assert_array_equal(again.boxes.scores, whole.boxes.scores)
+    net.train()
+    assert set(net.loss(labelled())) >= {"loss_cls", "loss_occ_ce", "loss_lane_score"}
+    with pytest.raises(ConfigError, match="the model answers occupancy, not boxes: choose of these"):
+        model(tasks=("occupancy",)).predict(labelled(), tasks=("occupancy", "boxes"))

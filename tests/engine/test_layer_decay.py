@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -20,8 +23,8 @@ TINY = {"channels": 16, "depths": (1, 1, 3, 1), "groups": (1, 2, 4, 8)}
 
 
 @pytest.fixture(scope="module")
-def tables(reference):
-    return reference.json("layer_decay")
+def tables(reference_dir):
+    return json.loads(gzip.decompress((reference_dir / "backbone" / "layer_decay.json.gz").read_bytes()))
 
 
 @pytest.mark.parametrize("name", ["cls_T", "cls_L", "cls_H", "cls_G"])

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from drivestack.core.errors import ConfigError
 from drivestack.core.frames import CameraView
 from drivestack.geometry import PinholeCamera
-from drivestack.lane_topology.front_image import boxes_on_disk
+from drivestack.lane_topology.front_image import boxes_on_disk, front_index
 from drivestack.lane_topology.head import LaneTopologyHead
 from support import toy_streets as toy
 
@@ -116,23 +116,37 @@ def test_wrong_front_camera_and_weights_are_refused(head):
     features, levels, batch = toy.scenes(1)
     with pytest.raises(ConfigError, match="camera 1, the head looks at camera 0"):
         head(features, levels, replace(batch, lanes=[replace(batch.lanes[0], front_camera=1)]))
-    with pytest.raises(ConfigError, match="none of the batch's cameras"):
-        LaneTopologyHead(**toy.SMALL, front_camera="CAM_FRONT")(features, levels, batch)
     with pytest.raises(ConfigError, match="'edges' is no loss"):
         LaneTopologyHead(**toy.SMALL, weights={"edges": 1.0})
-    with pytest.raises(ConfigError, match="none of the cameras a, b"):
-        LaneTopologyHead(**toy.SMALL, front_camera="c", camera_names=("a", "b"))
+
+
+def test_the_front_camera_is_found_by_its_name_in_every_sample():
+    _, _, batch = toy.scenes(2)
+    named = lambda *orders: replace(batch, images=torch.zeros(2, 1, 2, 3, *toy.IMAGE), camera_names=list(orders))
+    unlabelled = named(("a", "b"), ("a", "b")).without_labels()
+    assert [front_index(front, unlabelled) for front in ("a", "b", 0, 1)] == [0, 1, 0, 1]
+    with pytest.raises(ConfigError, match="the labels' elements lie in camera 0, the head looks at camera 1"):
+        front_index("b", named(("a", "b"), ("a", "b")))
+    with pytest.raises(ConfigError, match="'c' is not in one place among the batch's cameras a, b$"):
+        front_index("c", unlabelled)
+    with pytest.raises(ConfigError, match="'a' is not in one place among the batch's cameras a, b; b, a"):
+        front_index("a", named(("a", "b"), ("b", "a")))
+    with pytest.raises(ConfigError, match="front_camera 2, but the batch has 2 cameras"):
+        front_index(2, unlabelled)
 
 
 def test_boxes_return_to_the_image_on_disk():
+    """That of the camera which the batch shows first, though it is the second of the frame."""
     _, _, batch = toy.scenes(1)
     camera = PinholeCamera(np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]]), 1600, 900)
+    another = PinholeCamera(np.array([[700.0, 0, 500], [0, 700, 400], [0, 0, 1]]), 1000, 800)
     views = tuple(
-        CameraView(name, camera, np.diag([side, side, 1.0, 1.0]), np.eye(4), 0)
-        for name, side in (("behind", -1.0), ("front", 1.0))
+        CameraView(name, own, np.diag([side, side, 1.0, 1.0]), np.eye(4), 0)
+        for name, own, side in (("behind", another, -1.0), ("front", camera, 1.0))
     )
     seen = torch.tensor([[250.0, 0, 200], [0, 250, 450 / 4 - 30], [0, 0, 1]])  # a quarter, 30 px cut off above
-    batch = replace(batch, frames=[replace(batch.frames[0], cameras=views)], intrinsics=seen[None, None])
+    frames = [replace(batch.frames[0], cameras=views)]
+    batch = replace(batch, frames=frames, camera_names=[("front",)], intrinsics=seen[None, None])
     boxes = boxes_on_disk(torch.tensor([[100.0, 10, 120, 50], [-8.0, 20, 30, 190]]), batch, 0, 0)
     expected = torch.tensor([[400.0, 160, 480, 320], [0, 200, 120, 880]])
     torch.testing.assert_close(boxes, expected)

@@ -56,6 +56,7 @@ def random_scenes(seed: int, num_samples: int | None = None) -> tuple[list[Frame
             scene_name="",
             timestamp_us=i,
             cameras=(),
+            ego_from_bev=np.eye(4),
             global_from_ego=pose(rotation_z(0.3 * i), ego),
             annotations=notes,
         )

@@ -14,6 +14,7 @@ from drivestack.bev.boxes.task import BoxTask
 from drivestack.bev.map.bev_map import BevMap
 from drivestack.core.batch import LABELS, Batch
 from drivestack.core.frames import CameraView, Frame, past_bev_from_current
+from drivestack.data_tools.clips.can_bus import can_bus_of_pose
 from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
 
 RANGE = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
@@ -21,7 +22,7 @@ WIDTH, HEIGHT = 64, 32
 CAMERA_FROM_BODY = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # BEV axes: y forward, z up
 
 
-def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, **more):
+def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, dropout=0.1, **more):
     torch.manual_seed(seed)
     channels = 32
     return BEVFormerV2(
@@ -36,7 +37,7 @@ def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, **more):
             num_levels=3,
             num_layers=1,
             ffn_dims=64,
-            dropout=0.1,
+            dropout=dropout,
             frames=offsets,
             fusion_channels=channels,
         ),
@@ -48,6 +49,7 @@ def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, **more):
                 num_layers=2,
                 num_heads=4,
                 ffn_dims=64,
+                dropout=dropout,
                 pc_range=RANGE,
             ),
             bev_proposals=BevProposals(channels, 10, RANGE, num_proposals=5) if proposals else None,
@@ -84,7 +86,7 @@ def clip(frames, images, index, offsets):
     """The batch of one clip, as the data pipeline makes it."""
     current = frames[index]
     num_cameras = len(current.cameras)
-    pictures, matrices, valid = [], [], []
+    pictures, matrices, valid, poses, signals = [], [], [], [], []
     for offset in offsets:
         there = index + offset >= 0
         valid.append(there)
@@ -92,6 +94,8 @@ def clip(frames, images, index, offsets):
         motion = past_bev_from_current(current, frame)
         pictures.append(images[index + offset] if there else torch.zeros_like(images[index]))
         matrices.append(np.stack([frame.image_from_bev(v) @ motion for v in frame.cameras]))
+        poses.append(frame.global_from_ego if there else np.eye(4))
+        signals.append(can_bus_of_pose(frame.global_from_ego) if there else np.zeros(18))
     sizes = torch.tensor([HEIGHT, WIDTH]).expand(1, len(offsets), num_cameras, 2)
     return Batch(
         images=torch.stack(pictures)[None],
@@ -104,6 +108,8 @@ def clip(frames, images, index, offsets):
         intrinsics=torch.from_numpy(np.stack([v.camera.intrinsics for v in current.cameras])).float()[None],
         bev_from_camera=torch.from_numpy(np.stack([current.bev_from_camera(v) for v in current.cameras])).float()[None],
         ego_from_bev=torch.from_numpy(current.ego_from_bev).float()[None],
+        global_from_ego=torch.from_numpy(np.stack(poses))[None],
+        can_bus=torch.from_numpy(np.stack(signals))[None],
         gt_boxes=[torch.tensor([[5.0, 6, -1, 4, 2, 1.5, 0.3, 1, 0], [-8, 2, -1, 1, 1, 1.7, 0, 0, 0]])],
         gt_labels=[torch.tensor([3, 6])],
         frames=[current],
@@ -113,7 +119,7 @@ def clip(frames, images, index, offsets):
 def join(a, b):
     """Two batches of one as a batch of two."""
     tensors = ("images", "frame_valid", "image_from_bev", "image_size_px", "image_flipped", "bda", "intrinsics",
-               "bev_from_camera", "ego_from_bev")  # fmt: skip
+               "bev_from_camera", "ego_from_bev", "global_from_ego", "can_bus")  # fmt: skip
     cat = {name: torch.cat([getattr(a, name), getattr(b, name)]) for name in tensors}
-    lists = {name: getattr(a, name) + getattr(b, name) for name in (*LABELS, "frames")}
+    lists = {name: getattr(a, name) + getattr(b, name) for name in (*LABELS, "frames", "camera_names")}
     return replace(a, **cat, **lists)

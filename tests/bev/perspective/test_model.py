@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,22 @@ def test_a_dataset_without_image_labels_is_refused_by_name(frames):
     batch = collate_clips([clips(frames, mono=False)[0]])
     with pytest.raises(ConfigError, match=r"perspective head.*mono=True"):
         build().loss(batch)
+
+
+def test_an_unannotated_clip_beside_an_annotated_one_teaches_nothing(frames):
+    """Its images stay out of the perspective head's losses, its queries out of the box losses."""
+    bare = [frames[0], replace(frames[1], annotations=None)]
+    dataset = clips(bare, training=False)
+    batch = collate_clips([dataset[0], dataset[1]])
+    assert [own is None for own in batch.gt_boxes] == [own is None for own in batch.mono] == [False, True]
+    model = build().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    alone, both = model.loss(collate_clips([dataset[0]])), model.loss(batch)
+    assert alone.keys() == both.keys() and sum(name.endswith("_mono") for name in both) == 10
+    for name, value in both.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def perfect_views(model: BEVFormerV2, batch) -> list:
