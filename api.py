@@ -363,6 +363,6 @@ def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) ->
 
     overrides: Mapping[str, Any] | Iterable[str] = settings.pop("overrides", ())
     loaded = load_config(config, overrides) if isinstance(config, (str, Path)) else config
-    if "validation" in loaded:
+    if loaded.get("validation"):
         settings.setdefault("evaluate", validator(loaded))
     return run(loaded, work_dir, **settings)

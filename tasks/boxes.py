@@ -87,7 +87,7 @@ class Boxes:
             nuscenes_official.require_devkit()
             self._official_split(truth)
         if not any(frame.annotations is not None and len(frame.annotations) for frame in truth.frames):
-            raise DataError(f"{truth.source}: no frame has annotations; score a labelled split")
+            raise DataError(f"{truth.source} has no annotations; score a labelled split")
         settings = self.settings(truth)
         names = {name for frame in truth.frames if frame.annotations is not None for name in frame.annotations.names}
         if not names & set(settings.class_range_m):

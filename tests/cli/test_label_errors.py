@@ -20,10 +20,8 @@ from drivestack.data_tools.readers.openlane_files import write_frame
 
 SMALL = {
     "model.img_backbone.variant": "T",
-    "model.img_neck.in_channels": (128, 256, 512),
     "model.lane_head.num_layers": 1,
-    "model.pts_bbox_head.bev_size": (10, 20),
-    "model.pts_bbox_head.transformer.bev_size": (10, 20),
+    "model.bev_map.bev_size": (10, 20),
     "train_dataloader.num_workers": 1,
 }
 

@@ -210,12 +210,17 @@ def test_frames_that_nothing_links_are_warned_of(frames, caplog):
     assert "all history will be missing" in caplog.text
 
 
+def boxes_of(model, data, **settings):
+    """Detections by sample token."""
+    return {token: answer.boxes for token, answer in predict(model, data, progress=False, **settings).answers.items()}
+
+
 def test_streaming_prediction_to_a_results_file(frames, tmp_path):
     model = build().eval()
-    streamed = predict(model, dataset(frames, frame_offsets=(0,)), progress=False).detections
-    whole = predict(model, dataset(frames), batch_size=2, progress=False).detections
+    streamed = boxes_of(model, dataset(frames, frame_offsets=(0,)))
+    whole = boxes_of(model, dataset(frames), batch_size=2)
     unlabelled = [replace(frame, annotations=None) for frame in frames]  # as in v1.0-test
-    blind = predict(model, dataset(unlabelled, mono=True), progress=False).detections
+    blind = boxes_of(model, dataset(unlabelled, mono=True))
     assert list(streamed) == [frame.token for frame in frames]
     for token, found in streamed.items():
         assert len(found.scores) > 0 and np.isfinite(found.boxes).all() and set(found.labels) <= {0, 1, 2}

@@ -21,7 +21,6 @@ TOKEN = "ca9a282c9e77460f8360f564131a8af5"
 SMALL = (
     "model.img_backbone.channels=16",
     "model.img_backbone.groups=(1, 2, 4, 8)",
-    "model.img_neck.in_channels=(32, 64, 128)",
 )
 
 
@@ -57,10 +56,10 @@ def test_a_small_model_predicts_and_pictures_are_drawn(source, tmp_path, capsys)
 def test_a_training_step_on_the_real_frame(source):
     """Real labels, 2D and 3D, reach a model with the perspective head and its proposals."""
     torch.manual_seed(0)
-    small = (*SMALL, "model.img_backbone.depths=(1, 1, 1, 1)", "model.fcos3d_bbox_head.channels=32")
+    small = (*SMALL, "model.img_backbone.depths=(1, 1, 1, 1)", "model.boxes.perspective.channels=32")
     config = load_config("bevformerv2_internimage_t_t1", small)
-    config.model.pts_bbox_head.bev_size = config.model.pts_bbox_head.transformer.bev_size = (20, 20)
-    config.model.pts_bbox_head.num_query = 30
+    config.model.bev_map.bev_size = (20, 20)
+    config.model.boxes.head.num_query = 30
     frames = read_info_pickle(source[1], source[3])
     settings = dict(config.train_dataloader.dataset)
     image = dict(settings["image"]) | {"train_heights_px": (128,)}

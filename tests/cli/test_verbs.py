@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
 from drivestack.cli.main import build_parser, main
-from drivestack.core.answers import Detections
+from drivestack.core.answers import Detections, SceneAnswer
 
 VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "visualize"]
 VERBS += ["export-weights", "doctor"]
@@ -84,9 +84,9 @@ def test_predict_works_without_labels(
     for table in ("sample_annotation", "instance"):
         (unlabelled / "v1.0-trainval" / f"{table}.json").write_text("[]")
 
-    def nothing(self, batch, history):
+    def nothing(self, batch, memory=None, tasks=None):
         empty = np.zeros((0, 9), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
-        return [Detections(token, *empty) for token in batch.tokens], history
+        return [SceneAnswer(token, Detections(token, *empty)) for token in batch.tokens], memory
 
     monkeypatch.setattr(MODELS.get("OracleForTests"), "predict", nothing)
     out = tmp_path / "submission.json"
@@ -188,7 +188,8 @@ def test_check_lists_the_problems(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["train", "no_such_config"], "no_such_config"),
         (["evaluate", "CONFIG", "WEIGHTS", "--set", "model.x.y=1"], "model.x.y"),
-        (["evaluate", "CONFIG", "WEIGHTS", "--split", "val"], "--dataroot"),
+        (["evaluate", "CONFIG", "WEIGHTS", "--version", "v1.0-mini"], "--dataroot"),
+        (["evaluate", "CONFIG", "WEIGHTS", "--split", "mini_val"], "'mini_val'"),
         (["predict", "CONFIG", "WEIGHTS", "--device", "abacus"], "'abacus'"),
         (["predict", "CONFIG", "WEIGHTS", "--device", "cuda:99"], "'cuda:99'"),
         (["predict", "CONFIG", "WEIGHTS", "--dataroot", "ROOT"], "--version"),
