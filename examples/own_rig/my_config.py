@@ -10,8 +10,10 @@ model.boxes.head.num_classes = len(class_names)
 model.bev_map.num_cams = 5
 mine = dict(classes=class_names, camera_names=["front", "left", "right", "rear_left", "rear_right"])
 source = dict(reader="my_reader.py", root="data/own_rig")
-train_dataloader.dataset.update(**mine, source=dict(**source, split="train"))
-test_dataset.update(**mine, source=dict(**source, split="val"))
+train_dataloader.dataset.update(mine)
+test_dataset.update(mine)
+train_dataloader.dataset.source = dict(**source, split="train")
+test_dataset.source = dict(**source, split="val")
 
 train_cfg.max_iters = 300
 param_scheduler[0].end = param_scheduler[1].begin = 20
