@@ -127,7 +127,7 @@ def test_the_front_camera_is_found_by_its_name_in_every_sample():
     assert [front_index(front, unlabelled) for front in ("a", "b", 0, 1)] == [0, 1, 0, 1]
     with pytest.raises(ConfigError, match="the labels' elements lie in camera 0, the head looks at camera 1"):
         front_index("b", named(("a", "b"), ("a", "b")))
-    with pytest.raises(ConfigError, match="'c' is not in one place among the batch's cameras a, b$"):
+    with pytest.raises(ConfigError, match=r"'c' is not in one place among the batch's cameras a, b$"):
         front_index("c", unlabelled)
     with pytest.raises(ConfigError, match="'a' is not in one place among the batch's cameras a, b; b, a"):
         front_index("a", named(("a", "b"), ("b", "a")))
