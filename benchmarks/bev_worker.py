@@ -110,7 +110,7 @@ def turns() -> dict[str, Callable[[], object]]:
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
     if sys.argv[2:] == ["as the program"]:
-        from drivestack.engine.predict import keep_freed_memory
+        from drivestack.cli.main import keep_freed_memory
 
         keep_freed_memory()
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers

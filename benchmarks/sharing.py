@@ -30,12 +30,12 @@ from torch import nn
 
 from drivestack.backbone import prepare_inference
 from drivestack.bev.protocol import TASKS
+from drivestack.cli.main import keep_freed_memory
 from drivestack.core.batch import Batch
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.engine.config import build_dataset, build_model, load_config
-from drivestack.engine.predict import keep_freed_memory
 
 SHARED = "+".join(TASKS)
 PASSES = ("predict", "step")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -23,8 +20,8 @@ TINY = {"channels": 16, "depths": (1, 1, 3, 1), "groups": (1, 2, 4, 8)}
 
 
 @pytest.fixture(scope="module")
-def tables(reference_dir):
-    return json.loads(gzip.decompress((reference_dir / "backbone" / "layer_decay.json.gz").read_bytes()))
+def tables(reference):
+    return reference.json("layer_decay")
 
 
 @pytest.mark.parametrize("name", ["cls_T", "cls_L", "cls_H", "cls_G"])
