@@ -76,6 +76,15 @@ def test_check_and_score_of_the_predicted_submission(
     assert "mAP" in capsys.readouterr().out
 
 
+def test_the_official_score_is_ours(submission: Path, root: Path, capsys: pytest.CaptureFixture[str], source) -> None:
+    pytest.importorskip("nuscenes", reason="nuscenes-devkit, the oracle, is not installed")
+    printed = []
+    for options in ([], ["--official"]):
+        assert main(["score", str(submission), *source(root), *options]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "NDS" in printed[0] and sorted(printed[0].splitlines()) == sorted(printed[1].splitlines())
+
+
 def test_predict_works_without_labels(
     root: Path, config: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source
 ) -> None:
