@@ -142,7 +142,7 @@ def score_frames(
         scores = {}
         for name, task in chosen.items():
             task.write(paths[name], predictions, truth.split)
-            scores[name] = task.score(paths[name], truth)
+            scores[name] = task.score(paths[name], truth, run.get("progress", True))
     return scores
 
 
