@@ -12,9 +12,11 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-OK, NOTE, BROKEN = "ok", "note", "broken"
+OK: Final = "ok"
+NOTE: Final = "note"
+BROKEN: Final = "broken"
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (ROOT / "Makefile").is_file()

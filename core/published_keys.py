@@ -38,7 +38,7 @@ def keep_published_keys(module: nn.Module, published: Mapping[str, str]) -> None
         for key in [key for key in state if key.startswith(prefix)]:
             state[prefix + renamed(key[len(prefix) :], own)] = state.pop(key)
 
-    module.published_prefixes = dict(published)
+    module.published_prefixes = dict(published)  # type: ignore[assignment]  # torch knows tensors and modules only
     module.register_state_dict_post_hook(give)
     module.register_load_state_dict_pre_hook(take)
 

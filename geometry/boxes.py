@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from shapely import area, intersection, polygons
 
 from .poses import wrap_angle
 
-Array = TypeVar("Array", NDArray[np.floating], torch.Tensor)
+Array = TypeVar("Array", NDArray[np.float64], NDArray[np.float32], NDArray[np.floating], torch.Tensor)
 
 # Corner signs on (l, w, h), in the order of the picture in box_corners.
 _SIGNS = np.array(
@@ -135,16 +135,16 @@ def bev_iou(boxes_a: Array, boxes_b: Array) -> NDArray[np.float64]:
     return iou
 
 
-def bev_nms(boxes: Array, scores: Array, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:
+def bev_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:
     """Greedy non-maximum suppression on footprints: kept indices, best score first (NumPy).
 
     boxes: [n, >=7]; scores: [n]; a box goes if its IoU with a better kept one exceeds ``iou_threshold``.
     """
-    boxes = np.asarray(boxes, dtype=np.float64)
+    candidates = np.asarray(boxes, dtype=np.float64)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     kept: list[int] = []
     while len(order) and (max_num is None or len(kept) < max_num):
         best, rest = order[0], order[1:]
         kept.append(int(best))
-        order = rest[bev_iou(boxes[best : best + 1], boxes[rest])[0] <= iou_threshold]
+        order = rest[bev_iou(candidates[best : best + 1], candidates[rest])[0] <= iou_threshold]
     return np.array(kept, dtype=np.int64)

@@ -26,7 +26,11 @@ class Lanes:
     version: evaluate.Version = "v2.1"
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
-        graphs = {identifier_of(frame, split): predictions.answers[frame.token].lanes for frame in predictions.frames}
+        graphs = {
+            identifier_of(frame, split): graph
+            for frame in predictions.frames
+            if (graph := predictions.answers[frame.token].lanes) is not None
+        }
         submission.write_submission(path, graphs, self.team, self.half)
         unnamed = "; it names no team yet (--team)" if self.team == submission.NOBODY else ""
         return f"{sum(len(graph.lane_scores) for graph in graphs.values())} lanes{unnamed}"

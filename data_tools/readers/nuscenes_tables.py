@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -123,7 +123,8 @@ class _NamedScene(msgspec.Struct, gc=False, frozen=True):
     name: str
 
 
-Row = TypeVar("Row", bound=msgspec.Struct)
+Row = TypeVar("Row")
+TokenRow = TypeVar("TokenRow", Sensor, CalibratedSensor)
 
 
 class Keyframe(NamedTuple):
@@ -161,7 +162,7 @@ def read_tables(dataroot: str | Path, version: str, split: str) -> SceneTables:
     folder = _version_folder(dataroot, version)
     wanted = scenes_of_split(split, folder / "splits.json")
     for table in _UNUSED:  # a broken one tells of a broken archive
-        _read_rows(folder / f"{table}.json", dict)
+        _read_rows(folder / f"{table}.json", dict[str, Any])
     all_scenes = _read_rows(folder / "scene.json", Scene)
     scenes = sorted((scene for scene in all_scenes if scene.name in wanted), key=lambda scene: scene.name)
     if not scenes:
@@ -224,10 +225,10 @@ def _join(folder: Path, scenes: list[Scene]) -> SceneTables:
 
     of_sample: dict[str, list[SampleAnnotation]] = {token: [] for token in samples}
     has_labels = False
-    for row in iterate_rows(folder / "sample_annotation.json", SampleAnnotation):
+    for note in iterate_rows(folder / "sample_annotation.json", SampleAnnotation):
         has_labels = True
-        if row.sample_token in samples:
-            of_sample[row.sample_token].append(row)
+        if note.sample_token in samples:
+            of_sample[note.sample_token].append(note)
     categories = {row.token: row.name for row in iterate_rows(folder / "category.json", Named)}
     instances = iterate_rows(folder / "instance.json", Instance)
     return SceneTables(
@@ -243,7 +244,7 @@ def _join(folder: Path, scenes: list[Scene]) -> SceneTables:
     )
 
 
-def _by_token(path: Path, row_type: type[Row]) -> dict[str, Row]:
+def _by_token(path: Path, row_type: type[TokenRow]) -> dict[str, TokenRow]:
     return {row.token: row for row in iterate_rows(path, row_type)}
 
 
@@ -254,7 +255,8 @@ def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
     writes; "}," stands inside of a text; the file is broken), the whole table is read by Python's slower reader.
     Raises DataError naming the file, and for a row its number and field.
     """
-    decoder = msgspec.json.Decoder(list[row_type])
+    rows_type: Any = list[row_type]  # type: ignore[valid-type]  # a type made at run time
+    decoder = msgspec.json.Decoder(rows_type)
     count, rest = 0, b""
     try:
         with path.open("rb") as stream:

@@ -15,7 +15,7 @@ Shapes: n lanes, k traffic elements, m and j predicted ones. Source: spec/lane_t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ ELEMENT_THRESHOLD = 0.75
 """Of the distance 1 - IoU: an element is found at an IoU above 0.25."""
 _TICKS = np.arange(0, 1.001, 0.1).astype(np.float32)
 _NUM_CUTS = 10  # thresholds of confidence in v1.0
-_UNMATCHED = 0.5 + np.finfo(np.float32).eps
+_UNMATCHED: Final = 0.5 + float(np.finfo(np.float32).eps)
 _ON = 0.5
 
 

@@ -100,7 +100,7 @@ def _paint_ground(out: np.ndarray, ground: Mesh, grid: VoxelGrid) -> None:
         for low, count, edge in zip(grid.origin_m[:2], grid.shape, grid.voxel_m)
     )
     start = np.stack([*np.meshgrid(x, y, indexing="ij"), np.full((len(x), len(y)), grid.z_max)], -1).reshape(-1, 3)
-    down = np.tile(np.float32([0, 0, -1]), (len(start), 1))
+    down = np.tile(np.array([0, 0, -1], np.float32), (len(start), 1))
     hits = RayCaster(ground).first_hits(start.astype(np.float32), down)
     met = hits.face >= 0
     end = start[met] - [0, 0, 1] * hits.distance_m[met, None]
