@@ -111,7 +111,7 @@ def run_demo(
     parameters = sum(p.numel() for p in model.parameters())
     name = "random weights" if weights is None else Path(weights).name
     say(f"2/4 {', '.join(tasks)} in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
-    keep = {"keep": voxels.keep(paths["occupancy"])} if "occupancy" in tasks else {}
+    keep: dict[str, Any] = {"keep": voxels.keep(paths["occupancy"])} if "occupancy" in tasks else {}
     predictions = predict_frames(config, model, seen, device=device, **keep)
     times_s |= predictions.times_s
 

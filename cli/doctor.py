@@ -66,7 +66,9 @@ EXTRAS = {
         "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
     ),
     "export": Extra(("onnx", "onnxscript"), "ONNX files of operators and models (drivestack.export.onnx)"),
-    "dev": Extra(("pytest", "pytest_timeout", "hypothesis", "ruff", "ninja", "onnxruntime"), "the tests and the lint"),
+    "dev": Extra(
+        ("pytest", "pytest_timeout", "hypothesis", "ruff", "mypy", "ninja", "onnxruntime"), "the tests and the lint"
+    ),
 }
 """Name in pyproject.toml -> what it is for; openmmlab and view are empty so far."""
 

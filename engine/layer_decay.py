@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -184,7 +185,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise ConfigError("optim_wrapper.optimizer needs an lr")
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module=None) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None) -> None:
         """Fill `params` with the groups of the whole model (MMEngine calls this once)."""
         named = list(module.named_parameters())
         params.extend(param_groups(named, self.policies(module), self.base_lr))
@@ -220,7 +221,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         if isinstance(encoder, InternImage):
             return {prefix: encoder}
         if isinstance(encoder, CBInternImage):
-            return {f"{prefix}cb_modules.{i}.": trunk for i, trunk in enumerate(encoder.cb_modules)}
+            return {f"{prefix}cb_modules.{i}.": trunk for i, trunk in enumerate((encoder.assistant, encoder.lead))}
         raise ConfigError(
             f"layer_decay_rate needs an InternImage at {prefix!r}, found {type(encoder).__name__}: leave it at 1.0 "
             "and use lr_mults"

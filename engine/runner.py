@@ -89,6 +89,8 @@ class TrainRunner(Runner):
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)  # EMA moves its weights into state_dict
         checkpoints.save_checkpoint(checkpoint, path, is_last)
 
+    _has_loaded: bool  # of MMEngine's runner
+
     def load_or_resume(self) -> None:
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
         if self._has_loaded or self._load_from is None:

@@ -8,7 +8,7 @@ and return the same kind, except where the docstring names NumPy.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from shapely import area, intersection, polygons
 
 from .poses import wrap_angle
 
-Array = TypeVar("Array", NDArray[np.float64], NDArray[np.float32], NDArray[np.floating], torch.Tensor)
+Array = TypeVar("Array", NDArray[np.float64], NDArray[np.floating], torch.Tensor)
 
 # Corner signs on (l, w, h), in the order of the picture in box_corners.
 _SIGNS = np.array(
@@ -97,7 +97,7 @@ def boxes_from_legacy(boxes_legacy: Array) -> Array:
     """
     b = boxes_legacy
     yaw = wrap_angle(-b[..., 6] - math.pi / 2)
-    columns = [b[..., 0], b[..., 1], b[..., 2] + b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
+    columns: list[Array] = [b[..., 0], b[..., 1], b[..., 2] + b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
     return _stack(columns + [b[..., i] for i in range(7, b.shape[-1])])
 
 
@@ -105,11 +105,15 @@ def boxes_to_legacy(boxes: Array) -> Array:
     """The inverse of :func:`boxes_from_legacy`."""
     b = boxes
     yaw = wrap_angle(-b[..., 6] - math.pi / 2)
-    columns = [b[..., 0], b[..., 1], b[..., 2] - b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
+    columns: list[Array] = [b[..., 0], b[..., 1], b[..., 2] - b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
     return _stack(columns + [b[..., i] for i in range(7, b.shape[-1])])
 
 
-def points_in_boxes(points: Array, boxes: Array) -> Array:
+@overload
+def points_in_boxes(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor: ...
+@overload
+def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]: ...
+def points_in_boxes(points: Any, boxes: Any) -> Any:
     """Which points [m, 3] lie in which boxes [n, >=7], faces included: bool [m, n]."""
     relative = points[:, None, :3] - boxes[None, :, :3]  # [m, n, 3]
     c, s = _cos_sin(boxes[None, :, 6])

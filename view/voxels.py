@@ -180,7 +180,7 @@ def _paint(
     fixed = np.round(uv[drawn] * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     fill = cv2.fillConvexPoly
     for number, polygon in zip(drawn.tolist(), fixed):
-        fill(buffer, polygon, number, cv2.LINE_8, _SUBPIXEL_BITS)
+        fill(buffer, polygon, (number,), cv2.LINE_8, _SUBPIXEL_BITS)
     return buffer, depth_m.mean(1).astype(np.float32)
 
 

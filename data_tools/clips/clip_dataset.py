@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,11 +48,7 @@ Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None]
 """Boxes [n, 9], labels [n], per-image targets (None: not asked for, or no annotations)."""
 
 
-@overload
-def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any]) -> Settings: ...
-@overload
-def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None: ...
-def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
+def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any]) -> Settings:
     """Settings given as an object, or as keyword arguments by a config."""
     if not isinstance(value, Mapping):
         return value
@@ -139,8 +135,8 @@ class ClipDataset(Dataset):
         if 0 not in self.frame_offsets:
             raise ConfigError(f"frame_offsets must contain 0 (the current frame), got {tuple(frame_offsets)}")
         self.image = _settings(ImageSettings, image)
-        self.photometric = _settings(PhotometricSettings, photometric)
-        self.bda = _settings(BdaSettings, bda)
+        self.photometric = None if photometric is None else _settings(PhotometricSettings, photometric)
+        self.bda = None if bda is None else _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed

@@ -127,7 +127,7 @@ class ImagePlacement:
         bottom, right = self.top_px + self.crop_height_px, self.left_px + self.crop_width_px
         return image[self.top_px : bottom, self.left_px : right]
 
-    def boxes(self, boxes_xyxy_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    def boxes(self, boxes_xyxy_px: NDArray[np.floating]) -> NDArray[np.float64]:
         """2D boxes [n, 4] moved into the cropped and resized image and clipped to it."""
         scale = np.array(self.scale_xy * 2)
         moved = (boxes_xyxy_px - [self.left_px, self.top_px] * 2) * scale

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -255,8 +256,7 @@ def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
     writes; "}," stands inside of a text; the file is broken), the whole table is read by Python's slower reader.
     Raises DataError naming the file, and for a row its number and field.
     """
-    rows_type: Any = list[row_type]  # type: ignore[valid-type]  # a type made at run time
-    decoder = msgspec.json.Decoder(rows_type)
+    decoder = msgspec.json.Decoder(GenericAlias(list, (row_type,)))
     count, rest = 0, b""
     try:
         with path.open("rb") as stream:
@@ -282,7 +282,7 @@ def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
 def _read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """All rows, by Python's reader, which says where a file is broken."""
     try:
-        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), list[row_type])
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), GenericAlias(list, (row_type,)))
     except msgspec.ValidationError as error:
         raise DataError(
             f"{path}: a row does not follow the nuScenes schema ({error}); "

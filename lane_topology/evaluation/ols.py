@@ -81,8 +81,8 @@ def vertex_precision(truth: NDArray[np.bool_], confidence: NDArray[np.floating])
 
 
 def topology_precisions(
-    truth: NDArray[np.integer],
-    confidence: NDArray[np.floating],
+    truth: NDArray[np.floating] | NDArray[np.integer],
+    confidence: NDArray[np.floating] | NDArray[np.integer],
     row_match: NDArray[np.int64],
     column_match: NDArray[np.int64],
     unmatched: float = _UNMATCHED,
@@ -125,8 +125,8 @@ def detection(
 
 
 def topology(
-    truths: Sequence[NDArray[np.integer]],
-    found: Sequence[NDArray[np.floating]],
+    truths: Sequence[NDArray[np.floating] | NDArray[np.integer]],
+    found: Sequence[NDArray[np.floating] | NDArray[np.integer]],
     rows: tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[np.floating]]],
     columns: tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[np.floating]]],
     version: Version = "v2.1",

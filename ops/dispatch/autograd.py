@@ -61,7 +61,8 @@ def _backward(operator: Operator) -> Callable:
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         inputs = _inputs(ctx, operator.tensors)
         if operator.backward is not None:
-            return operator.backward(lambda *given: call(name, *given), ctx.needs_input_grad, grad_out, *inputs)
+            gradients = operator.backward(lambda *given: call(name, *given), ctx.needs_input_grad, grad_out, *inputs)
+            return tuple(gradients)
         grads = call(name, grad_out, *inputs, torch.are_deterministic_algorithms_enabled())
         by_place = dict(zip(operator.differentiated_at, grads))
         return tuple(by_place.get(i) for i in range(len(inputs)))

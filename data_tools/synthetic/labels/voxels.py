@@ -43,7 +43,7 @@ def label_voxels(
     caster = seen.caster
     semantics = voxel_classes(caster.mesh, world_from_ego, grid)
     centres = grid.centres_of(np.indices(grid.shape).reshape(3, -1).T).astype(np.float32)  # [V, 3] ego
-    world = transform_points(world_from_ego, centres).astype(np.float32)
+    world = transform_points(world_from_ego, centres.astype(np.float64)).astype(np.float32)
     seen_camera = np.zeros(len(centres), bool)
     for camera, picture in zip(rig, seen.pictures):
         seen_camera |= _seen_by_camera(caster, camera, world_from_ego, centres, world, seen_camera)

@@ -109,17 +109,18 @@ def _visible_share(
 ) -> np.ndarray:
     """For each seen instance: of the rays from a camera to points on its surface, the part that meets it first."""
     share = np.zeros(len(world.objects) + 1)
-    met = [int(i) for i in seen if i > 0]
-    if not met:
+    instances = [int(i) for i in seen if i > 0]
+    if not instances:
         return share
     probes = []
-    for i in met:
+    for i in instances:
         thing = world.objects[i - 1]
-        centre, yaw, _ = thing.motion.poses(time_s)
-        placed = thing.mesh.moved(*centre[0], 0.0, yaw[0])
+        centre, yaw, _ = thing.motion.poses(np.array([time_s]))
+        x, y = centre[0]
+        placed = thing.mesh.moved(x, y, 0.0, yaw[0])
         probes.append(placed.sample_points(_PROBES, np.random.default_rng(i)))
     points = np.concatenate(probes)
-    owner = np.repeat(met, _PROBES)
+    owner = np.repeat(instances, _PROBES)
     met, cast = np.zeros(len(share)), np.zeros(len(share))
     for camera in rig:
         world_from_camera = world_from_ego @ camera.ego_from_camera
