@@ -30,6 +30,7 @@ class TrainRunner(Runner):
 
     fine_tune = False
     """``load_from`` holds weights of another task shape: fine_tune.py takes what fits."""
+    _has_loaded: bool  # set by Runner
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = local_device()
@@ -88,8 +89,6 @@ class TrainRunner(Runner):
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)  # EMA moves its weights into state_dict
         checkpoints.save_checkpoint(checkpoint, path, is_last)
-
-    _has_loaded: bool  # of MMEngine's runner
 
     def load_or_resume(self) -> None:
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""

@@ -32,8 +32,8 @@ class Occupancy:
         """For ``engine.predict.predict``: voxels go to disk as they come."""
 
         def keep(answer: SceneAnswer) -> SceneAnswer:
-            if answer.occupancy is not None:
-                submission.write_grid(self.folder(path), answer.occupancy)
+            assert answer.occupancy is not None  # the task was asked for
+            submission.write_grid(self.folder(path), answer.occupancy)
             return replace(answer, occupancy=None)
 
         return keep
