@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from mmengine.config import Config
-
     from ..core.frames import Frame
     from ..tasks.base import GroundTruth, Predictions, Task
 
@@ -64,14 +62,15 @@ def _add_class_range(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _tasks(options: argparse.Namespace, config: Config | None = None) -> dict[str, Task]:
-    """Every task, as the options and the model's config want it."""
+def _tasks(
+    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
+) -> dict[str, Task]:
+    """Every task, as the options want it; ``--class-range`` goes before ``class_range_m``, the config's."""
     from ..core.errors import ConfigError
     from ..engine.config import parse_override
     from ..lane_topology.evaluation.submission import NOBODY, read_team
     from ..occupancy.evaluation.rules import SPLIT_SAMPLES
     from ..tasks.registry import Boxes, Lanes, Occupancy
-    from ..tasks.run import class_names, class_ranges_m
 
     given = vars(options)
     megabytes = given.get("max_mb")
@@ -86,10 +85,7 @@ def _tasks(options: argparse.Namespace, config: Config | None = None) -> dict[st
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    names: Sequence[str] = ()
-    if config is not None:
-        names, ranges = class_names(config), class_ranges_m(config, ranges)
-    boxes = Boxes(names, ranges, given.get("official", False))
+    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False))
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
@@ -98,12 +94,12 @@ class _Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from ..engine.config import load_config
-        from ..tasks.run import load_model
+        from ..tasks.run import class_names, class_ranges_m, load_model
 
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
-        self.chosen = _tasks(options, self.config)
+        self.chosen = _tasks(options, class_names(self.config), class_ranges_m(self.config))
         self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
         self.tasks = self.model.asked(options.tasks or None)
         self.frames = self.source.read()

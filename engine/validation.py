@@ -30,9 +30,9 @@ logger = logging.getLogger("drivestack")
 BEST = "best.pth"
 LONGEST_VALIDATION = timedelta(days=2)  # other ranks wait as long for rank 0; torch's default is 10 to 30 minutes
 
-Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
-"""``evaluate(model, iteration)``: scores by name, of a model in eval mode without gradients, which it must not change.
-Called on rank 0 only, so it must not talk to other ranks."""
+Evaluate = Callable[[nn.Module, int], Mapping[str, float | None]]
+"""``evaluate(model, iteration)``: scores by name, None where there is nothing to measure, of a model in eval mode
+without gradients, which it must not change. Called on rank 0 only, so it must not talk to other ranks."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Validation(Hook):
                         scores = self.evaluate(runner.bare_model.eval(), done)
                 finally:
                     runner.call_hook("after_val_epoch")
-            self._record(runner, done, {name: float(value) for name, value in scores.items()})
+            numbers = {name: math.nan if score is None else float(score) for name, score in scores.items()}
+            self._record(runner, done, numbers)
             for hook in runner.hooks:
                 if isinstance(hook, LogProgress):
                     hook.pause(time.monotonic() - began_s)

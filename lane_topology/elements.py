@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bev.boxes.losses import gaussian_focal_loss, ltrb_giou_loss, mean_over_ranks
-from ..bev.boxes.proposals import gaussian_radius
+from ..bev.heat_maps import bumps, gaussian_radius, local_peaks
 from ..data_tools.labels.files import NUM_ATTRIBUTES
 
 
@@ -65,7 +65,7 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seq
 
 class DenseElements(nn.Module):
     """in_channels, channels: of the pyramid map and inside; upsample: how much finer than the pyramid map the cells
-    are; num_attributes: A; min_overlap: how far off a centre may be (bev.boxes.proposals.gaussian_radius).
+    are; num_attributes: A; min_overlap: how far off a centre may be (bev/heat_maps.py).
     stem_channels: of convolutions on the front image itself, at half its size, joined with the pyramid map's features;
         the cells are then 2 px. An element counts as found at an IoU above 0.25 (a distance below 0.75), and its sides
         are no longer in a map of 8 px cells when it is 6 px wide. 0: no such convolutions.
@@ -147,16 +147,13 @@ class DenseElements(nn.Module):
         stride = boxes.new_tensor(maps.stride_px)
         size = (boxes[:, 2:] - boxes[:, :2]).float() / stride
         sigma = (2 * gaussian_radius(size[:, 0], size[:, 1], self.min_overlap).clamp(min=1.0) + 1) / 6
-        dx = (torch.arange(w, device=ix.device) - ix[:, None]).float()
-        dy = (torch.arange(h, device=iy.device) - iy[:, None]).float()
-        along_x, along_y = (torch.exp(-d.square() / (2 * sigma[:, None] ** 2)) for d in (dx, dy))
-        bumps = along_y[:, :, None] * along_x[:, None, :]  # [k, h, w]
-        heat = bumps.amax(0)
+        cells = torch.stack([ix, iy], -1)
+        bump, near = bumps(cells, h, w, sigma)  # [k, h, w]
+        heat = bump.amax(0)
         centre = maps.centres_px()
         sides = torch.cat([centre - boxes[:, None, None, :2], boxes[:, None, None, 2:] - centre], -1)  # [k, h, w, 4]
-        own = (dy == 0)[:, :, None] & (dx == 0)[:, None, :]
-        near = (dy.abs() <= 1)[:, :, None] & (dx.abs() <= 1)[:, None, :] & (sides > 0).all(-1)
-        weight, owner = (bumps * (near | own)).max(0)
+        own = bump == 1  # a centre's cell counts even where its middle is outside the box
+        weight, owner = (bump * (near & (sides > 0).all(-1) | own)).max(0)
         ltrb = sides.gather(0, owner[None, ..., None].expand(1, -1, -1, 4))[0].clamp(min=0.5)
         return heat, ltrb, labels[owner], weight
 
@@ -182,7 +179,7 @@ class DenseElements(nn.Module):
     def peaks(self, maps: ElementMaps, count: int) -> Elements:
         """The best ``count`` peaks of the heat, best first."""
         score = maps.heat.sigmoid()
-        peak = score * (F.max_pool2d(score[:, None], 3, stride=1, padding=1)[:, 0] == score)
+        peak = local_peaks(score[:, None])
         return self._at(maps, peak.flatten(1).topk(min(count, score[0].numel())).indices)
 
     @staticmethod

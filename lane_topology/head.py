@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
+from ..bev.boxes.matching import UNMATCHED, focal_cost
 from ..bev.map.resample import resample_bev
 from ..core.answers import LaneGraph
 from ..core.batch import Batch, BevFeatures
@@ -27,7 +28,7 @@ from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
 from .front_image import boxes_on_disk, front_index
 from .lane_decoder import LaneDecoder
 from .lane_map import LaneMap, LaneMapOutputs
-from .matching import UNMATCHED, focal_cost, match
+from .matching import match
 from .relations import LaneElementRelation, LaneRelation
 
 

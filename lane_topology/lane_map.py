@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bev.boxes.losses import gaussian_focal_loss, mean_over_ranks, sigmoid_focal_loss
+from ..bev.heat_maps import bumps, local_peaks
 from ..geometry import BevGrid
 from .curves import sample_curves
 
@@ -129,14 +130,10 @@ class LaneMap(nn.Module):
         inside, cell = self._cells(sample_curves(controls, 3)[:, 1, :2])
         controls, cell = controls[inside], cell[inside]
         if len(controls):
-            ix, iy = cell % grid.num_x, cell // grid.num_x
-            dx = (torch.arange(grid.num_x, device=cell.device) - ix[:, None]).float()  # [n, num_x]
-            dy = (torch.arange(grid.num_y, device=cell.device) - iy[:, None]).float()
-            along_x, along_y = (torch.exp(-d.square() / (2 * self.sigma_cells**2)) for d in (dx, dy))
-            bumps = along_y[:, :, None] * along_x[:, None, :]  # [n, num_y, num_x]
-            heat = bumps.amax(0)
-            near = (dy.abs() <= 1)[:, :, None] & (dx.abs() <= 1)[:, None, :]
-            weight, owner = (bumps * near).max(0)
+            cells = torch.stack([cell % grid.num_x, cell // grid.num_x], -1)
+            bump, near = bumps(cells, grid.num_y, grid.num_x, self.sigma_cells)
+            heat = bump.amax(0)
+            weight, owner = (bump * near).max(0)
             lanes = controls[owner]
         return mask.view(shape), direction.view(*shape, 2), heat, lanes, weight
 
@@ -154,7 +151,7 @@ class LaneMap(nn.Module):
         """The best ``count`` peaks: control points [B, P, K, 3] without gradient, and features [B, P, C]."""
         with torch.no_grad():
             score = outs.heat.sigmoid()
-            peak = score * (F.max_pool2d(score[:, None], 3, stride=1, padding=1)[:, 0] == score)
+            peak = local_peaks(score[:, None])[:, 0]
             # a cell beside a peak is a proposal too, but after all peaks: middles of two lanes may share a cell's side
             cells = (peak + 1e-3 * score).flatten(1).topk(min(count, score[0].numel())).indices  # [B, P]
             rows = torch.arange(len(cells), device=cells.device)[:, None]

@@ -11,16 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-UNMATCHED = -1
-
-
-@torch.no_grad()
-def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """[Q, n] from logits [Q, classes] and labels [n]: what calling a prediction by its label's class costs."""
-    p = logits.float().sigmoid()[:, labels]
-    negative = -(1 - p + 1e-12).log() * (1 - alpha) * p.pow(gamma)
-    positive = -(p + 1e-12).log() * alpha * (1 - p).pow(gamma)
-    return positive - negative
+from ..bev.boxes.matching import UNMATCHED, finite_sum
 
 
 @torch.no_grad()
@@ -29,13 +20,7 @@ def match(costs: Mapping[str, Tensor], where: str) -> Tensor:
 
     Raises FloatingPointError if a cost is not finite; ``where`` (task, layer, sample) goes into its message.
     """
-    for term, cost in costs.items():
-        if not cost.isfinite().all():
-            raise FloatingPointError(
-                f"{where}: the {term} cost of the matching is not finite; the predictions or the labels hold NaN or "
-                "inf (lower the learning rate, or look at the samples named by the trainer)"
-            )
-    total = sum(costs.values())
+    total = finite_sum(costs, where)
     assigned = torch.full((total.shape[0],), UNMATCHED, dtype=torch.long)
     if total.shape[1]:
         rows, columns = linear_sum_assignment(total.cpu().numpy())

@@ -36,7 +36,7 @@ def class_names(config: Config) -> list[str]:
 
 
 def class_ranges_m(config: Config, further: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Radius within which boxes of a class are scored, where it is not the usual one: the config's, then ``further``."""
+    """Radius within which boxes of a class count, where it is not the usual one: the config's, then ``further``."""
     return dict(config.get("class_range_m", {})) | dict(further or {})
 
 

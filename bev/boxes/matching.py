@@ -5,6 +5,8 @@ Shapes: B batch, G query groups, Q queries of a group, n labelled boxes of a sam
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,25 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 UNMATCHED = -1
+
+
+def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """[..., Q, n] from logits [..., Q, classes] and labels [n]: what it costs to take a prediction for a label."""
+    p = logits.float().sigmoid()[..., labels]
+    negative = -(1 - p + 1e-12).log() * (1 - alpha) * p.pow(gamma)
+    positive = -(p + 1e-12).log() * alpha * (1 - p).pow(gamma)
+    return positive - negative
+
+
+def finite_sum(costs: Mapping[str, Tensor], where: str) -> Tensor:
+    """The sum of costs of one shape. Raises FloatingPointError naming the one that is not finite, and ``where``."""
+    for term, cost in costs.items():
+        if not cost.isfinite().all():
+            raise FloatingPointError(
+                f"{where}: the {term} cost of the matching is not finite; the predictions or the labels hold NaN or "
+                "inf (lower the learning rate, or look at the samples named by the trainer)"
+            )
+    return functools.reduce(torch.add, costs.values())
 
 
 @dataclass(frozen=True)
@@ -26,15 +47,6 @@ class HungarianMatcher:
     cls_weight: float = 2.0
     bbox_weight: float = 0.75
     beta: float = 1.0
-    alpha: float = 0.25
-    gamma: float = 2.0
-
-    def cls_cost(self, logits: Tensor, gt_labels: Tensor) -> Tensor:
-        """[..., Q, n] from logits [..., Q, classes] and labels [n]."""
-        p = logits.sigmoid()[..., gt_labels]
-        negative = -(1 - p + 1e-12).log() * (1 - self.alpha) * p.pow(self.gamma)
-        positive = -(p + 1e-12).log() * self.alpha * (1 - p).pow(self.gamma)
-        return (positive - negative) * self.cls_weight
 
     def bbox_cost(self, codes: Tensor, gt_codes: Tensor) -> Tensor:
         """[..., Q, n] from codes [..., Q, 10] and [n, 10]."""
@@ -60,16 +72,10 @@ class HungarianMatcher:
         assigned = torch.full(logits.shape[:2], UNMATCHED, dtype=torch.long)
         if len(gt_labels):
             costs = {
-                "classification": self.cls_cost(logits.float(), gt_labels),
+                "classification": focal_cost(logits, gt_labels) * self.cls_weight,
                 "box": self.bbox_cost(codes.float(), gt_codes.float()),
             }
-            for term, cost in costs.items():
-                if not cost.isfinite().all():
-                    raise FloatingPointError(
-                        f"{where}: the {term} cost of the matching is not finite; the predictions or the labelled "
-                        "boxes hold NaN or inf (lower the learning rate, or look at the samples named by the trainer)"
-                    )
-            total = sum(costs.values()).cpu()  # [G, Q, n]
+            total = finite_sum(costs, where).cpu()  # [G, Q, n]
             queries = torch.arange(total.shape[1]) if valid is None else valid.cpu().nonzero().flatten()
             for group, cost in enumerate(total[:, queries].numpy()):
                 rows, columns = linear_sum_assignment(cost)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...core.answers import Detections
 from ...geometry import bev_nms
+from ..heat_maps import bumps, gaussian_radius, local_peaks
 from .box_coder import CODE_SIZE, decode_boxes, encode_boxes, normalise_points
 from .head import ExtraQueries
 from .losses import gaussian_focal_loss, mean_over_ranks
@@ -48,13 +49,6 @@ class DenseOutputs:
     """[B, K, num_y, num_x] logits of "an object of this class has its centre here" """
     codes: Tensor
     """[B, num_y, num_x, 10] boxes in metres (box_coder)"""
-
-
-def gaussian_radius(length_cells: Tensor, width_cells: Tensor, min_overlap: float) -> Tensor:
-    """How many cells a box may be shifted along both axes and still overlap itself by IoU ``min_overlap``."""
-    total, area = length_cells + width_cells, length_cells * width_cells
-    # (l - r) (w - r) / (2 l w - (l - r) (w - r)) = IoU, solved for the smaller r
-    return (total - (total**2 - 4 * area * (1 - min_overlap) / (1 + min_overlap)).sqrt()) / 2
 
 
 @MODELS.register_module()
@@ -155,14 +149,9 @@ class BevProposals(nn.Module):
         cell_m = cell.prod().sqrt()
         radius = gaussian_radius(boxes[:, 3] / cell_m, boxes[:, 4] / cell_m, self.min_overlap)
         sigma = (2 * radius.clamp(min=self.min_radius_cells) + 1) / 6  # [n]
-        dx = torch.arange(num_x, device=index.device) - index[:, :1]  # [n, num_x]
-        dy = torch.arange(num_y, device=index.device) - index[:, 1:]  # [n, num_y]
-        along_x, along_y = (torch.exp(-d.float().square() / (2 * sigma[:, None] ** 2)) for d in (dx, dy))
-        bumps = along_y[:, :, None] * along_x[:, None, :]  # [n, num_y, num_x]
-        heat = heat.scatter_reduce(0, labels[:, None, None].expand_as(bumps), bumps, "amax")
-
-        near = (dy.abs() <= 1)[:, :, None] & (dx.abs() <= 1)[:, None, :]
-        weight, owner = (bumps * near).max(0)  # [num_y, num_x]
+        bump, near = bumps(index, num_y, num_x, sigma)  # [n, num_y, num_x]
+        heat = heat.scatter_reduce(0, labels[:, None, None].expand_as(bump), bump, "amax")
+        weight, owner = (bump * near).max(0)  # [num_y, num_x]
         return heat, encode_boxes(boxes)[owner], weight
 
     # ---- proposals -----------------------------------------------------------------------------------------------
@@ -170,7 +159,7 @@ class BevProposals(nn.Module):
     @torch.no_grad()
     def proposals(self, outs: DenseOutputs) -> Proposals:
         """The best P cells in which some class peaks."""
-        best = self._peaks(outs).amax(1).flatten(1)  # [B, cells]
+        best = local_peaks(outs.heat.sigmoid()).amax(1).flatten(1)  # [B, cells]
         _, cells = best.topk(min(self.num_proposals, best.shape[1]))  # [B, P]
         codes = outs.codes.flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, CODE_SIZE))
         reference = normalise_points(codes[..., [0, 1, 4]], self.pc_range).clamp(0.001, 0.999)
@@ -182,18 +171,12 @@ class BevProposals(nn.Module):
     def predict(self, outs: DenseOutputs, tokens: Sequence[str], max_num: int = 300) -> list[Detections]:
         """The peaks themselves as detections: what the dense branch finds without the decoder."""
         found = []
-        for peaks, codes, token in zip(self._peaks(outs), outs.codes.flatten(1, 2), tokens):
+        for peaks, codes, token in zip(local_peaks(outs.heat.sigmoid()), outs.codes.flatten(1, 2), tokens):
             scores, index = peaks.flatten().topk(min(max_num, peaks.numel()))
             labels, cells = index // len(codes), index % len(codes)
             boxes = decode_boxes(codes[cells])
             found.append(Detections(token, *(x.cpu().numpy() for x in (boxes, scores, labels))))
         return found
-
-    @staticmethod
-    def _peaks(outs: DenseOutputs) -> Tensor:
-        """Scores [B, K, num_y, num_x] where they are the highest of their 3 x 3 neighbourhood, 0 elsewhere."""
-        scores = outs.heat.sigmoid()
-        return scores * (F.max_pool2d(scores, 3, stride=1, padding=1) == scores)
 
 
 def augment_boxes(boxes: Tensor, bda: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
 from ...bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
-from ..matching import UNMATCHED, focal_cost, match
+from ...bev.boxes.matching import UNMATCHED, focal_cost
+from ..matching import match
 
 
 def one_hot_targets(logits: Tensor, labels: Sequence[Tensor], assigned: Sequence[Tensor]) -> Tensor:

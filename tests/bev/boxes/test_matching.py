@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivestack.bev.boxes.box_coder import encode_boxes
-from drivestack.bev.boxes.matching import HungarianMatcher
+from drivestack.bev.boxes.matching import HungarianMatcher, focal_cost
 from drivestack.geometry import boxes_from_legacy
 
 
@@ -21,7 +21,7 @@ def test_costs_and_assignment_agree_with_upstream(case, gt_codes):
     ref = case("assigner_l1")
     matcher = HungarianMatcher(cls_weight=2.0, bbox_weight=0.25, beta=0.0)
     logits, codes, labels = ref["in.cls_pred"], ref["in.bbox_pred"], ref["in.gt_labels"]
-    torch.testing.assert_close(matcher.cls_cost(logits, labels), ref["out.cls_cost"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(focal_cost(logits, labels) * matcher.cls_weight, ref["out.cls_cost"], rtol=0, atol=1e-5)
     torch.testing.assert_close(matcher.bbox_cost(codes, gt_codes), ref["out.reg_cost"], rtol=1e-6, atol=1e-5)
     assigned = matcher.match(logits[None], codes[None], gt_codes, labels, "layer 0")[0]
     assert torch.equal(assigned + 1, ref["out.gt_inds"])
