@@ -82,7 +82,7 @@ def detection_policies(
     Everything outside the encoder learns at the full rate, the last block at `layer_decay_rate` of it and so on down
     to the stem; level embeddings (and the queries of a mask decoder in segmentation) learn as the stem. The last norm
     counts with the first block of level 3. As released, `levels.2.post_norms.m` counts as block m of level 2, and a
-    composite backbone has no decay but for its stem in segmentation. `offset_lr_scale` applies to sampling offsets
+    composite backbone has no decay but for its stem in segmentation (docs/quirks.md#layer-decay-of-post-norms). `offset_lr_scale` applies to sampling offsets
     and reference points of detection heads. One-dimensional tensors, biases, norms and sampling offsets have no
     weight decay.
     """

@@ -1,6 +1,6 @@
 """Centrelines as Bezier curves, on tensors: from points to control points and back.
 
-Source: OpenLane-V2's baseline (arXiv 2304.10440), spec/lane_topology.md section 2: five control points, the outer two
+Source: OpenLane-V2's baseline (arXiv 2304.10440): five control points, the outer two
 are the line's ends, the inner ones a least-squares fit at evenly spaced parameters.
 
 Shapes: K control points, n or P points of a line; ... any leading dimensions.

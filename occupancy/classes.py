@@ -1,4 +1,7 @@
-"""Class lists of the occupancy data sets, in their id order. Source: spec/occupancy.md sections 1.1, 1.2, 3.3, 3.4."""
+"""Class lists of the occupancy data sets, in their id order.
+
+Sources: Occ3D, arXiv 2304.14365; OpenOcc (OccNet), arXiv 2306.02851; OpenOccupancy, arXiv 2303.03991.
+"""
 
 _THINGS = (
     "barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "traffic_cone", "trailer",

@@ -4,7 +4,7 @@ All work on the voxels that count, flattened: a mask is applied by choosing them
 the whole grid is ever built. Shapes: V voxels, C classes.
 
 Sources: Lovasz-softmax, arXiv 1705.08790, algorithm 1; scene-class affinity, arXiv 2112.00726, section 3.3.1;
-class weights 1 / ln(frequency), spec/occupancy.md section 1.1.
+class weights 1 / ln(frequency), as MonoScene has them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from drivestack.core.labels import MonoTargets, OccupancyTargets
 from drivestack.engine.config import build_model, config_names, load_config
 
 NAMES = config_names()
-# (parameters, trainable parameters) of the released models, spec/bevformer.md section 9
+# (parameters, trainable parameters) of the released models
 RELEASED = {
     "bevformerv2_r50_t1_base": (56_198_170, 56_198_160),
     "bevformerv2_r50_t1": (60_806_170, 60_806_160),

@@ -44,7 +44,7 @@ class DCNv3(nn.Module):
 
     Offsets and masks are predicted from a depthwise convolution of the input. It moves with the window of the operator
     (the same stride, padded so that its centre lies on the window's centre), so there is one prediction per output
-    pixel. Upstream predicts at every input pixel, which is the same only where H and W do not change.
+    pixel. Upstream predicts at every input pixel (docs/quirks.md#offsets-per-input-pixel).
 
     Args:
         channels: C, a multiple of `group`.

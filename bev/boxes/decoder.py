@@ -1,7 +1,7 @@
 """Object decoder of BEVFormer: queries attend to one another, look at the BEV map, and refine their reference points.
 
 Source: Deformable DETR, arXiv 2010.04159 (iterative refinement); Group DETR, arXiv 2207.13085 (groups in training);
-spec/bevformer.md sections 6.5 and 6.6.
+BEVFormer v2, arXiv 2211.10439.
 
 Shapes: B batch, Q object queries of all groups, G groups, C channels, H = num_y * num_x BEV cells, R layers.
 """

@@ -1,7 +1,7 @@
 """Deformable attention of BEVFormer: over the BEV map itself, from the BEV into the camera images, and of the decoder.
 
 Source: BEVFormer, arXiv 2203.17270, sections 3.3 and 3.4; Deformable DETR, arXiv 2010.04159 (offset initialisation).
-State-dict keys are those of the published weights (spec/bevformer.md sections 5, 6, 9 and 10).
+State-dict keys are those of the published weights.
 
 Shapes: B batch, N cameras, Q queries (BEV cells or objects), C channels, M heads,
 L maps that are sampled (feature levels, or the two frames of temporal attention), P points, D points of a BEV pillar,
@@ -129,8 +129,8 @@ class TemporalSelfAttention(DeformableAttention):
     """Each BEV cell looks around itself in the previous BEV and in the current one; the two answers are averaged.
 
     Without a previous BEV (always so in BEVFormer v2) both are the query. Upstream predicts the offsets of sample b
-    from row b of the interleaved (previous, current) stack, which is sample 0's current map for b = 1 (bug Q2); here it
-    is always sample b's previous map, the same at batch size 1.
+    from row b of the interleaved (previous, current) stack, which is sample 0's current map for b = 1; here it is
+    always sample b's previous map, the same at batch size 1 (docs/quirks.md#rows-of-another-sample).
     """
 
     def __init__(self, embed_dims: int = 256, num_heads: int = 8, num_points: int = 4, dropout: float = 0.1) -> None:
@@ -178,8 +178,9 @@ class TemporalSelfAttention(DeformableAttention):
 class MSDeformableAttention3D(DeformableAttention):
     """BEV queries look at the cameras' feature levels around the projections of their pillar points.
 
-    ``num_points`` counts all the points of one head and level, not those per pillar point (Q5): point p belongs to
-    pillar point p % D. No output projection and no residual: ``SpatialCrossAttention`` has them.
+    ``num_points`` counts all the points of one head and level, not those per pillar point: point p belongs to pillar
+    point p % D (docs/quirks.md#num-points-is-a-total). No output projection and no residual: ``SpatialCrossAttention``
+    has them.
     """
 
     def __init__(self, embed_dims: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 8) -> None:
@@ -204,8 +205,8 @@ class MSDeformableAttention3D(DeformableAttention):
 class SpatialCrossAttention(nn.Module):
     """BEV queries gather features from the cameras in which their pillar points lie, and average over these cameras.
 
-    Each sample has its own cameras per query; upstream takes sample 0's for the whole batch (bug Q1), the same at
-    batch size 1. Any number and order of cameras.
+    Each sample has its own cameras per query; upstream takes sample 0's for the whole batch, the same at batch
+    size 1 (docs/quirks.md#camera-lists-of-sample-0). Any number and order of cameras.
     """
 
     def __init__(

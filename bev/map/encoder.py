@@ -1,6 +1,6 @@
 """BEV encoder of BEVFormer: a grid of queries, filled from the cameras by projecting a pillar of points per cell.
 
-Source: BEVFormer, arXiv 2203.17270, section 3; BEVFormer v2, arXiv 2211.10439, section 3; spec/bevformer.md section 5.
+Source: BEVFormer, arXiv 2203.17270, section 3; BEVFormer v2, arXiv 2211.10439, section 3.
 
 Shapes: B batch, N cameras, Q = num_y * num_x BEV cells, D points of a pillar, C channels, S tokens of all levels.
 """
@@ -48,7 +48,7 @@ def project_to_images(
     ``points_m`` [Q, D, 3], ``image_from_bev`` [B, N, 4, 4], ``padded_size`` (height, width) in pixels of the tensor
     that went through the backbone, ``image_size_px`` [B, N, 2] (height, width) of each image inside it.
     Returns (u, v) [B, N, Q, D, 2] as fractions of the padded size, and [B, N, Q, D] bool: in front of the camera and
-    strictly inside its own image (upstream takes image 0's padded size for all: Q4; equal where all sizes are equal).
+    strictly inside its own image (docs/quirks.md#one-image-size-for-all-cameras).
     """
     with torch.autocast(points_m.device.type, enabled=False):
         x, y, z = points_m.float().unbind(-1)  # [Q, D]
@@ -138,7 +138,8 @@ class BevEncoder(nn.Module):
         **layer: object,
     ) -> None:
         """``shift_current``: the ego motion displaces the current map's reference points too, as the occupancy
-        challenge's weights were trained (spec/occupancy.md section 2.1); ``layer``: arguments of ``BevEncoderLayer``.
+        challenge's weights were trained (docs/quirks.md#shift-of-both-grids); ``layer``: arguments of
+        ``BevEncoderLayer``.
         """
         super().__init__()
         self.grid = grid
@@ -172,7 +173,7 @@ class BevEncoder(nn.Module):
         reference_2d = self.cells[None, :, None].expand(1, -1, 2, -1)  # [1, Q, 2, 2]
         current = None
         if previous is not None:
-            # Q3: every layer sees the initial queries as the current map; the published v1 weights are trained so
+            # every layer gets the initial queries as the current map: docs/quirks.md#initial-queries-as-the-current-map
             current = query
             if shift is not None:
                 displaced = self.cells + shift[:, None].to(self.cells.dtype)  # [B, Q, 2]

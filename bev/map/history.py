@@ -1,7 +1,7 @@
 """What a BEV model remembers of past keyframes: their image features, as explicit state that the caller holds.
 
 In evaluation the features of a past image equal those computed when it was current, so caching them gives the numbers
-of re-encoding the whole clip while the image encoder runs once per frame (spec/bevformer.md section 15).
+of re-encoding the whole clip while the image encoder runs once per frame.
 
 Shapes: N cameras, C channels, h x w feature cells.
 """
@@ -114,8 +114,8 @@ def _seen_from(batch: Batch, b: int, past: PastFrame) -> Tensor:
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Runs a module as in evaluation (no dropout, running statistics) and gives each sub-module its own mode back.
 
-    Past frames are encoded this way in training (released recipe, spec section 6.4); unlike upstream, sub-modules that
-    were deliberately kept in evaluation mode stay there (quirk Q31).
+    Past frames are encoded this way in training (released recipe); unlike upstream, sub-modules that were deliberately
+    kept in evaluation mode stay there (docs/quirks.md#training-mode-restored-everywhere).
     """
     modes = [(m, m.training) for m in module.modules()]
     module.eval()

@@ -1,6 +1,6 @@
 """BEV maps over time: fusion of several frames' maps, and the warp of BEV augmentation.
 
-Source: BEVFormer v2, arXiv 2211.10439, section 3.4 (fusion); spec/bevformer.md sections 6.2, 6.3 and 12.
+Source: BEVFormer v2, arXiv 2211.10439, section 3.4 (fusion), and its release (warp).
 
 Shapes: B batch, T frames, C channels, num_y x num_x BEV cells.
 """
@@ -76,7 +76,8 @@ def warp_bev(bev: Tensor, bda: Tensor, grid: BevGrid) -> Tensor:
 
     ``bev`` [B, C, num_y, num_x] on ``grid``; ``bda`` [B, 3, 3] (flip @ scale @ rotation of the augmented from the
     original BEV frame; its upper left 2x2 block counts). Bilinear, zeros from outside. In metres about the origin;
-    upstream works in fractions of the range, which is the same for a range that is square and centred.
+    upstream works in fractions of the range, which is the same for a range that is square and centred
+    (docs/quirks.md#bev-augmentation-in-fractions).
     """
     a, b, c, d = bda[:, :2, :2].float().flatten(1).unbind(1)  # [B]
     # original from augmented, closed form: no device synchronisation

@@ -192,8 +192,8 @@ class NuscenesDD3D(nn.Module):
     canonical_sizes_wlh: K x (w, l, h) metres, in the order of the class list. mean_depth, std_depth: metres, per level
     (DD3D's nuScenes statistics; they initialise the depth predictor). depth_range: metres, predictions are clamped.
     box3d_on: False leaves a plain FCOS with attributes and speeds.
-    cls_prior: probability the class logits start from. None is the release, which forgot it and starts at losses
-    around 1000 (Q13); 0.01 is what FCOS means.
+    cls_prior: probability the class logits start from. None is the release, which has no prior and starts at
+    losses around 1000 (docs/quirks.md#no-focal-prior); 0.01 is what FCOS uses.
     score_threshold, pre_nms_top, nms_iou, max_per_image: of ``detect``; threshold_with_centerness multiplies the class
     probability by the centerness before comparing.
     """

@@ -1,8 +1,9 @@
 """Losses of the perspective head (DD3D), as the released BEVFormer v2 computes them.
 
 Three of its terms differ from what their names say. They set the balance of the released recipe, so they are kept:
-``_corner_distance`` has no 1/beta in its quadratic branch (Q11); nothing caps a term at 20, since upstream discards the
-clamped value (Q10); attributes are a plain mean, not weighted by centerness (Q12).
+``_corner_distance`` has no 1/beta in its quadratic branch (docs/quirks.md#corner-loss-jump); nothing caps a term at 20,
+since upstream discards the clamped value (docs/quirks.md#perspective-losses-without-cap); attributes are a plain mean,
+not weighted by centerness (docs/quirks.md#attribute-loss-is-a-plain-mean).
 
 Shapes: I images, P locations, K classes, M positives.
 """
@@ -23,7 +24,7 @@ COMPONENTS = {"quat": "rotation", "proj_ctr": "proj_ctr", "depth": "depth", "siz
 
 
 def _corner_distance(pred: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Mean over the 24 corner coordinates [M, 8, 3] of a smooth L1 that jumps at ``beta`` (Q11); returns [M]."""
+    """Mean over the 24 corner coordinates [M, 8, 3] of a smooth L1 that jumps at ``beta``; returns [M]."""
     difference = (pred - target).abs().flatten(1)
     return torch.where(difference < beta, 0.5 * difference**2, difference - 0.5 * beta).mean(1)
 

@@ -39,7 +39,7 @@ def ego_shift(can_bus: Tensor, grid: BevGrid) -> Tensor:
     """By which (x, y) fraction of the grid the previous map is displaced, [B, 2] float64.
 
     ``can_bus`` [B, 18]: [0:2] ego translation since the previous frame in metres (global axes), [-2] ego heading in
-    radians. Heading and axes as upstream has them (Q19: their sign is debated; published v1 weights depend on it).
+    radians. Heading and axes as upstream has them (docs/quirks.md#ego-shift-signs).
     """
     signal = can_bus.double()
     distance_m = signal[:, :2].norm(dim=1)
@@ -52,8 +52,8 @@ def ego_shift(can_bus: Tensor, grid: BevGrid) -> Tensor:
 def rotate_bev(bev: Tensor, angle_deg: Tensor, centre: tuple[int, int]) -> Tensor:
     """Rotates maps [B, C, num_y, num_x] by ``angle_deg`` [B] (counter-clockwise as an image) about cell ``centre``.
 
-    Nearest cell, zeros from outside. The published configs rotate about cell (100, 100) whatever the grid (Q18), right
-    for 200 x 200 cells only; published tiny and small weights depend on it. Unlike upstream the input is left as it is.
+    Nearest cell, zeros from outside. The published configs rotate about cell (100, 100) whatever the grid
+    (docs/quirks.md#rotation-about-cell-100). Unlike upstream the input is left as it is.
     """
     rotated = [rotate(m, float(angle), center=list(centre)) for m, angle in zip(bev, angle_deg.tolist())]
     return torch.stack(rotated)

@@ -1,4 +1,4 @@
-"""nuScenes as BEVFormer v2's release trains and tests on it (spec/bevformer.md section 2)."""
+"""nuScenes as BEVFormer v2's release trains and tests on it (arXiv 2211.10439)."""
 
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips

@@ -3,7 +3,7 @@
 InternImage-S, a BEV of 200 x 100 cells, no CAN-bus signal; lanes are refined from dense guesses, their position enters
 the topology heads (TopoMLP, arXiv 2310.06753) and the gap between two lanes is a prior of their edge (TopoLogic, arXiv
 2405.14747). Images at about half size; the portrait front image is stretched to the shape of the others, as in the
-published baselines (spec/lane_topology.md section 2). Schedule as there: 24 epochs, 8 clips a step. Not trained by us.
+published baselines (arXiv 2304.10440). Schedule as there: 24 epochs, 8 clips a step. Not trained by us.
 """
 
 from mmengine.config import read_base

@@ -4,7 +4,7 @@ The BEV map of the BEV frame is fused over five frames (two seconds) and resampl
 are unfolded from its channels (FlashOcc, arXiv 2311.12058). Losses count the voxels that the cameras see, weighed by
 1 / ln of their classes' frequency, with Lovasz and scene-class affinity terms (MonoScene, arXiv 2112.00726). For
 RayIoU set model.occupancy_head.mask="none". Boxes are learned beside (they sharpen what moves); voxels alone:
-model.tasks=("occupancy",). Chosen from public ablations (spec/occupancy.md section 5). Our scores: none yet.
+model.tasks=("occupancy",). Chosen from public ablations. Our scores: none yet.
 """
 
 from mmengine.config import read_base

@@ -1,8 +1,8 @@
 """The occupancy challenge's BEVFormer, ResNet-101 with DCNv2, as published: images and history to Occ3D voxels.
 
-InternImage's autonomous_driving/occupancy_prediction; spec/occupancy.md section 2. Keys are the published ones (DCNv2
+InternImage's autonomous_driving/occupancy_prediction. Keys are the published ones (DCNv2
 is torchvision's operator here: mmcv is not needed). Reported: mIoU 23.67 with camera mask. Trained with
-model.voxel_head.mask="camera" the same model reaches 39 there (section 5), and loses RayIoU. Our scores: none yet.
+model.voxel_head.mask="camera" the same model reaches 39 there, and loses RayIoU. Our scores: none yet.
 For a new model take bevformerv2_internimage_t_t5_occ.
 """
 

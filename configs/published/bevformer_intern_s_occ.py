@@ -1,6 +1,6 @@
 """The occupancy challenge's BEVFormer with InternImage-S, the configuration that InternImage's authors published.
 
-Reported: mIoU 25.11 with camera mask (spec/occupancy.md section 2.4). Our scores: none yet.
+Reported: mIoU 25.11 with camera mask (InternImage's autonomous_driving/occupancy_prediction). Our scores: none yet.
 """
 
 from mmengine.config import read_base

@@ -1,6 +1,6 @@
 """BEVFormer v2, ResNet-50, one frame, no augmentation: the released base model, 24 epochs.
 
-Release (spec/bevformer.md section 11): 16 GPUs x 1 clip, mAP 0.351, NDS 0.426 on nuScenes val, 24 GB per GPU. With n
+Release (fundamentalvision/BEVFormer): 16 GPUs x 1 clip, mAP 0.351, NDS 0.426 on nuScenes val, 24 GB per GPU. With n
 GPUs set optim_wrapper.accumulative_counts and train_cfg.max_iters to 16 / n times as much.
 """
 

@@ -1,9 +1,9 @@
 """OpenLane-V2's large baseline (BEVFormer, ResNet-50), as published: lanes, traffic elements, topology.
 
-arXiv 2304.10440; spec/lane_topology.md section 2. The keys are the published ones, and so is what their weights depend
-on: the CAN-bus signal (absolute world values: set model.bev_constructor.use_can_bus=False for a model of your own) and
-values projected twice. Reads nuScenes with lane labels (OpenLane-V2 subset B). For new models take LaneTopologyHead on
-a BEVFormerV2.
+arXiv 2304.10440. The keys are the published ones, and so is what their weights depend on: the CAN-bus signal
+(docs/quirks.md#absolute-can-bus: set model.bev_constructor.use_can_bus=False for a model of your own) and values
+projected twice (docs/quirks.md#values-projected-twice). Reads nuScenes with lane labels (OpenLane-V2 subset B). For new
+models take LaneTopologyHead on a BEVFormerV2.
 """
 
 from mmengine.config import read_base

@@ -1,6 +1,6 @@
 """OpenLane-V2's small baseline: ResNet-18, inverse perspective mapping, one DETR layer per head.
 
-arXiv 2304.10440; spec/lane_topology.md section 2, keys as published.
+arXiv 2304.10440, keys as published.
 """
 
 from mmengine.config import read_base

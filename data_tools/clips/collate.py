@@ -1,8 +1,8 @@
 """Clips to a Batch: images of mixed sizes are padded with zeros, right and bottom.
 
 A mirrored image is padded on the left instead: mirroring its features back then puts the image at the left and the
-padding at the right, where the matrices expect them. (Upstream pads right in both cases, which shifts the features of
-mirrored images by the padding: 16 px at heights 544, 608, 672 and 736.)
+padding at the right, where the matrices expect them. (Upstream pads right in both cases:
+docs/quirks.md#padding-of-mirrored-images.)
 
 Shapes: B clips, T frames, N cameras, H, W padded image.
 """

@@ -18,7 +18,7 @@ from ...geometry import wrap_angle
 from .can_bus import mirror_can_bus
 from .collate import ClipSample
 
-# OpenLane-V2's attributes that say left or right; spec/lane_topology.md section 1.3
+# OpenLane-V2's attributes that say left or right (arXiv 2304.10440)
 _MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
 
 

@@ -4,9 +4,8 @@
 * photometric: brightness, contrast, saturation, hue, channel order; one draw per image;
 * BEV (BDA): rotation, scale and flips of the boxes; the model warps its BEV map by the same matrix.
 
-Source: BEVFormer v2 (arXiv 2211.10439) and its release; parameters and order are upstream's. One thing differs by
-design: upstream casts the photometric result to uint8 without clipping, so bright pixels wrap round to black; here
-they are clipped to 0..255.
+Source: BEVFormer v2 (arXiv 2211.10439) and its release; parameters and order are upstream's. One thing differs:
+the photometric result is clipped to 0..255 (docs/quirks.md#photometric-wrap-around).
 
 Shapes: H, W image; n boxes. Images are BGR until ``normalise``.
 """

@@ -2,10 +2,10 @@
 
     gts/<scene name>/<sample token>/labels.npz    semantics, mask_lidar, mask_camera: uint8 [200, 200, 16] as [x, y, z]
     <split>/<NNN>/<NNN>_04.npz                    Occ3D-Waymo: voxel_label and three masks, see ``read_occupancy_waymo``
-    lanes/<scene name>/<sample token>.npz         the fields of structures.LaneLabels, centrelines end to end
+    lanes/<scene name>/<sample token>.npz         the fields of core.labels.LaneLabels, centrelines end to end
 
-Voxels: Occ3D, arXiv 2304.14365, spec/occupancy.md sections 1.1 and 1.2. The lane file is drivestack's own;
-OpenLane-V2's collections are read and written in lane_topology.
+Voxels: Occ3D, arXiv 2304.14365. The lane file is a format of drivestack; OpenLane-V2's collections are
+read and written by data_tools.readers.openlane_files.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def ground_truth(
 
     Kept are objects with a LiDAR or radar point (``use_valid_flag``) or with a LiDAR point (otherwise), of one of the
     classes, whose centre after the BEV augmentation lies strictly inside pc_range (x_min, y_min, z_min, x_max, y_max,
-    z_max) in x and y. An unknown velocity becomes 0, as upstream has it, or stays NaN (``keep_unknown_velocity``),
-    which the losses of bev/ leave out.
+    z_max) in x and y. An unknown velocity becomes 0 (docs/quirks.md#unknown-velocity-is-zero), or stays NaN
+    (``keep_unknown_velocity``), which the losses of bev/ leave out.
     """
     notes = frame.annotations
     if notes is None:

@@ -4,9 +4,10 @@
     <root>/imgs/CAM_FRONT/<name>.jpg          (or samples/CAM_FRONT/..., as nuScenes has them)
     <root>/gts/<scene>/<sample token>/labels.npz
 
-Source: CVPR 2023 occupancy challenge, spec/occupancy.md section 1.1. Its ``prev`` and ``next`` are documented the wrong
-way round: neighbours are taken from the timestamps. The file knows no LiDAR; as BEV maps lie in a LIDAR frame, every
-frame gets nuScenes' nominal mounting (``EGO_FROM_LIDAR``), on which nothing else depends.
+Source: CVPR 2023 occupancy challenge. Its ``prev`` and ``next`` are documented the wrong way round
+(docs/quirks.md#previous-and-next-exchanged): neighbours are taken from the timestamps. The file knows no LiDAR; as BEV
+maps lie in a LIDAR frame, every frame gets nuScenes' nominal mounting (``EGO_FROM_LIDAR``), on which nothing else
+depends.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ cameras are taken at the frame's own time and as pinholes: the lens distortion t
     subset A   Argoverse 2: seven ring cameras, ``ring_front_center`` 1550 x 2048, the others 2048 x 1550
     subset B   nuScenes: six cameras, 1600 x 900
 
-Source: spec/lane_topology.md sections 1.1 to 1.4.
+Source: OpenLane-V2, arXiv 2304.10440.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     <root>/<split>/<segment>/sdmap.json                  standard-definition map of the segment
     <root>/<name>.pkl                                    a collection: {(split, segment, timestamp): frame}
 
-Lanes lie in the EGO frame. Source: spec/lane_topology.md sections 1.2 to 1.4.
+Lanes lie in the EGO frame. Source: OpenLane-V2, arXiv 2304.10440.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How far lanes and boxes are from one another, as OpenLane-V2 (arXiv 2304.10440) scores them.
 
-Shapes: n true and m predicted lanes of any number of points [points, 3], k and j boxes. Source: spec/lane_topology.md
-section 3.1.
+Shapes: n true and m predicted lanes of any number of points [points, 3], k and j boxes.
 """
 
 from __future__ import annotations

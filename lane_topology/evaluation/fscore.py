@@ -2,7 +2,7 @@
 
 Lanes are compared as y(x) and z(x) at x = -50 .. 49 m, one to one by the cheapest assignment, blind to their direction.
 The official package solves the assignment with a min-cost flow; where several assignments are equally cheap it may take
-another one. Source: spec/lane_topology.md section 3.5.
+another one. Source: OpenLane (PersFormer), arXiv 2203.11089, as the package openlanev2 2.1.0 computes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every rule of an OpenLane-V2 submission that a file breaks, each with the place and the fix.
 
 These are the rules of the official ``check_results``, and those that its evaluation takes for granted: numbers that are
-finite, attributes that exist, lanes with two points or more, boxes with an area. Source: spec/lane_topology.md
-section 4.
+finite, attributes that exist, lanes with two points or more, boxes with an area. Source: the
+package openlanev2 2.1.0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lane segments and areas (the Map Element Bucket of OpenLane-V2 2.x) and their score, OLUS.
 
 A lane segment is a centreline with its left and right boundary. Shapes: n segments, a areas, k traffic elements.
-Source: spec/lane_topology.md sections 1.3 and 3.6.
+Source: the package openlanev2 2.1.0; LaneSegNet, arXiv 2312.16108.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """OpenLane-V2 submissions: one pickle with the team's details and the predictions of every frame.
 
 The file holds built-in containers, numbers, text and ``numpy.ndarray`` only, pickled by protocol 4 and without NumPy's
-internal functions, so Python 3.8 with any NumPy reads it, whichever wrote it. The rules stand in submission_check.py.
-Source: spec/lane_topology.md section 4.
+internal functions, so Python 3.8 with any NumPy reads it, whichever wrote it. The rules are in rules.py.
+Source: the package openlanev2 2.1.0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """OpenLane-V2's small baseline: ResNet-18, inverse perspective mapping, one DETR layer for lanes and one for elements.
 
-Source: OpenLane-V2, arXiv 2304.10440; spec/lane_topology.md section 2. Keys are those of the published model.
+Source: OpenLane-V2, arXiv 2304.10440, and its released code. Keys are those of the published model.
 
-Shapes: as model.py.
+Shapes: as road_bevformer.py.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class RoadBaselineR18(LaneBaseline):
     """img_view_transformer: IpmViewTransformer; lc_head, te_head: DetrHead; lclc_head, lcte_head: TopologyHead.
 
     point_range: of the lanes' codes, metres of the EGO frame; lane_weights, element_weights: of classification and L1
-    (and GIoU), and of the matching. unnormalised_matching: match codes in 0..1 to labels in metres, as the fork of
-    InternImage does (upstream mended it); only to repeat published training.
+    (and GIoU), and of the matching. unnormalised_matching: match codes in 0..1 to labels in metres, only to repeat
+    published training (docs/quirks.md#lanes-matched-without-normalisation).
     """
 
     def __init__(

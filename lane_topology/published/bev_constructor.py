@@ -1,8 +1,9 @@
 """The BEV map of OpenLane-V2's baselines, built in the EGO frame, with the published keys.
 
-Source: BEVFormer, arXiv 2203.17270, as OpenLane-V2 uses it (spec/lane_topology.md section 2): three layers, 100 x 200
-cells, no history. Published weights depend on two quirks, kept here: temporal self-attention projects its values twice,
-and the CAN-bus numbers are absolute world values (``use_can_bus``), so that a map depends on the city it was driven in.
+Source: BEVFormer, arXiv 2203.17270, as OpenLane-V2 (arXiv 2304.10440) uses it: three layers, 100 x 200 cells, no
+history. Published weights depend on two quirks, kept here: temporal self-attention projects its values twice
+(docs/quirks.md#values-projected-twice), and the CAN-bus numbers are absolute world values (``use_can_bus``,
+docs/quirks.md#absolute-can-bus), so that a map depends on the city it was driven in.
 
 Shapes: B batch, N cameras, C channels, num_y x num_x BEV cells.
 """

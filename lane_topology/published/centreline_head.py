@@ -1,6 +1,6 @@
 """Lane head of OpenLane-V2's large baselines: queries on the BEV map, each with five Bezier control points.
 
-Source: spec/lane_topology.md section 2; keys of the published models (prefix ``pts_bbox_head.``).
+Source: OpenLane-V2, arXiv 2304.10440; keys of the published models (prefix ``pts_bbox_head.``).
 
 Shapes: B batch, Q queries, C channels, num_y x num_x BEV cells, D = 15 numbers of a lane's code, R decoder layers.
 """

@@ -1,7 +1,7 @@
 """DETR head of OpenLane-V2's small baseline, for lanes on the BEV map and for traffic elements in the front image.
 
-Source: DETR, arXiv 2005.12872; spec/lane_topology.md section 2 (R18). Keys are those of the published model (prefixes
-``lc_head.`` and ``te_head.``).
+Source: DETR, arXiv 2005.12872, as in OpenLane-V2's released R18 baseline. Keys are those of the published model
+(prefixes ``lc_head.`` and ``te_head.``).
 
 Shapes: B batch, C channels, S cells, Q queries, A classes, D numbers of a code.
 """

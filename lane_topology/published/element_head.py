@@ -1,6 +1,6 @@
 """Traffic-element head of OpenLane-V2's large baselines: Deformable DETR on the front image.
 
-Source: Deformable DETR, arXiv 2010.04159, with box refinement; spec/lane_topology.md section 2. Keys are those of the
+Source: Deformable DETR, arXiv 2010.04159, with box refinement, as in OpenLane-V2. Keys are those of the
 published models (prefix ``bbox_head.``).
 
 Shapes: B batch, C channels, L levels, S tokens of all levels, Q queries, M heads, P points, R decoder layers,
@@ -280,7 +280,7 @@ class ElementHead(nn.Module):
         """Per sample: boxes [Q, 4] xyxy pixels, scores [Q] and attributes [Q], in the queries' order.
 
         scale_factors [B, 4] (w, h, w, h): by what the image on disk was scaled; boxes are divided by it. The fork
-        divides all four by the first, which ruins the heights (bug 2 of spec section 2.1): give it [w, w, w, w].
+        divides all four by the first (docs/quirks.md#one-scale-for-both-axes): to repeat it, pass [w, w, w, w].
         """
         found = []
         for b, (logits, code) in enumerate(zip(outs.logits[-1], outs.boxes[-1])):

@@ -1,6 +1,6 @@
 """Losses of OpenLane-V2's baselines, of one decoder layer at a time; parity with the released code.
 
-Source: spec/lane_topology.md section 2; DETR, arXiv 2005.12872; generalised IoU, arXiv 1902.09630.
+Source: OpenLane-V2, arXiv 2304.10440; DETR, arXiv 2005.12872; generalised IoU, arXiv 1902.09630.
 
 Shapes: B batch, Q queries, A classes, D numbers of a code, n labels of a sample; assigned: B x long [Q].
 """

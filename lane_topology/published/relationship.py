@@ -50,9 +50,9 @@ class RelationshipHead(nn.Module):
 class TopologyHead(nn.Module):
     """Of the small baseline: the raw states of both queries through one MLP.
 
-    Upstream squashes the output and then trains it with a loss that squashes again, so its scores never leave
-    (0.5, 0.73) in the loss's eyes; ``double_sigmoid`` keeps that for the published weights, whose scores are the first
-    squashing's. Without it the loss sees the logits.
+    Upstream applies a sigmoid to the output and then trains it with a loss that applies another one, so the loss only
+    sees probabilities in (0.5, 0.73); ``double_sigmoid`` keeps that for the published weights, whose scores are those of
+    the first sigmoid (docs/quirks.md#sigmoid-applied-twice). Without it the loss gets the logits.
     """
 
     def __init__(self, embed_dims: int = 64, hidden: int = 128, double_sigmoid: bool = False) -> None:

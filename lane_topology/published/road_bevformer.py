@@ -1,6 +1,6 @@
 """OpenLane-V2's large baseline (BEVFormer on InternImage or ResNet-50): lanes, traffic elements and their topology.
 
-Source: OpenLane-V2, arXiv 2304.10440; spec/lane_topology.md section 2. State-dict prefixes are those of the published
+Source: OpenLane-V2, arXiv 2304.10440, and its released code. State-dict prefixes are those of the published
 models: ``img_backbone.``, ``img_neck.``, ``bev_constructor.``, ``pts_bbox_head.``, ``bbox_head.``, ``lclc_head.``,
 ``lcte_head.``. New models should take ``head.LaneTopologyHead``.
 
@@ -41,7 +41,7 @@ def lane_graph(
     probabilities [Q, Q] and [Q, E]; lanes in the queries' order.
 
     ``scramble_edges`` gives what InternImage's fork gives: lanes by rising score, edges where they were, so that rows
-    and columns belong to other lanes (bug 3 of spec section 2.1; its published topology scores may carry it).
+    and columns belong to other lanes (docs/quirks.md#scrambled-edges).
     """
     points = sample_curves(controls.float(), num_points)
     if scramble_edges:

@@ -1,7 +1,7 @@
 """Voxel metrics: mIoU under each mask, the surface F-score, and OpenOccupancy's SC and SSC.
 
-Shapes: X, Y, Z voxels, K classes. Sources: spec/occupancy.md sections 3.1, 3.2 and 3.4 (the rules of the CVPR 2023
-occupancy challenge and of OpenOccupancy, arXiv 2303.03991).
+Shapes: X, Y, Z voxels, K classes. Sources: the CVPR 2023 occupancy challenge (Occ3D, arXiv 2304.14365); OpenOccupancy,
+arXiv 2303.03991.
 """
 
 from __future__ import annotations

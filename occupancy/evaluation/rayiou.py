@@ -2,7 +2,7 @@
 
 Every depth along a thick surface counts once, so a prediction gains nothing by being thick. No visibility mask.
 
-Shapes: R rays of a fan, O origins, X, Y, Z voxels, K classes. Source: spec/occupancy.md section 3.3.
+Shapes: R rays of a fan, O origins, X, Y, Z voxels, K classes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Occupancy predictions on disk: one <sample token>.npz per keyframe in a folder, or the same in a zip file.
 
-The format of the CVPR 2023 occupancy challenge (spec/occupancy.md section 4): one array ``arr_0``, uint8
-[200, 200, 16] as [x, y, z] of the EGO frame, classes 0..17. The rules are checked in submission_check.py.
+The format of the CVPR 2023 occupancy challenge: one array ``arr_0``, uint8
+[200, 200, 16] as [x, y, z] of the EGO frame, classes 0..17. The rules are checked in rules.py.
 """
 
 from __future__ import annotations

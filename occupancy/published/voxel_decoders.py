@@ -1,8 +1,9 @@
 """From a BEV map to voxel logits, as the occupancy challenge's baseline has it: three trunks and a predictor.
 
-Source: the CVPR 2023 occupancy challenge's baseline, as InternImage ships it (spec/occupancy.md section 2.2). Its
+Source: the CVPR 2023 occupancy challenge's baseline, as InternImage ships it. Its
 published models use the 3D trunk. The other two come out of upstream's code with x and y exchanged against the labels;
-here they are right, and ``transposed`` gives upstream's order, for weights that were trained so.
+here they are right, and ``transposed`` gives upstream's order, for weights that were trained so
+(docs/quirks.md#x-and-y-of-voxels-exchanged).
 
 Shapes: B batch, C channels, X, Y, Z voxels of the EGO frame, D features of a voxel, K classes.
 """

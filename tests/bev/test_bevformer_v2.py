@@ -80,7 +80,7 @@ def test_every_parameter_learns_from_the_loss():
 
 def test_past_frames_are_encoded_as_in_evaluation_and_modes_come_back():
     model = build((-1, 0)).train()
-    model.img_neck.eval()  # a part that its owner froze stays frozen (Q31)
+    model.img_neck.eval()  # a frozen part stays frozen: docs/quirks.md#training-mode-restored-everywhere
     seen = []
     backbone = model.img_backbone.forward
     model.img_backbone.forward = lambda x: (

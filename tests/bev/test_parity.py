@@ -117,7 +117,7 @@ def test_first_frame_of_a_scene_agrees_with_upstream(case, model, batch):
 
 
 def test_two_clips_in_a_batch_are_two_clips(model, batch):
-    """What upstream could not do (Q1, Q2, Q8)."""
+    """Upstream mixes samples: docs/quirks.md#camera-lists-of-sample-0, docs/quirks.md#rows-of-another-sample."""
     torch.manual_seed(0)
     model.eval()
     other = replace(

@@ -62,7 +62,7 @@ def test_spatial_attention_agrees_with_upstream(case):
 
 
 class UpstreamLists(MSDeformableAttention3D):
-    """Bug Q1 named: everybody is asked in the cameras that see sample 0, each sample divides by its own count."""
+    """Upstream's docs/quirks.md#camera-lists-of-sample-0: cameras of sample 0 for all, counts of each sample."""
 
     def forward(self, query, value, spatial_shapes, reference_points, visible):
         shared = visible[:1].expand_as(visible)
@@ -71,7 +71,7 @@ class UpstreamLists(MSDeformableAttention3D):
         return answer * count(shared) / count(visible)
 
 
-def test_q1_upstream_lists_of_sample_0(case):
+def test_upstream_uses_the_cameras_of_sample_0(case):
     ref = case("sca_bs2")
     module, query, value, points, visible = spatial_case(ref)
     output = module(query, value.permute(2, 0, 1, 3), LEVELS, points, visible)
@@ -104,7 +104,7 @@ def test_query_that_no_camera_sees_keeps_its_value(case):
 
 
 class UpstreamRows(TemporalSelfAttention):
-    """Bug Q2 named: sample b takes row b of the interleaved (previous, current) rows."""
+    """Upstream's docs/quirks.md#rows-of-another-sample: sample b takes row b of the interleaved maps."""
 
     @staticmethod
     def offset_context(previous: Tensor, current: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def test_temporal_attention_agrees_with_upstream(case, name):
 
 
 @pytest.mark.parametrize("name", ["tsa_bs2_prev", "tsa_bs2_noprev"])
-def test_q2_upstream_rows_and_the_right_ones(case, name):
+def test_upstream_takes_rows_of_another_sample(case, name):
     ref = case(name)
     upstream = UpstreamRows(32, 4)
     query, (reference, *others) = temporal_case(ref, upstream)

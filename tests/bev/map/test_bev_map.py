@@ -210,7 +210,7 @@ def test_rectangular_grid_trains_in_groups_with_augmentation():
     ],
 )
 def test_keys_and_initial_statistics_are_the_published(reference_dir, name, build):
-    """Statistics of upstream's init_weights() (spec section 10); Q14: v1's embeddings are normal, v2's Xavier."""
+    """Statistics of upstream's init_weights(); docs/quirks.md#embeddings-initialised-twice."""
     published = json.loads((reference_dir / "bev" / "init_stats_transformer.json").read_text())[name]
     torch.manual_seed(0)
     model = PublishedHead(build(), BoxHead())

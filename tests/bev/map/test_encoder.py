@@ -42,7 +42,7 @@ def test_projection_agrees_with_upstream(case):
     assert 0 < visible.float().mean() < 1
 
 
-def test_q4_each_image_has_its_own_size(case):
+def test_each_image_has_its_own_size(case):
     """Upstream takes image 0's padded size for every camera; a smaller image must not be seen in its padding."""
     ref = case("point_sampling")
     points = pillar_points(GRID, (-5, 3), 4)
@@ -100,7 +100,7 @@ def encoder_case(ref) -> tuple[BevEncoder, dict[str, Tensor], dict]:
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("name", ["encoder_v2_bs1", "encoder_v1prev_bs1"])
 def test_encoder_agrees_with_upstream(case, name, recompute):
-    """encoder_v1prev is also bug Q3 named: every layer sees the initial queries as the current map."""
+    """encoder_v1prev also has docs/quirks.md#initial-queries-as-the-current-map."""
     ref = case(name)
     encoder, leaves, arguments = encoder_case(ref)
     encoder.checkpoint_layers = recompute
@@ -113,7 +113,7 @@ def test_encoder_agrees_with_upstream(case, name, recompute):
 
 
 def test_batch_is_two_single_runs(case):
-    """With different calibrations per sample, which upstream mixes up (Q1, Q2)."""
+    """With different calibrations per sample, which upstream mixes up (docs/quirks.md#camera-lists-of-sample-0)."""
     encoder, _, arguments = encoder_case(case("encoder_v1prev_bs1"))
     generator = torch.Generator().manual_seed(0)
     other = dict(arguments)
