@@ -53,7 +53,7 @@ WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 
 def list_models() -> list[str]:
-    """Names that ``load`` knows with weights; other configs: ``drivestack.engine.config.config_names()``."""
+    """Names that ``load`` finds with weights; other configs: ``drivestack.engine.config.config_names()``."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""The command `drivestack`: one verb per job; errors a user can mend come as one line and exit code 2.
+"""The command `drivestack`: one verb per job; errors that a user can fix come as one line and exit code 2.
 
 Heavy imports (torch and what needs it) happen inside the verbs, so `--help` answers at once.
 """
@@ -346,7 +346,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
             print(f"{'':<7} {'':<22} -> {finding.fix}")
     broken = [finding.name for finding in findings if finding.status == BROKEN]
     if broken:
-        print(f"error: {', '.join(broken)} must be mended", file=sys.stderr)
+        print(f"error: {', '.join(broken)} must be fixed", file=sys.stderr)
         return INVALID_SUBMISSION
     print("all that is required is here")
     return 0

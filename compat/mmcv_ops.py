@@ -28,7 +28,7 @@ class MmcvMissingError(DrivestackError, ImportError):
 
 
 def _missing_function(name: str) -> Callable[..., NoReturn]:
-    """Module attribute `name` of the replacement of mmcv's compiled module: it can be asked for, but not called."""
+    """Module attribute `name` of the replacement of mmcv's compiled module: it can be looked up, but not called."""
     if name.startswith("__"):
         raise AttributeError(name)
 

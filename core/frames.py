@@ -153,7 +153,7 @@ class Frame:
     next_token: str = ""
     can_signals: NDArray[np.float64] | None = None
     """[9] of the car's own bus: acceleration (m/s^2), turn rate (rad/s), velocity (m/s), x y z each in the EGO frame;
-    None where nobody recorded them."""
+    None where they were not recorded."""
     lidar_floats_per_point: int = 5
     """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; nuScenes: x, y, z, intensity, ring."""
 

@@ -51,7 +51,7 @@ class LaneOutputs:
 
 @MODELS.register_module()
 class LaneTopologyHead(nn.Module):
-    """A task head of bev.multi_task.
+    """A task head of bev.bevformer_v2.BEVFormerV2.
 
     in_channels: of BEV and pyramid maps; channels: C of this head, a multiple of num_heads.
     lane_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres of the EGO frame; bev_size: (num_y, num_x) cells of

@@ -62,7 +62,7 @@ class LaneRelation(nn.Module):
     def forward(self, lanes: Tensor, controls: Tensor) -> Tensor:
         """[B, Q, Q] from lane embeddings [B, Q, C] (feature and position) and control points [B, Q, K, 3].
 
-        The curves get no gradient from here: edges shall not bend lanes.
+        The curves are detached: the topology loss must not change the geometry of the lanes.
         """
         distance, geometry = joint_geometry(controls.detach())
         height, reach, steepness = self.prior.float().unbind()

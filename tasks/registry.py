@@ -55,9 +55,11 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
     path = Path(path)
     if not path.is_dir():
         task = tasks[0] if len(tasks) == 1 else ENDINGS.get(path.suffix)
+        if not path.exists():
+            raise SubmissionError(f"{path}: no such file or folder; write it with `drivestack predict`")
         if task is None or (tasks and task not in tasks):
             known = ", ".join(kind.file for kind in TASKS.values())
-            raise SubmissionError(f"{path}: say what it holds with --tasks, or name it like {known}")
+            raise SubmissionError(f"{path}: unknown kind of submission; choose with --tasks, or name it like {known}")
         return {task: path}
     found = {task: file for task, file in in_folder(path, list(TASKS)).items() if file.exists()}
     if "occupancy" not in found and (path / "occupancy").is_dir():

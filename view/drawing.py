@@ -213,7 +213,7 @@ def _legend_unit(unit: float) -> float:
 
 
 def legend_rows(entries: Sequence[LegendEntry], width: float, unit: float) -> list[list[LegendEntry]]:
-    """The entries in as many rows as the width of the picture asks for."""
+    """The entries in as many rows as the width of the picture requires."""
     unit = _legend_unit(unit)
     font = font_of(_LEGEND_LETTERS * unit)
     rows: list[list[LegendEntry]] = [[]]

@@ -78,7 +78,7 @@ class BoxHead(nn.Module):
     """Object detection by queries on a BEV map.
 
     num_classes, num_query: classes and queries of one group; num_groups: query groups in training (Group DETR; 1 is
-    the plain head). At test time only the first group is asked.
+    the plain head). At test time only the first group is used.
     pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV map and of normalised references, metres.
     embed_dims: channels of the BEV map. num_layers, num_heads, ffn_dims, num_points, dropout: of the decoder.
     cls_weight, bbox_weight, bbox_beta: weights of focal and box loss, and the latter's smooth-L1 beta (0: L1, as v1);

@@ -290,7 +290,7 @@ class HybridQueries(nn.Module):
         grid = reference[:, :, None, :2] * 2 - 1  # [B, P, 1, 2]
         # float32 under autocast too: half precision is a tenth of a cell on a 200-cell map
         sampled = F.grid_sample(bev.float(), grid, align_corners=False)[..., 0].transpose(1, 2)  # [B, P, C]
-        box = proposals.codes[..., 2:].clamp(-10, 10)  # all but x and y, which the position tells
+        box = proposals.codes[..., 2:].clamp(-10, 10)  # all but x and y, which come from the position
         query = self.bev_proj(self.bev_norm(sampled)) + self.score_proj(proposals.scores) + self.box_proj(box)
         query_pos = self.position(sine_embedding(reference, self.num_feats))
         return ExtraQueries(query, query_pos, reference, proposals.valid)

@@ -73,7 +73,7 @@ def read_submission(
     """Boxes of a submission file by sample token, in the order of the file.
 
     expected_tokens, own_classes: as :func:`nuscenes_rules.check_submission` takes them. A file in order is read and
-    checked in one quick pass; with any other, that function is asked what is wrong.
+    checked in one quick pass; with any other, that function reports what is wrong.
 
     Raises SubmissionError naming the first broken rule, DataError if the file cannot be opened.
     """

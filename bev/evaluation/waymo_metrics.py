@@ -356,7 +356,7 @@ def _boxes(rows: WaymoPredictions | WaymoGroundTruths, what: str) -> tuple[Float
     if boxes.ndim != 2 or boxes.shape[1] < 7:
         raise DataError(f"boxes of {what}: shape {boxes.shape}; want [n, 7] (x, y, z, l, w, h, yaw)")
     if not np.isfinite(boxes[:, :7]).all() or (boxes[:, 3:6] < 0).any():
-        raise DataError(f"boxes of {what}: NaN, infinite or of negative size; drop or mend them")
+        raise DataError(f"boxes of {what}: NaN, infinite or of negative size; drop or correct them")
     types = _column(rows.types, f"types of {what}", len(boxes))
     if not np.isin(types, list(OBJECT_TYPES)).all():
         raise DataError(f"types of {what}: want {dict(OBJECT_TYPES)}; map or drop others")

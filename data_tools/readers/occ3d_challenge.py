@@ -5,7 +5,7 @@
     <root>/gts/<scene>/<sample token>/labels.npz
 
 Source: CVPR 2023 occupancy challenge. Its ``prev`` and ``next`` are documented the wrong way round
-(docs/quirks.md#previous-and-next-exchanged): neighbours are taken from the timestamps. The file knows no LiDAR; as BEV
+(docs/quirks.md#previous-and-next-exchanged): neighbours are taken from the timestamps. The file has no LiDAR; as BEV
 maps lie in a LIDAR frame, every frame gets nuScenes' nominal mounting (``EGO_FROM_LIDAR``), on which nothing else
 depends.
 """

@@ -46,7 +46,7 @@ _NANOSECONDS_FROM = 10**17
     Conventions(
         boxes="none",
         quaternions="none: rotations are matrices",
-        time="nanoseconds in subset A, microseconds in subset B; told apart by their digits",
+        time="nanoseconds in subset A, microseconds in subset B; distinguished by their digits",
         cameras="the front one first, then as the files list them; pinholes, the distortion of subset A is left out; "
         "sizes by subset, or from the image",
         frames="EGO: the files' vehicle frame (x ahead, y left, z up); BEV maps lie in it",

@@ -105,7 +105,7 @@ def write_collection(path: str | Path, collection: Mapping[Identifier, Mapping[s
 
 
 def read_collection(path: str | Path) -> dict[Identifier, dict[str, Any]]:
-    """A collection, official or ours, loaded without running code of its own.
+    """A collection, official or ours, loaded without running any code in it.
 
     Raises DataError for a file that cannot be read, holds anything but containers and arrays, or is no collection.
     """

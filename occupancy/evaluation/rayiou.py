@@ -79,7 +79,7 @@ def _cast(
     kinds: Sequence[NDArray[np.int16]], shape: NDArray[np.int64], origins: NDArray, free: int, grid: VoxelGrid
 ) -> list[Hits]:
     """kinds: flat classes of each grid [(X + 2) * (Y + 2) * (Z + 2)]; around ``shape`` lies a border that is outside,
-    so nothing has to ask where the grid ends."""
+    so the grid needs no bounds check."""
     cell_m, low = np.float32(grid.voxel_m[0]), grid.origin_m.astype(np.float32)
     ends = origins[:, None] + ray_fan()  # [O, R, 3]
     start = np.repeat((origins - low) / cell_m, ends.shape[1], 0)  # [O * R, 3] in voxels
