@@ -64,7 +64,7 @@ def load_pickle(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path}: refused to unpickle: {error}; only NumPy arrays and built-in containers are allowed. "
-            "Do not load this file elsewhere if you do not trust its source; write it again from lists, dicts and arrays"
+            "Do not load this file elsewhere if you do not trust its source; write it again with lists and arrays"
         ) from None
     except (EOFError, ValueError, AttributeError, IndexError, TypeError, KeyError) as error:
         raise DataError(f"{path}: broken or truncated pickle ({error}); fetch or make the file again") from None
