@@ -1,4 +1,4 @@
-"""Our deformable attention in the place of mmcv's, for mmdet, mmdet3d, mmseg and plugins that build it by name.
+"""Our deformable attention instead of mmcv's, for mmdet, mmdet3d, mmseg and plugins that build it by name.
 
     import drivestack.compat; drivestack.compat.patch_mmcv()      # before the model's modules are imported
 

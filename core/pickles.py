@@ -1,4 +1,4 @@
-"""Pickles of plain data, read without running what is inside them and written for every NumPy.
+"""Pickles of plain data, read without running code in them, and written for every NumPy.
 
 A pickle can run any code while it loads. Ours may only make NumPy arrays, dtypes and scalars and built-in containers;
 everything else is refused by name before it runs.

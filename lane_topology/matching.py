@@ -16,7 +16,7 @@ UNMATCHED = -1
 
 @torch.no_grad()
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """[Q, n] from logits [Q, classes] and labels [n]: what calling a prediction by its label's class costs."""
+    """[Q, n] from logits [Q, classes] and labels [n]: the cost of the label's class for each prediction."""
     p = logits.float().sigmoid()[:, labels]
     negative = -(1 - p + 1e-12).log() * (1 - alpha) * p.pow(gamma)
     positive = -(p + 1e-12).log() * alpha * (1 - p).pow(gamma)

@@ -1,4 +1,4 @@
-"""Which lane leads into which, and which traffic element governs which lane.
+"""Topology: which lane connects to which, and which traffic element governs which lane.
 
 Sources: TopoMLP, arXiv 2310.06753 (the lane's position beside its feature); TopoLogic, arXiv 2405.14747 (the distance
 from one lane's end to the other's start, through a learned falling curve, added to the score of the features).
@@ -24,7 +24,7 @@ class PairScore(nn.Module):
         nn.init.constant_(self.outer.bias, prior_logit)
 
     def forward(self, rows: Tensor, columns: Tensor, extra: Tensor | None = None) -> Tensor:
-        """[B, n, m] from rows [B, n, C], columns [B, m, C] and what is known of each pair [B, n, m, extra]."""
+        """[B, n, m] from rows [B, n, C], columns [B, m, C] and features of each pair [B, n, m, extra]."""
         hidden = self.row(rows)[:, :, None] + self.column(columns)[:, None]
         if extra is not None:
             hidden = hidden + self.extra(extra.to(hidden.dtype))

@@ -16,13 +16,13 @@ from ..core.frames import Frame
 from .base import GroundTruth, Predictions, Reader
 
 OWN_RANGE_M = 50.0
-"""Radius around the car within which classes of one's own are scored, unless it is given."""
+"""Default radius around the car within which classes that are not nuScenes' are scored."""
 
 
 def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, float]) -> DetectionSettings:
     """How boxes of these classes are scored: as nuScenes does where all are its classes and no other range is given.
 
-    Classes of one's own are scored within OWN_RANGE_M, or ``class_range_m``; they have no attributes.
+    Other classes are scored within OWN_RANGE_M, or ``class_range_m``; they have no attributes.
     Raises ConfigError for a range of a class that is not there.
     """
     if unknown := [name for name in class_range_m if name not in class_names]:

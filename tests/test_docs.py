@@ -89,7 +89,7 @@ def test_the_code_of_the_api_page_runs(
 
 
 def test_the_api_page_names_what_the_package_offers(repository_root: Path) -> None:
-    import drivestack
+    from drivestack import api
 
     page = (repository_root / "docs" / "api.md").read_text(encoding="utf-8")
-    assert [name for name in drivestack.api.__all__ if f"`{name}" not in page] == []
+    assert [name for name in api.__all__ if f"`{name}" not in page] == []

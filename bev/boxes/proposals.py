@@ -180,7 +180,7 @@ class BevProposals(nn.Module):
 
     @torch.no_grad()
     def predict(self, outs: DenseOutputs, tokens: Sequence[str], max_num: int = 300) -> list[Detections]:
-        """The peaks themselves as detections: what the dense branch finds without the decoder."""
+        """The peaks themselves as detections: the result of the dense branch without the decoder."""
         found = []
         for peaks, codes, token in zip(self._peaks(outs), outs.codes.flatten(1, 2), tokens):
             scores, index = peaks.flatten().topk(min(max_num, peaks.numel()))

@@ -22,7 +22,7 @@ from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, check_submis
 
 @dataclass(frozen=True)
 class ScoredBoxes:
-    """What a model found in one sample, in the GLOBAL frame."""
+    """The predicted boxes of one sample, in the GLOBAL frame."""
 
     names: list[str]
     """Class of each box."""

@@ -51,7 +51,7 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """What is scored, and how. Raises ConfigError for values that cannot be meant."""
+    """What is scored, and how. Raises ConfigError for values out of range."""
 
     class_range_m: Mapping[str, float]
     """The classes, and the radius around the ego within which each is scored; boxes of other classes are ignored."""

@@ -1,4 +1,4 @@
-"""The rules of a nuScenes detection submission, and a checker that says which one is broken where, and the fix.
+"""The rules of a nuScenes detection submission, and a checker that reports each broken rule with its place and fix.
 
 Format: https://www.nuscenes.org/object-detection ("Results format").
 """

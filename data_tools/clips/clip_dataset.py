@@ -219,7 +219,7 @@ class ClipDataset(Dataset):
     def _labelled(
         self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw, rng: np.random.Generator
     ) -> tuple[Frame, Targets]:
-        """The frame at the index, or the first of a random order that has something to learn from; and its targets."""
+        """The frame at the index, or the first of a random order that has labels; and its targets."""
         for candidates in ([index], rng.permutation(len(self))):
             for i in candidates:
                 targets = self._targets(self.frames[i], image_draw, bda_draw)

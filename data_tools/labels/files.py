@@ -153,7 +153,7 @@ def write_lanes(path: str | Path, labels: LaneLabels) -> None:
 
 
 _NAMES = {"lane_lane": "lane_lane (topology_lclc)", "lane_element": "lane_element (topology_lcte)"}
-"""Ours, and what OpenLane-V2 calls them."""
+"""Our names, and OpenLane-V2's."""
 
 
 def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] | None = None) -> None:

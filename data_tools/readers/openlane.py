@@ -159,7 +159,7 @@ def _frame(
 
 
 def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, place: str) -> tuple[int, int]:
-    """(width, height): as the file says, as the two subsets have it, or as the image says. Only ours say it."""
+    """(width, height): as stated in the file (drivestack's only), as in the two subsets, or from the image itself."""
     if "image_size_px" in sensor:
         width, height = map(int, sensor["image_size_px"])
         return width, height

@@ -65,5 +65,5 @@ class TopologyHead(nn.Module):
         return self.mlp(pairs(rows, columns))[..., 0]
 
     def loss_logits(self, logits: Tensor) -> Tensor:
-        """What the focal loss is given."""
+        """The input of the focal loss."""
         return logits.sigmoid() if self.double_sigmoid else logits

@@ -67,7 +67,7 @@ class OccupancyMap(RecurrentBevMap):
 
 @MODELS.register_module()
 class VoxelHead(nn.Module):
-    """A BEV map to voxels, and what is learned from them.
+    """A BEV map to voxels, and their losses.
 
     decoder, num_z, out_dim, transposed: see voxel_decoders.py. num_classes, free, mask, loss_weights, class_weights:
     see losses.VoxelLoss; the default is the published one, cross entropy over all voxels. (Counting only what the

@@ -56,7 +56,7 @@ class Extension:
 
 _extensions: dict[str, Extension] = {}
 _with_kernel: set[tuple[str, str]] = set()
-"""(operator, device type) that have a kernel, found out on the first call."""
+"""(operator, device type) that have a kernel, determined on the first call."""
 _warned: set[str] = set()
 
 
