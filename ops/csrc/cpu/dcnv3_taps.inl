@@ -1,7 +1,7 @@
 // Taps of DCNv3: from offsets and masks to blocks and weights, for a run of pixels at a time.
 
 // What is the same for all pixels of a call: the window, and where offsets and masks are. The functions below work on
-// copies: stores of taps could change what a reference refers to, as far as the compiler can know.
+// copies: stores of taps could change what a reference refers to, for all the compiler knows.
 template <class S, class O>
 struct TapPlan {
   const O *offset, *mask;                                          // of the first group at pixel 0
