@@ -55,11 +55,9 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
     path = Path(path)
     if not path.is_dir():
         task = tasks[0] if len(tasks) == 1 else ENDINGS.get(path.suffix)
-        if not path.exists():
-            raise SubmissionError(
-                f"{path}: no such file or folder; check the path, or write it with `drivestack predict`"
-            )
         if task is None or (tasks and task not in tasks):
+            if not path.exists():
+                raise SubmissionError(f"{path}: no such file or folder; check the path")
             known = ", ".join(kind.file for kind in TASKS.values())
             raise SubmissionError(f"{path}: unknown kind of submission; choose with --tasks, or name it like {known}")
         return {task: path}
