@@ -315,18 +315,18 @@ def evaluate(
     """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
 
     data: frames with labels, or where they come from. tasks: default all tasks of the model that the data have labels
-    for. out: folder for the submissions. class_range_m: radius within which boxes of a class count, where it is not
-    nuScenes'. run: batch_size, num_workers, progress. Raises DataError where the data have labels for none of the
-    tasks.
+    for. out: folder for the submissions. class_range_m: radius within which boxes of a class count, where it is
+    neither the config's nor nuScenes'. run: batch_size, num_workers, progress.
+    Raises DataError where the data have labels for none of the tasks.
     """
     from .tasks.base import GroundTruth
     from .tasks.registry import TASKS
-    from .tasks.run import score_frames
+    from .tasks.run import class_ranges_m, score_frames
 
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
     chosen = {name: TASKS[name]() for name in model.model.asked(tasks)}
     if "boxes" in chosen:
-        chosen["boxes"] = TASKS["boxes"](model.class_names, class_range_m or {})
+        chosen["boxes"] = TASKS["boxes"](model.class_names, class_ranges_m(model.config, class_range_m))
     if tasks is None:
         labelled = {}
         for name, task in chosen.items():

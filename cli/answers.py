@@ -22,6 +22,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
+
     from ..core.frames import Frame
     from ..tasks.base import GroundTruth, Predictions, Task
 
@@ -57,18 +59,19 @@ def _add_class_range(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS=M",
         action="append",
         default=[],
-        help="radius in metres within which boxes of a class count, where it is not nuScenes' (own classes: 50); "
-        "repeatable",
+        help="radius in metres within which boxes of a class count, where it is neither the config's class_range_m nor "
+        "nuScenes' (own classes: 50); repeatable",
     )
 
 
-def _tasks(options: argparse.Namespace, class_names: Sequence[str] = ()) -> dict[str, Task]:
-    """Every task, as the options configure it."""
+def _tasks(options: argparse.Namespace, config: Config | None = None) -> dict[str, Task]:
+    """Every task, as the options and the model's config configure it."""
     from ..core.errors import ConfigError
     from ..engine.config import parse_override
     from ..lane_topology.evaluation.submission import NOBODY, read_team
     from ..occupancy.evaluation.rules import SPLIT_SAMPLES
     from ..tasks.registry import Boxes, Lanes, Occupancy
+    from ..tasks.run import class_names, class_ranges_m
 
     given = vars(options)
     megabytes = given.get("max_mb")
@@ -83,7 +86,10 @@ def _tasks(options: argparse.Namespace, class_names: Sequence[str] = ()) -> dict
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    boxes = Boxes(class_names, ranges, given.get("official", False))
+    names: Sequence[str] = ()
+    if config is not None:
+        names, ranges = class_names(config), class_ranges_m(config, ranges)
+    boxes = Boxes(names, ranges, given.get("official", False))
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
@@ -92,12 +98,12 @@ class _Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from ..engine.config import load_config
-        from ..tasks.run import class_names, load_model
+        from ..tasks.run import load_model
 
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
-        self.chosen = _tasks(options, class_names(self.config))
+        self.chosen = _tasks(options, self.config)
         self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
         self.tasks = self.model.asked(options.tasks or None)
         self.frames = self.source.read()

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DrivestackError
+from .config_text import import_types
 from .config_variables import load_with_variables
 
 KEYS = frozenset(
@@ -34,6 +35,7 @@ KEYS = frozenset(
         "new_parts",
         "custom_hooks",
         "validation",
+        "class_range_m",
         "tensorboard",
         "data_command",
         "activation_checkpointing",
@@ -91,6 +93,7 @@ def _read(path: Path, variables: Mapping[str, Any]) -> Config:
     try:
         config = load_with_variables(path, variables) if variables else Config.fromfile(path, lazy_import=True)
         _import_all(config._cfg_dict)
+        import_types(config._cfg_dict)
     except DrivestackError:
         raise
     except Exception as error:  # a config is code: whatever it raises, the reader needs the file's name

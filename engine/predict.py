@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,16 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.answers import SceneAnswer
 from ..core.errors import ConfigError
+from ..core.progress import ProgressDisplay
 from ..data_tools.clips.collate import collate_clips
 from ..data_tools.clips.sampler import SceneOrderSampler
-
-logger = logging.getLogger("drivestack")
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,19 +67,17 @@ def predict(
     memory: Any = None
     model_s = 0.0
     start = time.monotonic()
-    on_terminal = progress and sys.stderr.isatty()
-    batches = track(loader, "predict", total=len(loader), transient=True) if on_terminal else loader
-    for number, batch in enumerate(batches, 1):
-        batch = batch.to(device)
-        began = time.monotonic()
-        with precision_context(precision, device):
-            answers, memory = model.predict(batch, memory, tasks)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        model_s += time.monotonic() - began
-        found.answers |= {answer.token: keep(answer) for answer in answers}
-        if progress and not on_terminal and (number * 10 // len(loader)) > ((number - 1) * 10 // len(loader)):
-            logger.info("predict %d/%d  %.2f s per sample", number, len(loader), model_s / len(found.answers))
+    with ProgressDisplay("predict", len(dataset), unit="samples", shown=progress) as display:
+        for batch in loader:
+            batch = batch.to(device)
+            began = time.monotonic()
+            with precision_context(precision, device):
+                answers, memory = model.predict(batch, memory, tasks)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            model_s += time.monotonic() - began
+            found.answers |= {answer.token: keep(answer) for answer in answers}
+            display.advance(len(answers), f"{model_s / len(found.answers):.2f} s per sample")
     found.timing = _timing(len(found.answers), time.monotonic() - start, model_s)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from contextlib import suppress
@@ -19,7 +18,8 @@ from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError
 from ..core.files import atomic_path, write_json
 from . import checkpoints
-from .config import task_names
+from .config import KEYS, task_names
+from .config_text import config_text
 from .fine_tune import fine_tune
 
 logger = logging.getLogger("drivestack")
@@ -54,13 +54,10 @@ class TrainRunner(Runner):
         """`drivestack doctor` shows the environment; MMEngine's own report starts compilers to get their versions."""
 
     def dump_config(self) -> None:
-        """The whole config, overrides included, as ``work_dir/config.json``."""
+        """The whole config, overrides included, as ``work_dir/config.py``, which loads like any other."""
         if self.rank == 0:
-            text = json.dumps(
-                self.cfg.to_dict(), indent=1, default=lambda value: getattr(value, "__name__", str(value))
-            )
-            with atomic_path(Path(self.work_dir) / "config.json") as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+            with atomic_path(Path(self.work_dir) / "config.py") as temporary:
+                temporary.write_text(config_text(self.cfg, KEYS), encoding="utf-8")
 
     @property
     def bare_model(self) -> nn.Module:

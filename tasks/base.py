@@ -72,8 +72,11 @@ class Task(Protocol):
     def demand(self, truth: GroundTruth) -> None:
         """Raises DataError or ConfigError, naming what is missing, if this task cannot be scored there."""
 
-    def score(self, path: Path, truth: GroundTruth) -> dict[str, Any]:
-        """Raises SubmissionError if the file breaks a rule, DataError if the split has no labels."""
+    def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
+        """Scores of the submission; ``progress`` shows how far it is where that takes long.
+
+        Raises SubmissionError if the file breaks a rule, DataError if the split has no labels.
+        """
 
     def table(self, scores: dict[str, Any]) -> list[str]:
         """The scores as lines of text."""

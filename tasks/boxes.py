@@ -105,7 +105,7 @@ class Boxes:
             )
         return str(truth.source.roots[0]), str(version), truth.split
 
-    def score(self, path: Path, truth: GroundTruth) -> dict[str, Any]:
+    def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         if self.official:
             return nuscenes_official.evaluate_official(path, *self._official_split(truth), truth.tokens)
         return nuscenes_metrics.evaluate_submission(path, truth.frames, self.settings(truth))

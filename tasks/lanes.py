@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.frames import Frame
+from ..core.progress import ProgressDisplay
 from ..data_tools.readers.openlane_files import Identifier, identifier_of
 from ..lane_topology.evaluation import evaluate, rules, submission
 from .base import GroundTruth, Predictions, Reader, refuse
@@ -42,10 +43,13 @@ class Lanes:
     def demand(self, truth: GroundTruth) -> None:
         evaluate.check_labels(truth.frames)
 
-    def score(self, path: Path, truth: GroundTruth) -> dict[str, Any]:
+    def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         refuse(path, self.check(path, truth))
         identifiers, found = self._identifiers(truth), submission.read_predictions(path)
-        return evaluate.evaluate(truth.frames, lambda token: found[identifiers[token]], self.version)
+        with ProgressDisplay("score lanes", len(truth.frames), unit="samples", shown=progress) as display:
+            return evaluate.evaluate(
+                truth.frames, lambda token: found[identifiers[token]], self.version, on_sample=display.advance
+            )
 
     def table(self, scores: dict[str, Any]) -> list[str]:
         return evaluate.table(scores)

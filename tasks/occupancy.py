@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ..core.answers import OccupancyGrid, SceneAnswer
 from ..core.errors import DataError
 from ..core.frames import Frame
+from ..core.progress import ProgressDisplay
 from ..occupancy.evaluation import evaluate, rules, submission
 from .base import GroundTruth, Predictions, Reader, refuse
 
@@ -51,9 +52,10 @@ class Occupancy:
                 "score a split that is labelled"
             )
 
-    def score(self, path: Path, truth: GroundTruth) -> dict[str, Any]:
+    def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         refuse(path, self.check(path, truth))
-        return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read)
+        with ProgressDisplay("score occupancy", len(truth.frames), unit="samples", shown=progress) as display:
+            return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read, on_sample=display.advance)
 
     def table(self, scores: dict[str, Any]) -> list[str]:
         return evaluate.table(scores)

@@ -35,6 +35,11 @@ def class_names(config: Config) -> list[str]:
     return list(input_settings(config)["classes"])
 
 
+def class_ranges_m(config: Config, further: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Radius within which boxes of a class are scored, where it is not the usual one: the config's, then ``further``."""
+    return dict(config.get("class_range_m", {})) | dict(further or {})
+
+
 def input_settings(config: Config) -> dict[str, Any]:
     """How frames become network input at test time: the config's ``test_dataset`` without its source."""
     if "test_dataset" not in config:
@@ -142,7 +147,7 @@ def score_frames(
         scores = {}
         for name, task in chosen.items():
             task.write(paths[name], predictions, truth.split)
-            scores[name] = task.score(paths[name], truth)
+            scores[name] = task.score(paths[name], truth, run.get("progress", True))
     return scores
 
 

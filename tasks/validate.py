@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..core.errors import DataError
 from .base import GroundTruth, Task
 from .registry import TASKS
-from .run import class_names, score_frames, source_of
+from .run import class_names, class_ranges_m, score_frames, source_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -22,7 +22,7 @@ def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]
     Raises ConfigError where the config names no test data, DataError where they have no labels.
     """
     truth = GroundTruth(source_of(config))
-    boxes = TASKS["boxes"](class_names(config), dict(config.get("class_range_m", {})))
+    boxes = TASKS["boxes"](class_names(config), class_ranges_m(config))
     tasks: dict[str, Task] = {"boxes": boxes, "occupancy": TASKS["occupancy"](), "lanes": TASKS["lanes"]()}
     usable, reasons = {}, []
     for name, task in tasks.items():

@@ -28,8 +28,9 @@ def prepare_inference(model: nn.Module) -> nn.Module:
     The copy follows later changes of the model's weights in no way, has other state-dict keys and takes about twice the
     memory of its weights on a CPU. It compiles and exports like the model.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    with torch.no_grad():
+    # what is made under inference_mode has no version counter, by which the packed layers notice changed weights
+    with torch.inference_mode(False), torch.no_grad():
+        model = copy.deepcopy(model).eval().requires_grad_(False)
         for module in list(model.modules()):
             fold_batch_norms(module)
         for module in list(model.modules()):

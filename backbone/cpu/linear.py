@@ -125,7 +125,7 @@ class _Packed(nn.Module):
 
     def _for_input(self, x: Tensor) -> tuple[Any, Tensor, Any, Tensor | None] | None:
         """Operator, input, weight and bias of oneDNN's call; None where PyTorch's own layer is used."""
-        if not inference_on_cpu(x):
+        if not inference_on_cpu(x) or self.weight.is_inference():  # inference tensors do not count their changes
             return None
         operator, autocast = _onednn(self.signature), torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype

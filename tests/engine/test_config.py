@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drivestack.core.errors import ConfigError
-from drivestack.engine.config import build_dataset, build_model, load_config, task_names
+from drivestack.engine.config import KEYS, build_dataset, build_model, config_names, load_config, task_names
+from drivestack.engine.config_text import config_text
 
 
 @pytest.fixture
@@ -116,3 +117,26 @@ def test_names_of_classes_and_cameras_come_from_the_datasets() -> None:
     assert names["classes"][3] == "car" and "cameras" not in names
     assert task_names({"test_dataset": {"camera_names": ["a"]}}) == {"cameras": ("a",)}
     assert task_names({}) == {}
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_a_config_written_as_one_file_is_the_same_config(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.py"
+    first = load_config(name, ["seed=11"])
+    path.write_text(config_text(first, KEYS))
+    second = load_config(path)
+    assert second.seed == 11
+    assert second.model.keys() == first.model.keys()
+    if "tiny" in name:
+        assert repr(build_model(second)) == repr(build_model(first))
+    path.write_text(config_text(second, KEYS))
+    assert config_text(load_config(path), KEYS) == config_text(second, KEYS)
+
+
+def test_what_is_no_literal_stands_as_text(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file)
+    config.test_dataset = {"source": {"frames": [object()]}, "type": "mmdet.NotHere"}
+    (tmp_path / "config.py").write_text(config_text(config, KEYS))
+    loaded = load_config(tmp_path / "config.py")
+    assert loaded.test_dataset.source.frames[0].startswith("<object object")
+    assert loaded.test_dataset.type == "mmdet.NotHere"

@@ -103,7 +103,7 @@ def test_non_finite_loss_names_term_iteration_and_samples(toy: Any, tmp_path: Pa
     assert latest_checkpoint(tmp_path).name == "iter_5.pth"
     good = train(toy.toy_config(5), tmp_path / "good")
     assert_same(read_checkpoint(good), read_checkpoint(tmp_path / "iter_5.pth"))
-    assert {path.name for path in tmp_path.glob("*.*")} == {"iter_5.pth", "config.json", "log.jsonl"}
+    assert {path.name for path in tmp_path.glob("*.*")} == {"iter_5.pth", "config.py", "log.jsonl"}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
