@@ -1,7 +1,7 @@
 # drivestack: every target sets up .venv by itself and re-installs only when a file that decides about it changed.
 #
 #   make demo      synthetic scenes, boxes, voxels and lanes, official scores, pictures (runs/demo)
-#   make test      the test suite                     make lint     ruff, as CI runs it
+#   make test      the test suite                     make lint     ruff and mypy, as CI runs them
 #   make setup     only the environment               make clean    remove builds, caches and runs
 #
 #   make benchmark   operators and models against their peers      make sanitize    CPU kernels under ASan and UBSan
@@ -56,6 +56,9 @@ demo: $(STAMP)
 	@SECONDS=0; $(VENV)/bin/drivestack demo --out runs/demo && \
 		echo "make demo: $$SECONDS s after set-up, runs/demo $$(du -sh runs/demo | cut -f1), $(VENV) $$(du -sh $(VENV) | cut -f1)"
 
+# mypy knows the package by its name, whatever this folder is called; the link lies in mypy's own cache.
+LINK := mkdir -p .mypy_cache/package && ln -sfn ../.. .mypy_cache/package/drivestack
+
 # ARGS passes options on: make test ARGS='tests/ops -x'
 test: $(STAMP)
 	@$(PYTHON) -m pytest $(ARGS)
@@ -63,6 +66,8 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(LINK)
+	@$(VENV)/bin/mypy
 
 format: $(STAMP)
 	@$(VENV)/bin/ruff check --fix .
@@ -114,5 +119,5 @@ gpu-check:
 	$$python benchmarks/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-*
+	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

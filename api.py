@@ -28,7 +28,8 @@ from .tasks.answers import Answer
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-    from torch import nn
+
+    from .bev.protocol import PerceptionModel
 
 __all__ = [
     "Annotations",
@@ -140,7 +141,7 @@ class Perception:
     model: the torch module; config: its configuration; session: the memory that calls use unless given another.
     """
 
-    def __init__(self, model: nn.Module, config: Config, precision: str = "fp32") -> None:
+    def __init__(self, model: PerceptionModel, config: Config, precision: str = "fp32") -> None:
         from .backbone import prepare_inference
         from .tasks.run import class_names
 
@@ -210,7 +211,7 @@ class Perception:
         poses = list(global_from_ego or [None] * count)
         times = list(timestamps_us or [None] * count)
         given = sessions is not None
-        sessions = list(sessions) if given else [Session() for _ in images]
+        sessions = [Session() for _ in images] if sessions is None else list(sessions)
         resets = list(resets or [False] * count)
         for name, values in (("rigs", rigs), ("poses", poses), ("timestamps_us", times), ("sessions", sessions)):
             if len(values) != count:
@@ -319,14 +320,15 @@ def evaluate(
     neither the config's nor nuScenes'. run: batch_size, num_workers, progress.
     Raises DataError where the data have labels for none of the tasks.
     """
-    from .tasks.base import GroundTruth
+    from .tasks.base import GroundTruth, Task
+    from .tasks.boxes import Boxes
     from .tasks.registry import TASKS
     from .tasks.run import class_ranges_m, score_frames
 
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
-    chosen = {name: TASKS[name]() for name in model.model.asked(tasks)}
+    chosen: dict[str, Task] = {name: TASKS[name]() for name in model.model.asked(tasks)}
     if "boxes" in chosen:
-        chosen["boxes"] = TASKS["boxes"](model.class_names, class_ranges_m(model.config, class_range_m))
+        chosen["boxes"] = Boxes(model.class_names, class_ranges_m(model.config, class_range_m))
     if tasks is None:
         labelled = {}
         for name, task in chosen.items():

@@ -58,6 +58,11 @@ class ResNet(nn.Module):
         pretrained: checkpoint to load when `init_weights()` is called (MMEngine's runner calls it before training).
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(
         self,
         *,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -97,7 +98,7 @@ class BEVFormerV2(PerceptionModel):
         self._freeze(frozen)
 
     @property
-    def frame_offsets(self) -> tuple[int, ...]:
+    def frame_offsets(self) -> tuple[int, ...]:  # type: ignore[override]  # follows from a part of the model
         """Keyframes of a clip relative to the current one, ascending."""
         return self.bev_map.frames
 
@@ -184,7 +185,7 @@ class BEVFormerV2(PerceptionModel):
         frame offsets than the model's, without labels for any task, or with labels that BoxTask.check_labels refuses.
         """
         self.check_clip(batch)
-        labels = {"boxes": batch.gt_boxes, "occupancy": batch.occupancy, "lanes": batch.lanes}
+        labels: dict[str, Sequence[Any]] = {"boxes": batch.gt_boxes, "occupancy": batch.occupancy, "lanes": batch.lanes}
         if not any(own is not None for task in self.tasks for own in labels[task]):
             raise ConfigError(
                 f"samples {', '.join(batch.tokens)} have no labels to learn {', '.join(self.tasks)} from: train on a "

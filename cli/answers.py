@@ -112,13 +112,17 @@ class _Run:
         """Predict, and write the submissions; voxels are written one frame at a time."""
         from ..core.files import check_writable
         from ..data_tools.clips.perturb import perturb_calibration
+        from ..tasks.registry import Occupancy
         from ..tasks.run import predict_frames
 
         for path in paths.values():
             check_writable(path)
         how, frames = self.options.perturb_calibration, self.frames
         seen = frames if how is None else perturb_calibration(frames, how)
-        keep = {"keep": self.chosen["occupancy"].keep(paths["occupancy"])} if "occupancy" in paths else {}
+        voxels = self.chosen["occupancy"]
+        keep = (
+            {"keep": voxels.keep(paths["occupancy"])} if "occupancy" in paths and isinstance(voxels, Occupancy) else {}
+        )
         found = predict_frames(
             self.config,
             self.model,
@@ -256,11 +260,13 @@ def add_check(verbs: Any) -> None:
 
 def _run_check(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
-    from ..tasks.registry import find
+    from ..tasks.registry import Occupancy, find
 
     paths, chosen = find(options.path, options.tasks), _tasks(options)
     named = None if list(paths) == ["occupancy"] and options.split and not options.dataroot else source(options)
-    counted = chosen["occupancy"].num_samples if list(paths) == ["occupancy"] and named is None else None
+    counted, voxels = None, chosen["occupancy"]
+    if list(paths) == ["occupancy"] and named is None and isinstance(voxels, Occupancy):
+        counted = voxels.num_samples
     if named is None and options.split and not counted:
         known_source(options)  # says what is missing
     truth = None if named is None else GroundTruth(named)

@@ -62,8 +62,8 @@ def run_demo(
     from ..data_tools.clips.perturb import perturb_calibration
     from ..data_tools.synthetic import synthesize
     from ..engine.config import load_config
-    from ..tasks.base import GroundTruth
-    from ..tasks.registry import TASKS, answer_reader, in_folder
+    from ..tasks.base import GroundTruth, Task
+    from ..tasks.registry import Boxes, Lanes, Occupancy, answer_reader, in_folder
     from ..view.drawing import View
     from ..view.picture import draw_pictures, render_answer_clip
 
@@ -81,7 +81,9 @@ def run_demo(
     if perturbation is not None:
         perturb_calibration([], perturbation)
     tasks, names = model.tasks, class_names(config)
-    chosen = {"boxes": TASKS["boxes"](names), **{task: TASKS[task]() for task in tasks if task != "boxes"}}
+    voxels = Occupancy()
+    every: dict[str, Task] = {"boxes": Boxes(names), "occupancy": voxels, "lanes": Lanes()}
+    chosen = {task: every[task] for task in tasks}
     paths = in_folder(out, tasks)
     for path in paths.values():
         check_writable(path)
@@ -109,7 +111,7 @@ def run_demo(
     parameters = sum(p.numel() for p in model.parameters())
     name = "random weights" if weights is None else Path(weights).name
     say(f"2/4 {', '.join(tasks)} in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
-    keep = {"keep": chosen["occupancy"].keep(paths["occupancy"])} if "occupancy" in tasks else {}
+    keep: dict[str, Any] = {"keep": voxels.keep(paths["occupancy"])} if "occupancy" in tasks else {}
     predictions = predict_frames(config, model, seen, device=device, **keep)
     times_s |= predictions.times_s
 

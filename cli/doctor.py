@@ -12,9 +12,11 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-OK, NOTE, BROKEN = "ok", "note", "broken"
+OK: Final = "ok"
+NOTE: Final = "note"
+BROKEN: Final = "broken"
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (ROOT / "Makefile").is_file()
@@ -64,7 +66,9 @@ EXTRAS = {
         "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
     ),
     "export": Extra(("onnx", "onnxscript"), "ONNX files of operators and models (drivestack.export.onnx)"),
-    "dev": Extra(("pytest", "pytest_timeout", "hypothesis", "ruff", "ninja", "onnxruntime"), "the tests and the lint"),
+    "dev": Extra(
+        ("pytest", "pytest_timeout", "hypothesis", "ruff", "mypy", "ninja", "onnxruntime"), "the tests and the lint"
+    ),
 }
 """Name in pyproject.toml -> what it is for; openmmlab and view are empty so far."""
 

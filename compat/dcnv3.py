@@ -10,6 +10,8 @@ OpenGVLab/InternImage (MIT), the code is our own. Differences are listed in docs
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -103,7 +105,7 @@ class DCNv3Function:
     """Replaces upstream's autograd function; the gradients come with the operator."""
 
     @staticmethod
-    def apply(*args) -> Tensor:
+    def apply(*args: Any) -> Tensor:
         """The arguments of `dcnv3_core_pytorch` with `im2col_step` after `offset_scale`: 15 (1.0) or 16 (1.1).
 
         `im2col_step` split the batch upstream and changed no number: it is ignored.
@@ -117,7 +119,7 @@ class DCNv3Function:
 dcnv3_forward = DCNv3Function.apply
 
 
-def dcnv3_backward(input: Tensor, offset: Tensor, mask: Tensor, *args) -> tuple[Tensor, Tensor, Tensor]:
+def dcnv3_backward(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to (input, offset, mask): after them 11 window arguments, `grad_output`, `im2col_step` and, in 1.1,
     `remove_center`."""
     if len(args) not in (13, 14):
@@ -126,7 +128,8 @@ def dcnv3_backward(input: Tensor, offset: Tensor, mask: Tensor, *args) -> tuple[
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in (input, offset, mask)]
         out = dcnv3_core_pytorch(*inputs, *window, *remove_center)
-        return torch.autograd.grad(out, inputs, grad_output)
+        to_input, to_offset, to_mask = torch.autograd.grad(out, inputs, grad_output)
+        return to_input, to_offset, to_mask
 
 
 def _name_of(module: nn.Module, names: dict[str, type[nn.Module]], what: str) -> str:

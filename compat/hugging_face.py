@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,15 @@ class _UnevenOr:
     def __init__(self, theirs: Callable[..., Tensor]) -> None:
         self.theirs = theirs
 
-    def __call__(self, value, shapes, locations, weights, num_points_list, method="default") -> Tensor:
+    def __call__(
+        self,
+        value: Tensor,
+        shapes: Any,
+        locations: Tensor,
+        weights: Tensor,
+        num_points_list: Sequence[int],
+        method: str = "default",
+    ) -> Tensor:
         sample = multi_scale_deformable_attention_v2 if method == "default" else self.theirs
         return sample(value, shapes, locations, weights, num_points_list, method)
 
@@ -122,7 +131,7 @@ def use_drivestack_attention(model: nn.Module) -> int:
                 count += 1
         core = getattr(parent, "ms_deformable_attn_core", None)
         if getattr(core, "__name__", None) == _UNEVEN:
-            parent.ms_deformable_attn_core = _uneven_or(core)
+            setattr(parent, "ms_deformable_attn_core", _uneven_or(core))  # noqa: B010 (no attribute that torch knows)
             count += 1
         count += _replace_functions(type(parent))
     if not count:

@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..core.errors import DrivestackError
 from . import ms_deform_attn as ours
@@ -32,7 +32,7 @@ def _missing_function(name: str) -> Callable[..., NoReturn]:
     if name.startswith("__"):
         raise AttributeError(name)
 
-    def missing(*args, **kwargs) -> NoReturn:
+    def missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise MmcvMissingError(
             f"{_COMPILED}.{name} is used, but this mmcv has no compiled operators and drivestack only brings "
             f"{', '.join(NAMES)}; install mmcv instead of mmcv-lite (it compiles for minutes)"
@@ -64,7 +64,7 @@ def patch_mmcv() -> list[str]:
         raise MmcvMissingError("mmcv is not installed (pip install mmcv-lite is enough for the attention layer)")
     if _import_operators() is not None:  # mmcv-lite, or compiled for another torch
         compiled = ModuleType(_COMPILED, "Stands for mmcv's compiled operators, made by drivestack.")
-        compiled.__getattr__ = _missing_function
+        compiled.__dict__["__getattr__"] = _missing_function
         sys.modules[_COMPILED] = compiled
         problem = _import_operators()
         if problem is not None:

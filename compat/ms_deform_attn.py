@@ -16,6 +16,7 @@ Shapes: B batch, Q queries, S tokens of all levels, C channels, M heads, D chann
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +188,7 @@ class MultiScaleDeformableAttention(_DeformableAttention):
         reference_points: Tensor | None = None,
         spatial_shapes: Shapes | None = None,
         level_start_index: Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
         """``query`` [Q, B, C] (or [B, Q, C] with batch_first) -> the same shape, ``identity`` added.
 

@@ -74,7 +74,8 @@ class Batch:
 
     def without_labels(self) -> Batch:
         """The same batch as a model meets it at test time."""
-        return replace(self, **{name: [] for name in LABELS})
+        nothing: dict[str, Any] = {name: [] for name in LABELS}
+        return replace(self, **nothing)
 
     @property
     def tokens(self) -> list[str]:

@@ -135,8 +135,9 @@ def load_state(
 ) -> LoadReport:
     """Load weights that are in memory already; see `load_checkpoint`. `source` names them in messages."""
     notes: list[str] = []
-    if hasattr(model, "adapt_checkpoint"):
-        state, notes = model.adapt_checkpoint(state)
+    adapt: Callable[[StateDict], tuple[StateDict, list[str]]] | None = getattr(model, "adapt_checkpoint", None)
+    if adapt is not None:
+        state, notes = adapt(state)
     own = model.state_dict()
     if class_rows is not None:
         state = select_classes(state, class_rows)
@@ -237,7 +238,7 @@ def save_safetensors(
 class _YacsConfig:
     """Stands in for the training options (yacs.config.CfgNode) in InternImage's classification checkpoints."""
 
-    def __new__(cls) -> OrderedDict:  # the restricted unpickler fills no other kind of mapping
+    def __new__(cls) -> Any:  # the restricted unpickler fills no other kind of mapping
         return OrderedDict()
 
 

@@ -64,9 +64,9 @@ class LaneSegments:
     """[a] values of AREA_CATEGORIES."""
     elements_xyxy_px: NDArray[np.float32]
     attributes: NDArray[np.int64]
-    lane_lane: NDArray[np.floating]
+    lane_lane: NDArray[np.floating] | NDArray[np.int8]
     """[n, n] whether, or how surely, the end of segment i connects to the start of segment j."""
-    lane_element: NDArray[np.floating]
+    lane_element: NDArray[np.floating] | NDArray[np.int8]
     """[n, k]"""
     left_types: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """[n] indices of LINE_TYPES; empty for predictions."""

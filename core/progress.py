@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,10 @@ def track(
     iterable: Iterable[T], what: str, total: int | None = None, *, unit: str = "", shown: bool = True
 ) -> Iterator[T]:
     """The items of ``iterable``, while a display of ``total`` steps (default: its length) moves on with each."""
-    with ProgressDisplay(what, len(iterable) if total is None else total, unit=unit, shown=shown) as display:
+    if total is None:
+        assert isinstance(iterable, Sized), "track needs the total of an iterable without a length"
+        total = len(iterable)
+    with ProgressDisplay(what, total, unit=unit, shown=shown) as display:
         for item in iterable:
             yield item
             display.advance()
@@ -76,7 +79,8 @@ class ProgressDisplay:
         """``done`` steps are done in all. Never goes back."""
         before, self.done = self.done, max(self.done, done)
         if self._bar:
-            self._bar.update(self._task, completed=self.done, **({} if note is None else {"note": note}))
+            fields: dict[str, Any] = {} if note is None else {"note": note}
+            self._bar.update(self._task, completed=self.done, **fields)
         elif self._lines and self.total > 0 and self.done * 10 // self.total > before * 10 // self.total:
             unit = f" {self.unit}" if self.unit else ""
             logger.info("%s %d/%d%s  eta %s", self.what, self.done, self.total, unit, self.eta())

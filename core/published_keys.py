@@ -30,17 +30,28 @@ def keep_published_keys(module: nn.Module, published: Mapping[str, str]) -> None
     if len(own) != len(published):
         raise ValueError(f"two prefixes have one published name: {published}")
 
+    places: list[str] = []  # where modules with these hooks (copies share them) are being loaded
+
     def give(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
         for key in [key for key in state if key.startswith(prefix)]:  # re-inserted in order
             state[prefix + renamed(key[len(prefix) :], published)] = state.pop(key)
 
     def take(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        places.append(prefix)
         for key in [key for key in state if key.startswith(prefix)]:
             state[prefix + renamed(key[len(prefix) :], own)] = state.pop(key)
 
-    module.published_prefixes = dict(published)
+    def report(module: nn.Module, incompatible: Any) -> None:
+        prefix = places.pop()
+        for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+            keys[:] = [
+                prefix + renamed(key.removeprefix(prefix), published) if key.startswith(prefix) else key for key in keys
+            ]
+
+    module.published_prefixes = dict(published)  # type: ignore[assignment]  # torch knows tensors and modules only
     module.register_state_dict_post_hook(give)
     module.register_load_state_dict_pre_hook(take)
+    module.register_load_state_dict_post_hook(report)
 
 
 def published_name(module: nn.Module, name: str) -> str:

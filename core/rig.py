@@ -97,7 +97,17 @@ class Rig(Mapping[str, Camera]):
         for name, image in self._by_name(images).items():
             camera = self[name]
             path, pixels = as_image(image, name)
-            views.append(CameraView(name, camera.pinhole, camera.ego_from_camera, pose, timestamp_us, path, pixels))
+            views.append(
+                CameraView(
+                    name,
+                    camera.pinhole,
+                    np.asarray(camera.ego_from_camera, np.float64),
+                    pose,
+                    timestamp_us,
+                    path,
+                    pixels,
+                )
+            )
         return Frame(
             token=token,
             scene_token=scene,

@@ -95,8 +95,8 @@ class FineTuneReport:
             absent = [f"{part} ({count} tensors that the checkpoint lacks)" for part, count in parts.items()]
             lines.append(f"  started anew ({len(self.new)}): {_some([*absent, *other])}")
         if self.left_out:
-            parts = ", ".join(f"{prefix} ({count})" for prefix, count in self.left_out.items())
-            lines.append(f"  left out: {parts}")
+            left_out = ", ".join(f"{prefix} ({count})" for prefix, count in self.left_out.items())
+            lines.append(f"  left out: {left_out}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -281,9 +281,10 @@ def _in_current_keys(state: StateDict, model: nn.Module) -> tuple[StateDict, lis
     """The checkpoint as the model, or its encoder, translates keys of related checkpoints; and notes on that."""
     for prefix in ("", *ENCODERS):
         part = getattr(model, prefix.rstrip("."), None) if prefix else model
-        if hasattr(part, "adapt_checkpoint"):
+        adapt = getattr(part, "adapt_checkpoint", None)
+        if adapt is not None:
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            adapted, notes = part.adapt_checkpoint(own)
+            adapted, notes = adapt(own)
             others = {key: value for key, value in state.items() if not key.startswith(prefix)}
             return {**others, **{prefix + key: value for key, value in adapted.items()}}, notes
     return state, []

@@ -83,9 +83,10 @@ class LogProgress(Hook):
         for name, value in outputs.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         done = runner.iter + 1
+        assert self.display is not None  # since before_train
         self.display.move_to(done)
         if is_main_process() and (done % self.interval == 0 or done == runner.max_iters):
-            self._write(runner, done)
+            self._write(runner, done, self.display)
             self._restart()
 
     def pause(self, seconds: float) -> None:
@@ -103,7 +104,7 @@ class LogProgress(Hook):
         self.data_time_s = 0.0
         self.since = time.monotonic()
 
-    def _write(self, runner: TrainRunner, done: int) -> None:
+    def _write(self, runner: TrainRunner, done: int, display: ProgressDisplay) -> None:
         per_iteration_s = (time.monotonic() - self.since) / self.count
         means = {name: float(total) / self.count for name, total in self.sums.items()}
         record = {
@@ -118,9 +119,9 @@ class LogProgress(Hook):
             record["gradient_norm"] = None
         if self.log:
             self.log.write(record)
-        self.display.move_to(done, note=f"loss {means['loss']:.3g}  {per_iteration_s:.2f} s/it")
-        if not self.display.on_terminal:
+        display.move_to(done, note=f"loss {means['loss']:.3g}  {per_iteration_s:.2f} s/it")
+        if not display.on_terminal:
             terms = " ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in means.items())
             speed = f"{per_iteration_s:.2f} s/it (data {record['data_seconds_per_iter']:.2f})"
-            values = (done, runner.max_iters, terms, record["lr"], speed, self.display.eta())
+            values = (done, runner.max_iters, terms, record["lr"], speed, display.eta())
             logger.info("iter %d/%d  %s  lr %.2e  %s  eta %s", *values)

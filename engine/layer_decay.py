@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ..backbone.internimage.composite import CBInternImage
 from ..backbone.internimage.model import InternImage
 from ..core.errors import ConfigError
+from ..core.published_keys import published_name
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 STEM = -1
@@ -160,7 +162,8 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     - `layer_decay_rate` (1.0): learning rate of a block over that of the next, for an `InternImage` or
       `CBInternImage`; the detection recipe with its two oversights put right (`levels.2.post_norms` and composite
       backbones decay as they should).
-    - `lr_mults` ({}): factor for parameters whose name starts with the key; the longest match counts.
+    - `lr_mults` ({}): factor for parameters whose name starts with the key; the longest match counts. Here and in
+      `no_decay` a parameter goes by its name in the model and by its key in checkpoints, where the two differ.
     - `decay_one_dim` (False): whether one-dimensional tensors (biases, norms, scales) have weight decay.
     - `no_decay` (()): parts of names; parameters that have one of them in their name have no weight decay.
 
@@ -184,7 +187,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise ConfigError("optim_wrapper.optimizer needs an lr")
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module=None) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None) -> None:
         """Fill `params` with the groups of the whole model (MMEngine calls this once)."""
         named = list(module.named_parameters())
         params.extend(param_groups(named, self.policies(module), self.base_lr))
@@ -202,11 +205,12 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
                 block = block_index(name.removeprefix(prefix), trunk.depths, trunk.level2_post_norm_block_ids)
                 if block is not None:
                     scale = options["layer_decay_rate"] ** (sum(trunk.depths) - block)
-            matches = [key for key in options["lr_mults"] if name.startswith(key)]
+            names = (name, published_name(model, name))
+            matches = [key for key in options["lr_mults"] if any(own.startswith(key) for own in names)]
             if matches:
                 scale *= options["lr_mults"][max(matches, key=len)]
             flat = parameter.ndim <= 1 and not options["decay_one_dim"]
-            flat = flat or any(part in name for part in options["no_decay"])
+            flat = flat or any(part in own for part in options["no_decay"] for own in names)
             decay = 0.0 if flat else (self.base_wd or 0.0)
             policies[name] = ParamPolicy(f"lr_x{scale:.6g}_{'no_decay' if flat else 'decay'}", scale, decay)
         return policies
@@ -220,7 +224,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         if isinstance(encoder, InternImage):
             return {prefix: encoder}
         if isinstance(encoder, CBInternImage):
-            return {f"{prefix}cb_modules.{i}.": trunk for i, trunk in enumerate(encoder.cb_modules)}
+            return {f"{prefix}cb_modules.{i}.": trunk for i, trunk in enumerate((encoder.assistant, encoder.lead))}
         raise ConfigError(
             f"layer_decay_rate needs an InternImage at {prefix!r}, found {type(encoder).__name__}: leave it at 1.0 "
             "and use lr_mults"

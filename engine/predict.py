@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..core.answers import SceneAnswer
+from ..core.batch import Batch
 from ..core.errors import ConfigError
 from ..core.progress import ProgressDisplay
+from ..data_tools.clips.clip_dataset import ClipDataset
 from ..data_tools.clips.collate import collate_clips
 from ..data_tools.clips.sampler import SceneOrderSampler
 
@@ -31,6 +33,16 @@ class Answered:
     """``samples``, ``seconds`` in all, ``model_seconds_per_sample`` and ``data_seconds_per_sample``."""
 
 
+class Predictor(Protocol):
+    """What ``predict`` needs of a model: a module with this method (bev/protocol.py)."""
+
+    def predict(self, batch: Batch, memory: Any, tasks: Sequence[str] | None) -> tuple[list[SceneAnswer], Any]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def eval(self) -> nn.Module: ...
+
+
 def precision_context(precision: str, device: torch.device) -> Any:
     """Autocast by name, to be entered. Raises ConfigError for an unknown one."""
     if precision not in PRECISIONS:
@@ -40,8 +52,8 @@ def precision_context(precision: str, device: torch.device) -> Any:
 
 
 def predict(
-    model: nn.Module,
-    dataset: Dataset,
+    model: Predictor,
+    dataset: ClipDataset,
     *,
     batch_size: int = 1,
     num_workers: int = 0,
@@ -82,7 +94,7 @@ def predict(
     return found
 
 
-def _timing(samples: int, seconds: float, model_s: float) -> Mapping[str, float]:
+def _timing(samples: int, seconds: float, model_s: float) -> dict[str, float]:
     return {
         "samples": samples,
         "seconds": round(seconds, 3),

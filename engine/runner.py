@@ -30,6 +30,7 @@ class TrainRunner(Runner):
 
     fine_tune = False
     """``load_from`` holds weights of another task shape: fine_tune.py takes what fits."""
+    _has_loaded: bool  # set by Runner
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = local_device()

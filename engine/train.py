@@ -89,6 +89,7 @@ def _run(
         hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
     validation = None
     if config.get("validation"):
+        assert evaluate is not None  # train() sees to it
         with building("validation"):
             validation = Validation(evaluate, **config.validation)
         hooks.append(validation)

@@ -56,13 +56,14 @@ def _attend_by_grid_sample(
     value: Tensor, levels: Sequence[Level], locations: Sequence[Tensor], weights: Tensor
 ) -> Tensor:
     b, _, heads, channels = value.shape
-    out = None
+    out: Tensor | None = None
     for level, ((height, width, start), points) in enumerate(zip(levels, locations)):
         tokens = value[:, start : start + height * width].permute(0, 2, 3, 1)  # [B, M, D, H * W]
         images = tokens.reshape(b * heads, channels, height, width)
         grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # [B * M, Q, P, 2]
         summed = _grid_sum(images, grid, weights[:, :, :, level].transpose(1, 2).flatten(0, 1))
         out = summed if out is None else out + summed  # [B * M, D, Q]
+    assert out is not None  # there are levels
     return out.reshape(b, heads * channels, weights.shape[1]).transpose(1, 2)
 
 
@@ -134,12 +135,13 @@ def _spatial_cross_attention(
     logits: Tensor,
 ) -> Tensor:
     dtype = compute_dtype(value, reference, offsets, logits)
-    total = None
+    total: Tensor | None = None
     for camera in range(value.shape[1]):
         camera_value, at = value[:, camera].to(dtype), reference[:, camera].unsqueeze(2)
         seen = _ms_deform_attn_fused(attend, camera_value, levels, at, offsets, logits, False)
         seen = torch.where(visible[:, camera].unsqueeze(-1), seen, 0.0)
         total = seen if total is None else total + seen
+    assert total is not None  # there are cameras
     cameras = visible.sum(1).clamp(min=1).unsqueeze(-1)  # [B, Q, 1]
     return (total / cameras).to(value.dtype)
 
@@ -183,8 +185,9 @@ _WINDOW = ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "di
 
 
 def _window_output(value: Tensor, window: Sequence[Any]) -> tuple[int, int, int, int]:
-    out_h, out_w = output_size(tuple(value.shape[1:3]), *(window[i : i + 2] for i in (0, 2, 4, 6)))
-    return value.shape[0], out_h, out_w, value.shape[3]
+    n, height, width, channels = value.shape
+    kernel, stride, padding, dilation = ((window[i], window[i + 1]) for i in (0, 2, 4, 6))
+    return n, *output_size((height, width), kernel, stride, padding, dilation), channels
 
 
 def _dcnv3_by_plugin(value: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:
@@ -305,6 +308,7 @@ def export_onnx(
             input_names=input_names,
             output_names=output_names,
         )
+    assert program is not None  # as it is with dynamo=True
     if file is not None:
         tensors = [*exported.state_dict.values(), *(c for c in exported.constants.values() if isinstance(c, Tensor))]
         if sum(t.nbytes for t in tensors) > LARGEST_FILE_BYTES:

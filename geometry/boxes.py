@@ -8,16 +8,16 @@ and return the same kind, except where the docstring names NumPy.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from shapely import area, intersection, polygons
 
 from .poses import wrap_angle
 
-Array = TypeVar("Array", NDArray[np.floating], torch.Tensor)
+Array = TypeVar("Array", NDArray[np.float64], NDArray[np.floating], torch.Tensor)
 
 # Corner signs on (l, w, h), in the order of the picture in box_corners.
 _SIGNS = np.array(
@@ -97,7 +97,7 @@ def boxes_from_legacy(boxes_legacy: Array) -> Array:
     """
     b = boxes_legacy
     yaw = wrap_angle(-b[..., 6] - math.pi / 2)
-    columns = [b[..., 0], b[..., 1], b[..., 2] + b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
+    columns: list[Array] = [b[..., 0], b[..., 1], b[..., 2] + b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
     return _stack(columns + [b[..., i] for i in range(7, b.shape[-1])])
 
 
@@ -105,11 +105,15 @@ def boxes_to_legacy(boxes: Array) -> Array:
     """The inverse of :func:`boxes_from_legacy`."""
     b = boxes
     yaw = wrap_angle(-b[..., 6] - math.pi / 2)
-    columns = [b[..., 0], b[..., 1], b[..., 2] - b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
+    columns: list[Array] = [b[..., 0], b[..., 1], b[..., 2] - b[..., 5] / 2, b[..., 4], b[..., 3], b[..., 5], yaw]
     return _stack(columns + [b[..., i] for i in range(7, b.shape[-1])])
 
 
-def points_in_boxes(points: Array, boxes: Array) -> Array:
+@overload
+def points_in_boxes(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor: ...
+@overload
+def points_in_boxes(points: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]: ...
+def points_in_boxes(points: Any, boxes: Any) -> Any:
     """Which points [m, 3] lie in which boxes [n, >=7], faces included: bool [m, n]."""
     relative = points[:, None, :3] - boxes[None, :, :3]  # [m, n, 3]
     c, s = _cos_sin(boxes[None, :, 6])
@@ -135,16 +139,16 @@ def bev_iou(boxes_a: Array, boxes_b: Array) -> NDArray[np.float64]:
     return iou
 
 
-def bev_nms(boxes: Array, scores: Array, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:
+def bev_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:
     """Greedy non-maximum suppression on footprints: kept indices, best score first (NumPy).
 
     boxes: [n, >=7]; scores: [n]; a box goes if its IoU with a better kept one exceeds ``iou_threshold``.
     """
-    boxes = np.asarray(boxes, dtype=np.float64)
+    candidates = np.asarray(boxes, dtype=np.float64)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     kept: list[int] = []
     while len(order) and (max_num is None or len(kept) < max_num):
         best, rest = order[0], order[1:]
         kept.append(int(best))
-        order = rest[bev_iou(boxes[best : best + 1], boxes[rest])[0] <= iou_threshold]
+        order = rest[bev_iou(candidates[best : best + 1], candidates[rest])[0] <= iou_threshold]
     return np.array(kept, dtype=np.int64)

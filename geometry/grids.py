@@ -51,7 +51,7 @@ class BevGrid:
         """Cells (ix, iy) [..., 2] that hold the points [..., >=2] in metres, and which points are inside the grid."""
         p = np.asarray(points_m, dtype=np.float64)
         cells = np.floor((p[..., :2] - [self.x_min, self.y_min]) / [self.cell_x_m, self.cell_y_m]).astype(np.int64)
-        inside = ((cells >= 0) & (cells < [self.num_x, self.num_y])).all(-1)
+        inside = np.all((cells >= 0) & (cells < [self.num_x, self.num_y]), axis=-1)
         return cells, inside
 
 
@@ -102,7 +102,7 @@ class VoxelGrid:
         """Voxel indices [..., 3] that hold the points [..., 3] in metres, and which points are inside the grid."""
         p = np.asarray(points_m, dtype=np.float64)
         voxels = np.floor((p - self.origin_m) / self.voxel_m).astype(np.int64)
-        return voxels, ((voxels >= 0) & (voxels < self.shape)).all(-1)
+        return voxels, np.all((voxels >= 0) & (voxels < self.shape), axis=-1)
 
 
 OCC3D_GRID = VoxelGrid(-40.0, -40.0, -1.0, 40.0, 40.0, 5.4, 200, 200, 16)

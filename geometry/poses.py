@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-Array = TypeVar("Array", NDArray[np.floating], torch.Tensor)
+Array = TypeVar("Array", NDArray[np.float64], NDArray[np.floating], torch.Tensor)
 
 
 def quaternion_to_matrix(quaternion_wxyz: ArrayLike) -> NDArray[np.float64]:

@@ -27,6 +27,7 @@ class PairScore(nn.Module):
         """[B, n, m] from rows [B, n, C], columns [B, m, C] and features of each pair [B, n, m, extra]."""
         hidden = self.row(rows)[:, :, None] + self.column(columns)[:, None]
         if extra is not None:
+            assert self.extra is not None, "made without extra"
             hidden = hidden + self.extra(extra.to(hidden.dtype))
         return self.outer(F.relu(self.inner(F.relu(hidden))))[..., 0].float()
 

@@ -111,14 +111,13 @@ class VoxelLoss(nn.Module):
             raise ConfigError(f"loss_weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(TERMS)}")
         if mask not in MASKS:
             raise ConfigError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
-        if isinstance(class_weights, str):
-            if class_weights != "log_frequency":
-                raise ConfigError(f"class_weights: {class_weights!r} is no rule; write 'log_frequency', or the numbers")
-            class_weights = log_frequency_weights()
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise ConfigError(f"{len(class_weights)} class_weights for {num_classes} classes")
+        if isinstance(class_weights, str) and class_weights != "log_frequency":
+            raise ConfigError(f"class_weights: {class_weights!r} is no rule; write 'log_frequency', or the numbers")
+        given = log_frequency_weights() if isinstance(class_weights, str) else class_weights
+        if given is not None and len(given) != num_classes:
+            raise ConfigError(f"{len(given)} class_weights for {num_classes} classes")
         self.mask, self.free = mask, free
-        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        weights = None if given is None else torch.as_tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def counts(self, target: OccupancyTargets) -> Tensor:

@@ -17,7 +17,8 @@ def shape_pairs(spatial_shapes: Shapes) -> list[tuple[int, int]]:
 
 def flat_levels(spatial_shapes: Shapes, starts: Sequence[int] | None = None) -> list[int]:
     """Height, width and first token of each level, one after the other; without `starts` level follows level."""
-    flat, following = [], 0
+    flat: list[int] = []
+    following = 0
     for i, (height, width) in enumerate(shape_pairs(spatial_shapes)):
         flat += (height, width, following if starts is None else starts[i])
         following += height * width

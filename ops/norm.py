@@ -5,6 +5,8 @@ short. The kernels here make one pass. Where autograd, compilers or other device
 are the better choice: `backbone.internimage.layers` calls these for inference only.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,12 +48,22 @@ def depthwise_norm_reference(
 
 
 @torch.library.register_fake("drivestack::layer_norm")
-def _(x, weight, bias, eps, gelu, residual):
+def _(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("drivestack::depthwise_norm")
-def _(x, kernel, kernel_bias, weight, bias, eps, gelu, stride, padding):
+def _(
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    gelu: bool,
+    stride: int,
+    padding: int,
+) -> Tensor:
     n, height, width, channels = x.shape
     out = [(size + 2 * padding - kernel.shape[-1]) // stride + 1 for size in (height, width)]
     return x.new_empty((n, *out, channels))

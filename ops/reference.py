@@ -46,7 +46,9 @@ def tap_grid(kernel_size: Pair, dilation: Pair, remove_center: bool) -> tuple[li
     return [x for x, _ in taps], [y for _, y in taps]
 
 
-def _bilinear(rows: Tensor, first_row: Tensor, pixel_stride: int, x: Tensor, y: Tensor, height: int, width: int):
+def _bilinear(
+    rows: Tensor, first_row: Tensor, pixel_stride: int, x: Tensor, y: Tensor, height: int, width: int
+) -> Tensor:
     """Sample [..., D] at (x, y) [...] from images that lie in `rows` [R, D], zero outside.
 
     Pixel (iy, ix) of the image of a sample is row `first_row + (iy * width + ix) * pixel_stride`.
@@ -56,13 +58,15 @@ def _bilinear(rows: Tensor, first_row: Tensor, pixel_stride: int, x: Tensor, y: 
     x0, y0 = x.detach().floor(), y.detach().floor()
     weight_x, weight_y = (x0 + 1 - x, x - x0), (y0 + 1 - y, y - y0)
     x0, y0 = x0.long(), y0.long()
-    sample = 0
+    sample: Tensor | None = None
     for iy, wy in zip((y0, y0 + 1), weight_y):
         for ix, wx in zip((x0, x0 + 1), weight_x):
             valid = (ix >= 0) & (ix < width) & (iy >= 0) & (iy < height)
             row = first_row + (iy.clamp(0, height - 1) * width + ix.clamp(0, width - 1)) * pixel_stride
             corner = rows.index_select(0, row.flatten()).view(*row.shape, rows.shape[1])  # [..., D]
-            sample = sample + torch.where(valid, wy * wx, 0.0).unsqueeze(-1) * corner
+            weighted = torch.where(valid, wy * wx, 0.0).unsqueeze(-1) * corner
+            sample = weighted if sample is None else sample + weighted
+    assert sample is not None  # four corners
     return sample
 
 

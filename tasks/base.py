@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..core.answers import Detections, SceneAnswer
 from ..core.errors import SubmissionError
@@ -58,10 +58,10 @@ class GroundTruth:
 class Task(Protocol):
     """What is done with one kind of answer."""
 
-    title: str
-    file: str
+    title: ClassVar[str]
+    file: ClassVar[str]
     """Name in a folder of submissions."""
-    scores_file: str
+    scores_file: ClassVar[str]
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
         """Write the submission; what it holds, in words."""

@@ -29,7 +29,9 @@ def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, f
         raise ConfigError(f"class range of {unknown[0]!r}: the classes are {', '.join(class_names)}")
     if set(class_names) <= set(CLASS_RANGE_M) and not class_range_m:
         return DETECTION_CVPR_2019
-    undefined = {name: () if name in CLASS_ATTRIBUTES else ("mAAE",) for name in class_names}
+    undefined: dict[str, tuple[str, ...]] = {
+        name: () if name in CLASS_ATTRIBUTES else ("mAAE",) for name in class_names
+    }
     undefined |= {name: own for name, own in DETECTION_CVPR_2019.undefined_errors.items() if name in class_names}
     return DetectionSettings(
         class_range_m={name: class_range_m.get(name, CLASS_RANGE_M.get(name, OTHER_RANGE_M)) for name in class_names},

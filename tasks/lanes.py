@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..core.answers import LaneGraph
 from ..core.frames import Frame
 from ..core.progress import ProgressDisplay
 from ..data_tools.readers.openlane_files import Identifier, identifier_of
@@ -27,7 +28,11 @@ class Lanes:
     version: evaluate.Version = "v2.1"
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
-        graphs = {identifier_of(frame, split): predictions.answers[frame.token].lanes for frame in predictions.frames}
+        graphs: dict[Identifier, LaneGraph] = {}
+        for frame in predictions.frames:
+            graph = predictions.answers[frame.token].lanes
+            assert graph is not None  # the task was asked for
+            graphs[identifier_of(frame, split)] = graph
         submission.write_submission(path, graphs, self.team, self.half)
         unnamed = "; it names no team yet (--team)" if self.team == submission.NOBODY else ""
         return f"{sum(len(graph.lane_scores) for graph in graphs.values())} lanes{unnamed}"

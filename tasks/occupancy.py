@@ -33,6 +33,7 @@ class Occupancy:
         """For ``engine.predict.predict``: voxels are written one frame at a time."""
 
         def keep(answer: SceneAnswer) -> SceneAnswer:
+            assert answer.occupancy is not None  # the task was asked for
             submission.write_grid(self.folder(path), answer.occupancy)
             return replace(answer, occupancy=None)
 
@@ -43,7 +44,7 @@ class Occupancy:
         return f"voxels, also in {self.folder(path)}/"
 
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
-        return rules.check_submission(path, truth and truth.tokens, num_samples=self.num_samples)
+        return rules.check_submission(path, None if truth is None else truth.tokens, num_samples=self.num_samples)
 
     def demand(self, truth: GroundTruth) -> None:
         if not any(frame.occupancy_path for frame in truth.frames):

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.frames import Frame
@@ -16,10 +16,10 @@ from .base import GroundTruth, Predictions, Task
 if TYPE_CHECKING:
     import torch
     from mmengine.config import Config
-    from torch import nn
-    from torch.utils.data import Dataset
 
+    from ..bev.protocol import PerceptionModel
     from ..core.answers import SceneAnswer
+    from ..data_tools.clips.clip_dataset import ClipDataset
 
 
 def source_of(config: Config) -> DataSource:
@@ -36,7 +36,7 @@ def class_names(config: Config) -> list[str]:
 
 
 def class_ranges_m(config: Config, further: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Radius within which boxes of a class are scored, where it is not the usual one: the config's, then ``further``."""
+    """Radius within which boxes of a class are scored, where it is not nuScenes': the config's, then ``further``."""
     return dict(config.get("class_range_m", {})) | dict(further or {})
 
 
@@ -47,7 +47,7 @@ def input_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.test_dataset.items() if key != "source"}
 
 
-def input_dataset(config: Config, model: nn.Module, frames: Sequence[Frame]) -> Dataset:
+def input_dataset(config: Config, model: PerceptionModel, frames: Sequence[Frame]) -> ClipDataset:
     """The frames as network input; past ones come from the model's memory: one encoder pass per frame."""
     from ..engine.config import build_dataset
 
@@ -56,10 +56,10 @@ def input_dataset(config: Config, model: nn.Module, frames: Sequence[Frame]) -> 
         offsets = (0,)
     settings = input_settings(config)
     settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
-    return build_dataset(settings)
+    return cast("ClipDataset", build_dataset(settings))
 
 
-def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> nn.Module:
+def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> PerceptionModel:
     """The config's model with the weights of a checkpoint; with None random ones from ``seed``.
 
     Raises CheckpointError if the file is missing, broken or of another model.
@@ -73,7 +73,7 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
         raise CheckpointError(f"{checkpoint}: no such checkpoint; train one with `drivestack train`, or check the path")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(config)
+        model = cast("PerceptionModel", build_model(config))
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
@@ -81,7 +81,7 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
 
 def predict_frames(
     config: Config,
-    model: nn.Module,
+    model: PerceptionModel,
     frames: Sequence[Frame],
     *,
     device: str | None = None,
@@ -109,7 +109,7 @@ def predict_frames(
     return Predictions(list(dataset.frames), found.answers, class_names(config), times_s)
 
 
-def warn_lost_history(model: nn.Module, frames: Sequence[Frame]) -> None:
+def warn_lost_history(model: PerceptionModel, frames: Sequence[Frame]) -> None:
     """Warn where a model that uses past frames gets frames that are not linked in time."""
     import logging
 
@@ -124,7 +124,7 @@ def warn_lost_history(model: nn.Module, frames: Sequence[Frame]) -> None:
 
 def score_frames(
     config: Config,
-    model: nn.Module,
+    model: PerceptionModel,
     truth: GroundTruth,
     chosen: Mapping[str, Task],
     out: Path | None = None,
@@ -135,14 +135,15 @@ def score_frames(
     run: arguments of predict_frames. Raises what the tasks' ``demand``, ``write`` and ``score`` do, before predicting
     as far as that can be known.
     """
+    from .occupancy import Occupancy
     from .registry import in_folder
 
     for task in chosen.values():
         task.demand(truth)
     with tempfile.TemporaryDirectory(prefix="drivestack_") as scratch:
         paths = in_folder(out or Path(scratch), list(chosen))
-        if "occupancy" in chosen:
-            run["keep"] = chosen["occupancy"].keep(paths["occupancy"])
+        if isinstance(voxels := chosen.get("occupancy"), Occupancy):
+            run["keep"] = voxels.keep(paths["occupancy"])
         predictions = predict_frames(config, model, truth.frames, tasks=list(chosen), **run)
         scores = {}
         for name, task in chosen.items():

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..core.errors import DataError
 from .base import GroundTruth, Task
-from .registry import TASKS
+from .boxes import Boxes
+from .lanes import Lanes
+from .occupancy import Occupancy
 from .run import class_names, class_ranges_m, score_frames, source_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
+
+    from ..bev.protocol import PerceptionModel
 
 
 def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]:
@@ -22,8 +26,8 @@ def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]
     Raises ConfigError where the config names no test data, DataError where they have no labels.
     """
     truth = GroundTruth(source_of(config))
-    boxes = TASKS["boxes"](class_names(config), class_ranges_m(config))
-    tasks: dict[str, Task] = {"boxes": boxes, "occupancy": TASKS["occupancy"](), "lanes": TASKS["lanes"]()}
+    boxes = Boxes(class_names(config), class_ranges_m(config))
+    tasks: dict[str, Task] = {"boxes": boxes, "occupancy": Occupancy(), "lanes": Lanes()}
     usable, reasons = {}, []
     for name, task in tasks.items():
         try:
@@ -36,9 +40,10 @@ def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]
         raise DataError(f"validation: the test data have no labels to score; {reasons[0]}")
 
     def evaluate(model: nn.Module, iteration: int) -> dict[str, float]:
-        chosen = {name: task for name, task in usable.items() if name in model.tasks}
+        perception = cast("PerceptionModel", model)
+        chosen = {name: task for name, task in usable.items() if name in perception.tasks}
         device = str(next(model.parameters()).device)
-        scores = score_frames(config, model, truth, chosen, device=device, progress=False)
+        scores = score_frames(config, perception, truth, chosen, device=device, progress=False)
         summary: dict[str, float] = {}
         for name, task in chosen.items():
             summary |= task.summary(scores[name])

@@ -55,6 +55,10 @@ def test_every_module_of_the_checkout_is_in(wheel_names: list[str], source: Path
     assert "drivestack/configs/_base_/nuscenes.py" in wheel_names
 
 
+def test_the_mark_of_types_is_in(wheel_names: list[str]) -> None:
+    assert "drivestack/py.typed" in wheel_names  # without it a user's type checker takes everything for Any
+
+
 def test_the_demo_weights_are_in(wheel_names: list[str], repository_root: Path) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "weights/*.safetensors"], cwd=repository_root, capture_output=True, text=True

@@ -195,6 +195,8 @@ def boxes_above(draw: ImageDraw.ImageDraw, footprints: NDArray[np.float64], draw
 def scores_above(labels: Labels, footprints: NDArray[np.float64], drawn: Drawn, unit: float) -> None:
     """Scores of predictions beside their footprints [n, 4, 2], the nearest first."""
     font = letters(8, unit, SCORE_LETTERS_PX)
+    if drawn.scores is None:  # labels
+        return
     for i in reversed(range(len(footprints))):
         extent = (*footprints[i].min(0), *footprints[i].max(0))
         if not drawn.is_label and overlap(extent, (0, 0, *labels.draw.im.size)):

@@ -41,7 +41,7 @@ def save_clip(
     pictures = list(pictures)
     if not pictures:
         raise DataError(f"no frames to draw for {path}; check scene and split")
-    size = tuple(max(picture.size[axis] for picture in pictures) for axis in (0, 1))
+    size = max(picture.size[0] for picture in pictures), max(picture.size[1] for picture in pictures)
     for i, picture in enumerate(pictures):
         if picture.size != size:
             pictures[i] = Image.new("RGB", size, BACKGROUND)
@@ -75,7 +75,7 @@ def quantised(picture: Image.Image, colours: Sequence[Colour]) -> Image.Image:
     for i, code in enumerate(_codes(drawn)):  # Pillow's search for the nearest is approximate
         indices[codes == code] = i
     out = Image.fromarray(indices)
-    out.putpalette(palette.getpalette())
+    out.putpalette(palette.getpalette() or ())
     return out
 
 
@@ -88,7 +88,7 @@ def _write_mp4(pictures: list[Image.Image], path: Path, frames_per_second: float
     import cv2  # carries its own ffmpeg
 
     width, height = (side // 2 * 2 for side in pictures[0].size)  # the codec wants even sides
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_second, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_second, (width, height))
     if not writer.isOpened():
         raise DataError("this OpenCV cannot write mp4; name the clip .gif")
     for picture in pictures:

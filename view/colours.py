@@ -159,7 +159,7 @@ def _candidates() -> NDArray[np.int64]:
     steps = np.arange(0, 256, 15)
     rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     lab = _lab(rgb)
-    hue_deg = cv2.cvtColor(np.float32(rgb / 255)[None], cv2.COLOR_RGB2HSV)[0, :, 0]
+    hue_deg = cv2.cvtColor((rgb / 255).astype(np.float32)[None], cv2.COLOR_RGB2HSV)[0, :, 0]
     fits = (lab[:, 0] > _LIGHTNESS[0]) & (lab[:, 0] < _LIGHTNESS[1])
     fits &= np.hypot(lab[:, 1], lab[:, 2]) > _LEAST_CHROMA
     fits &= (hue_deg < _GREEN_HUES_DEG[0]) | (hue_deg > _GREEN_HUES_DEG[1])

@@ -48,12 +48,15 @@ class View:
     """Draw labels where the frame has them (objects with at least one LiDAR or radar point)."""
 
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
 @lru_cache(maxsize=64)
-def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: float) -> Font:
     return ImageFont.load_default(size=size)
 
 
-def letters(size: float, unit: float, least_px: float = LEAST_LETTERS_PX) -> ImageFont.FreeTypeFont:
+def letters(size: float, unit: float, least_px: float = LEAST_LETTERS_PX) -> Font:
     """The font of ``size`` thin lines, but not below ``least_px`` pixels of the finished picture."""
     return font_of(max(size * unit, least_px * OVERSAMPLING))
 
@@ -149,7 +152,7 @@ class Labels:
         extent: Extent,
         text: str,
         colour: Colour,
-        font: ImageFont.FreeTypeFont,
+        font: Font,
         sides: Literal["above", "right"] = "above",
     ) -> Extent | None:
         """Write near something of that extent, on a dark plate: the first free place around it; nothing, and None, if
@@ -249,6 +252,7 @@ def draw_legend(
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, entry: LegendEntry, x: float, y: float, unit: float) -> None:
+    assert entry.colour is not None  # entries without one are text alone
     colour, stroke = entry.colour, max(2, round(2 * unit))
     middle, right = x + _MARK / 2 * unit, x + _MARK * unit
     radius = {"joint": 3.0, "ring": 4.5, "tie": 3.0}.get(entry.mark, 6.0) * unit

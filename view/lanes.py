@@ -34,12 +34,16 @@ def draw_lanes(
         points = np.asarray(points, np.float64)
         return np.round(np.stack([points[..., 0] - x0, y1 - points[..., 1]], -1) * px_per_m).astype(np.int32)
 
+    def grid_line(ends_m: list[list[float]]) -> None:
+        (left, top), (right, bottom) = pixels(np.array(ends_m)).tolist()
+        cv2.line(image, (left, top), (right, bottom), _GRID, 1)
+
     for area in areas:
         cv2.fillPoly(image, [pixels(np.asarray(area)[:, :2])], _AREA)
     for metres in range(-40, 50, 10):
-        cv2.line(image, *map(tuple, pixels(np.array([[metres, y0], [metres, y1]])).tolist()), _GRID, 1)
+        grid_line([[metres, y0], [metres, y1]])
     for metres in range(-20, 30, 10):
-        cv2.line(image, *map(tuple, pixels(np.array([[x0, metres], [x1, metres]])).tolist()), _GRID, 1)
+        grid_line([[x0, metres], [x1, metres]])
     for i, line in enumerate(lines):
         colour = _CONNECTOR if is_connector is not None and is_connector[i] else _LANE
         path = pixels(line)

@@ -100,8 +100,8 @@ def render_answer_clip(
     """
     path = check_clip_path(path)
     view = view or View(camera_width_px=360)
-    settings = {"voxel_class_names": voxel_class_names, "voxel_grid": voxel_grid}
-    pictures = (Image.fromarray(render_answers(f, answer_of(f), class_names, view, **settings)) for f in frames)
+    render = partial(render_answers, voxel_class_names=voxel_class_names, voxel_grid=voxel_grid)
+    pictures = (Image.fromarray(render(f, answer_of(f), class_names, view)) for f in frames)
     voxel_lists = ((), OCC3D_NUSCENES, OCC3D_WAYMO) if voxel_class_names is None else ((), voxel_class_names)
     colours = [colour for names in voxel_lists for colour in Palette.of(class_names, names).values()]
     save_clip(pictures, path, seconds_per_frame, [*FIXED_COLOURS, *colours])
@@ -287,11 +287,11 @@ class _Canvas:
 
     def _camera(self, camera_view: CameraView, size: tuple[int, int]) -> Image.Image:
         elements = partial(elements_in_camera, drawn=self.lanes, unit=self.unit)
-        is_kept = camera_view is self.front and self.front_bgr is not None
+        kept = self.front_bgr if camera_view is self.front else None
         return camera_tile(
             self.frame,
             camera_view,
-            self.front_bgr if is_kept else load_image(camera_view, self.frame.token),
+            load_image(camera_view, self.frame.token) if kept is None else kept,
             self.boxes,
             size,
             self.unit,

@@ -265,6 +265,6 @@ def _element_row(
 def _thumbnail(image_bgr: NDArray[np.uint8], box_xyxy_px: NDArray[np.floating], side: int) -> Image.Image:
     """The surroundings of a traffic element in an image [H, W, 3]."""
     middle, half = (box_xyxy_px[:2] + box_xyxy_px[2:]) / 2, max(0.75 * np.max(box_xyxy_px[2:] - box_xyxy_px[:2]), 4)
-    window = [round(float(v)) for v in (*(middle - half), *(middle + half))]
-    image = Image.fromarray(image_bgr[..., ::-1]).crop(window)
+    left, top, right, bottom = (round(float(v)) for v in (*(middle - half), *(middle + half)))
+    image = Image.fromarray(image_bgr[..., ::-1]).crop((left, top, right, bottom))
     return image.resize((side, side), Image.Resampling.BICUBIC)

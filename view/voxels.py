@@ -103,8 +103,8 @@ def render_voxels(
     colours = _shaded(faces, kinds, colour_of, free, grid)
     if mask is not None:
         seen = (mask | (kinds > free))[tuple(faces.voxels.T)][:, None]
-        colours = np.where(seen, colours, _FADED * colours + (1 - _FADED) * np.float32(background))
-    colours = np.concatenate([np.clip(colours, 0, 255), np.float32([background])])  # -1 is nothing
+        colours = np.where(seen, colours, _FADED * colours + (1 - _FADED) * np.array(background, np.float32))
+    colours = np.concatenate([np.clip(colours, 0, 255), np.array([background], np.float32)])  # -1 is nothing
     picture = colours[buffer] * _edges(buffer, depth_m)[..., None]
     picture = picture.reshape(height_px, _OVERSAMPLING, width_px, _OVERSAMPLING, 3).mean((1, 3))
     return np.round(picture).astype(np.uint8)
@@ -180,7 +180,7 @@ def _paint(
     fixed = np.round(uv[drawn] * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     fill = cv2.fillConvexPoly
     for number, polygon in zip(drawn.tolist(), fixed):
-        fill(buffer, polygon, number, cv2.LINE_8, _SUBPIXEL_BITS)
+        fill(buffer, polygon, (number,), cv2.LINE_8, _SUBPIXEL_BITS)
     return buffer, depth_m.mean(1).astype(np.float32)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..internimage.layers import DepthwiseBranch
 from .linear import Linear, PackedConv2d, PackedLinear
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def prepare_inference(model: nn.Module) -> nn.Module:
+
+def prepare_inference(model: Model) -> Model:
     """A copy of ``model`` in evaluation mode that runs faster; the model itself and its weights do not change.
 
     - BatchNorms that follow a convolution are folded into it, InternImage's branch scales into the layer before them.

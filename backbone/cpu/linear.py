@@ -113,6 +113,8 @@ class _Packed(nn.Module):
     """Weights that do not change any more, kept in oneDNN's layout for each dtype that was used."""
 
     signature: str
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -151,7 +153,8 @@ class PackedLinear(_Packed):
     def __init__(self, *layers: nn.Linear) -> None:
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
         super().__init__(torch.cat([layer.weight for layer in layers]), bias)
-        self.out_features, self.in_features = self.weight.shape
+        self.out_features: int = self.weight.shape[0]
+        self.in_features: int = self.weight.shape[1]
 
     def _pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())

@@ -120,7 +120,7 @@ class InternImageClassifier(InternImage):
         tokens = (x3 + x4).flatten(2).transpose(1, 2)  # [N, L, D]
         return self.fc_norm(self.clip_projector(tokens))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]  # logits, where the base gives features
         return self.head(self.forward_pooled(images))
 
 
@@ -155,7 +155,9 @@ class InternImageMetaFormer(InternImageClassifier):
         self.meta_norm = nn.LayerNorm(2 * self.HIDDEN_DIM, eps=1e-6)
         self.meta_head = nn.Linear(2 * self.HIDDEN_DIM, self.num_classes)
 
-    def forward(self, images: Tensor, temporal: Tensor, spatial: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]  # takes metadata too
+        self, images: Tensor, temporal: Tensor, spatial: Tensor
+    ) -> Tensor:
         """Images [N, 3, H, W], temporal [N, 4] (sin and cos of the month, 0, 0), spatial [N, 3] (unit vector)."""
         metadata = torch.cat([self.meta_head_1(temporal), self.meta_head_2(spatial)], -1)  # [N, 128]
         return super().forward(images) + self.meta_head(self.meta_norm(metadata))

@@ -12,7 +12,7 @@ Shape legend: N images, H height, W width, C channels of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,11 +82,11 @@ class CBInternImage(nn.Module):
 
     @property
     def assistant(self) -> InternImage:
-        return self.cb_modules[0]
+        return cast(InternImage, self.cb_modules[0])
 
     @property
     def lead(self) -> LeadInternImage:
-        return self.cb_modules[1]
+        return cast(LeadInternImage, self.cb_modules[1])
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:

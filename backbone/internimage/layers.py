@@ -43,7 +43,7 @@ def build_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", target: str = "NHWC"):
+def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", target: str = "NHWC") -> nn.Sequential:
     """Build a norm that reads layout `source` and returns layout `target` ("NHWC" or "NCHW").
 
     The permutations are entries of the returned `nn.Sequential`, so that the norm's index, and with it the
@@ -51,6 +51,7 @@ def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", t
     """
     if norm_layer not in NORMS:
         raise ValueError(f"norm_layer={norm_layer!r}: choose one of {', '.join(NORMS)}")
+    norm: nn.Module
     if norm_layer == "LN":
         native, norm = "NHWC", LayerNorm(channels, eps=LAYER_NORM_EPS)
     else:

@@ -15,6 +15,7 @@ Level i has C * 2**i channels and stride 4 * 2**i.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -131,8 +132,8 @@ class InternImageLevel(nn.Module):
         downsample: bool,
         post_norm_block_ids: Sequence[int] | None = None,
         activation_checkpointing: bool = False,
-        **layer_options,
-    ):
+        **layer_options: Any,
+    ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         self.post_norm_block_ids = tuple(post_norm_block_ids or ())

@@ -246,8 +246,8 @@ class PerspectiveProposals(nn.Module):
             centre = normalise_points(boxes[b][:, :3], self.pc_range)
             inside = ((centre[:, :2] > 0) & (centre[:, :2] < 1)).all(-1) & boxes[b].isfinite().all(-1)
             own, score, label = boxes[b][inside], scores[b][inside], labels[b][inside]
-            kept = bev_nms(own.cpu().numpy(), score.cpu().numpy(), self.iou_threshold, self.num_proposals)
-            kept = torch.from_numpy(kept).to(device)
+            best = bev_nms(own.cpu().numpy(), score.cpu().numpy(), self.iou_threshold, self.num_proposals)
+            kept = torch.from_numpy(best).to(device)
             k = len(kept)
             reference[b, :k] = centre[inside][kept].clamp(0.001, 0.999)
             class_scores[b, torch.arange(k, device=device), label[kept]] = score[kept]

@@ -133,7 +133,7 @@ def evaluate(
     too many boxes, a score that is negative or not finite, or a box that is not finite or flat.
     """
     labelled = [frame for frame in frames if frame.annotations is not None]
-    if not any(len(frame.annotations) for frame in labelled):
+    if not any(map(len, _notes(labelled))):
         raise DataError("the split has no annotations; score a labelled split")
     codes: dict[str, int] = {"": 0}
     truths = _counted(_of_labels(labelled, settings, codes), labelled, settings)
@@ -187,8 +187,12 @@ def _stack(
     )
 
 
+def _notes(frames: Sequence[Frame]) -> list[Annotations]:
+    return [frame.annotations for frame in frames if frame.annotations is not None]
+
+
 def _of_labels(frames: Sequence[Frame], settings: DetectionSettings, codes: dict[str, int]) -> _Boxes:
-    notes = [frame.annotations for frame in frames]
+    notes = _notes(frames)
     yaws = [yaw_of(each.rotation_global) for each in notes]
     zeros = [np.zeros(len(each)) for each in notes]
     boxes = _stack(notes, range(len(notes)), yaws, zeros, settings.class_names, codes)
@@ -236,8 +240,7 @@ def _counted(boxes: _Boxes, frames: Sequence[Frame], settings: DetectionSettings
     dx, dy = (boxes.centre_m[:, :2] - ego_xy[boxes.sample]).T
     boxes = boxes.take(np.sqrt(dx * dx + dy * dy) < radius[boxes.label])
     excluded = np.zeros(len(boxes), dtype=bool)
-    for i, frame in enumerate(frames):
-        notes = frame.annotations
+    for i, notes in enumerate(_notes(frames)):
         zones = [k for k, category in enumerate(notes.categories) if category in settings.excluded_in]
         if not zones:
             continue
@@ -280,8 +283,10 @@ def _scores(truths: _Boxes, boxes: _Boxes, settings: DetectionSettings) -> dict[
         errors[name] = {error: None if error in undefined else value for error, value in found.items()}
 
     mean_ap = {name: float(np.mean(list(own.values()))) for name, own in ap.items()}
-    defined = {error: [own[error] for own in errors.values() if own[error] is not None] for error in TP_ERRORS}
-    means = {error: float(np.mean(values)) if values else None for error, values in defined.items()}
+    means: dict[str, float | None] = {}
+    for error in TP_ERRORS:
+        defined = [value for own in errors.values() if (value := own[error]) is not None]
+        means[error] = float(np.mean(defined)) if defined else None
     parts = [max(0.0, 1.0 - value) for value in means.values() if value is not None]
     total_ap = float(np.mean(list(mean_ap.values())))
     return {

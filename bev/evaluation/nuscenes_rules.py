@@ -185,7 +185,7 @@ def _box_faults(
             message = f"is a quaternion of length {math.hypot(*value):.4g}"
             faults.append((name, message, "normalise (w, x, y, z) to length 1"))
 
-    score = box.get("detection_score")
+    score: Any = box.get("detection_score")
     if "detection_score" not in box:
         faults.append(("detection_score", "is missing", "give a number"))
     elif not _is_number(score):
@@ -197,14 +197,14 @@ def _box_faults(
         message = f"is {_short(box.get('sample_token'))}, not the token it is listed under"
         faults.append(("sample_token", message, "repeat the key of the list"))
 
-    name, attribute = box.get("detection_name"), box.get("attribute_name")
-    if not isinstance(name, str) or name not in attributes:
-        faults.append(("detection_name", f"is {_short(name)}", f"use one of {', '.join(attributes)}"))
+    kind, attribute = box.get("detection_name"), box.get("attribute_name")
+    if not isinstance(kind, str) or kind not in attributes:
+        faults.append(("detection_name", f"is {_short(kind)}", f"use one of {', '.join(attributes)}"))
     elif attribute is None:
         faults.append(("attribute_name", "is missing", "give '' or an attribute of the class"))
-    elif attribute != "" and attribute not in attributes[name]:
-        allowed = ", ".join(("''", *attributes[name]))
-        message = f"is {_short(attribute)}, which a {name} cannot have"
+    elif attribute != "" and attribute not in attributes[kind]:
+        allowed = ", ".join(("''", *attributes[kind]))
+        message = f"is {_short(attribute)}, which a {kind} cannot have"
         faults.append(("attribute_name", message, f"use one of {allowed}"))
     return faults
 

@@ -258,7 +258,8 @@ def _candidate_pairs(
     threshold = np.array([thresholds[name] for name in OBJECT_TYPES.values()], dtype=np.float32)
     _, key = np.unique(np.concatenate([pd_frame, gt_frame]), return_inverse=True)
     pd_of_frame, gt_of_frame = _rows_by_key(key[: len(pd_box)]), _rows_by_key(key[len(pd_box) :])
-    found = [_Pairs(*(np.zeros(0, dtype=t) for t in (np.int64, np.int64, np.float64, np.float64)))]
+    none, nowhere = np.zeros(0, np.int64), np.zeros(0)
+    found = [_Pairs(none, none, nowhere, nowhere)]
     for frame in pd_of_frame.keys() & gt_of_frame.keys():
         pd_row, gt_row = pd_of_frame[frame], gt_of_frame[frame]
         i, j = np.nonzero(pd_type[pd_row, None] == gt_type[None, gt_row])

@@ -162,7 +162,7 @@ class TemporalSelfAttention(DeformableAttention):
         positioned = query if query_pos is None else query + query_pos
         offsets, logits = self._predict(torch.cat([self.offset_context(previous, current), positioned], -1))
         # without a previous map both levels are the same tokens
-        value = query if alone else torch.cat([previous, current], 1)
+        value = query if alone else torch.cat((previous, current), 1)
         output = ms_deform_attn_fused(
             self._values(value),
             [bev_shape] * 2,

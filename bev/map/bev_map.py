@@ -185,7 +185,9 @@ class BevMap(nn.Module):
         if len(bevs) != len(self.frames):
             raise ValueError(f"{len(bevs)} BEV maps for the {len(self.frames)} frames {self.frames}")
         if len(self.frames) == 1:
-            return bevs[0]
+            (current,) = bevs
+            assert current is not None  # every sample has the current frame
+            return current
         return self.fusion(torch.cat(fill_missing(bevs, valid, self.frames.index(0)), 1))
 
     def forward(self, clip: Sequence[Sequence[Tensor]], batch: Batch, augmented: bool) -> BevFeatures:

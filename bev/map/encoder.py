@@ -72,7 +72,8 @@ class FeedForward(nn.Module):
         self.layers = nn.Sequential(first, Linear(ffn_dims, embed_dims), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
-        (expand, _, drop), contract, last_drop = self.layers
+        first, contract, last_drop = self.layers
+        expand, drop = first[0], first[2]
         return x + last_drop(contract(drop(expand(x, "relu"))))
 
 
@@ -180,8 +181,8 @@ class BevEncoder(nn.Module):
                 reference_2d = torch.stack([displaced, own], 2)
         bev_shape = (self.grid.num_y, self.grid.num_x)
         for layer in self.layers:
-            arguments = (query, query_pos, value, spatial_shapes, uv, visible, bev_shape, reference_2d)
-            arguments += (previous, current)
+            where = (spatial_shapes, uv, visible, bev_shape, reference_2d)
+            arguments = (query, query_pos, value, *where, previous, current)
             if self.checkpoint_layers and torch.is_grad_enabled():
                 query = checkpoint(layer, *arguments, use_reentrant=False)
             else:

@@ -68,7 +68,7 @@ def fill_missing(bevs: Sequence[Tensor | None], valid: Tensor, current: int) -> 
     ]:
         copy = filled[neighbour].detach()
         filled[i] = copy if filled[i] is None else torch.where(valid[:, i, None, None, None], filled[i], copy)
-    return filled
+    return [bev for bev in filled if bev is not None]  # all
 
 
 def warp_bev(bev: Tensor, bda: Tensor, grid: BevGrid) -> Tensor:

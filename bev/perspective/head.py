@@ -272,7 +272,7 @@ class NuscenesDD3D(nn.Module):
                 maps |= self.fcos3d_head(x, i)
             levels.append(maps)
         joined = {name: torch.cat([maps[name].flatten(2).float() for maps in levels], 2) for name in levels[0]}
-        return PerspectiveOutputs(joined, tuple(tuple(x.shape[2:]) for x in feats), images, num_images)
+        return PerspectiveOutputs(joined, tuple((x.shape[2], x.shape[3]) for x in feats), images, num_images)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ class NuscenesDD3D(nn.Module):
         """
         kept = [i for i, image in enumerate(outs.images.tolist()) if targets[image] is not None]
         if not kept:
-            zero = sum(value.sum() for value in outs.maps.values()) * 0
+            zero = torch.stack([value.sum() for value in outs.maps.values()]).sum() * 0
             return {f"loss_{name}": zero for name in self._loss_names()}
         maps = {name: value[kept] if len(kept) < len(value) else value for name, value in outs.maps.items()}
         images = outs.images[kept]

@@ -48,7 +48,7 @@ Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None]
 """Boxes [n, 9], labels [n], per-image targets (None: not requested, or no annotations)."""
 
 
-def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
+def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any]) -> Settings:
     """Settings given as an object, or as keyword arguments by a config."""
     if not isinstance(value, Mapping):
         return value
@@ -135,8 +135,8 @@ class ClipDataset(Dataset):
         if 0 not in self.frame_offsets:
             raise ConfigError(f"frame_offsets must contain 0 (the current frame), got {tuple(frame_offsets)}")
         self.image = _settings(ImageSettings, image)
-        self.photometric = _settings(PhotometricSettings, photometric)
-        self.bda = _settings(BdaSettings, bda)
+        self.photometric = None if photometric is None else _settings(PhotometricSettings, photometric)
+        self.bda = None if bda is None else _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
@@ -182,8 +182,8 @@ class ClipDataset(Dataset):
         index %= len(self)
         rng = np.random.default_rng([self.seed, draw, index])
         if not self.training:
-            frame, draw = self.frames[index], self.image.test_draw
-            return self._clip(frame, draw, BdaDraw(), self._targets(frame, draw, BdaDraw()), None)
+            frame, image_draw = self.frames[index], self.image.test_draw
+            return self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
         image_draw = self.image.draw(rng)
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
@@ -294,13 +294,14 @@ class ClipDataset(Dataset):
             bev_from_current = past_bev_from_current(frame, neighbour)
             global_from_ego[t] = neighbour.global_from_ego
             can_bus[t] = can_bus_of_pose(neighbour.global_from_ego, neighbour.can_signals)
-            images.append([])
+            pictures: list[NDArray[np.float32]] = []
+            images.append(pictures)
             for n, view in enumerate(self._views(neighbour)):
                 camera = self._placement(view, draw).camera(view.camera)
                 camera_from_bev = invert_pose(neighbour.bev_from_camera(view))
                 image_from_bev[t, n] = camera.image_from_camera @ camera_from_bev @ bev_from_current
-                photometric = self.photometric.draw(rng) if rng is not None else None
-                images[t].append(self._image(view, neighbour, draw, photometric))
+                photometric = None if self.photometric is None or rng is None else self.photometric.draw(rng)
+                pictures.append(self._image(view, neighbour, draw, photometric))
         views = self._views(frame)
         intrinsics = [self._placement(view, draw).camera(view.camera).intrinsics for view in views]
         boxes, labels, mono = targets

@@ -76,6 +76,6 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if image is not None:
-            return image
+            return np.asarray(image, np.uint8)
     with Image.open(io.BytesIO(data)) as picture:
-        return cv2.cvtColor(np.asarray(picture.convert("RGB")), cv2.COLOR_RGB2BGR)
+        return np.asarray(cv2.cvtColor(np.asarray(picture.convert("RGB")), cv2.COLOR_RGB2BGR), np.uint8)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...core.labels import LaneTargets, OccupancyTargets
 from ...geometry import wrap_angle
@@ -38,7 +39,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         for n, view in enumerate(views or ()):
             image_from_bev[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_bev[t, n] @ reflect
     intrinsics = sample.intrinsics.copy()
-    for n, view in enumerate(sample.images[sample.frame_offsets.index(0)]):
+    for n, view in enumerate(_current(sample)):
         intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect_camera[:3, :3]).astype(
             np.float32
         )
@@ -62,7 +63,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         gt_boxes=boxes,
         ego_from_bev=(reflect_ego @ ego_from_bev @ reflect).astype(np.float32),
         global_from_ego=poses,
-        can_bus=None if poses is None else mirror_can_bus(sample.can_bus, poses),
+        can_bus=None if poses is None or sample.can_bus is None else mirror_can_bus(sample.can_bus, poses),
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
     )
@@ -73,9 +74,16 @@ def _mirror_occupancy(targets: OccupancyTargets) -> OccupancyTargets:
     return OccupancyTargets(*(grid.flip(1) for grid in (targets.semantics, targets.mask_lidar, targets.mask_camera)))
 
 
+def _current(sample: ClipSample) -> list[NDArray[np.float32]]:
+    """The current frame's images, which every clip has."""
+    images = sample.images[sample.frame_offsets.index(0)]
+    assert images is not None
+    return images
+
+
 def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
     """Lanes left for right with their direction kept, and front boxes with the attribute of the mirrored sign."""
-    width_px = sample.images[sample.frame_offsets.index(0)][targets.front_camera].shape[2]
+    width_px = _current(sample)[targets.front_camera].shape[2]
     flip_y = torch.tensor([1.0, -1.0, 1.0])
     left, top, right, bottom = targets.elements_xyxy_px.unbind(-1)
     says = torch.tensor([_MIRRORED_ATTRIBUTE.get(int(a), int(a)) for a in targets.attributes], dtype=torch.long)

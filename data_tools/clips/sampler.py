@@ -16,8 +16,9 @@ from torch.utils.data import Sampler
 
 
 class HasScenes(Protocol):
-    scene_tokens: Sequence[str]
-    """Scene of each clip, in dataset order: a scene's clips follow each other in time."""
+    @property
+    def scene_tokens(self) -> Sequence[str]:
+        """Scene of each clip, in dataset order: a scene's clips follow each other in time."""
 
 
 def scene_runs(scene_tokens: Sequence[str]) -> list[NDArray[np.int64]]:

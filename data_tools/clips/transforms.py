@@ -126,7 +126,7 @@ class ImagePlacement:
         bottom, right = self.top_px + self.crop_height_px, self.left_px + self.crop_width_px
         return image[self.top_px : bottom, self.left_px : right]
 
-    def boxes(self, boxes_xyxy_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    def boxes(self, boxes_xyxy_px: NDArray[np.floating]) -> NDArray[np.float64]:
         """2D boxes [n, 4] moved into the cropped and resized image and clipped to it."""
         scale = np.array(self.scale_xy * 2)
         moved = (boxes_xyxy_px - [self.left_px, self.top_px] * 2) * scale
@@ -147,7 +147,7 @@ def resize_image(image: NDArray, width_px: int, height_px: int, resample: Resamp
 def normalise(image_bgr: NDArray, settings: ImageSettings) -> NDArray[np.float32]:
     """Network input [3, H, W] of a BGR image [H, W, 3] with values 0..255."""
     image = image_bgr[..., ::-1] if settings.channels == "rgb" else image_bgr
-    image = (image.astype(np.float32) - np.float32(settings.mean)) / np.float32(settings.std)
+    image = (image.astype(np.float32) - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
@@ -194,7 +194,7 @@ def distort(image_bgr: NDArray, draw: PhotometricDraw) -> NDArray[np.float32]:
         image += np.float32(draw.brightness)
     if draw.contrast is not None and draw.contrast_first:
         image *= np.float32(draw.contrast)
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    hsv: NDArray[np.float32] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), np.float32)
     if draw.saturation is not None:
         hsv[..., 1] *= np.float32(draw.saturation)
     if draw.hue_deg is not None:
@@ -202,7 +202,7 @@ def distort(image_bgr: NDArray, draw: PhotometricDraw) -> NDArray[np.float32]:
         hue[hue > 360] -= 360
         hue[hue < 0] += 360
         hsv[..., 0] = hue
-    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.float32)
     if draw.contrast is not None and not draw.contrast_first:
         image *= np.float32(draw.contrast)
     return image[..., list(draw.channel_order)] if draw.channel_order is not None else image

@@ -13,6 +13,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,14 +143,9 @@ def read_lanes(path: str | Path) -> LaneLabels:
 def write_lanes(path: str | Path, labels: LaneLabels) -> None:
     """Write atomically, compressed."""
     lines = labels.centrelines
-    _write(
-        path,
-        {
-            "points": np.concatenate(lines) if lines else np.zeros((0, 3), np.float32),
-            "points_per_lane": np.array([len(line) for line in lines], np.int64),
-        }
-        | {name: getattr(labels, name) for name in _LANE_ARRAYS[2:]},
-    )
+    arrays: dict[str, NDArray] = {name: getattr(labels, name) for name in _LANE_ARRAYS[2:]}
+    points = np.concatenate(lines) if lines else np.zeros((0, 3), np.float32)
+    _write(path, {"points": points, "points_per_lane": np.array([len(line) for line in lines], np.int64), **arrays})
 
 
 _NAMES = {"lane_lane": "lane_lane (topology_lclc)", "lane_element": "lane_element (topology_lcte)"}
@@ -204,4 +200,4 @@ def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] |
 
 def _write(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **dict[str, Any](arrays))

@@ -53,8 +53,8 @@ def devkit_visible(corners_m: NDArray[np.float64], camera: PinholeCamera) -> NDA
     """Which boxes with corners [n, 8, 3] the devkit calls visible (BoxVisibility.ANY), bool [n]."""
     uv, depth_m = camera.project(corners_m)
     with np.errstate(invalid="ignore"):  # NaN pixels behind the camera compare False
-        inside = ((uv > 0) & (uv < [camera.width_px, camera.height_px])).all(-1)
-    return (inside & (depth_m > 1)).any(1) & (depth_m > 0.1).all(1)
+        inside = np.all((uv > 0) & (uv < [camera.width_px, camera.height_px]), axis=-1)
+    return np.any(inside & (depth_m > 1), axis=1) & np.all(depth_m > 0.1, axis=1)
 
 
 def image_boxes(

@@ -13,7 +13,7 @@ from ...core.frames import Frame
 
 def rigid_problem(poses: NDArray[np.float64]) -> tuple[int, str] | None:
     """Index and description of the first of the poses [k, 4, 4] that is not a finite rigid transform, or None."""
-    finite = np.isfinite(poses).all((1, 2))
+    finite = np.all(np.isfinite(poses), axis=(1, 2))
     rotation = np.where(finite[:, None, None], poses, np.eye(4))[:, :3, :3]
     error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max((1, 2))
     proper = (error < 1e-3) & (np.linalg.det(rotation) > 0)

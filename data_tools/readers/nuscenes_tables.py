@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from types import GenericAlias
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -123,7 +124,8 @@ class _NamedScene(msgspec.Struct, gc=False, frozen=True):
     name: str
 
 
-Row = TypeVar("Row", bound=msgspec.Struct)
+Row = TypeVar("Row")
+TokenRow = TypeVar("TokenRow", Sensor, CalibratedSensor)
 
 
 class Keyframe(NamedTuple):
@@ -161,7 +163,7 @@ def read_tables(dataroot: str | Path, version: str, split: str) -> SceneTables:
     folder = _version_folder(dataroot, version)
     wanted = scenes_of_split(split, folder / "splits.json")
     for table in _UNUSED:  # a broken one suggests a broken archive
-        _read_rows(folder / f"{table}.json", dict)
+        _read_rows(folder / f"{table}.json", dict[str, Any])
     all_scenes = _read_rows(folder / "scene.json", Scene)
     scenes = sorted((scene for scene in all_scenes if scene.name in wanted), key=lambda scene: scene.name)
     if not scenes:
@@ -224,10 +226,10 @@ def _join(folder: Path, scenes: list[Scene]) -> SceneTables:
 
     of_sample: dict[str, list[SampleAnnotation]] = {token: [] for token in samples}
     has_labels = False
-    for row in iterate_rows(folder / "sample_annotation.json", SampleAnnotation):
+    for note in iterate_rows(folder / "sample_annotation.json", SampleAnnotation):
         has_labels = True
-        if row.sample_token in samples:
-            of_sample[row.sample_token].append(row)
+        if note.sample_token in samples:
+            of_sample[note.sample_token].append(note)
     categories = {row.token: row.name for row in iterate_rows(folder / "category.json", Named)}
     instances = iterate_rows(folder / "instance.json", Instance)
     return SceneTables(
@@ -243,7 +245,7 @@ def _join(folder: Path, scenes: list[Scene]) -> SceneTables:
     )
 
 
-def _by_token(path: Path, row_type: type[Row]) -> dict[str, Row]:
+def _by_token(path: Path, row_type: type[TokenRow]) -> dict[str, TokenRow]:
     return {row.token: row for row in iterate_rows(path, row_type)}
 
 
@@ -254,7 +256,7 @@ def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
     writes; "}," stands inside of a text; the file is broken), the whole table is read by Python's slower reader.
     Raises DataError naming the file, and for a row its number and field.
     """
-    decoder = msgspec.json.Decoder(list[row_type])
+    decoder = msgspec.json.Decoder(GenericAlias(list, (row_type,)))
     count, rest = 0, b""
     try:
         with path.open("rb") as stream:
@@ -280,7 +282,7 @@ def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
 def _read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """All rows, by Python's reader, which says where a file is broken."""
     try:
-        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), list[row_type])
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), GenericAlias(list, (row_type,)))
     except msgspec.ValidationError as error:
         raise DataError(
             f"{path}: a row does not follow the nuScenes schema ({error}); "

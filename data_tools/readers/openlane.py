@@ -68,7 +68,8 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
     without the front camera, an unusable calibration or pose, labels that ``check_lanes`` refuses.
     """
     root = Path(root)
-    frames, front = [], {}
+    frames: list[Frame] = []
+    front: dict[tuple[str, str], str] = {}
     sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
     for (name, segment, timestamp), (entry, place) in _entries(root, split, point_interval).items():
         place = f"{place}, frame {name}/{segment}/{timestamp}"
@@ -108,7 +109,7 @@ def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identi
         )
     if not wanted:
         raise DataError(f"{file or root / split}: names no frames (segment/info/timestamp.json); is it unpacked?")
-    found = {}
+    found: dict[Identifier, tuple[Mapping[str, Any], str]] = {}
     for key in wanted:
         entry = collect(root, [key], interval or 1)[key]
         if interval is None and key[0] != "train":

@@ -104,6 +104,7 @@ def _reader_of_file(path: Path) -> Reader:
         raise ConfigError(f"{path}: no such file; it should hold a function decorated with @register_reader")
     before = set(_READERS.values())
     spec = importlib.util.spec_from_file_location(f"drivestack_reader_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py file has a loader
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -35,7 +35,8 @@ def evaluate(
     Raises DataError as ``check_labels``.
     """
     check_labels(frames)
-    truths, graphs = [_thinned(frame.lanes) for frame in frames], [predicted(frame.token) for frame in frames]
+    truths = [_thinned(frame.lanes) for frame in frames if frame.lanes is not None]  # all, as checked
+    graphs = [predicted(frame.token) for frame in frames]
     return evaluation.evaluate(truths, graphs, on_sample, version) | fscore(truths, graphs)
 
 
@@ -51,7 +52,8 @@ def check_labels(frames: Sequence[Frame]) -> None:
         where = f"sample {bare[0].token}: no lane labels" if bare else "no frame at all"
         raise DataError(f"{where} ({len(bare)} of {len(frames)} frames have none); score a split that is labelled")
     for frame in frames:
-        check_lanes(frame.lanes, f"sample {frame.token}")
+        if frame.lanes is not None:
+            check_lanes(frame.lanes, f"sample {frame.token}")
 
 
 def table(scores: Mapping[str, Any]) -> list[str]:

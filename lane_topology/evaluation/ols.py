@@ -16,7 +16,7 @@ arXiv 2304.10440, and the package openlanev2 2.1.0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ ELEMENT_THRESHOLD = 0.75
 """Of the distance 1 - IoU: an element is found at an IoU above 0.25."""
 _TICKS = np.arange(0, 1.001, 0.1).astype(np.float32)
 _NUM_CUTS = 10  # thresholds of confidence in v1.0
-_UNMATCHED = 0.5 + np.finfo(np.float32).eps
+_UNMATCHED: Final = 0.5 + float(np.finfo(np.float32).eps)
 _ON = 0.5
 
 
@@ -82,8 +82,8 @@ def vertex_precision(truth: NDArray[np.bool_], confidence: NDArray[np.floating])
 
 
 def topology_precisions(
-    truth: NDArray[np.integer],
-    confidence: NDArray[np.floating],
+    truth: NDArray[np.floating] | NDArray[np.integer],
+    confidence: NDArray[np.floating] | NDArray[np.integer],
     row_match: NDArray[np.int64],
     column_match: NDArray[np.int64],
     unmatched: float = _UNMATCHED,
@@ -126,8 +126,8 @@ def detection(
 
 
 def topology(
-    truths: Sequence[NDArray[np.integer]],
-    found: Sequence[NDArray[np.floating]],
+    truths: Sequence[NDArray[np.floating] | NDArray[np.integer]],
+    found: Sequence[NDArray[np.floating] | NDArray[np.integer]],
     rows: tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[np.floating]]],
     columns: tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[np.floating]]],
     version: Version = "v2.1",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def graph_of(token: str, entry: Mapping[str, Any]) -> LaneGraph:
     """A frame's predictions from the file format. Raises KeyError, TypeError or ValueError where they are not that."""
     lanes, elements = entry["lane_centerline"], entry["traffic_element"]
 
-    def column(items: list[dict[str, Any]], key: str, dtype: Callable) -> NDArray:
+    def column(items: list[dict[str, Any]], key: str, dtype: type[np.generic]) -> NDArray:
         return np.array([item[key] for item in items], dtype)
 
     lines: Any = [np.asarray(lane["points"], np.float32) for lane in lanes]

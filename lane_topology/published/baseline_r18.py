@@ -94,9 +94,10 @@ class RoadBaselineR18(LaneBaseline):
         """Losses and assignment of codes [B, Q, D] in 0..1 against labels [n, D] in metres."""
         labels = [(own - self.low) / self.size for own in gt_codes]
         matched_to = gt_codes if self.unnormalised_matching else labels
-        lane_of = losses.match_lanes(logits, codes, matched_to, *self.lane_weights, "lanes")
+        cls_weight, reg_weight = self.lane_weights
+        lane_of = losses.match_lanes(logits, codes, matched_to, cls_weight, reg_weight, "lanes")
         cls, reg = losses.lane_losses(logits, codes, labels, lane_of, torch.ones_like(self.size))
-        return {"loss_cls": cls * self.lane_weights[0], "loss_bbox": reg * self.lane_weights[1]}, lane_of
+        return {"loss_cls": cls * cls_weight, "loss_bbox": reg * reg_weight}, lane_of
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of all heads. Raises as RoadBevFormer.loss."""

@@ -57,11 +57,12 @@ class BevConstructor(RecurrentBevMap):
         for encoder_layer in self.encoder.layers:
             attention = TwiceProjectedSelfAttention(**layer)
             attention.init_weights()
-            encoder_layer.attentions[0] = attention
+            attentions: Any = encoder_layer.attentions
+            attentions[0] = attention
         if not use_can_bus:
             self.can_bus_mlp = None
 
-    def forward(
+    def forward(  # type: ignore[override]  # one frame after the other, not a clip
         self,
         levels: Sequence[Tensor],
         image_from_ego: Tensor,

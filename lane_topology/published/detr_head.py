@@ -75,10 +75,14 @@ class _Layers(nn.Module):
 
 
 class _Transformer(nn.Module):
-    def __init__(self, embed_dims: int, num_layers: tuple[int, int], *layer: object) -> None:
+    def __init__(
+        self, embed_dims: int, num_layers: tuple[int, int], num_heads: int, ffn_dims: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.encoder = _Layers([Layer(embed_dims, *layer, False) for _ in range(num_layers[0])])
-        self.decoder = _Layers([Layer(embed_dims, *layer, True) for _ in range(num_layers[1])], embed_dims)
+        self.encoder = _Layers([Layer(embed_dims, num_heads, ffn_dims, dropout, False) for _ in range(num_layers[0])])
+        self.decoder = _Layers(
+            [Layer(embed_dims, num_heads, ffn_dims, dropout, True) for _ in range(num_layers[1])], embed_dims
+        )
 
 
 class _PlainFeedForward(nn.Module):

@@ -93,7 +93,7 @@ def _near(cells: NDArray[np.bool_], others: NDArray[np.bool_], threshold_m: floa
             continue
         here = tuple(slice(max(-step, 0), n - max(step, 0)) for step, n in zip(offset, cells.shape))
         there = tuple(slice(max(step, 0), n - max(-step, 0)) for step, n in zip(offset, cells.shape))
-        squared = 0.0
+        squared = np.zeros((1, 1, 1))
         for axis in np.flatnonzero(offset):
             centre = np.arange(cells.shape[axis]) * voxel_m[axis] + voxel_m[axis] / 2 + grid.origin_m[axis]
             gap = centre[there[axis]] - centre[here[axis]]

@@ -72,7 +72,11 @@ def cast_rays(
     ]
     if not parts:
         return [(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in grids]
-    return [tuple(np.concatenate(arrays) for arrays in zip(*of_grid)) for of_grid in zip(*parts)]
+    joined = []
+    for of_grid in zip(*parts):
+        classes, distances_m, voxels = (np.concatenate(arrays) for arrays in zip(*of_grid))
+        joined.append((classes, distances_m, voxels))
+    return joined
 
 
 def _cast(
@@ -120,7 +124,8 @@ def _cast(
         under_way = open_in.any(0)
         ended = len(ray) - np.count_nonzero(under_way)
         if ended > len(ray) // 8:
-            ray, at, before, x, y, z = (own[under_way] for own in (ray, at, before, x, y, z))
+            ray, at = ray[under_way], at[under_way]
+            before, x, y, z = (own[under_way] for own in (before, x, y, z))
             further, move, open_in = (own[:, under_way] for own in (further, move, open_in))
         elif ended:
             move[:, ~under_way] = 0
@@ -133,7 +138,7 @@ def _cast(
     for _, distance, where in found:
         distance *= cell_m
         inside = where >= 0
-        index = [axis - 1 for axis in np.unravel_index(where[inside], shape + 2)]
+        index = tuple(axis - 1 for axis in np.unravel_index(where[inside], shape + 2))
         where[inside] = np.ravel_multi_index(index, shape)
     return found
 

@@ -8,8 +8,10 @@ order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import registration  # noqa: F401  (defines the operators)
@@ -27,7 +29,7 @@ class _Callable:
     function: type[torch.autograd.Function]
 
 
-def call(name: str, *inputs):
+def call(name: str, *inputs: Any) -> Any:
     """Operator `name`, or `name_backward`, with the inputs of its schema."""
     operator = _CALLABLES[name]
     if torch.compiler.is_compiling():
@@ -37,7 +39,7 @@ def call(name: str, *inputs):
     return _apply(operator, inputs)
 
 
-def _apply(operator: _Callable, inputs: Sequence):
+def _apply(operator: _Callable, inputs: Sequence[Any]) -> Any:
     if torch.is_grad_enabled():
         for place in operator.tensors:
             if inputs[place].requires_grad:
@@ -46,7 +48,7 @@ def _apply(operator: _Callable, inputs: Sequence):
         return operator.overload(*inputs)
 
 
-def _inputs(ctx, places: Sequence[int]) -> list:
+def _inputs(ctx: Any, places: Sequence[int]) -> list:
     inputs = list(ctx.inputs)
     for place, tensor in zip(places, ctx.saved_tensors):
         inputs[place] = tensor
@@ -56,10 +58,11 @@ def _inputs(ctx, places: Sequence[int]) -> list:
 def _backward(operator: Operator) -> Callable:
     name = f"{operator.name}_backward"
 
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         inputs = _inputs(ctx, operator.tensors)
         if operator.backward is not None:
-            return operator.backward(lambda *given: call(name, *given), ctx.needs_input_grad, grad_out, *inputs)
+            gradients = operator.backward(lambda *given: call(name, *given), ctx.needs_input_grad, grad_out, *inputs)
+            return tuple(gradients)
         grads = call(name, grad_out, *inputs, torch.are_deterministic_algorithms_enabled())
         by_place = dict(zip(operator.differentiated_at, grads))
         return tuple(by_place.get(i) for i in range(len(inputs)))
@@ -70,11 +73,11 @@ def _backward(operator: Operator) -> Callable:
 def _double_backward(operator: Operator, places: Sequence[int]) -> Callable:
     """Gradients to the inputs of the backward operator, `places` of them tensors: those of the reference gradients."""
 
-    def double_backward(ctx, *grads):
+    def double_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs = _inputs(ctx, places)
         leaves = [i for i in places if inputs[i].is_floating_point()]
 
-        def first(*tensors):
+        def first(*tensors: Tensor) -> tuple[Tensor, ...]:
             given = list(inputs)
             for i, tensor in zip(leaves, tensors):
                 given[i] = tensor
@@ -90,15 +93,15 @@ def _double_backward(operator: Operator, places: Sequence[int]) -> Callable:
 def _callable(name: str, tensors: tuple[int, ...], derivative: Callable) -> _Callable:
     overload = getattr(torch.ops.drivestack, name).default
 
-    def forward(*inputs):
+    def forward(*inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*inputs)
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.inputs = [None if i in tensors else x for i, x in enumerate(inputs)]
         ctx.save_for_backward(*(inputs[i] for i in tensors))
 
-    def jvp(ctx, *_):
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
         raise NotImplementedError(f'drivestack::{name} has no forward-mode derivative: use backend="reference"')
 
     members = {

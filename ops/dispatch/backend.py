@@ -175,7 +175,7 @@ def use_kernel(op: str, backend: str | None, device_type: str) -> bool:
 
 
 # torch.compile takes the answer as a constant instead of tracing the loading of a library.
-use_kernel._dynamo_marked_constant = True
+use_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]  # the mark that torch.compile looks for
 
 
 def backend_report() -> dict:

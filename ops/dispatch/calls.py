@@ -1,5 +1,7 @@
 """One call of an operator: checks, autocast, the choice between kernel and reference, the kernel's dtypes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from .operators import Operator
 from .registration import autocast_inputs
 
 
-def run(operator: Operator, backend: str | None, *inputs, shown_as: str | None = None) -> Tensor:
+def run(operator: Operator, backend: str | None, *inputs: Any, shown_as: str | None = None) -> Tensor:
     """The operator with the inputs of its schema, by kernel or reference implementation.
 
     Raises:
@@ -18,11 +20,11 @@ def run(operator: Operator, backend: str | None, *inputs, shown_as: str | None =
     """
     operator.check(shown_as or operator.name, *inputs)
     device_type = inputs[0].device.type
-    inputs = autocast_inputs(operator, inputs, device_type)
+    inputs = tuple(autocast_inputs(operator, inputs, device_type))
     if not use_kernel(operator.name, backend, device_type):
         return operator.reference(*inputs)
     dtype = inputs[0].dtype
-    widened = ()
+    widened: tuple[int, ...] = ()
     if operator.paired_at:
         first, second = operator.paired_at
         if not inputs[first].dtype == inputs[second].dtype == dtype:
@@ -30,5 +32,5 @@ def run(operator: Operator, backend: str | None, *inputs, shown_as: str | None =
     if dtype != torch.float64:
         widened += tuple(i for i in operator.wide_at if inputs[i].dtype != torch.float32)
     if widened:
-        inputs = [x.float() if i in widened else x for i, x in enumerate(inputs)]
+        inputs = tuple(x.float() if i in widened else x for i, x in enumerate(inputs))
     return call(operator.name, *inputs)

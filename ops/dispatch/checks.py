@@ -7,6 +7,7 @@ something is wrong.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def _described(tensors: dict[str, Tensor], levels: Sequence[Sequence[int]]) -> s
     return f"{described}, levels {[tuple(level) for level in levels]}"
 
 
-def check_dcnv3(op: str, value: Tensor, offset: Tensor, mask: Tensor, *window_and_softmax) -> None:
+def check_dcnv3(op: str, value: Tensor, offset: Tensor, mask: Tensor, *window_and_softmax: Any) -> None:
     """value [N, H, W, C], offset and mask [N, Ho, Wo, G * K * (2 or 1)] or [N, Ho, Wo, G, K * (2 or 1)] fit the window.
 
     Raises:

@@ -5,6 +5,7 @@ Letters as in ops/reference.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,11 +84,12 @@ class Operator:
         return torch.func.vjp(out, *(inputs[i] for i in self.differentiated_at))[1](grad_out)
 
 
-def _dcnv3(value: Tensor, offset: Tensor, mask: Tensor, *window) -> Tensor:
-    return dcnv3_reference(value, offset, mask, *pairs_of(window[:8]), *window[8:])
+def _dcnv3(value: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:
+    kernel, stride, padding, dilation = pairs_of(window[:8])
+    return dcnv3_reference(value, offset, mask, kernel, stride, padding, dilation, *window[8:])
 
 
-def _dcnv3_shape(value: Tensor, offset: Tensor, mask: Tensor, *window) -> tuple[int, ...]:
+def _dcnv3_shape(value: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> tuple[int, ...]:
     n, height, width, channels = value.shape
     return n, *output_size((height, width), *pairs_of(window[:8])), channels
 
@@ -96,7 +98,7 @@ def _ms_deform_attn(value: Tensor, spatial_shapes: Sequence[int], *tensors: Tens
     return ms_deform_attn_reference(value, pairs_of(spatial_shapes), *tensors)
 
 
-def _ms_deform_attn_fused(value: Tensor, levels: Sequence[int], *tensors_and_mean) -> Tensor:
+def _ms_deform_attn_fused(value: Tensor, levels: Sequence[int], *tensors_and_mean: Any) -> Tensor:
     return ms_deform_attn_fused_reference(value, triples_of(levels), *tensors_and_mean)
 
 
@@ -104,7 +106,7 @@ def _spatial_cross_attention(value: Tensor, levels: Sequence[int], *tensors: Ten
     return spatial_cross_attention_reference(value, triples_of(levels), *tensors)
 
 
-def _attention_shape(value: Tensor, *rest) -> tuple[int, ...]:
+def _attention_shape(value: Tensor, *rest: Any) -> tuple[int, ...]:
     weights = [t for t in rest if isinstance(t, Tensor)][-1]  # or logits
     return value.shape[0], weights.shape[1], value.shape[-2] * value.shape[-1]
 

@@ -7,6 +7,7 @@ for torch's transforms: shapes (fake), autocast, vmap; autograd.py has the deriv
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,7 +19,7 @@ def _without_kernel(operator: Operator, backward: bool) -> Callable:
     """Implementation of an operator that has no kernel, or whose kernel is not loaded yet."""
     qualified = f"{operator.name}_backward" if backward else operator.name
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         strided = inputs[0].layout == torch.strided
         if strided and use_kernel(qualified, None, inputs[0].device.type):  # it is loaded now
             return getattr(torch.ops.drivestack, qualified).default(*inputs)
@@ -50,8 +51,8 @@ def autocast_inputs(operator: Operator, inputs: Sequence, device_type: str) -> S
 
 
 def _autocast_rule(operator: Operator, device_type: str, key: torch._C.DispatchKey) -> Callable:
-    def rule(*inputs):
-        inputs = autocast_inputs(operator, inputs, device_type)
+    def rule(*given: Any) -> Any:
+        inputs = autocast_inputs(operator, given, device_type)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return getattr(torch.ops.drivestack, operator.name).default(*inputs)
 
@@ -61,7 +62,7 @@ def _autocast_rule(operator: Operator, device_type: str, key: torch._C.DispatchK
 def refuse_vmap(qualified: str) -> Callable:
     """The batching rule of an operator: NotImplementedError with the way out."""
 
-    def rule(*_):
+    def rule(*_: Any) -> NoReturn:
         raise NotImplementedError(
             f"drivestack::{qualified} has no batching rule for torch.vmap: fold the mapped axis into the batch axis of "
             f'the inputs, or call it with backend="reference" (slow, in PyTorch)'

@@ -110,12 +110,22 @@ def test_strict_loading_is_strict():
     model = Model()
     state = model.state_dict()
     score = state.pop("head.score.weight")
-    with pytest.raises(RuntimeError, match=r"Missing key.*score\.weight"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*\"head\.score\.weight\""):
         model.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*nowhere"):
         model.load_state_dict({**state, "head.score.weight": score, "nowhere.weight": score})
     with pytest.raises(RuntimeError, match="size mismatch"):
         model.load_state_dict({**state, "head.score.weight": score[:, :1]})
+
+
+def test_missing_and_unexpected_keys_are_named_as_published():
+    model = nn.ModuleDict({"first": Model(), "second": Model()})
+    state = model.state_dict()
+    del state["second.head.transformer.encoder.0.bias"], state["first.head.queries.weight"]
+    state["second.head.transformer.surplus"] = torch.zeros(1)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert set(missing) == {"second.head.transformer.encoder.0.bias", "first.head.queries.weight"}
+    assert unexpected == ["second.head.transformer.surplus"]
 
 
 def test_two_parts_of_one_published_name_are_refused():

@@ -9,6 +9,7 @@ from torch import nn
 
 from drivestack.backbone import VARIANTS, CBInternImage, InternImage, ResNet, internimage
 from drivestack.core.errors import ConfigError
+from drivestack.core.published_keys import keep_published_keys
 from drivestack.engine.layer_decay import (
     LayerDecayOptimizerConstructor,
     classification_policies,
@@ -133,6 +134,15 @@ def test_constructor_decays_both_trunks_of_a_composite():
         assert got[f"img_backbone.cb_modules.{i}.levels.3.blocks.0.mlp.fc1.weight"] == (0.5, 0.01)
     assert got["img_backbone.cb_modules.1.gamma3"] == (0.5, 0.01)
     assert got["img_backbone.cb_linears.0.1.weight"] == (1.0, 0.01)
+
+
+@pytest.mark.parametrize("head", ["head.", "pts_bbox_head."])
+def test_constructor_takes_names_of_the_model_and_of_checkpoints(head: str):
+    model = Detector(ResNet(base_channels=4))
+    keep_published_keys(model, {"head.": "pts_bbox_head."})
+    got = construct(model, lr_mults={head: 0.5}, no_decay=[head])
+    assert got["head.weight"] == (0.5, 0.0)
+    assert got["query_embedding.weight"] == (1.0, 0.01)
 
 
 def test_constructor_serves_other_encoders_without_layer_decay():

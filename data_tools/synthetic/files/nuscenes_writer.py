@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ _VISIBILITIES = [("1", "v0-40"), ("2", "v40-60"), ("3", "v60-80"), ("4", "v80-10
 SCENE_TABLES = ("scene", "log", "sample", "sample_data", "ego_pose", "instance", "sample_annotation")
 
 
-def token(*parts) -> str:
+def token(*parts: object) -> str:
     """A 32-digit token that depends only on the given parts."""
     return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
 
@@ -111,7 +111,11 @@ def map_table(log_tokens: list[str]) -> list[dict]:
 
 
 def write_scene(
-    world: World, root: Path, rig: tuple[RigCamera, ...], labels: Collection[str] = (), on_keyframe=None
+    world: World,
+    root: Path,
+    rig: tuple[RigCamera, ...],
+    labels: Collection[str] = (),
+    on_keyframe: Callable[[], None] | None = None,
 ) -> dict[str, list[dict]]:
     """Render a scene, write its pictures and scans below `root`, and return its rows by table name.
 
@@ -200,7 +204,7 @@ def _ego_pose(pose_token: str, timestamp_us: int, global_from_ego: np.ndarray) -
 def _write_sensors(
     root: Path,
     log_name: str,
-    key,
+    key: tuple[object, ...],
     k: int,
     num_keyframes: int,
     timestamp_us: int,
@@ -238,7 +242,9 @@ def _write_sensors(
     return rows
 
 
-def _annotations(world: World, key, samples: list[str], observations) -> tuple[list[dict], list[dict]]:
+def _annotations(
+    world: World, key: tuple[object, ...], samples: list[str], observations: Sequence[tuple[np.ndarray, ...]]
+) -> tuple[list[dict], list[dict]]:
     """An object is annotated from the first to the last keyframe at which some sensor met it, while it is near."""
     lidar, pixels, share = (np.stack(values) for values in zip(*observations))  # [T, instances + 1]
     axles = world.ego.poses(world.keyframe_times_s)[0]  # [T, 2]

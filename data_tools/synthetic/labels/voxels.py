@@ -43,7 +43,7 @@ def label_voxels(
     caster = seen.caster
     semantics = voxel_classes(caster.mesh, world_from_ego, grid)
     centres = grid.centres_of(np.indices(grid.shape).reshape(3, -1).T).astype(np.float32)  # [V, 3] ego
-    world = transform_points(world_from_ego, centres).astype(np.float32)
+    world = transform_points(world_from_ego, centres.astype(np.float64)).astype(np.float32)
     seen_camera = np.zeros(len(centres), bool)
     for camera, picture in zip(rig, seen.pictures):
         seen_camera |= _seen_by_camera(caster, camera, world_from_ego, centres, world, seen_camera)
@@ -100,7 +100,7 @@ def _paint_ground(out: np.ndarray, ground: Mesh, grid: VoxelGrid) -> None:
         for low, count, edge in zip(grid.origin_m[:2], grid.shape, grid.voxel_m)
     )
     start = np.stack([*np.meshgrid(x, y, indexing="ij"), np.full((len(x), len(y)), grid.z_max)], -1).reshape(-1, 3)
-    down = np.tile(np.float32([0, 0, -1]), (len(start), 1))
+    down = np.tile(np.array([0, 0, -1], np.float32), (len(start), 1))
     hits = RayCaster(ground).first_hits(start.astype(np.float32), down)
     met = hits.face >= 0
     end = start[met] - [0, 0, 1] * hits.distance_m[met, None]

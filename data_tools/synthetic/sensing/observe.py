@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....geometry.poses import invert_pose, transform_points
-from ..world.world import World
+from ..world.world import Light, World
 from .renderer import Hits, RayCaster, shade, to_image
 from .sensors import LIDAR_RANGE_M, RigCamera, ego_from_lidar, lidar_rays
 
@@ -57,14 +57,14 @@ def observe(world: World, time_s: float, rig: tuple[RigCamera, ...], seed: list[
     pictures = tuple(take_picture(caster, camera, world_from_ego, world.light, rng) for camera in rig)
     lidar = scan(caster, world_from_ego)
     size = len(world.objects) + 1
-    pixels = sum(np.bincount(p.instance.ravel(), minlength=size) for p in pictures)
+    pixels = np.sum([np.bincount(p.instance.ravel(), minlength=size) for p in pictures], axis=0)
     points = np.bincount(lidar.instance, minlength=size)
     share = _visible_share(world, time_s, caster, rig, world_from_ego, np.flatnonzero(pixels))
     return Observation(caster, pictures, lidar, points, pixels, share)
 
 
 def take_picture(
-    caster: RayCaster, camera: RigCamera, world_from_ego: np.ndarray, light, rng: np.random.Generator
+    caster: RayCaster, camera: RigCamera, world_from_ego: np.ndarray, light: Light, rng: np.random.Generator
 ) -> CameraPicture:
     """Render one camera at the given ego pose."""
     world_from_camera = world_from_ego @ camera.ego_from_camera
@@ -100,21 +100,27 @@ def _of_face(values: np.ndarray, hits: Hits, otherwise: int) -> np.ndarray:
 
 
 def _visible_share(
-    world: World, time_s: float, caster: RayCaster, rig, world_from_ego: np.ndarray, seen: np.ndarray
+    world: World,
+    time_s: float,
+    caster: RayCaster,
+    rig: tuple[RigCamera, ...],
+    world_from_ego: np.ndarray,
+    seen: np.ndarray,
 ) -> np.ndarray:
     """For each seen instance: of the rays from a camera to points on its surface, the part that meets it first."""
     share = np.zeros(len(world.objects) + 1)
-    seen = [i for i in seen if i > 0]
-    if not seen:
+    instances = [int(i) for i in seen if i > 0]
+    if not instances:
         return share
     probes = []
-    for i in seen:
+    for i in instances:
         thing = world.objects[i - 1]
-        centre, yaw, _ = thing.motion.poses(time_s)
-        placed = thing.mesh.moved(*centre[0], 0.0, yaw[0])
+        centre, yaw, _ = thing.motion.poses(np.array([time_s]))
+        x, y = centre[0]
+        placed = thing.mesh.moved(x, y, 0.0, yaw[0])
         probes.append(placed.sample_points(_PROBES, np.random.default_rng(i)))
     points = np.concatenate(probes)
-    owner = np.repeat(seen, _PROBES)
+    owner = np.repeat(instances, _PROBES)
     met, cast = np.zeros(len(share)), np.zeros(len(share))
     for camera in rig:
         world_from_camera = world_from_ego @ camera.ego_from_camera

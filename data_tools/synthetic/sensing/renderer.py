@@ -7,11 +7,15 @@ RGB until the last step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ....core.errors import DataError
 from ..world.mesh import Material, Mesh
+
+if TYPE_CHECKING:
+    from ..world.world import Light
 
 _SHADOW_OFFSET_M = 0.02
 _NOISE_SIZE = 256
@@ -88,13 +92,13 @@ def _smooth_noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (1 - a) * ((1 - b) * _NOISE[i, j] + b * _NOISE[i, j1]) + a * ((1 - b) * _NOISE[i1, j] + b * _NOISE[i1, j1])
 
 
-def _asphalt(colour, uv, point, fade):
+def _asphalt(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     x, y = point[:, 0], point[:, 1]
     grain = 0.16 * fade * _noise(x, y, 24.0) + 0.12 * _noise(x, y, 1.1) + 0.06 * _noise(y, x, 0.13)
     return colour * (1 + grain)[:, None]
 
 
-def _slabs(colour, uv, point, fade):
+def _slabs(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     u, v = uv[:, 0], uv[:, 1]
     joint = ((u % 1.0) < 0.05) | ((v % 1.0) < 0.05)
     tone = (
@@ -103,12 +107,12 @@ def _slabs(colour, uv, point, fade):
     return colour * (tone - 0.3 * fade * joint)[:, None]
 
 
-def _grass(colour, uv, point, fade):
+def _grass(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     x, y = point[:, 0], point[:, 1]
     return colour * (1 + 0.35 * fade * _noise(x, y, 12.0) + 0.25 * _noise(x, y, 0.7))[:, None]
 
 
-def _bricks(colour, uv, point, fade):
+def _bricks(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     u, v = uv[:, 0], uv[:, 1]
     row = np.floor(v / 0.2)
     shifted = u / 0.5 + 0.5 * (row % 2)
@@ -117,7 +121,7 @@ def _bricks(colour, uv, point, fade):
     return colour * (tone - 0.25 * fade * joint)[:, None]
 
 
-def _facade(colour, uv, point, fade):
+def _facade(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     """Brick with a grid of windows; shop fronts below 3.2 m."""
     wall = _bricks(colour, uv, point, fade)
     u, z = uv[:, 0], point[:, 2]
@@ -139,18 +143,18 @@ def _facade(colour, uv, point, fade):
     return np.where((frame | shop_frame)[:, None], np.float32(0.55), out)
 
 
-def _foliage(colour, uv, point, fade):
+def _foliage(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     lumps = _noise(point[:, 0] + 0.7 * point[:, 2], point[:, 1] + 1.3 * point[:, 2], 5.0)
     leaves = _noise(point[:, 0] + 1.7 * point[:, 2], point[:, 1] - point[:, 2], 22.0)
     return colour * (1 + 0.4 * lumps + 0.5 * fade * leaves)[:, None]
 
 
-def _stripes(colour, uv, point, fade):
+def _stripes(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     red = ((uv[:, 0] + uv[:, 1]) % 0.5) < 0.25
     return np.where(red[:, None], np.array([0.62, 0.03, 0.03], np.float32), colour)
 
 
-def _ribs(colour, uv, point, fade):
+def _ribs(colour: np.ndarray, uv: np.ndarray, point: np.ndarray, fade: np.ndarray) -> np.ndarray:
     return colour * (1 - 0.22 * ((uv[:, 0] % 0.5) < 0.12))[:, None]
 
 
@@ -160,7 +164,7 @@ _TEXTURES = {
 }  # fmt: skip
 
 
-def sky_colour(directions: np.ndarray, light) -> np.ndarray:
+def sky_colour(directions: np.ndarray, light: Light) -> np.ndarray:
     """[R, 3] linear colour of the sky along unit directions [R, 3]; `light` is a world.Light."""
     up = np.clip(directions[:, 2], 0, 1)[:, None]
     sky = np.asarray(light.sky_horizon, np.float32) * (1 - up) ** 3 + np.asarray(light.sky_zenith, np.float32) * (
@@ -179,7 +183,7 @@ def _surface_coordinates(uv_corners: np.ndarray, weight: np.ndarray) -> np.ndarr
     return first + weight[:, :1] * (second - first) + weight[:, 1:] * (third - first)
 
 
-def shade(caster: RayCaster, origin: np.ndarray, directions: np.ndarray, hits: Hits, light) -> np.ndarray:
+def shade(caster: RayCaster, origin: np.ndarray, directions: np.ndarray, hits: Hits, light: Light) -> np.ndarray:
     """[R, 3] linear colours of rays from `origin` [3] along `directions` [R, 3]."""
     out = np.empty(directions.shape, np.float32)
     seen = hits.face >= 0

@@ -7,9 +7,11 @@ lamps, so that the heading can be seen.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from .mesh import Colour, Material, Mesh, Semantic, ball, beam, box, frustum, hoop, join, wheel
+from .mesh import Colour, Material, Mesh, Semantic, Vector, ball, beam, box, frustum, hoop, join, wheel
 
 MEAN_SIZE_LWH: dict[str, tuple[float, float, float]] = {
     "car": (4.6, 1.95, 1.7),
@@ -59,7 +61,7 @@ def _plates(length: float, z: float) -> list[Mesh]:
     return [box((sign * (length / 2 - 0.015), 0, z), (0.03, 0.5, 0.12), (0.92, 0.92, 0.88)) for sign in (1, -1)]
 
 
-def _wheels(xs, w: float, radius: float, width: float) -> list[Mesh]:
+def _wheels(xs: Vector, w: float, radius: float, width: float) -> list[Mesh]:
     return [wheel(x, side * (w / 2 - width / 2), radius, width) for x in xs for side in (1, -1)]
 
 
@@ -283,7 +285,7 @@ def pedestrian(length: float, w: float, h: float, rng: np.random.Generator) -> M
     return join(parts)
 
 
-def _rider(seat_z: float, h: float, lean: float, grip, peg, rng: np.random.Generator) -> list[Mesh]:
+def _rider(seat_z: float, h: float, lean: float, grip: Vector, peg: Vector, rng: np.random.Generator) -> list[Mesh]:
     top, trousers = _pick(_CLOTHES, rng), _pick([(0.12, 0.13, 0.2), (0.25, 0.25, 0.28)], rng)
     helmet = _pick([(0.85, 0.85, 0.85), (0.1, 0.1, 0.12), (0.7, 0.12, 0.1)], rng)
     hip, neck = np.array([-0.15, 0, seat_z + 0.08]), np.array([-0.15 + lean, 0, h - 0.25])
@@ -394,7 +396,7 @@ def barrier(length: float, w: float, h: float, rng: np.random.Generator) -> Mesh
     return join(parts)
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., Mesh]] = {
     "car": car, "truck": truck, "bus": bus, "trailer": trailer, "construction_vehicle": construction_vehicle,
     "pedestrian": pedestrian, "motorcycle": motorcycle, "bicycle": bicycle, "traffic_cone": traffic_cone,
     "barrier": barrier,

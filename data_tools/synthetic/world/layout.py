@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 LANE_WIDTH_M = 3.5
 PARKING_WIDTH_M = 3.2
@@ -51,7 +52,7 @@ class Street:
         """Distance from the middle to the far edge of the sidewalk."""
         return self.kerb_m + SIDEWALK_WIDTH_M
 
-    def at(self, s, d=0.0) -> tuple[np.ndarray, np.ndarray]:
+    def at(self, s: ArrayLike, d: ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """World points [..., 2] and headings [...] at (s, d); beyond the ends the line goes on straight."""
         s = np.asarray(s, float)
         inside = np.clip(s, 0, self.length_m)
@@ -120,7 +121,7 @@ class Layout:
         return [*runs, (start, self.main.length_m)]
 
 
-def _street(name: str, start_xy, heading_rad: np.ndarray, step_m: float, lanes: int) -> Street:
+def _street(name: str, start_xy: ArrayLike, heading_rad: np.ndarray, step_m: float, lanes: int) -> Street:
     middle = (heading_rad[1:] + heading_rad[:-1]) / 2
     moves = step_m * np.stack([np.cos(middle), np.sin(middle)], -1)
     xy = np.concatenate([[start_xy], np.asarray(start_xy) + np.cumsum(moves, 0)])
@@ -256,7 +257,7 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
                 continue
             point, heading = main.at(s, side * (main.kerb_m + 0.6))
             rng.choice(4)  # what stands on a sign is drawn apart, so that it does not change the rest of the scene
-            own = np.random.default_rng([*np.int64(np.abs(point) * 1000), side + 1])
+            own = np.random.default_rng([*(np.abs(point) * 1000).astype(np.int64), side + 1])
             facing = heading + np.pi if side < 0 else heading
             nearest = [
                 name

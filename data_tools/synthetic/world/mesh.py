@@ -6,12 +6,15 @@ centre. Colours are sRGB in 0..1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Colour = tuple[float, float, float]
+Vector = Sequence[float] | np.ndarray
 
 
 class Material(IntEnum):
@@ -105,7 +108,13 @@ def join(meshes: list[Mesh]) -> Mesh:
     )
 
 
-def from_triangles(vertices, faces, colour: Colour, material: Material = Material.PLAIN, uv=None) -> Mesh:
+def from_triangles(
+    vertices: ArrayLike,
+    faces: Sequence[ArrayLike] | np.ndarray,
+    colour: Colour,
+    material: Material = Material.PLAIN,
+    uv: ArrayLike | None = None,
+) -> Mesh:
     """A mesh of one colour and material, not labelled yet."""
     n = len(faces)
     return Mesh(
@@ -125,7 +134,9 @@ _BOX_QUADS = np.array(  # corner numbers, seen from outside: bottom, top, front 
 _BOX_SIGNS = np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]])
 
 
-def box(centre, size, colour: Colour, material: Material = Material.PLAIN, top=(1.0, 1.0, 0.0)) -> Mesh:
+def box(
+    centre: Vector, size: Vector, colour: Colour, material: Material = Material.PLAIN, top: Vector = (1.0, 1.0, 0.0)
+) -> Mesh:
     """A box of `size` (x, y, z) around `centre`.
 
     `top` = (scale x, scale y, shift x in metres) of the upper face makes cabins and hoods of it.
@@ -147,19 +158,19 @@ def box(centre, size, colour: Colour, material: Material = Material.PLAIN, top=(
     return from_triangles(vertices, faces, colour, material, uv)
 
 
-def beam(start, end, thickness: float, colour: Colour, material: Material = Material.PLAIN) -> Mesh:
+def beam(start: Vector, end: Vector, thickness: float, colour: Colour, material: Material = Material.PLAIN) -> Mesh:
     """A square bar from start to end."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     axis = (end - start) / np.linalg.norm(end - start)
     side = np.cross(axis, [0, 0, 1.0] if abs(axis[2]) < 0.9 else [1.0, 0, 0])
     side /= np.linalg.norm(side)
     up = np.cross(side, axis)
-    bar = box((0, 0, 0), (np.linalg.norm(end - start), thickness, thickness), colour, material)
+    bar = box((0, 0, 0), (float(np.linalg.norm(end - start)), thickness, thickness), colour, material)
     vertices = bar.vertices @ np.stack([axis, side, up]) + (start + end) / 2
     return from_triangles(vertices, bar.faces, colour, material, bar.uv)
 
 
-def frustum(base, radius_low: float, radius_high: float, height: float, colour: Colour,
+def frustum(base: Vector, radius_low: float, radius_high: float, height: float, colour: Colour,
             material: Material = Material.PLAIN, sides: int = 10) -> Mesh:  # fmt: skip
     """An upright cylinder or cone piece standing on `base`, closed at the top."""
     angle = np.arange(sides) * 2 * np.pi / sides
@@ -218,7 +229,14 @@ def hoop(x: float, radius: float, colour: Colour, sides: int = 16, share: float 
     return join([rim, *spokes])
 
 
-def ball(centre, radius, colour: Colour, material: Material = Material.PLAIN, rings: int = 5, sides: int = 8) -> Mesh:
+def ball(
+    centre: Vector,
+    radius: float | Vector,
+    colour: Colour,
+    material: Material = Material.PLAIN,
+    rings: int = 5,
+    sides: int = 8,
+) -> Mesh:
     """An ellipsoid; `radius` is one number or (x, y, z)."""
     theta = np.linspace(0, np.pi, rings + 1)[:, None]
     phi = (np.arange(sides) * 2 * np.pi / sides)[None]

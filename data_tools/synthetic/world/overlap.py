@@ -6,23 +6,28 @@ Shapes: N rectangles, T moments. A rectangle is a centre [2], a yaw and half ext
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from .mesh import Vector
 
 
-def rectangles_overlap(centre_a, yaw_a, half_a, centre_b, yaw_b, half_b) -> np.ndarray:
+def rectangles_overlap(
+    centre_a: ArrayLike, yaw_a: ArrayLike, half_a: ArrayLike, centre_b: ArrayLike, yaw_b: ArrayLike, half_b: ArrayLike
+) -> np.ndarray:
     """Whether rectangles a and b overlap; all arguments broadcast over leading dimensions."""
-    centre_a, half_a, centre_b, half_b = (np.asarray(v, float) for v in (centre_a, half_a, centre_b, half_b))
-    gap = centre_b - centre_a  # [..., 2]
+    from_a, reach_a, from_b, reach_b = (np.asarray(v, float) for v in (centre_a, half_a, centre_b, half_b))
+    gap = from_b - from_a  # [..., 2]
     turn = np.asarray(yaw_b, float) - np.asarray(yaw_a, float)
     cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
 
-    def apart(yaw, own, other):
+    def apart(yaw: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
         along = gap[..., 0] * np.cos(yaw) + gap[..., 1] * np.sin(yaw)
         across = gap[..., 1] * np.cos(yaw) - gap[..., 0] * np.sin(yaw)
         reach_along = own[..., 0] + other[..., 0] * cos + other[..., 1] * sin
         reach_across = own[..., 1] + other[..., 0] * sin + other[..., 1] * cos
         return (np.abs(along) > reach_along) | (np.abs(across) > reach_across)
 
-    return ~(apart(np.asarray(yaw_a, float), half_a, half_b) | apart(np.asarray(yaw_b, float), half_b, half_a))
+    return ~(apart(np.asarray(yaw_a, float), reach_a, reach_b) | apart(np.asarray(yaw_b, float), reach_b, reach_a))
 
 
 class Footprints:
@@ -32,12 +37,12 @@ class Footprints:
         self._rows: list[tuple[float, float, float, float, float]] = []
         self._array = np.zeros((0, 5))
 
-    def add(self, centre, yaw_rad: float, half) -> None:
+    def add(self, centre: Vector, yaw_rad: float, half: Vector) -> None:
         """Occupy one more rectangle."""
         self._rows.append((float(centre[0]), float(centre[1]), float(yaw_rad), float(half[0]), float(half[1])))
         self._array = np.asarray(self._rows)
 
-    def hits(self, centre, yaw_rad, half) -> bool:
+    def hits(self, centre: ArrayLike, yaw_rad: ArrayLike, half: Vector) -> bool:
         """Whether a rectangle, or any of T placements (centre [T, 2], yaw [T]) of it, overlaps one of the set."""
         if not self._rows:
             return False

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .assets import MEAN_SIZE_LWH, RIDDEN_HEIGHT_M, build_object
-from .layout import LANE_WIDTH_M, Layout, walk_lanes
-from .mesh import Mesh, Semantic
+from .layout import LANE_WIDTH_M, Layout, Street, walk_lanes
+from .mesh import Mesh, Semantic, Vector
 from .overlap import Footprints, rectangles_overlap
 from .scenery import Forecourt, Scenery
 
@@ -29,6 +30,9 @@ _VEHICLE_SPEED_MPS = (2.0, 8.0)
 _STEP_S = 0.25  # collisions are looked for at this pace
 _AHEAD_M, _BEHIND_M = 36.0, 28.0
 _ABSENT = 1e6
+
+Place = tuple[np.ndarray, float | np.ndarray]
+"""A point and a heading."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,13 @@ class EgoDrive:
     swing_mps: float
     period_s: float
 
-    def arc_length(self, times_s) -> np.ndarray:
+    def arc_length(self, times_s: ArrayLike) -> np.ndarray:
         """Metres along the path at the given times; the speed swings around its mean and is never negative."""
         t = np.asarray(times_s, float)
         w = 2 * np.pi / self.period_s
         return self.start_s + self.speed_mps * t + self.swing_mps / w * (1 - np.cos(w * t))
 
-    def poses(self, times_s) -> tuple[np.ndarray, np.ndarray]:
+    def poses(self, times_s: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Rear axle [T, 2] and yaw [T]."""
         s = np.atleast_1d(self.arc_length(times_s))
         point = lambda q: np.stack([np.interp(q, self.s_table, self.path_xy[:, k]) for k in (0, 1)], -1)
@@ -126,11 +130,12 @@ class _Crowd:
         centre = np.where(present[:, None], centre, _ABSENT)
         return not any(rectangles_overlap(centre, yaw, grown, c, y, h).any() for c, y, h in self.moving)
 
-    def add(self, name: str, size, motion: Motion, attribute: str, ridden: bool = False) -> None:
+    def add(self, name: str, size: Vector, motion: Motion, attribute: str, ridden: bool = False) -> None:
         instance = len(self.objects) + 1
-        mesh = build_object(name, size, self.rng, ridden)
+        length, width, height = (float(v) for v in size)
+        mesh = build_object(name, (length, width, height), self.rng, ridden)
         labelled = mesh.labelled(Semantic[name.upper()], instance)
-        self.objects.append(WorldObject(instance, name, tuple(float(v) for v in size), attribute, motion, labelled))
+        self.objects.append(WorldObject(instance, name, (length, width, height), attribute, motion, labelled))
         half = np.array(size[:2]) / 2
         if motion.speed_mps:
             centre, yaw, present = motion.poses(self.times_s)
@@ -146,7 +151,7 @@ def _size(name: str, rng: np.random.Generator, ridden: bool = False) -> np.ndarr
     return mean * rng.uniform(0.92, 1.08, 3)
 
 
-def _stand(point, heading: float) -> Motion:
+def _stand(point: Vector, heading: float | np.ndarray) -> Motion:
     return Motion(np.asarray(point, float).reshape(1, 2), float(heading), 0.0, 0.0)
 
 
@@ -202,7 +207,7 @@ class _Spots:
     def _junction_in_reach(self) -> bool:
         return any(self.reach[0] < j.s < self.reach[1] for j in self.layout.junctions)
 
-    def along(self, side: int, length: float):
+    def along(self, side: int, length: float) -> tuple[Street | None, float]:
         """A street and an s along it where `length` metres do not reach into a junction."""
         rng = self.rng
         if self._junction_in_reach() and rng.random() < 0.2:
@@ -218,7 +223,7 @@ class _Spots:
     def side(self) -> int:
         return int(self.rng.choice([-1, 1]))
 
-    def parking(self, size, name: str):
+    def parking(self, size: Vector, name: str) -> Place | None:
         side = self.side()
         street, s = self.along(side, size[0])
         if street is None:
@@ -226,7 +231,7 @@ class _Spots:
         point, heading = street.at(s, side * (street.lanes_half_m + 1.72 + self.rng.normal(0, 0.06)))
         return point, heading + (np.pi if side > 0 else 0) + self.rng.normal(0, 0.03)
 
-    def yard(self, size, name: str):
+    def yard(self, size: Vector, name: str) -> Place | None:
         if not self.yards:
             return None
         yard = self.yards[self.rng.integers(len(self.yards))]
@@ -243,7 +248,7 @@ class _Spots:
         point, heading = yard.street.at(self.rng.uniform(yard.s0 + along, yard.s1 - along), d)
         return point, heading + turn
 
-    def sidewalk(self, size, name: str):
+    def sidewalk(self, size: Vector, name: str) -> Place | None:
         side = self.side()
         street, s = self.along(side, size[0])
         if street is None:
@@ -299,7 +304,9 @@ def _add_mover(
             return
 
 
-def _lane_drive(layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: float, rng) -> Motion | None:
+def _lane_drive(
+    layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: float, rng: np.random.Generator
+) -> Motion | None:
     """Along a route of lanes, in view of the ego car at a random moment; two-wheelers keep to the right edge."""
     starts = [lane.id for lane in layout.lanes.values() if not lane.predecessors]
     path = walk_lanes(layout.lanes, starts[rng.integers(len(starts))], rng)[:, :2]
@@ -317,7 +324,9 @@ def _lane_drive(layout: Layout, ego: EgoDrive, name: str, speed: float, duration
     return Motion(path, 0.0, float(s - speed * when), speed)
 
 
-def _walk(layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: float, rng) -> Motion:
+def _walk(
+    layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: float, rng: np.random.Generator
+) -> Motion:
     """Along a sidewalk, now and then across the street."""
     main = layout.main
     when = rng.uniform(0, duration_s)
@@ -362,7 +371,9 @@ def _add_works(crowd: _Crowd, spots: _Spots, rng: np.random.Generator) -> None:
         return
 
 
-def _add_if_fits(crowd: _Crowd, name: str, point, heading, rng: np.random.Generator) -> None:
+def _add_if_fits(
+    crowd: _Crowd, name: str, point: Vector, heading: float | np.ndarray, rng: np.random.Generator
+) -> None:
     size = _size(name, rng)
     motion = _stand(point, heading)
     if crowd.fits(motion, size[:2] / 2, 0.03):

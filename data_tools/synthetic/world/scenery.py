@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .layout import LANE_WIDTH_M, Layout, Street, TrafficElement
-from .mesh import Colour, Material, Mesh, Semantic, ball, beam, box, flat_strip, from_triangles, frustum, join
+from .mesh import Colour, Material, Mesh, Semantic, Vector, ball, beam, box, flat_strip, from_triangles, frustum, join
 from .overlap import Footprints
 
 _WALLS: list[Colour] = [
@@ -257,7 +257,7 @@ def _buildings(layout: Layout, rng: np.random.Generator, blocked: Footprints) ->
     return parts, forecourts
 
 
-def _clear_of_streets(layout: Layout, centre, yaw: float, half) -> bool:
+def _clear_of_streets(layout: Layout, centre: Vector, yaw: float, half: Vector) -> bool:
     """No corner or edge point of the rectangle lies on a street or sidewalk."""
     u, v = np.meshgrid(np.linspace(-half[0], half[0], 7), np.linspace(-half[1], half[1], 5))
     cos, sin = np.cos(yaw), np.sin(yaw)
@@ -269,10 +269,10 @@ def _clear_of_streets(layout: Layout, centre, yaw: float, half) -> bool:
     return True
 
 
-def _house(point, heading: float, size, rng: np.random.Generator) -> Mesh:
+def _house(point: Vector, heading: float, size: Vector, rng: np.random.Generator) -> Mesh:
     length, w, h = size
-    wall = np.asarray(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.85, 1.1)
-    wall = tuple(np.clip(wall, 0, 1))
+    shade = np.asarray(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.85, 1.1)
+    wall: Colour = tuple(np.clip(shade, 0, 1))
     parts = [
         box((0, 0, h / 2), (length, w, h), wall, Material.FACADE),
         box((0, 0, h + 0.2), (length + 0.3, w + 0.3, 0.4), tuple(0.75 * np.asarray(wall))),
@@ -304,12 +304,12 @@ def _element(e: TrafficElement) -> Mesh:
             )
             parts.append(lamp)
     else:
-        for layer, (colour, pieces) in enumerate(_SIGNS[e.state]):
+        for layer, (paint, pieces) in enumerate(_SIGNS[e.state]):
             for piece in pieces:
                 right, up = 0.35 * piece.T  # who reads it stands at +x, so their right is +y
                 rim = np.c_[np.full(len(piece), 0.012 * layer), right, z + up]
                 fan = np.array([[0, i, i + 1] for i in range(1, len(piece) - 1)])
-                parts.append(from_triangles(rim, fan, colour))
+                parts.append(from_triangles(rim, fan, paint))
     return join(parts).moved(x, y, 0, e.yaw_rad).labelled(Semantic.MANMADE)
 
 

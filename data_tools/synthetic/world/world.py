@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,9 +63,10 @@ class World:
         """All faces at a moment: the scenery followed by every object that is present."""
         parts = [self.scenery.mesh]
         for thing in self.objects:
-            centre, yaw, present = thing.motion.poses(time_s)
+            centre, yaw, present = thing.motion.poses(np.array([time_s]))
             if present[0]:
-                parts.append(thing.mesh.moved(*centre[0], 0.0, yaw[0]))
+                x, y = centre[0]
+                parts.append(thing.mesh.moved(x, y, 0.0, yaw[0]))
         return join(parts)
 
     def save_json(self, path: Path) -> None:
@@ -123,8 +125,9 @@ def _draw_light(rng: np.random.Generator) -> Light:
     ambient = (0.42 + 0.2 * cloudy) * np.array([0.95, 1.0, 1.06])
     direction = (np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height))
 
-    def plain(values) -> tuple:
-        return tuple(float(v) for v in values)
+    def plain(values: Iterable[float]) -> tuple[float, float, float]:
+        x, y, z = (float(v) for v in values)
+        return x, y, z
 
     return Light(
         plain(direction),
