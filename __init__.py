@@ -5,7 +5,7 @@
     model = drivestack.load("perception_tiny_synthetic")
     answer = model(images, rig)
 
-Importing this package is light: api.py and the rooms below it load when a name is asked for.
+Importing this package is light: api.py and what it imports load when a name is first used.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     answer.boxes, answer.voxels, answer.lanes
     answer.picture().save("answer.jpg")
 
-The verbs of the command line are made of the same functions.
+The command line uses the same functions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 
 def list_models() -> list[str]:
-    """Names that ``load`` knows with weights; other configs: ``drivestack.engine.config.config_names()``."""
+    """Names that ``load`` finds with weights; other configs: ``drivestack.engine.config.config_names()``."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
@@ -111,15 +111,15 @@ def _find_model(name: str | Path) -> tuple[str, Path | None]:
 
 @dataclass
 class Session:
-    """What a model remembers of one drive: read it, copy it, pass it by hand to go on from there."""
+    """A model's memory of one drive; it can be read, copied, and passed to a call to continue from there."""
 
     scene: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     count: int = 0
     """Keyframes answered in this scene."""
     timestamp_us: int | None = None
-    """Of the last one."""
+    """Of the last keyframe."""
     memory: Any = None
-    """The model's own."""
+    """Opaque, as the model returns it."""
 
     @property
     def token(self) -> str:
@@ -127,7 +127,7 @@ class Session:
         return f"{self.scene}-{self.count - 1}" if self.count else ""
 
     def copy(self) -> Session:
-        """A session that goes on from here without touching this one."""
+        """A session that continues from here without changing this one."""
         return copy.copy(self)
 
     def reset(self) -> None:
@@ -147,14 +147,14 @@ class Perception:
 
         self.model = model.eval()
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self._running = prepare_inference(model) if on_cpu else model  # the same numbers, quicker
+        self._running = prepare_inference(model) if on_cpu else model  # the same numbers, faster
         self.config, self.precision = config, precision
         self.class_names = tuple(class_names(config))
         self.session = Session()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What it answers, of boxes, occupancy and lanes."""
+        """The tasks of the model, of boxes, occupancy and lanes."""
         return self.model.tasks
 
     @property
@@ -177,9 +177,9 @@ class Perception:
 
         images: by camera name, or in the rig's order; see ``Rig.frame``. global_from_ego: [4, 4], where the car is; a
         model that remembers needs it. timestamp_us: must rise within a drive. reset: a new drive starts here. session:
-        the memory to use and move on, instead of this object's. tasks: answer only these.
+        the memory to use and update, instead of this object's. tasks: answer only these.
 
-        Each call is a keyframe: a model over several frames expects them as far apart as those it learned from (0.5 s
+        Each call is a keyframe: a model over several frames expects them as far apart as in training (0.5 s
         for the shipped and released ones).
         Raises DataError naming the camera for an image that cannot be used; ConfigError for a missing pose, a time that
         does not rise, or a rig that does not fit the model.
@@ -277,7 +277,7 @@ class Perception:
         return [Answer.of(own, frame, self.class_names) for own, frame in zip(raw, dataset.frames)]
 
     def _in_model_order(self, frame: Frame) -> Frame:
-        """Cameras in the order that the model learned them in, where they have its names; else as the rig has them."""
+        """Cameras in the order of the model's training, where they have its names; else as the rig has them."""
         from dataclasses import replace
 
         from .data_tools.readers.occ3d_challenge import CAMERA_ORDER
@@ -315,8 +315,8 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
 
-    data: frames with labels, or where they come from. tasks: default all that the model answers and the data label.
-    out: folder that keeps the submissions. class_range_m: radius within which boxes of a class count, where it is
+    data: frames with labels, or where they come from. tasks: default all tasks of the model that the data have labels
+    for. out: folder for the submissions. class_range_m: radius within which boxes of a class count, where it is
     neither the config's nor nuScenes'. run: batch_size, num_workers, progress.
     Raises DataError where the data have labels for none of the tasks.
     """

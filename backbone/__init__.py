@@ -1,4 +1,4 @@
-"""Image encoders and what belongs to them: InternImage, ResNet, FPN, checkpoints, layer-wise learning rates."""
+"""Image encoders and their parts: InternImage, ResNet, FPN, checkpoints, layer-wise learning rates."""
 
 from ..core.checkpoint import LoadReport, load_checkpoint, load_state, read_state_dict, save_safetensors
 from .builder import internimage

@@ -1,4 +1,4 @@
-"""What an image encoder publishes about its feature maps, so that a neck never guesses."""
+"""What an image encoder publishes about its feature maps, so that a neck can be built from it."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class ResNet(nn.Module):
         return self.forward_features(images)
 
     def init_weights(self) -> None:
-        """Load the checkpoint named by `pretrained`, if any; the random weights stand since construction."""
+        """Load the checkpoint named by `pretrained`, if any; else keep the random initial weights."""
         if self.pretrained is not None:
             load_checkpoint(self, self.pretrained)
 

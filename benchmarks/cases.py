@@ -183,7 +183,7 @@ def cross_attention_inputs(law: Law, size: str, whole: bool) -> Call:
     return (value, offsets, torch.randn(layout, generator=generator)), fixed
 
 
-# --- ours, and the part of a call that the float64 twin checks -------------------------------------------------------
+# --- ours, and the part of a call that the float64 reference checks --------------------------------------------------
 
 
 def ours(kind: str, *tensors: Tensor, backend: str | None = None, **fixed: Any) -> Tensor:
@@ -210,8 +210,8 @@ def ours(kind: str, *tensors: Tensor, backend: str | None = None, **fixed: Any) 
 
 
 def exact(kind: str, *tensors: Tensor, **fixed: Any) -> Tensor:
-    """Our twin in float64. GEMMs keep the precision of their tensors: they are not the operator's, and the offsets that
-    they round to bfloat16 move by hundredths of a cell."""
+    """Our reference implementation in float64. GEMMs keep the precision of their tensors: they are not the operator's,
+    and the offsets that they round to bfloat16 move by hundredths of a cell."""
     if kind == "spatial_cross_attention_whole":
         kind, tensors = "spatial_cross_attention", project_queries(fixed["shapes"], *tensors)
     return ours(kind, *(t.double() for t in tensors), **fixed, backend="reference")

@@ -3,11 +3,11 @@
     python benchmarks/errors.py                      CPU, and CUDA where a GPU is visible; a minute on 2 cores
     python benchmarks/errors.py --json errors.json --markdown
 
-Exact: the PyTorch twin in float64 on the same numbers (inputs are rounded to the dtype first, so that rounding them is
-no error of the operator). The error of a tensor is its largest difference over the largest magnitude in it; the table
-tells the worst of three seeds. Gradients to offsets and locations jump where a sampling point crosses a pixel border,
-and float32 may see it on the other side: all points keep 1/8 of a pixel away from borders. The JSON rows also have
-the error of the twin in the same dtype (float32 arithmetic, rounded at the end).
+Exact: the PyTorch reference in float64 on the same numbers (inputs are rounded to the dtype first, so that rounding
+them is no error of the operator). The error of a tensor is its largest difference over the largest magnitude in it; the
+table reports the worst of three seeds. Gradients to offsets and locations jump where a sampling point crosses a pixel
+border, and float32 may see it on the other side: all points keep 1/8 of a pixel away from borders. The JSON rows also
+have the error of the reference in the same dtype (float32 arithmetic, rounded at the end).
 """
 
 import argparse
@@ -131,7 +131,7 @@ def rows_of(name: str, device: str, dtype: torch.dtype, seeds: int) -> list[dict
         doubles = {key: t.double() if t.is_floating_point() else t for key, t in tensors.items()}
         exact = run(call, doubles, "reference")
         given = {key: t.to(device) for key, t in tensors.items()}
-        for who, backend in (("kernel", "cpp"), ("twin", "reference")):
+        for who, backend in (("kernel", "cpp"), ("reference", "reference")):
             for key, found in run(call, given, backend).items():
                 worst[who, key] = max(worst.get((who, key), 0.0), error(found, exact[key]))
     gradients = [key for who, key in worst if who == "kernel" and key != "result"]
@@ -143,7 +143,7 @@ def rows_of(name: str, device: str, dtype: torch.dtype, seeds: int) -> list[dict
             "pass": "forward" if key == "result" else "backward",
             "tensor": key,
             "error": worst["kernel", key],
-            "twin_error": worst["twin", key],
+            "reference_error": worst["reference", key],
         }
         for key in ("result", *gradients)
     ]

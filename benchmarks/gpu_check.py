@@ -7,7 +7,7 @@
 
 Steps: build (for the GPUs that are visible), tests (tests/ops/test_cuda.py), sanitizer (where compute-sanitizer is on
 the PATH), operators (times against the byte floor at the measured copy bandwidth, and against the original PyTorch
-formulations), training (the tiny BEV model on generated data, with the kernels and with the twins).
+formulations), training (the tiny BEV model on generated data, with the kernels and with the reference implementations).
 
 Exit status: 0 all is well, 1 something failed, 2 no GPU. A step that cannot run here says why and fails nothing.
 """
@@ -105,12 +105,12 @@ def build(seconds: float) -> Result:
     arguments = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     status, output = command(arguments, seconds, DRIVESTACK_CUDA="1")
     took = time.monotonic() - start
-    told = [line for line in output.splitlines() if line.startswith("drivestack:")]
-    say("\n".join(told))
+    lines = [line for line in output.splitlines() if line.startswith("drivestack:")]
+    say("\n".join(lines))
     if status:
         say(tail(output))
         return [f"the build failed (status {status})"], None
-    return [], {"seconds": round(took, 1), "told": told}
+    return [], {"seconds": round(took, 1), "lines": lines}
 
 
 def tests(seconds: float) -> Result:
@@ -134,7 +134,7 @@ def sanitizer(seconds: float) -> Result:
     for left, tool in ((2, "memcheck"), (1, "racecheck")):
         arguments = [program, "--tool", tool, "--error-exitcode", "3", "--print-limit", "3"]
         arguments += [sys.executable, __file__, "--small-cases"]
-        # without PyTorch's cache every tensor is an allocation of its own, whose bounds the tool knows
+        # without PyTorch's cache every tensor is an allocation of its own, whose bounds the tool checks
         status, output = command(arguments, (end - time.monotonic()) / left, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         summary = re.findall(r"========= (ERROR SUMMARY|RACECHECK SUMMARY): ([^\n]*)", output)
         report[tool] = summary[-1][1] if summary else f"status {status}"
@@ -268,7 +268,7 @@ def time_operators(seconds: float) -> Result:
 
 
 def train(seconds: float) -> Result:
-    """The tiny BEV model for some iterations from one seed, with the kernels and with the twins: the same losses."""
+    """The tiny BEV model for some iterations from one seed: the same losses with kernels and with the references."""
     for module in ("mmengine", "trimesh", "nuscenes"):
         if importlib.util.find_spec(module) is None:
             raise StepSkippedError(f"{module} is not installed (pip install --editable '.[dev]')")
@@ -283,7 +283,7 @@ def train(seconds: float) -> Result:
     report = {}
     for backend, iterations in (("cuda", 40), ("reference", 10), ("cuda", 10)):
         work = folder / f"{backend}-{iterations}"
-        options = [f"train_dataloader.dataset.dataroots=['{data}']", f"train_cfg.max_iters={iterations}"]
+        options = [f"train_dataloader.dataset.source.root=['{data}']", f"train_cfg.max_iters={iterations}"]
         options += ["optim_wrapper.precision=fp32"] if iterations == 10 else []
         settings = [part for option in options for part in ("--set", option)]
         arguments = [*drivestack, "train", "bevformerv2_tiny_synthetic", "--work-dir", work, "--seed", "1", *settings]
@@ -294,9 +294,9 @@ def train(seconds: float) -> Result:
         last = {key: rows[-1][key] for key in ("iter", "loss", "gradient_norm", "seconds_per_iter")}
         report[work.name] = last
         say(f"{backend}, {iterations} iterations: loss {last['loss']:.3f}, {last['seconds_per_iter']:.3f} s each")
-    ours, twin = report["cuda-10"]["loss"], report["reference-10"]["loss"]
-    if not abs(ours - twin) <= 0.02 * abs(twin):
-        return [f"losses differ: {ours:.4f} with the kernels, {twin:.4f} with the twins"], report
+    ours, reference = report["cuda-10"]["loss"], report["reference-10"]["loss"]
+    if not abs(ours - reference) <= 0.02 * abs(reference):
+        return [f"losses differ: {ours:.4f} with the kernels, {reference:.4f} without"], report
     return [], report
 
 
@@ -319,7 +319,7 @@ def missing_gpu() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
-        return "torch sees no GPU (is there a driver? nvidia-smi tells)"
+        return "torch sees no GPU (is there a driver? try nvidia-smi)"
     return None
 
 

@@ -6,15 +6,15 @@
     python benchmarks/operators.py --only cross_attention --locations uniform --json rows.json
 
 Peers: the PyTorch formulations of the original projects (written here), torchvision's deform_conv2d where it computes
-the same, mmcv and deformops where installed; on demand a Hugging Face kernel (downloaded), our float64-exact twin and
-torch.compile of it.
+the same, mmcv and deformops where installed; on demand a Hugging Face kernel (downloaded), our float64-exact reference
+and torch.compile of it.
 
-Protocol: every contender is first checked against the twin in float64 (values and gradients, on a part of the queries
-and one head or group); one that is wrong is listed as failing and not timed. Then contenders take turns in rotated
-order. A turn of a quick one is an untimed call (inputs are warm in a network too), then calls for 3 ms, of which the
-mean counts. Each gets its own conversions charged. Medians and minima of the turns; ratio = peer / ours. "% copy":
-every input and result once, over our median, as a share of the bandwidth that copying 256 MB reaches here; in the
-caches, or where few queries read little of a large map, it exceeds 100. Trust the ratios, not the milliseconds, and
+Protocol: every contender is first checked against the reference in float64 (values and gradients, on a part of the
+queries and one head or group); one that is wrong is listed as failing and not timed. Then contenders take turns in
+rotated order. A turn of a quick one is an untimed call (inputs are warm in a network too), then calls for 3 ms, of
+which the mean counts. Each gets its own conversions charged. Medians and minima of the turns; ratio = peer / ours. "%
+copy": every input and result once, over our median, as a share of the bandwidth that copying 256 MB reaches here; in
+the caches, or where few queries read little of a large map, it exceeds 100. Trust the ratios, not the milliseconds, and
 neither where the machine has other work. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command all
 contenders get huge pages.
 """
@@ -163,7 +163,7 @@ class Comparison:
             return [start, self.clock.mark()]
 
     def turn(self, contender: Contender, backward: bool) -> None:
-        """An untimed call first, where it is quick: nobody pays for caches and heap that another one left behind."""
+        """An untimed call first, where it is quick: so that no contender pays for caches and heap left by another."""
         estimate = contender.estimate_ms[backward]
         repeats = max(1, min(100, round(TURN_MS / max(estimate, 1e-3))))
         if estimate < WARM_UP_MS:
@@ -226,7 +226,7 @@ def warnings(device: str) -> Iterator[str]:
     report = backend_report()
     reason = report["reason"] if device == "cpu" else report["cuda"]["reason"]
     if reason:
-        yield f"ours is the slow PyTorch twin here: {reason}"
+        yield f"ours is the slow PyTorch reference here: {reason}"
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     if load > 0.5:
         yield f"the machine is busy (load {load:.1f} per core): times are too long, ratios are rough"

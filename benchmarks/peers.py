@@ -235,7 +235,7 @@ def load_deformops(kind: str, device: str) -> Function | None:
 
 
 def load_hugging_face(kind: str, device: str) -> Function | None:
-    """Downloads a compiled kernel from the Hugging Face hub, so it has to be asked for."""
+    """Downloads a compiled kernel from the Hugging Face hub, so it has to be named."""
     from kernels import get_kernel
 
     if kind != "ms_deform_attn" or device == "cpu":
@@ -263,7 +263,7 @@ def load_hugging_face(kind: str, device: str) -> Function | None:
     return run
 
 
-def load_compiled_twin(kind: str, device: str) -> Function | None:
+def load_compiled_reference(kind: str, device: str) -> Function | None:
     torch._dynamo.reset()  # one shape at a time: nothing is recompiled as dynamic
     return torch.compile(partial(ours, kind, backend="reference"), dynamic=False)
 
@@ -275,7 +275,7 @@ PEERS: dict[str, tuple[str, Callable[[str, str], Function | None]]] = {
     "mmcv": ("mmcv", load_mmcv),
     "deformops": ("deformops", load_deformops),
     "hf": ("Hugging Face kernel", load_hugging_face),
-    "twin": ("twin", lambda kind, device: partial(ours, kind, backend="reference")),
-    "compile": ("torch.compile of the twin", load_compiled_twin),
+    "reference": ("reference", lambda kind, device: partial(ours, kind, backend="reference")),
+    "compile": ("torch.compile of the reference", load_compiled_reference),
 }
 DEFAULT_PEERS = "upstream,torchvision,mmcv,deformops"

@@ -7,7 +7,7 @@
 one clip in the precision of the config. Contenders take turns of three calls in one run, on the same clip of a
 synthetic street; medians, and the shared model over the sum of the three: trust the ratios, not the milliseconds.
 Memory is what a process of its own adds at its peak to what it held before the model was built. Parameters are those
-that serve a task.
+that a task uses.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ VERSION, SPLIT = "v1.0-trainval", "val"
 
 
 def model_of(config: Config, tasks: tuple[str, ...]) -> nn.Module:
-    """The config's model for some of its tasks, without the parts that serve none of them."""
+    """The config's model for some of its tasks, without the parts that none of them uses."""
     settings = copy.deepcopy(config.model)
     settings.tasks = tasks
     for task, head in (("boxes", "boxes"), ("occupancy", "occupancy_head"), ("lanes", "lane_head")):

@@ -107,7 +107,7 @@ class BEVFormerV2(PerceptionModel):
         return {"boxes": "boxes", "occupancy": "occupancy_head", "lanes": "lane_head"}[task]
 
     def task_head(self, task: str) -> TaskHead:
-        """The module that answers a task."""
+        """The head of a task."""
         return getattr(self, self._head_name(task))
 
     def _freeze(self, prefixes: Sequence[str]) -> None:

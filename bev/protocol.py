@@ -1,4 +1,4 @@
-"""What every model answers: named losses of a Batch, and a SceneAnswer per sample with the memory for the next one."""
+"""The interface of all models: losses of a Batch by name; a SceneAnswer per sample, with memory for the next."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PerceptionModel(BaseModel):
         raise NotImplementedError
 
     def asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
-        """``tasks`` in our order. Raises ConfigError for one that the model cannot answer."""
+        """``tasks`` in our order. Raises ConfigError for one that the model does not have."""
         if tasks is None:
             return self.tasks
         if missing := [task for task in tasks if task not in self.tasks]:
@@ -73,7 +73,7 @@ class PerceptionModel(BaseModel):
         return tuple(task for task in self.tasks if task in tasks)
 
     def check_clip(self, batch: Batch) -> None:
-        """Raises ConfigError for a batch of other frame offsets than the model learns from."""
+        """Raises ConfigError for a batch of other frame offsets than the model is trained on."""
         if batch.frame_offsets != self.frame_offsets:
             raise ConfigError(
                 f"the model learns from frames {self.frame_offsets}, the batch has {batch.frame_offsets}: give its "
@@ -88,7 +88,7 @@ class PerceptionModel(BaseModel):
 
 
 class TaskHead(Protocol):
-    """What a head on the shared BEV map offers; ``levels`` are the current frame's pyramid maps [B, N, C, h, w]."""
+    """The interface of a head on the shared BEV map; ``levels``: the current frame's pyramid maps [B, N, C, h, w]."""
 
     def __call__(self, features: BevFeatures, levels: Levels, batch: Batch) -> Any: ...
 

@@ -1,4 +1,4 @@
-"""The command `drivestack`: a thin skin over api and tasks."""
+"""The command `drivestack`: on top of api and tasks."""
 
 from .main import main
 

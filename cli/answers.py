@@ -105,7 +105,7 @@ class _Run:
         self.frames = self.source.read()
 
     def write(self, paths: dict[str, Path]) -> Predictions:
-        """Predict, and write the submissions; voxels go to disk as they come."""
+        """Predict, and write the submissions; voxels are written one frame at a time."""
         from ..core.files import check_writable
         from ..data_tools.clips.perturb import perturb_calibration
         from ..tasks.registry import Occupancy
@@ -344,7 +344,7 @@ def _run_visualize(options: argparse.Namespace) -> int:
 
 
 def _class_names(options: argparse.Namespace, frames: Sequence[Frame]) -> list[str]:
-    """nuScenes' classes, and those of one's own: of the labels, and named by --classes."""
+    """nuScenes' classes, and others: of the labels, and named by --classes."""
     from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
 
     labelled = {name for frame in frames if frame.annotations is not None for name in frame.annotations.names if name}

@@ -1,4 +1,4 @@
-"""`make demo`: synthesize scenes the model has never seen, answer, score officially, draw.
+"""`make demo`: synthesize held-out scenes, predict, score, draw.
 
 Writes metrics.json, a submission per task (tasks/registry.py), pictures/*.png and clip.gif into one folder.
 """
@@ -27,7 +27,7 @@ VERSION, SPLIT = "v1.0-trainval", "val"
 
 @dataclass(frozen=True)
 class DemoRecipe:
-    """What decides the demo's scenes. Training uses other seeds and the train split (configs, docs/synthetic.md)."""
+    """The recipe of the demo's scenes. Training uses other seeds and the train split (configs, docs/synthetic.md)."""
 
     seed: int = 90_001
     num_scenes: int = 10
@@ -176,7 +176,7 @@ def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _header(weights: str | Path | None) -> dict[str, str]:
-    """What a safetensors file says about its making: command, seed, commit, data."""
+    """The notes of a safetensors file about its origin: command, seed, commit, data."""
     if weights is None or Path(weights).suffix != ".safetensors":
         return {}
     from ..core.checkpoint import read_metadata

@@ -140,10 +140,10 @@ def _devices() -> list[Finding]:
 def _driver_version() -> str | None:
     """Of the NVIDIA driver of the running kernel, such as 580.95.05; None where there is none."""
     try:
-        told = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return None
-    version = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", told)
+    version = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
     return version[1] if version else "of unknown version"
 
 
@@ -154,7 +154,7 @@ def _operators() -> list[Finding]:
 
     report = backend_report()
     if report["reason"]:
-        detail = f"the slow PyTorch twins serve: {report['reason']}"
+        detail = f"the slow PyTorch reference implementations are used: {report['reason']}"
         found = [Finding(NOTE, "operators on CPU", detail, str(report["fix"]))]
     else:
         detail = f"C++ kernels, {report['instruction_set']} code, threads: {report['threads']}, {report['path']}"
@@ -164,10 +164,10 @@ def _operators() -> list[Finding]:
         fix = f"nothing to do without a GPU; to build them nevertheless, {cuda['fix']}"
         found.append(Finding(NOTE, name, f"no CUDA kernels: {cuda['reason']}", fix))
     elif cuda["reason"] and torch.cuda.is_available():
-        detail = f"the slow PyTorch twins serve CUDA tensors: {cuda['reason']}"
+        detail = f"the slow PyTorch reference implementations are used for CUDA tensors: {cuda['reason']}"
         found.append(Finding(NOTE, name, detail, str(cuda["fix"])))
-    elif cuda["fix"]:  # built, and would not serve a GPU either
-        found.append(Finding(NOTE, name, f"the CUDA kernels cannot serve: {cuda['reason']}", cuda["fix"]))
+    elif cuda["fix"]:  # built, but not usable on a GPU
+        found.append(Finding(NOTE, name, f"the CUDA kernels cannot be used: {cuda['reason']}", cuda["fix"]))
     else:
         here = "" if torch.cuda.is_available() else " (no GPU here)"
         detail = f"CUDA kernels for sm {cuda['architectures']}{here}, {cuda['path']}{_how_built('cuda')}"

@@ -1,4 +1,4 @@
-"""The command `drivestack`: one verb per job; errors a user can mend come as one line and exit code 2.
+"""The command `drivestack`: one verb per job; errors that a user can fix come as one line and exit code 2.
 
 Heavy imports (torch and what needs it) happen inside the verbs, so `--help` answers at once.
 """
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory in this process instead of returning it to the kernel; True if it will.
+    """Let glibc keep freed memory in this process instead of returning it to the operating system; True if supported.
 
     By default every frame of a model gets the memory of its larger maps afresh, and the kernel clears it page by page:
     a fifth of the time of a small model on a CPU. Process-wide, so a matter of the program and not of a library call;
@@ -323,7 +323,7 @@ def _run_export(options: argparse.Namespace) -> int:
     if bad := [note for note in options.note if "=" not in note]:
         raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
     if Path(options.out).suffix != ".safetensors":
-        raise ConfigError(f"{options.out}: name the file .safetensors, by which every verb knows the format")
+        raise ConfigError(f"{options.out}: the name must end in .safetensors")
     notes = dict(note.split("=", 1) for note in options.note)
     dtype = torch.float16 if options.half else torch.float32
     path = export_weights(options.checkpoint, options.out, notes, dtype)
@@ -346,7 +346,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
             print(f"{'':<7} {'':<22} -> {finding.fix}")
     broken = [finding.name for finding in findings if finding.status == BROKEN]
     if broken:
-        print(f"error: {', '.join(broken)} must be mended", file=sys.stderr)
+        print(f"error: {', '.join(broken)} must be fixed", file=sys.stderr)
         return INVALID_SUBMISSION
     print("all that is required is here")
     return 0

@@ -1,4 +1,4 @@
-"""Options that verbs of the command line share."""
+"""Options shared by the verbs of the command line."""
 
 from __future__ import annotations
 

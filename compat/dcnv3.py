@@ -102,7 +102,7 @@ def dcnv3_core_pytorch(
 
 
 class DCNv3Function:
-    """Stands for upstream's autograd function; the gradients come with the operator."""
+    """Replaces upstream's autograd function; the gradients come with the operator."""
 
     @staticmethod
     def apply(*args: Any) -> Tensor:

@@ -23,7 +23,7 @@ from .windows import keyword_arguments
 
 
 class DCNv4Function:
-    """Stands for upstream's autograd function; the gradients come with the operator."""
+    """Replaces upstream's autograd function; the gradients come with the operator."""
 
     @staticmethod
     def apply(
@@ -127,7 +127,7 @@ class DCNv4(nn.Module):
                     nn.init.zeros_(projection.bias)
 
     def _guide(self, x: Tensor) -> Tensor:
-        """What offsets and weights are predicted from, [N, Ho, Wo, C], of the input [N, H, W, C]."""
+        """The features that offsets and weights are predicted from, [N, Ho, Wo, C], of the input [N, H, W, C]."""
         if self.dw_kernel_size is None:
             return at_window_centres(x, self.kernel_size, self.stride, self.pad, self.dilation)
         seen = x[:, self.dw_crop : -self.dw_crop, self.dw_crop : -self.dw_crop] if self.dw_crop else x
@@ -162,7 +162,7 @@ class DCNv4(nn.Module):
 
 
 class FlashDeformAttnFunction:
-    """Stands for upstream's autograd function; the gradients come with the operator."""
+    """Replaces upstream's autograd function; the gradients come with the operator."""
 
     @staticmethod
     def apply(

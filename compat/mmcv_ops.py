@@ -1,4 +1,4 @@
-"""Our deformable attention in the place of mmcv's, for mmdet, mmdet3d, mmseg and plugins that build it by name.
+"""Our deformable attention instead of mmcv's, for mmdet, mmdet3d, mmseg and plugins that build it by name.
 
     import drivestack.compat; drivestack.compat.patch_mmcv()      # before the model's modules are imported
 
@@ -28,7 +28,7 @@ class MmcvMissingError(DrivestackError, ImportError):
 
 
 def _missing_function(name: str) -> Callable[..., NoReturn]:
-    """Module attribute `name` of the replacement of mmcv's compiled module: it can be asked for, but not called."""
+    """Module attribute `name` of the replacement of mmcv's compiled module: it can be looked up, but not called."""
     if name.startswith("__"):
         raise AttributeError(name)
 

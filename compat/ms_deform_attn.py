@@ -43,7 +43,7 @@ ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch  # the name in
 
 
 class MultiScaleDeformableAttnFunction:
-    """Stands for the autograd function of mmcv and detrex; the gradients come with the operator."""
+    """Replaces the autograd function of mmcv and detrex; the gradients come with the operator."""
 
     @staticmethod
     def apply(

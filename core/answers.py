@@ -56,7 +56,7 @@ class LaneGraph:
 
 @dataclass(frozen=True)
 class SceneAnswer:
-    """All that one model found in one keyframe; None for a task it was not asked for."""
+    """All that one model found in one keyframe; None for a task that was not requested."""
 
     token: str
     boxes: Detections | None = None

@@ -64,7 +64,7 @@ class Batch:
     """B x N: which camera is which; left out, they are the frames' own in their order."""
 
     def __post_init__(self) -> None:
-        """Labels that nobody gives are None for every sample."""
+        """Labels that are not given are None for every sample."""
         count = len(self.images)
         for name in LABELS:
             if not getattr(self, name):

@@ -38,7 +38,7 @@ SHOWN = 5  # keys of each kind in a message
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a checkpoint and a model had in common."""
+    """How well a checkpoint fitted a model."""
 
     path: str
     model: str
@@ -51,13 +51,13 @@ class LoadReport:
     wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     """(key, shape in the checkpoint, shape in the model); these keep the model's values."""
     notes: tuple[str, ...] = ()
-    """What was adapted on the way."""
+    """Conversions that were applied."""
     hint: str = ""
     """What the checkpoint looks like, where it does not fit."""
 
     @property
     def clean(self) -> bool:
-        """True if every key of either side found its partner."""
+        """True if the keys of both sides are the same."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ def load_checkpoint(
     random_head: bool = False,
     may_lack: Sequence[str] = (),
 ) -> LoadReport:
-    """Load published or own weights into `model`.
+    """Load published weights, or your own, into `model`.
 
     Understood are safetensors and .pth files that hold the weights under `state_dict`, `model`, `module` or at top
     level, with keys prefixed `module.`, `backbone.`, `img_backbone.` or `model.`. A model with a method
@@ -223,7 +223,7 @@ def save_safetensors(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights to `path`, which holds either the old or the new content whatever happens on the way.
+    """Write weights to `path`, which at any time holds either the old or the new content.
 
     Args:
         metadata: notes to keep with the weights: text by text, for example the command and the seed.

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that no reader gets an incomplete one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises OutputError if a file cannot be written there; before long work, and nothing is left."""
+    """Raises OutputError if a file cannot be written there; call it before long work; it leaves nothing behind."""
     target = Path(path)
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if target.is_dir():
@@ -67,7 +67,7 @@ def replace_folder(built: str | os.PathLike[str], target: str | os.PathLike[str]
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make ``folder`` if it is missing and prove by a temporary file that it can be written into.
+    """Make ``folder`` if it is missing and check with a temporary file that it is writable.
 
     For jobs that write at their end, to fail before they begin. Raises OutputError.
     """

@@ -1,4 +1,4 @@
-"""What a reader gives: keyframes with their cameras, poses and labels. Frames and units: geometry/README.md.
+"""The output of readers: keyframes with their cameras, poses and labels. Frames and units: geometry/README.md.
 
 Shapes: n boxes.
 """
@@ -44,7 +44,7 @@ class CameraView:
 
     @property
     def source(self) -> str:
-        """Where the image comes from, for messages."""
+        """The image's path or name, for messages."""
         return self.image_path or f"camera {self.name} (image in memory)"
 
 
@@ -87,7 +87,7 @@ class Annotations:
         tracks: Sequence[str] | None = None,
         global_from_frame: ArrayLike | None = None,
     ) -> Annotations:
-        """From upright boxes in any one frame, the global one by default, as labels of one's own have them.
+        """From upright boxes in any one frame, the global one by default, as in your own labels.
 
         centre_m [n, 3], of the box's middle; size_lwh_m [n, 3]; yaw_rad [n] counter-clockwise from x; velocity_mps
         [n, 2], NaN or None where unknown; tracks: name of each object over time; global_from_frame [4, 4], e.g.
@@ -153,7 +153,7 @@ class Frame:
     next_token: str = ""
     can_signals: NDArray[np.float64] | None = None
     """[9] of the car's own bus: acceleration (m/s^2), turn rate (rad/s), velocity (m/s), x y z each in the EGO frame;
-    None where nobody recorded them."""
+    None where they were not recorded."""
     lidar_floats_per_point: int = 5
     """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; nuScenes: x, y, z, intensity, ring."""
 

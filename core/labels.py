@@ -29,7 +29,7 @@ ELEMENT_ATTRIBUTES = (
     "unknown", "red", "green", "yellow", "go_straight", "turn_left", "turn_right", "no_left_turn", "no_right_turn",
     "u_turn", "no_u_turn", "slight_left", "slight_right",
 )  # fmt: skip
-"""What OpenLane-V2's traffic elements say, by number: lights up to yellow, then signs."""
+"""The attributes of OpenLane-V2's traffic elements, by number: lights up to yellow, then signs."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class LaneTargets:
     centrelines: list[Tensor]
     """n x [points, 3] metres"""
     elements_xyxy_px: Tensor
-    """[k, 4] in the front image as the model sees it (resized, cropped, not padded, never mirrored)."""
+    """[k, 4] in the front image as network input (resized, cropped, not padded, never mirrored)."""
     attributes: Tensor
     """[k] long"""
     lane_lane: Tensor

@@ -1,4 +1,4 @@
-"""Pickles of plain data, read without running what is inside them and written for every NumPy.
+"""Pickles of plain data, read without running code in them, and written for every NumPy.
 
 A pickle can run any code while it loads. Ours may only make NumPy arrays, dtypes and scalars and built-in containers;
 everything else is refused by name before it runs.
@@ -46,25 +46,25 @@ class _AllowListUnpickler(pickle.Unpickler):
         if found is None and module == "numpy.dtypes" and name.endswith("DType"):
             found = getattr(np.dtypes, name, None)
         if found is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
         return found
 
 
 def load_pickle(path: str | Path) -> Any:
     """The content of a pickle made of built-in containers and NumPy arrays.
 
-    Raises DataError naming the file: missing, truncated, or asking for any other class or function (named).
+    Raises DataError naming the file: missing, truncated, or naming any other class or function (named).
     """
     path = Path(path)
     try:
         with path.open("rb") as stream:
             return _AllowListUnpickler(stream).load()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of an info pickle") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a pickle file") from None
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path}: refused to unpickle: {error}; only NumPy arrays and built-in containers are allowed. "
-            "Do not load this file elsewhere if you do not trust its source; make the infos again with its converter"
+            "Do not load this file elsewhere if you do not trust its source; write it again with lists and arrays"
         ) from None
     except (EOFError, ValueError, AttributeError, IndexError, TypeError, KeyError) as error:
         raise DataError(f"{path}: broken or truncated pickle ({error}); fetch or make the file again") from None

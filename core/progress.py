@@ -1,4 +1,4 @@
-"""One way to show how far a long job has come: a bar on a terminal, a plain line every tenth elsewhere.
+"""Progress of long jobs: a bar on a terminal, a plain line every tenth elsewhere.
 
 Standard error decides which; lines go to the logger ``drivestack``. Both give the time that is left.
 """

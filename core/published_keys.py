@@ -1,4 +1,4 @@
-"""State dicts under the keys of released checkpoints, whatever the modules are called here.
+"""State dicts under the keys of released checkpoints, whatever the names of the modules here.
 
 A model that is built of other parts than its published ancestor gives and takes state dicts under the published keys:
 checkpoints, exports and strict loading know nothing of the difference.

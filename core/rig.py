@@ -1,4 +1,4 @@
-"""A car's cameras, without a data set: where they are mounted, and frames made of images at hand.
+"""A car's cameras, without a data set: their calibration, and frames made of images in memory or files.
 
 The EGO frame is the car's: x ahead, y left, z up, the origin on the ground. Camera frames: x right, y down, z ahead.
 """

@@ -65,7 +65,7 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterabl
     ``overrides`` maps dotted keys to values, or lists ``key=value`` with Python literals (other text is a string):
     ``["train_cfg.max_iters=100", "optim_wrapper.optimizer.lr=1e-4"]``. A helper variable of the file
     (``"max_iters=100"``) acts on all that the file computes from it; one that nothing depends on is refused, as are
-    top-level names that neither the file nor drivestack knows.
+    top-level names that neither the file nor drivestack defines.
     """
     path = Path(name_or_path)
     if path.suffix != ".py":

@@ -272,7 +272,7 @@ def names_of(path: str | Path) -> dict[str, tuple[str, ...]]:
             stated["classes"] = published
     names = {key: tuple(map(str, value)) for key, value in stated.items()}
     if config := meta.get("config"):
-        with suppress(ConfigError):  # the name of somebody's own config
+        with suppress(ConfigError):  # the name of a user's config
             names = {**task_names(load_config(str(config))), **names}
     return names
 

@@ -79,12 +79,12 @@ def detection_policies(
 ) -> dict[str, ParamPolicy]:
     """The detection or segmentation recipe, exactly as released, for parameters of a whole detector.
 
-    Everything outside the encoder learns at the full rate, the last block at `layer_decay_rate` of it and so on down
-    to the stem; level embeddings (and the queries of a mask decoder in segmentation) learn as the stem. The last norm
+    Everything outside the encoder learns at the full rate, the last block at `layer_decay_rate` of it and so on down to
+    the stem; level embeddings (and the queries of a mask decoder in segmentation) learn as the stem. The last norm
     counts with the first block of level 3. As released, `levels.2.post_norms.m` counts as block m of level 2, and a
-    composite backbone has no decay but for its stem in segmentation (docs/quirks.md#layer-decay-of-post-norms). `offset_lr_scale` applies to sampling offsets
-    and reference points of detection heads. One-dimensional tensors, biases, norms and sampling offsets have no
-    weight decay.
+    composite backbone has no decay but for its stem in segmentation (docs/quirks.md#layer-decay-of-post-norms).
+    `offset_lr_scale` applies to sampling offsets and reference points of detection heads. One-dimensional tensors,
+    biases, norms and sampling offsets have no weight decay.
     """
     last = sum(depths) + 1
     stem_like = ("level_embeds",)

@@ -1,4 +1,4 @@
-"""What a run records: ``log.jsonl`` in its folder always, TensorBoard's event files beside it where they are asked for.
+"""What a run records: ``log.jsonl`` in its folder always, TensorBoard's event files beside it where requested.
 
 TensorBoard is an optional package, imported here only.
 """
@@ -18,7 +18,7 @@ class RunLog:
 
     folder: the run's; tensorboard: also write event files for `tensorboard --logdir FOLDER`.
 
-    Raises ConfigError where TensorBoard is asked for and not installed.
+    Raises ConfigError where TensorBoard is requested and not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:

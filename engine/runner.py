@@ -52,7 +52,7 @@ class TrainRunner(Runner):
         return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level=log_level)
 
     def _log_env(self, env_cfg: dict) -> None:
-        """`drivestack doctor` shows the environment; MMEngine's own report starts compilers to ask their versions."""
+        """`drivestack doctor` shows the environment; MMEngine's own report starts compilers to get their versions."""
 
     def dump_config(self) -> None:
         """The whole config, overrides included, as ``work_dir/config.py``, which loads like any other."""

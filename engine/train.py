@@ -70,7 +70,7 @@ def train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed = "WORLD_SIZE" in os.environ
-    if distributed:  # MMEngine's own start asks for a GPU
+    if distributed:  # MMEngine's own start requires a GPU
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with checkpoints.safe_loaders():
         iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)

@@ -194,7 +194,7 @@ def _dcnv3_by_plugin(value: Tensor, offset: Tensor, mask: Tensor, *window: Any) 
     groups, scale, remove_center, mask_softmax = window[8:]
     if remove_center or tuple(window[2:4]) != (1, 1):
         raise ExportError(
-            "mmdeploy's TRTDCNv3 knows neither remove_center nor another stride than 1: export with "
+            "mmdeploy's TRTDCNv3 supports neither remove_center nor another stride than 1: export with "
             "operators_as='grid_sample' or 'drivestack'"
         )
     shape = _window_output(value, window)

@@ -1,4 +1,4 @@
-"""3D boxes as arrays, and the one place that knows the old LiDAR box convention.
+"""3D boxes as arrays, and the only conversions from and to the old LiDAR box convention.
 
 A box is a row (x, y, z, l, w, h, yaw_rad[, vx, vy]): gravity centre, length along the heading, width across it,
 height, heading counter-clockwise from +x, velocity in the same frame. Functions take NumPy arrays or torch tensors

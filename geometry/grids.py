@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class BevGrid:
-    """A grid of num_y x num_x cells over [x_min, x_max] x [y_min, y_max] metres of the LIDAR (or ego) frame.
+    """A grid of num_y x num_x cells over [x_min, x_max] x [y_min, y_max] metres of the BEV (or EGO) frame.
 
     ::
 

@@ -4,7 +4,7 @@ Dense (Objects as Points, arXiv 1904.07850; boxes as distances to four sides, FC
 query decoder: elements are a few pixels across, and from random weights a heat map learns them in hundreds of
 iterations where query matching needs tens of thousands (docs/LOG.md on boxes). Peaks need no suppression.
 
-Shapes: B batch, C channels, A attributes (classes), h x w cells, k elements, E elements that are asked for.
+Shapes: B batch, C channels, A attributes (classes), h x w cells, k elements, E elements that are returned.
 """
 
 from __future__ import annotations

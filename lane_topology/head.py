@@ -1,4 +1,4 @@
-"""The lane head of the shared model: directed lanes, traffic elements, and how they belong together, from one BEV map.
+"""The lane head of the shared model: directed lanes, traffic elements, and their relations, from one BEV map.
 
 Lanes are Bezier curves, refined layer by layer from dense guesses (lane_map.py) and learned ones (lane_decoder.py);
 elements come from the front camera's pyramid (elements.py); relations.py joins them. Every layer is supervised.
@@ -34,7 +34,7 @@ from .relations import LaneElementRelation, LaneRelation
 
 @dataclass(frozen=True)
 class LaneOutputs:
-    """What the head says about each lane query, cell of the BEV map and cell of the front image."""
+    """Outputs of the head for each lane query, cell of the BEV map and cell of the front image."""
 
     logits: Tensor
     """[layers, B, Q] score of each lane"""
@@ -52,7 +52,7 @@ class LaneOutputs:
 
 @MODELS.register_module()
 class LaneTopologyHead(nn.Module):
-    """A task head of bev.multi_task.
+    """A task head of bev.bevformer_v2.BEVFormerV2.
 
     in_channels: of BEV and pyramid maps; channels: C of this head, a multiple of num_heads.
     lane_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres of the EGO frame; bev_size: (num_y, num_x) cells of

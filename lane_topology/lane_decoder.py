@@ -1,4 +1,4 @@
-"""Lane queries that look at the BEV map all along their present curve, and move its control points layer by layer.
+"""Lane queries that attend to the BEV map along their current curve, and refine its control points layer by layer.
 
 Sources: Deformable DETR, arXiv 2010.04159 (iterative refinement); the reference points of a query are those of its
 whole curve rather than one anchor (as MapTRv2's decoupled points, arXiv 2308.05736).

@@ -1,4 +1,4 @@
-"""Which lane leads into which, and which traffic element governs which lane.
+"""Topology: which lane connects to which, and which traffic element governs which lane.
 
 Sources: TopoMLP, arXiv 2310.06753 (the lane's position beside its feature); TopoLogic, arXiv 2405.14747 (the distance
 from one lane's end to the other's start, through a learned falling curve, added to the score of the features).
@@ -24,7 +24,7 @@ class PairScore(nn.Module):
         nn.init.constant_(self.outer.bias, prior_logit)
 
     def forward(self, rows: Tensor, columns: Tensor, extra: Tensor | None = None) -> Tensor:
-        """[B, n, m] from rows [B, n, C], columns [B, m, C] and what is known of each pair [B, n, m, extra]."""
+        """[B, n, m] from rows [B, n, C], columns [B, m, C] and features of each pair [B, n, m, extra]."""
         hidden = self.row(rows)[:, :, None] + self.column(columns)[:, None]
         if extra is not None:
             assert self.extra is not None, "made without extra"
@@ -63,7 +63,7 @@ class LaneRelation(nn.Module):
     def forward(self, lanes: Tensor, controls: Tensor) -> Tensor:
         """[B, Q, Q] from lane embeddings [B, Q, C] (feature and position) and control points [B, Q, K, 3].
 
-        The curves get no gradient from here: edges shall not bend lanes.
+        The curves are detached: the topology loss must not change the geometry of the lanes.
         """
         distance, geometry = joint_geometry(controls.detach())
         height, reach, steepness = self.prior.float().unbind()

@@ -28,7 +28,7 @@ GRID = OCC3D_GRID
 
 @MODELS.register_module()
 class OccupancyHead(nn.Module):
-    """A task head of bev.multi_task on the Occ3D grid (200 x 200 x 16 voxels of 0.4 m).
+    """A task head of bev.bevformer_v2.BEVFormerV2 on the Occ3D grid (200 x 200 x 16 voxels of 0.4 m).
 
     in_channels: C of the BEV map. channels, num_blocks: width and depth of the trunk.
     coarse_cells: cells per side of the trunk's grid, over the voxel grid's 80 m.

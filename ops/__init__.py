@@ -1,4 +1,4 @@
-"""Operators, each with kernels and a slow, obvious reference implementation: DCNv3, DCNv4, deformable attention."""
+"""Operators, each with kernels and a slow, simple reference implementation: DCNv3, DCNv4, deformable attention."""
 
 from .dcnv3 import dcnv3, dcnv4, packed_width
 from .dispatch.backend import BackendFallbackWarning, BackendUnavailableError, backend_report

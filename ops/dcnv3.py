@@ -42,7 +42,7 @@ def dcnv3(
         offset_scale: stretches the regular grid as well as the offsets.
         remove_center: leave out the tap at (kernel_w // 2, kernel_h // 2); K is then kernel_h * kernel_w - 1.
         mask_softmax: take the softmax of the mask over the K taps of each group first.
-        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see ops/dispatch/backend.py).
+        backend: "auto", "cpp", "cuda" or "reference"; None reads the environment (see ops/dispatch/backend.py).
 
     Returns:
         [N, Ho, Wo, C] in the dtype of value. float32, float64, bfloat16 and float16; half-precision values may come

@@ -41,7 +41,7 @@ def ms_deform_attn(
         sampling_locations: [B, Q, M, L, P, 2], (x, y) in [0, 1] over the level's image: pixel centres lie at
             (i + 0.5) / size, as grid_sample with align_corners=False. Outside the image is zero; NaN samples nothing.
         attention_weights: [B, Q, M, L, P], after the softmax.
-        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see ops/dispatch/backend.py).
+        backend: "auto", "cpp", "cuda" or "reference"; None reads the environment (see ops/dispatch/backend.py).
 
     Returns:
         [B, Q, M * D] in the dtype of value. float32, float64, bfloat16 and float16; keep the locations of
@@ -82,7 +82,7 @@ def ms_deform_attn_fused(
         level_mean: softmax over the points of each level instead, and the mean of the levels (the temporal attention
             of BEVFormer).
         level_starts: first token of each level, for levels that share tokens; None: one after the other.
-        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see ops/dispatch/backend.py).
+        backend: "auto", "cpp", "cuda" or "reference"; None reads the environment (see ops/dispatch/backend.py).
 
     Returns:
         [B, Q, M * D] in the dtype of value; locations, softmax and sums are float32 at least. Differentiable in all

@@ -83,7 +83,7 @@ def layer_norm(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Layer norm over the last axis of x [..., C], then GELU and the residual [..., C] added if asked for. No gradient.
+    """Layer norm over the last axis of x [..., C], then GELU and optionally the residual [..., C] added. No gradient.
 
     float32, bfloat16 and float16, sums in float32, the result in the dtype of x; weight and bias [C] may be float32
     beside half precision. float64 goes to PyTorch.

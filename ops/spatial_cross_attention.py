@@ -34,7 +34,7 @@ def spatial_cross_attention(
             reference point p % R.
         logits: [B, Q, M, L, P]. Their softmax over all levels and points of a query and head is the attention.
             Offsets and logits may be slices of one packed projection: the kernels read them where they lie.
-        backend: "auto", "cpp", "cuda" or "reference"; None asks the environment (see ops/dispatch/backend.py).
+        backend: "auto", "cpp", "cuda" or "reference"; None reads the environment (see ops/dispatch/backend.py).
 
     Returns:
         [B, Q, M * D] in the dtype of value, zero for queries that no camera sees. Locations, softmax and sums are

@@ -1,4 +1,4 @@
-"""A model's answer for one keyframe as a program wants it: the car's own frame, metres, names beside numbers.
+"""A model's answer for one keyframe, for programs: EGO frame, metres, class names beside numbers.
 
 Shapes: n boxes, lanes; k traffic elements; X, Y, Z voxels.
 """
@@ -61,18 +61,18 @@ class Voxels:
     """[X, Y, Z] class of each voxel."""
     class_names: tuple[str, ...]
     free: int
-    """The class that means nothing is there."""
+    """The class of empty voxels."""
     grid: VoxelGrid
 
     def occupied(self) -> tuple[NDArray[np.float64], list[str]]:
-        """Centres [m, 3] in metres of the voxels that hold something, and the name of what."""
+        """Centres [m, 3] in metres of the voxels that hold something, and the class of each."""
         where = np.argwhere(self.semantics != self.free)
         return self.grid.centres_of(where), [self.class_names[i] for i in self.semantics[tuple(where.T)]]
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """Centrelines in the EGO frame, traffic elements in the first camera's image, and how they belong together."""
+    """Centrelines in the EGO frame, traffic elements in the first camera's image, and their relations."""
 
     centrelines: NDArray[np.float32]
     """[n, points, 3] metres, directed along the traffic."""
@@ -95,7 +95,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says about one keyframe; None for a task that it does not answer."""
+    """The predictions for one keyframe; None for a task that the model does not have."""
 
     boxes: Boxes | None
     voxels: Voxels | None
@@ -108,7 +108,7 @@ class Answer:
 
     @classmethod
     def of(cls, raw: SceneAnswer, frame: Frame, class_names: Sequence[str]) -> Answer:
-        """From what a model gives for a frame."""
+        """From a model's output for a frame."""
         boxes = None if raw.boxes is None else _boxes(raw.boxes, frame, class_names)
         voxels = None if raw.occupancy is None else _voxels(raw.occupancy)
         lanes = None if raw.lanes is None else _lanes(raw.lanes)
@@ -137,7 +137,7 @@ class Answer:
         return Image.fromarray(render_answers(frame, self.raw, self.class_names, view))
 
     def to_nuscenes(self, class_range_m: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-        """The boxes as entries of a nuScenes submission, in the global frame; classes of one's own within 50 m."""
+        """The boxes as entries of a nuScenes submission, in the global frame; other classes within 50 m."""
         from ..bev.evaluation.nuscenes_submission import NuScenesSubmission
         from .boxes import detection_settings
 

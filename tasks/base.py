@@ -67,7 +67,7 @@ class Task(Protocol):
         """Write the submission; what it holds, in words."""
 
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
-        """Every broken rule; without a ground truth missing and foreign samples go unnoticed."""
+        """Every broken rule; without a ground truth missing and foreign samples are not reported."""
 
     def demand(self, truth: GroundTruth) -> None:
         """Raises DataError or ConfigError, naming what is missing, if this task cannot be scored there."""

@@ -15,14 +15,14 @@ from ..core.errors import ConfigError, DataError
 from ..core.frames import Frame
 from .base import GroundTruth, Predictions, Reader
 
-OWN_RANGE_M = 50.0
-"""Radius around the car within which classes of one's own are scored, unless it is given."""
+OTHER_RANGE_M = 50.0
+"""Default radius around the car within which classes that are not nuScenes' are scored."""
 
 
 def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, float]) -> DetectionSettings:
     """How boxes of these classes are scored: as nuScenes does where all are its classes and no other range is given.
 
-    Classes of one's own are scored within OWN_RANGE_M, or ``class_range_m``; they have no attributes.
+    Other classes are scored within OTHER_RANGE_M, or ``class_range_m``; they have no attributes.
     Raises ConfigError for a range of a class that is not there.
     """
     if unknown := [name for name in class_range_m if name not in class_names]:
@@ -34,7 +34,7 @@ def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, f
     }
     undefined |= {name: own for name, own in DETECTION_CVPR_2019.undefined_errors.items() if name in class_names}
     return DetectionSettings(
-        class_range_m={name: class_range_m.get(name, CLASS_RANGE_M.get(name, OWN_RANGE_M)) for name in class_names},
+        class_range_m={name: class_range_m.get(name, CLASS_RANGE_M.get(name, OTHER_RANGE_M)) for name in class_names},
         undefined_errors=undefined,
         half_turn_classes=tuple(name for name in DETECTION_CVPR_2019.half_turn_classes if name in class_names),
         excluded_in=DETECTION_CVPR_2019.excluded_in,

@@ -26,11 +26,11 @@ class Occupancy:
 
     @staticmethod
     def folder(path: Path) -> Path:
-        """Where the voxels lie one by one before they are packed."""
+        """The folder of single files before they are packed."""
         return path.with_suffix("")
 
     def keep(self, path: Path) -> Callable[[SceneAnswer], SceneAnswer]:
-        """For ``engine.predict.predict``: voxels go to disk as they come."""
+        """For ``engine.predict.predict``: voxels are written one frame at a time."""
 
         def keep(answer: SceneAnswer) -> SceneAnswer:
             assert answer.occupancy is not None  # the task was asked for

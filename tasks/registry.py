@@ -1,4 +1,4 @@
-"""The tasks that a model may answer, by name, and where their submissions lie.
+"""The tasks by name, and the files of their submissions.
 
     boxes       submission.json    nuScenes detection
     occupancy   occupancy.zip      one npz per sample, which also lie in occupancy/
@@ -48,7 +48,7 @@ def places(out: str | Path, tasks: Sequence[str]) -> dict[str, Path]:
 
 
 def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
-    """The submissions that a file or folder is or holds, by task; ``tasks``: those wanted, default what is there.
+    """The submissions in a file or folder, by task; ``tasks``: those wanted, default all that are there.
 
     Raises SubmissionError if it is none, or a folder without one that is wanted.
     """
@@ -56,8 +56,10 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
     if not path.is_dir():
         task = tasks[0] if len(tasks) == 1 else ENDINGS.get(path.suffix)
         if task is None or (tasks and task not in tasks):
+            if not path.exists():
+                raise SubmissionError(f"{path}: no such file or folder; check the path")
             known = ", ".join(kind.file for kind in TASKS.values())
-            raise SubmissionError(f"{path}: say what it holds with --tasks, or name it like {known}")
+            raise SubmissionError(f"{path}: unknown kind of submission; choose with --tasks, or name it like {known}")
         return {task: path}
     found = {task: file for task, file in in_folder(path, list(TASKS)).items() if file.exists()}
     if "occupancy" not in found and (path / "occupancy").is_dir():
@@ -73,6 +75,6 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
 def answer_reader(
     chosen: dict[str, Task], paths: dict[str, Path], frames: Sequence[Frame], class_names: Sequence[str], split: str
 ) -> Callable[[Frame], SceneAnswer]:
-    """Gives all that submissions say about a frame; voxels are read one frame at a time."""
+    """A function from a frame to its predictions in the submissions; voxels are read one frame at a time."""
     readers = {task: chosen[task].reader(path, frames, class_names, split) for task, path in paths.items()}
     return lambda frame: SceneAnswer(frame.token, **{task: read(frame) for task, read in readers.items()})

@@ -1,4 +1,4 @@
-"""What the API and the verbs share: a config's model with its weights, its answers on frames, their scores."""
+"""Shared by the API and the verbs: a config's model with its weights, its answers on frames, their scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def class_names(config: Config) -> list[str]:
 
 
 def class_ranges_m(config: Config, further: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Radius within which boxes of a class count, where it is not the usual one: the config's, then ``further``."""
+    """Radius within which boxes of a class are scored, where it is not nuScenes': the config's, then ``further``."""
     return dict(config.get("class_range_m", {})) | dict(further or {})
 
 
@@ -48,7 +48,7 @@ def input_settings(config: Config) -> dict[str, Any]:
 
 
 def input_dataset(config: Config, model: PerceptionModel, frames: Sequence[Frame]) -> ClipDataset:
-    """The frames as a model takes them; past ones come out of its memory: one encoder pass per frame."""
+    """The frames as network input; past ones come from the model's memory: one encoder pass per frame."""
     from ..engine.config import build_dataset
 
     offsets = tuple(model.frame_offsets)
@@ -110,7 +110,7 @@ def predict_frames(
 
 
 def warn_lost_history(model: PerceptionModel, frames: Sequence[Frame]) -> None:
-    """Say so where a model that looks at past frames gets frames that are not linked in time."""
+    """Warn where a model that uses past frames gets frames that are not linked in time."""
     import logging
 
     past = [offset for offset in model.frame_offsets if offset < 0]
@@ -130,7 +130,7 @@ def score_frames(
     out: Path | None = None,
     **run: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Predict the ground truth's frames and score the tasks, by task name; submissions stay in ``out``, if given.
+    """Predict the ground truth's frames and score the tasks, by task name; submissions are kept in ``out``, if given.
 
     run: arguments of predict_frames. Raises what the tasks' ``demand``, ``write`` and ``score`` do, before predicting
     as far as that can be known.

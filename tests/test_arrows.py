@@ -1,4 +1,4 @@
-"""The import arrows of the house: a room knows only the rooms below it."""
+"""The import order of the packages: a folder imports only those below it."""
 
 from __future__ import annotations
 

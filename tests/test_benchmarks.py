@@ -51,7 +51,7 @@ def comparison(operators: ModuleType, case, dtype: torch.dtype, uniform: bool = 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_peers_agree_with_the_twin(
+def test_peers_agree_with_the_reference(
     operators: ModuleType, cases: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
 ) -> None:
     case = toy(cases, monkeypatch, kind)

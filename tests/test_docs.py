@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from drivestack.data_tools.readers import registry
+
 
 def shipped_texts(root: Path, *patterns: str) -> dict[str, str]:
     """Every file of the repository that matches, by its path."""
@@ -57,3 +59,37 @@ def test_files_named_on_the_quirks_page_exist(repository_root: Path) -> None:
     named = re.findall(r"`([\w/]+\.py)`", (repository_root / "docs" / "quirks.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     assert [name for name in named if not (repository_root / name).exists()] == []
+
+
+def test_tests_named_on_the_parity_page_exist(repository_root: Path) -> None:
+    page = (repository_root / "docs" / "parity.md").read_text(encoding="utf-8")
+    file, count = None, 0
+    for path, name in re.findall(r"`([\w/]+/test_\w+\.py|test_\w+\.py)?(?:::(test_\w+)\*?)?`", page):
+        if path:
+            file = repository_root / "tests" / path
+            assert file.is_file(), path
+        if name:
+            assert f"def {name}" in file.read_text(encoding="utf-8"), f"{file}: no {name}"
+            count += 1
+    assert count > 60
+
+
+def test_the_code_of_the_api_page_runs(
+    repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (repository_root / "docs" / "api.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_READERS", dict(registry._READERS))
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/api.md", "exec"), names)
+    assert (tmp_path / "answer.jpg").is_file()
+    for line in capsys.readouterr().out.splitlines():
+        assert f"# {line}" in page
+
+
+def test_the_api_page_names_what_the_package_offers(repository_root: Path) -> None:
+    from drivestack import api
+
+    page = (repository_root / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in api.__all__ if f"`{name}" not in page] == []

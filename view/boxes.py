@@ -75,7 +75,7 @@ class Drawn:
 
 
 def labelled_boxes(frame: Frame, view: View) -> Drawn:
-    """The frame's labels that a sensor hit and whose class is known, if ``view`` asks for labels."""
+    """The frame's labels that a sensor hit and whose class is known, if ``view`` shows labels."""
     labels = frame.annotations
     if labels is None or not view.ground_truth:
         return Drawn(np.zeros((0, 9)), [], [], None)

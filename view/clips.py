@@ -35,7 +35,7 @@ def save_clip(
     """Pictures as an animated ``.gif`` or an ``.mp4``, atomically; those smaller than others get a margin.
 
     colours: of the drawing. A GIF has 256 colours a frame: these are among them to the bit, photographs get the rest.
-    Raises DataError for another ending, before the first picture is asked for, or for no pictures.
+    Raises DataError for another ending, before the first picture is drawn, or for no pictures.
     """
     path = check_clip_path(path)
     pictures = list(pictures)

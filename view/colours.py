@@ -1,4 +1,4 @@
-"""The colours of all pictures: one palette from class names, and what is kept for ground truth, lanes and lights.
+"""The colours of all pictures: one palette from class names, with colours reserved for ground truth, lanes and lights.
 
 Colours are RGB in 0..255. Distances between colours are Euclidean in CIE Lab (CIE 15), where about 2 is just visible.
 """
@@ -55,11 +55,11 @@ VOXEL_COLOURS: Mapping[str, Colour] = {
 """Of Occ3D-nuScenes and Occ3D-Waymo: things as the boxes, surfaces as they look outdoors."""
 
 GROUND_TRUTH: Colour = (57, 230, 95)
-"""Labels, always thin and dashed. No prediction and no class of boxes comes near this green."""
+"""Labels, always thin and dashed. No prediction and no class of boxes has a similar green."""
 LANE_COLOUR: Colour = (110, 196, 255)
 JOINT_COLOUR: Colour = (255, 255, 255)
 ELEMENT_COLOURS: Mapping[str, Colour] = {"red": (255, 70, 70), "green": (0, 190, 190), "yellow": (255, 220, 60)}
-"""Lights by their state; green is the bluish green of real signals, which red-green blind drivers can tell from red."""
+"""Lights by their state; green is the bluish green of real signals, distinct for red-green blind people."""
 SIGN_COLOUR: Colour = (150, 150, 255)
 
 BACKGROUND: Colour = (18, 21, 26)

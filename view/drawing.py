@@ -1,4 +1,4 @@
-"""What pictures are made of: how to draw (View), strokes, letters, labels that do not cover one another, the legend.
+"""Parts of pictures: settings (View), strokes, letters, labels that do not cover one another, the legend.
 
 Everything is drawn at twice the size and averaged down, which is what makes the lines smooth. Pixels here are canvas
 pixels of the double size unless a name says otherwise. ``unit`` is the width of a thin line in them; it grows with the
@@ -216,7 +216,7 @@ def _legend_unit(unit: float) -> float:
 
 
 def legend_rows(entries: Sequence[LegendEntry], width: float, unit: float) -> list[list[LegendEntry]]:
-    """The entries in as many rows as the width of the picture asks for."""
+    """The entries in as many rows as the width of the picture requires."""
     unit = _legend_unit(unit)
     font = font_of(_LEGEND_LETTERS * unit)
     rows: list[list[LegendEntry]] = [[]]

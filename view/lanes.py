@@ -21,7 +21,7 @@ def draw_lanes(
     px_per_m: int = 12,
     areas: Sequence[NDArray[np.floating]] = (),
 ) -> NDArray[np.uint8]:
-    """RGB picture [H, W, 3] of lanes [points, 3] in the EGO frame, the car's front to the right.
+    """RGB picture [H, W, 3] of lanes [points, 3] in the EGO frame, forward to the right.
 
     Lanes are blue, inside intersections orange, each with an arrow in its middle; a green dot where the end of one lane
     connects to the start of another (lane_lane [n, n] above 0.5). areas: outlines [points, 2 or 3] filled in grey, such

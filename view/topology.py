@@ -74,7 +74,7 @@ class DrawnLanes:
         )
 
     def text(self, k: int) -> str:
-        """What element k says, and the score of a prediction."""
+        """The attribute of element k, and the score of a prediction."""
         name = shown(self.names[k])
         return name if self.scores is None else f"{name} {self.scores[k]:.2f}"
 
@@ -97,7 +97,7 @@ def element_colour(name: str) -> Colour:
 
 
 def lane_legend(drawn: Sequence[DrawnLanes]) -> list[LegendEntry]:
-    """What lanes and elements of the picture mean, of labels and of predictions; only what is there."""
+    """Legend entries of the lanes and elements in the picture, of labels and of predictions."""
     entries: list[LegendEntry] = []
     for lanes in drawn:
         governed = [(lanes.colour(j), lanes.names[j]) for _, j in lanes.governed]

@@ -1,1 +1,1 @@
-"""What makes the encoder quick on a CPU: packed linear layers, models prepared for inference."""
+"""Faster inference on a CPU: packed linear layers, models prepared for inference."""

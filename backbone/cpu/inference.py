@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def prepare_inference(model: Model) -> Model:
-    """A copy of ``model`` in evaluation mode that runs quicker; the model itself and its weights stay as they are.
+    """A copy of ``model`` in evaluation mode that runs faster; the model itself and its weights do not change.
 
     - BatchNorms that follow a convolution are folded into it, InternImage's branch scales into the layer before them.
     - Layers over the same input run as one (DCNv3's offsets and masks, the offsets and weights of an attention).

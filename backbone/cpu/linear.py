@@ -54,7 +54,7 @@ def _mkl_lags() -> bool:
 
 
 def _ordinary(x: Tensor) -> bool:
-    """An ordinary CPU tensor, and nobody traces or differentiates forwards."""
+    """True for a plain CPU tensor outside tracing and forward-mode differentiation."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
@@ -110,7 +110,7 @@ class Linear(nn.Linear):
 
 
 class _Packed(nn.Module):
-    """Weights that do not change any more, kept in oneDNN's layout for each dtype that was asked for."""
+    """Weights that do not change any more, kept in oneDNN's layout for each dtype that was used."""
 
     signature: str
     weight: Tensor
@@ -126,8 +126,8 @@ class _Packed(nn.Module):
         return {**self.__dict__, "_packed": {}}  # opaque tensors can neither be copied nor pickled
 
     def _for_input(self, x: Tensor) -> tuple[Any, Tensor, Any, Tensor | None] | None:
-        """Operator, input, weight and bias of oneDNN's call; None where PyTorch's own layer has to serve."""
-        if not inference_on_cpu(x) or self.weight.is_inference():  # those do not tell when they change
+        """Operator, input, weight and bias of oneDNN's call; None where PyTorch's own layer is used."""
+        if not inference_on_cpu(x) or self.weight.is_inference():  # inference tensors do not count their changes
             return None
         operator, autocast = _onednn(self.signature), torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype

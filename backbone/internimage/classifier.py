@@ -1,4 +1,4 @@
-"""InternImage for image classification: the two released heads and the variant that knows date and place.
+"""InternImage for image classification: the two released heads and the variant with date and place as inputs.
 
 InternImage, arXiv 2211.05778 (heads of T to XL; H and G pool two levels by attention). The variant with metadata
 follows MetaFormer: A Unified Meta Framework for Fine-Grained Recognition, arXiv 2203.02751, as released for
@@ -50,7 +50,7 @@ class CrossAttention(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Pool tokens [N, L, D] to [N, D_out]: their mean asks, all of them answer."""
+    """Pool tokens [N, L, D] to [N, D_out] by attention: the query is their mean, keys and values are all tokens."""
 
     def __init__(self, dim: int = CLIP_DIM, num_heads: int = CLIP_HEADS, out_dim: int = CLIP_OUT_DIM):
         super().__init__()

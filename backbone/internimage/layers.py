@@ -66,7 +66,7 @@ def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", t
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last axis, with an exact GELU and a residual behind it if asked for."""
+    """`nn.LayerNorm` over the last axis, with an exact GELU and optionally with a residual."""
 
     def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         if inference_on_cpu(x):

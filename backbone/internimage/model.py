@@ -119,7 +119,7 @@ class InternImageLayer(nn.Module):
 
 
 class InternImageLevel(nn.Module):
-    """The blocks of one resolution and the way down to the next.
+    """The blocks of one resolution and the downsampling to the next.
 
     `forward` returns (feature [N, H, W, C], input of the next level [N, H/2, W/2, 2C] or None after the last).
     """
@@ -279,7 +279,7 @@ class InternImage(nn.Module):
         return self.forward_features(images)
 
     def init_weights(self) -> None:
-        """Load the checkpoint named by `pretrained`, if any; the random weights stand since construction."""
+        """Load the checkpoint named by `pretrained`, if any; else keep the random initial weights."""
         if self.pretrained is not None:
             load_checkpoint(self, self.pretrained)
 
@@ -321,7 +321,7 @@ def drop_path_schedule(depths: Sequence[int], rate: float, kind: str = "linear")
 
 
 def init_linears(model: nn.Module) -> None:
-    """Truncated normal (std 0.02) for every Linear, then DCNv3's own start, as the paper's models begin."""
+    """Truncated normal (std 0.02) for every Linear, then DCNv3's own initialisation, as in the paper."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

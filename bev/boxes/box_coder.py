@@ -1,4 +1,4 @@
-"""The 10 numbers a detection head regresses, and their way from and to boxes.
+"""The 10 numbers a detection head regresses, and their conversion from and to boxes.
 
 A code is (cx, cy, log w, log l, cz, log h, sin yaw_cw, cos yaw_cw, vx, vy) in metres and m/s, gravity centre, with the
 clockwise heading yaw_cw = -yaw - pi/2 of the old LiDAR convention: published BEVFormer weights speak it, so it lives

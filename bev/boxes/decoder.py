@@ -37,7 +37,7 @@ class GroupSelfAttention(nn.Module):
     ) -> Tensor:
         """``query``, ``query_pos`` [B, Q, C] with the groups one after the other along Q; the query is added.
 
-        ``valid`` [B, Q / groups] bool, the same in each group: nobody attends to queries where it is False (padding).
+        ``valid`` [B, Q / groups] bool, the same in each group: where it is False, queries are padding, not attended to.
         Raises ValueError where Q is not a multiple of ``groups``.
         """
         batch, num_queries, channels = query.shape

@@ -40,7 +40,7 @@ class ExtraQueries:
 
 @dataclass(frozen=True)
 class QueryOutputs:
-    """What the decoder says about each query, after each of its layers."""
+    """Outputs of the decoder for each query, after each of its layers."""
 
     cls_logits: Tensor
     """[L, B, G * Q, classes]"""
@@ -58,7 +58,7 @@ class QueryOutputs:
 
 
 def _widened(pc_range: Sequence[float], margin_m: float = 10.0) -> tuple[float, ...]:
-    """A range for centres of detections, as the release has it: a margin beside, a fixed one above and below."""
+    """A range for centres of detections, as in the release: a margin beside, a fixed one above and below."""
     x_min, y_min, _, x_max, y_max, _ = pc_range
     return (x_min - margin_m, y_min - margin_m, -10.0, x_max + margin_m, y_max + margin_m, 10.0)
 
@@ -78,7 +78,7 @@ class BoxHead(nn.Module):
     """Object detection by queries on a BEV map.
 
     num_classes, num_query: classes and queries of one group; num_groups: query groups in training (Group DETR; 1 is
-    the plain head). At test time only the first group is asked.
+    the plain head). At test time only the first group is used.
     pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV map and of normalised references, metres.
     embed_dims: channels of the BEV map. num_layers, num_heads, ffn_dims, num_points, dropout: of the decoder.
     cls_weight, bbox_weight, bbox_beta: weights of focal and box loss, and the latter's smooth-L1 beta (0: L1, as v1);

@@ -169,7 +169,7 @@ class BevProposals(nn.Module):
 
     @torch.no_grad()
     def predict(self, outs: DenseOutputs, tokens: Sequence[str], max_num: int = 300) -> list[Detections]:
-        """The peaks themselves as detections: what the dense branch finds without the decoder."""
+        """The peaks themselves as detections: the result of the dense branch without the decoder."""
         found = []
         for peaks, codes, token in zip(local_peaks(outs.heat.sigmoid()), outs.codes.flatten(1, 2), tokens):
             scores, index = peaks.flatten().topk(min(max_num, peaks.numel()))
@@ -273,7 +273,7 @@ class HybridQueries(nn.Module):
         grid = reference[:, :, None, :2] * 2 - 1  # [B, P, 1, 2]
         # float32 under autocast too: half precision is a tenth of a cell on a 200-cell map
         sampled = F.grid_sample(bev.float(), grid, align_corners=False)[..., 0].transpose(1, 2)  # [B, P, C]
-        box = proposals.codes[..., 2:].clamp(-10, 10)  # all but x and y, which the position tells
+        box = proposals.codes[..., 2:].clamp(-10, 10)  # all but x and y, which come from the position
         query = self.bev_proj(self.bev_norm(sampled)) + self.score_proj(proposals.scores) + self.box_proj(box)
         query_pos = self.position(sine_embedding(reference, self.num_feats))
         return ExtraQueries(query, query_pos, reference, proposals.valid)

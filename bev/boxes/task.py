@@ -1,4 +1,4 @@
-"""3D boxes as one of the tasks on a BEV map: the query head, its proposals, and the perspective head that helps it.
+"""3D boxes as one of the tasks on a BEV map: the query head, its proposals, and the perspective head as a training aid.
 
 Papers: BEVFormer v2 (arXiv 2211.10439), section 3.4 for proposals of the perspective head.
 
@@ -25,7 +25,7 @@ from .proposals import DenseOutputs
 
 @dataclass(frozen=True)
 class BoxOutputs:
-    """What the parts of the box task say about a batch; None for a part that is not there."""
+    """Outputs of the parts of the box task for a batch; None for a part that is not there."""
 
     queries: QueryOutputs
     dense: DenseOutputs | None

@@ -1,9 +1,9 @@
 """Greedy matching of scored predictions with ground truth by distance, for a whole data set at once.
 
-The rule: predictions, best score first, each take the nearest object of their sample and class that nobody took yet,
+The rule: predictions, best score first, each take the nearest object of their sample and class that is not taken yet,
 if it is closer than a threshold. Taken one prediction at a time this is a loop over a million boxes. The same outcome
-follows from asking all at once (deferred acceptance; Gale and Shapley, 1962): every prediction asks for its nearest
-object, an object keeps the best-scored of those that ask, and who is refused asks for the next nearest. As all objects
+follows from deferred acceptance over all at once (Gale and Shapley, 1962): every prediction proposes to its nearest
+object, an object keeps the best-scored proposal, and rejected predictions propose to the next nearest. As all objects
 prefer by the same score, exactly one outcome is stable, and it is the greedy one.
 
 Shapes: P predictions, G ground-truth objects, K pairs.
@@ -77,7 +77,7 @@ def match(pairs: Pairs, rank: NDArray[np.int64], num_truths: int, threshold_m: f
     near = pairs.distance_m < threshold_m
     wanted_by, wanted = pairs.prediction[near], pairs.truth[near]
     predictions = np.arange(len(rank))
-    at = np.searchsorted(wanted_by, predictions, "left")  # [P] the pair that a prediction asks for next
+    at = np.searchsorted(wanted_by, predictions, "left")  # [P] the pair that a prediction proposes next
     end = np.searchsorted(wanted_by, predictions, "right")
     best_rank = np.full(num_truths, np.iinfo(np.int64).max)
     holder = np.full(num_truths, -1)

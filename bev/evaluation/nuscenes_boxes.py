@@ -22,7 +22,7 @@ from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, check_submis
 
 @dataclass(frozen=True)
 class ScoredBoxes:
-    """What a model found in one sample, in the GLOBAL frame."""
+    """The predicted boxes of one sample, in the GLOBAL frame."""
 
     names: list[str]
     """Class of each box."""
@@ -73,7 +73,7 @@ def read_submission(
     """Boxes of a submission file by sample token, in the order of the file.
 
     expected_tokens, own_classes: as :func:`nuscenes_rules.check_submission` takes them. A file in order is read and
-    checked in one quick pass; with any other, that function is asked what is wrong.
+    checked in one quick pass; with any other, that function reports what is wrong.
 
     Raises SubmissionError naming the first broken rule, DataError if the file cannot be opened.
     """

@@ -51,7 +51,7 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """What is scored, and how. Raises ConfigError for values that cannot be meant."""
+    """What is scored, and how. Raises ConfigError for values out of range."""
 
     class_range_m: Mapping[str, float]
     """The classes, and the radius around the ego within which each is scored; boxes of other classes are ignored."""
@@ -67,7 +67,7 @@ class DetectionSettings:
     undefined_errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class -> which of ``TP_ERRORS`` it does not have. One that no class has drops out of NDS and of its weights."""
     half_turn_classes: tuple[str, ...] = ()
-    """Classes whose front cannot be told from their back."""
+    """Classes whose front and back look alike."""
     excluded_in: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Category of the data set -> classes that do not count inside of its boxes."""
     min_points: int = 1

@@ -1,8 +1,8 @@
 """The same scores by the benchmark's own program, the unmodified nuscenes-devkit (DetectionEval).
 
-It wants the tables and the map pictures of the set, knows the benchmark's ten classes only, and reads the set anew; its
-published requirements exclude NumPy 2, with which its evaluation runs nevertheless. nuscenes_metrics.py gives the same
-numbers from frames.
+It needs the tables and the map pictures of the set, supports the benchmark's ten classes only, and reads the set again;
+its published requirements exclude NumPy 2, with which its evaluation runs nevertheless. nuscenes_metrics.py gives the
+same numbers from frames.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of a nuScenes detection submission, and a checker that says which one is broken where, and the fix.
+"""The rules of a nuScenes detection submission, and a checker that reports each broken rule with its place and fix.
 
 Format: https://www.nuscenes.org/object-detection ("Results format").
 """
@@ -66,7 +66,7 @@ def check_submission(
     """Every rule of the nuScenes detection format that the file breaks; an empty list means valid.
 
     expected_tokens: sample tokens of the split; without them missing and foreign samples
-    cannot be told. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
+    are not reported. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
     Raises DataError if the file cannot be opened.
     """
     repeated: list[str] = []
@@ -178,7 +178,7 @@ def _box_faults(
         elif not isinstance(value, list) or len(value) != length or not all(map(_is_number, value)):
             faults.append((name, f"is {_short(value)}", f"give a list of {length} numbers"))
         elif not all(map(math.isfinite, value)):
-            faults.append((name, f"holds NaN or infinity: {value}", "drop the box or mend the model"))
+            faults.append((name, f"holds NaN or infinity: {value}", "drop the box or fix the model"))
         elif name == "size" and min(value) <= 0:
             faults.append((name, f"is not positive: {value}", "give width, length, height in metres, all above 0"))
         elif name == "rotation" and abs(math.hypot(*value) - 1) > 1e-3:
@@ -191,7 +191,7 @@ def _box_faults(
     elif not _is_number(score):
         faults.append(("detection_score", f"is {_short(score)}", "give a number"))
     elif not math.isfinite(score):
-        faults.append(("detection_score", f"is {score}", "drop the box or mend the model"))
+        faults.append(("detection_score", f"is {score}", "drop the box or fix the model"))
 
     if box.get("sample_token") != token:
         message = f"is {_short(box.get('sample_token'))}, not the token it is listed under"

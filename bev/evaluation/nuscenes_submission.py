@@ -1,4 +1,4 @@
-"""nuScenes detection submissions: a type, its writer and reader; the rules stand in nuscenes_rules.py.
+"""nuScenes detection submissions: a type, its writer and reader; the rules are in nuscenes_rules.py.
 
 Format: https://www.nuscenes.org/object-detection ("Results format"): ``meta`` states the inputs, ``results`` maps every
 sample token of the split to its boxes in the global frame, at most 500 each. Attributes and the class ranges follow
@@ -161,7 +161,7 @@ def _sample_results(
 def read_detections(
     path: str | os.PathLike[str], frames: Iterable[Frame], class_names: Sequence[str]
 ) -> dict[str, Detections]:
-    """Boxes of a submission file in the BEV frame of each of ``frames``, by sample token, to look at them.
+    """Boxes of a submission file in the BEV frame of each of ``frames``, by sample token, for pictures.
 
     Frames that the file does not hold are left out. Raises SubmissionError if the file breaks a rule, or holds a box of
     none of ``class_names`` (which may be other than nuScenes').

@@ -126,10 +126,10 @@ def evaluate_waymo(
     gt_box, gt_type, gt_frame = _boxes(ground_truths, "ground truths")
     scores = _column(predictions.scores, "scores of predictions", len(pd_box)).astype(np.float32)
     if not np.all((scores >= 0) & (scores <= 1)):
-        raise DataError("scores of predictions: want numbers in [0, 1]; apply a sigmoid, drop NaN")
+        raise DataError("scores of predictions: must be numbers in [0, 1]; apply a sigmoid, drop NaN")
     difficulties = _column(ground_truths.difficulties, "difficulties of ground truths", len(gt_box))
     if not np.isin(difficulties, (1, 2)).all():
-        raise DataError("difficulties of ground truths: want 1 or 2 (see WaymoGroundTruths for the rule)")
+        raise DataError("difficulties of ground truths: must be 1 or 2 (see WaymoGroundTruths for the rule)")
     zone = predictions.in_no_label_zone
     counts_as_false = ~_column(np.zeros(len(pd_box)) if zone is None else zone, "in_no_label_zone", len(pd_box)).astype(
         bool
@@ -174,7 +174,7 @@ def waymo_mean(scores: Mapping[str, WaymoScore], level: int = 2) -> dict[str, fl
 
 
 def average_precision(precision: ArrayLike, recall: ArrayLike) -> float:
-    """Area under the interpolated precision-recall curve of points ([C], [C]), Waymo's way.
+    """Area under the interpolated precision-recall curve of points ([C], [C]), as Waymo computes it.
 
     Precision at a recall becomes the best at that recall or a higher one; recall 0 takes that of the next point. The
     curve is held constant, from each point towards lower recall, on a grid of RECALL_STEP as long as a full step fits,
@@ -355,17 +355,17 @@ def _boxes(rows: WaymoPredictions | WaymoGroundTruths, what: str) -> tuple[Float
     if boxes.size == 0:
         boxes = boxes.reshape(0, 7)
     if boxes.ndim != 2 or boxes.shape[1] < 7:
-        raise DataError(f"boxes of {what}: shape {boxes.shape}; want [n, 7] (x, y, z, l, w, h, yaw)")
+        raise DataError(f"boxes of {what}: shape {boxes.shape}; expected [n, 7] (x, y, z, l, w, h, yaw)")
     if not np.isfinite(boxes[:, :7]).all() or (boxes[:, 3:6] < 0).any():
-        raise DataError(f"boxes of {what}: NaN, infinite or of negative size; drop or mend them")
+        raise DataError(f"boxes of {what}: NaN, infinite or of negative size; drop or correct them")
     types = _column(rows.types, f"types of {what}", len(boxes))
     if not np.isin(types, list(OBJECT_TYPES)).all():
-        raise DataError(f"types of {what}: want {dict(OBJECT_TYPES)}; map or drop others")
+        raise DataError(f"types of {what}: must be of {dict(OBJECT_TYPES)}; map or drop others")
     return boxes[:, :7], types.astype(np.int64), _column(rows.frames, f"frames of {what}", len(boxes))
 
 
 def _column(values: ArrayLike, what: str, length: int) -> NDArray:
     array = np.asarray(values)
     if array.shape != (length,):
-        raise DataError(f"{what}: shape {array.shape}; want [{length}], one per box")
+        raise DataError(f"{what}: shape {array.shape}; expected [{length}], one per box")
     return array

@@ -138,7 +138,7 @@ class TemporalSelfAttention(DeformableAttention):
 
     @staticmethod
     def offset_context(previous: Tensor, current: Tensor) -> Tensor:
-        """The map [B, Q, C] that stands beside the query when offsets and weights are predicted."""
+        """The map [B, Q, C] that is concatenated with the query when offsets and weights are predicted."""
         return previous
 
     def forward(

@@ -199,7 +199,7 @@ class BevMap(nn.Module):
         padded, bda = tuple(batch.images.shape[-2:]), batch.bda if augmented else None
         bevs: list[Tensor | None] = []
         for t, levels in enumerate(clip):
-            # a compiled graph has one path: it encodes frames that nobody has, and `fuse` replaces them
+            # a compiled graph has one path: it encodes missing frames too, and `fuse` replaces them
             if t != batch.current and not torch.compiler.is_compiling() and not batch.frame_valid[:, t].any():
                 bevs.append(None)
                 continue

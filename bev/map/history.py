@@ -1,4 +1,4 @@
-"""What a BEV model remembers of past keyframes: their image features, as explicit state that the caller holds.
+"""A BEV model's memory of past keyframes: their image features, as explicit state that the caller holds.
 
 In evaluation the features of a past image equal those computed when it was current, so caching them gives the numbers
 of re-encoding the whole clip while the image encoder runs once per frame.
@@ -21,7 +21,7 @@ from ...core.frames import Frame, past_bev_from_current
 
 @dataclass(frozen=True)
 class PastFrame:
-    """Image features of one keyframe with what is needed to look at them from a later one."""
+    """Image features of one keyframe with what is needed to sample them from a later one."""
 
     frame: Frame
     feats: tuple[Tensor, ...]
@@ -37,7 +37,7 @@ History = Mapping[str, PastFrame]
 
 
 def find_past(history: History, frame: Frame, steps: int) -> PastFrame | None:
-    """The frame ``steps`` keyframes before ``frame`` in its scene, if the history holds the way there."""
+    """The frame ``steps`` keyframes before ``frame`` in its scene, if the history holds it and all frames between."""
     past, token = None, frame.prev_token
     for _ in range(steps):
         past = history.get(token)
@@ -62,7 +62,7 @@ def prune(history: dict[str, PastFrame], current: list[Frame], steps: int) -> di
 
 
 def remember(levels: Sequence[Tensor], batch: Batch) -> dict[str, PastFrame]:
-    """What a batch of current frames leaves to later ones; ``levels`` [B, N, C, h, w]."""
+    """The history that a batch of current frames adds for later ones; ``levels`` [B, N, C, h, w]."""
     return {
         frame.token: PastFrame(
             frame, tuple(level[b] for level in levels), batch.image_from_bev[b, 0], batch.image_size_px[b, 0]

@@ -1,4 +1,4 @@
-"""A BEV map on another grid or in another frame: the one place where BEV maps are interpolated.
+"""A BEV map on another grid or in another frame: all interpolation of BEV maps.
 
 Shapes: B batch, C channels; maps are [B, C, num_y, num_x] as described in geometry.BevGrid.
 """

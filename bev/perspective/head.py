@@ -1,4 +1,4 @@
-"""The perspective head of BEVFormer v2: 3D boxes from each image by itself (DD3D with FCOS, per level, no anchors).
+"""The perspective head of BEVFormer v2: 3D boxes from each image alone (DD3D with FCOS, per level, no anchors).
 
 Papers: BEVFormer v2 (arXiv 2211.10439), DD3D (arXiv 2108.06417), FCOS (arXiv 1904.01355). In training it teaches the
 image encoder what objects look like; the paper also takes proposals from it at inference, which the release lacks and
@@ -59,7 +59,7 @@ class _Offset(nn.Module):
 
 
 class _TowerConv(nn.Conv2d):
-    """A 3 x 3 convolution shared by the levels, with a batch norm of its own for each."""
+    """A 3 x 3 convolution shared by the levels, with a separate batch norm for each."""
 
     def __init__(self, in_channels: int, out_channels: int, num_levels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
@@ -165,7 +165,7 @@ class PerspectiveOutputs:
 
 @dataclass(frozen=True)
 class CameraDetections:
-    """What the head sees in one image, best first."""
+    """The detections in one image, best first."""
 
     boxes_xyxy_px: Tensor
     """[m, 4]"""

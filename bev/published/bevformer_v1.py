@@ -30,7 +30,7 @@ from .ego_motion import can_bus_deltas, images_from_own_bev
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """What the model remembers of the last frame of a video."""
+    """The model's memory of the last frame of a video."""
 
     scene_token: str
     bev: Tensor
@@ -52,7 +52,7 @@ def can_bus_since(can_bus: Tensor, past: Tensor | None) -> Tensor:
 
 
 class RecurrentBev(PerceptionModel):
-    """From surround video to one BEV map per frame, each made with the one before; what a head does with it is open.
+    """From surround video to one BEV map per frame, each made with the one before; subclasses add a head.
 
     img_backbone, img_neck: image encoder; images [M, 3, H, W] -> maps -> pyramid maps [M, C, h, w].
     bev_map: RecurrentBevMap; the map lies in the BEV frame, or where ``image_matrices`` of a subclass says.

@@ -45,7 +45,7 @@ logger = logging.getLogger("drivestack")
 
 Settings = TypeVar("Settings")
 Targets = tuple[NDArray[np.float32], NDArray[np.int64], list[MonoTargets | None] | None]
-"""Boxes [n, 9], labels [n], per-image targets (None: not asked for, or no annotations)."""
+"""Boxes [n, 9], labels [n], per-image targets (None: not requested, or no annotations)."""
 
 
 def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any]) -> Settings:
@@ -77,7 +77,7 @@ class ClipDataset(Dataset):
         image, photometric, bda: settings of the augmentations (objects of transforms.py, or dicts of their fields);
             photometric and bda None: off. All draws happen in training only.
         pc_range, use_valid_flag, keep_unknown_velocity: which objects are ground truth, and what a velocity is that
-            nobody knows, see ground_truth.py.
+            is unknown, see ground_truth.py.
         ego_from_bev: [4, 4], where the model's BEV maps live, for frames that do not say so themselves (identity):
             what weights that were trained on nuScenes need on a car without its LiDAR.
         mirror: reflect half of the training clips, images, rig and objects together (mirror.py).
@@ -219,7 +219,7 @@ class ClipDataset(Dataset):
     def _labelled(
         self, index: int, image_draw: ImageDraw, bda_draw: BdaDraw, rng: np.random.Generator
     ) -> tuple[Frame, Targets]:
-        """The frame at the index, or the first of a random order that has something to learn from; and its targets."""
+        """The frame at the index, or the first of a random order that has labels; and its targets."""
         for candidates in ([index], rng.permutation(len(self))):
             for i in candidates:
                 targets = self._targets(self.frames[i], image_draw, bda_draw)
@@ -336,7 +336,7 @@ class ClipDataset(Dataset):
         return augment_image(source, placement, self.image, draw.flip, photometric)
 
     def _source(self, view: CameraView, frame: Frame) -> NDArray[np.uint8]:
-        """The decoded image, or its cached crop at the largest height that this dataset asks for."""
+        """The decoded image, or its cached crop at the largest height that this dataset uses."""
         if self._cache is None:
             return load_image(view, frame.token)
         if view.image_path not in self._cache:

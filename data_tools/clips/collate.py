@@ -45,7 +45,7 @@ class ClipSample:
     """[n, 9], None if the frame is not annotated."""
     gt_labels: NDArray[np.int64] | None = None
     mono: list[MonoTargets | None] | None = None
-    """N, None for an image in which nothing is labelled; None where they were not asked for or not annotated."""
+    """N, None for an image in which nothing is labelled; None where they were not requested or not annotated."""
     ego_from_bev: NDArray[np.float32] | None = None
     """[4, 4]; None: that of the frame. A mirrored clip has its own."""
     global_from_ego: NDArray[np.float64] | None = None

@@ -1,4 +1,4 @@
-"""Reading camera images, with every way a file can be wrong told apart.
+"""Reading camera images, with a separate error for every way a file can be wrong.
 
 Images are uint8 [H, W, 3] in BGR order (OpenCV's), un-augmented.
 """

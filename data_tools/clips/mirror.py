@@ -82,7 +82,7 @@ def _current(sample: ClipSample) -> list[NDArray[np.float32]]:
 
 
 def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
-    """Lanes left for right with their direction kept, and front boxes with what a mirrored sign says."""
+    """Lanes left for right with their direction kept, and front boxes with the attribute of the mirrored sign."""
     width_px = _current(sample)[targets.front_camera].shape[2]
     flip_y = torch.tensor([1.0, -1.0, 1.0])
     left, top, right, bottom = targets.elements_xyxy_px.unbind(-1)

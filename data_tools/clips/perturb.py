@@ -1,4 +1,4 @@
-"""Wrong calibration on purpose: a model that uses geometry must get worse, one that memorised will not."""
+"""Wrong calibration on purpose: scores of a model that uses geometry must drop."""
 
 from __future__ import annotations
 

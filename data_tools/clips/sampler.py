@@ -1,4 +1,4 @@
-"""Which clip comes next: an endless, resumable training order and a scene-by-scene evaluation order.
+"""The order of clips: an endless, resumable training order and a scene-by-scene evaluation order.
 
 A sampler yields ``(index, draw)``: the clip and the number that seeds its augmentation.
 """

@@ -149,7 +149,7 @@ def write_lanes(path: str | Path, labels: LaneLabels) -> None:
 
 
 _NAMES = {"lane_lane": "lane_lane (topology_lclc)", "lane_element": "lane_element (topology_lcte)"}
-"""Ours, and what OpenLane-V2 calls them."""
+"""Our names, and OpenLane-V2's."""
 
 
 def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] | None = None) -> None:
@@ -164,7 +164,7 @@ def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] |
 
     for i, line in enumerate(labels.centrelines):
         if line.ndim != 2 or line.shape[1] != 3 or len(line) < 2:
-            fix = "a centreline needs two or more, [n, 3]: mend the lane, or remove it with its rows and columns"
+            fix = "a centreline needs two or more, [n, 3]: add points, or remove the lane with its rows and columns"
             raise wrong(f"lane {i} has points {list(line.shape)}", fix)
         if not np.isfinite(line).all():
             raise wrong(f"lane {i} has points that are not finite", "make the label again, or remove the lane")

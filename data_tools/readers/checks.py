@@ -1,4 +1,4 @@
-"""Checks of what a reader produced, at the border: calibration and poses that would only blur a training run."""
+"""Checks of a reader's output: wrong calibration and poses that would otherwise only degrade training."""
 
 from __future__ import annotations
 

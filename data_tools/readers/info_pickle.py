@@ -1,7 +1,7 @@
 """Published info pickles to Frames: mmdet3d's 1.1 layout and BEVFormer's temporal infos.
 
 Boxes in the files: mmdet3d 1.1 (x, y, z gravity centre, l, w, h, yaw); BEVFormer (x, y, z gravity centre, w, l, h,
-clockwise yaw of mmdet3d < 1.0). Both in the LIDAR frame.
+clockwise yaw of mmdet3d < 1.0). Both in the frame of LIDAR_TOP.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _annotations(
     radar_points: Sequence[int],
     categories: Sequence[str] = (),
 ) -> Annotations:
-    """Boxes [n, 9] of the LIDAR frame as annotations."""
+    """Boxes [n, 9] of the LIDAR_TOP frame as annotations."""
     rotation = global_from_lidar[:3, :3]
     n = len(boxes)
     # nuScenes boxes stand upright in the global frame. The files turned their heading and velocity, both horizontal,

@@ -96,7 +96,7 @@ def _poses(records: Sequence[CalibratedSensor | EgoPose | SampleAnnotation]) -> 
     length = np.linalg.norm(quaternions, axis=1)
     usable = np.isfinite(length) & (length > 1e-6)
     out[usable, :3, :3] = quaternion_to_matrix(quaternions[usable])
-    out[~usable, :3, :3] = np.nan  # named by check_frames, which knows the sample and the camera
+    out[~usable, :3, :3] = np.nan  # check_frames reports it with the sample and the camera
     out[:, :3, 3] = [r.translation for r in records]
     return out
 

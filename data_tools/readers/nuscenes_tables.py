@@ -162,7 +162,7 @@ def read_tables(dataroot: str | Path, version: str, split: str) -> SceneTables:
     """
     folder = _version_folder(dataroot, version)
     wanted = scenes_of_split(split, folder / "splits.json")
-    for table in _UNUSED:  # a broken one tells of a broken archive
+    for table in _UNUSED:  # a broken one suggests a broken archive
         _read_rows(folder / f"{table}.json", dict[str, Any])
     all_scenes = _read_rows(folder / "scene.json", Scene)
     scenes = sorted((scene for scene in all_scenes if scene.name in wanted), key=lambda scene: scene.name)

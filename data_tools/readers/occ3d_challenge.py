@@ -5,9 +5,9 @@
     <root>/gts/<scene>/<sample token>/labels.npz
 
 Source: CVPR 2023 occupancy challenge. Its ``prev`` and ``next`` are documented the wrong way round
-(docs/quirks.md#previous-and-next-exchanged): neighbours are taken from the timestamps. The file knows no LiDAR; as BEV
-maps lie in a LIDAR frame, every frame gets nuScenes' nominal mounting (``EGO_FROM_LIDAR``), on which nothing else
-depends.
+(docs/quirks.md#previous-and-next-exchanged): neighbours are taken from the timestamps. The file has no LiDAR; as BEV
+maps of published models lie in the frame of LIDAR_TOP, every frame gets nuScenes' nominal mounting
+(``EGO_FROM_LIDAR``), on which nothing else depends.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ _NANOSECONDS_FROM = 10**17
     Conventions(
         boxes="none",
         quaternions="none: rotations are matrices",
-        time="nanoseconds in subset A, microseconds in subset B; told apart by their digits",
+        time="nanoseconds in subset A, microseconds in subset B; distinguished by their digits",
         cameras="the front one first, then as the files list them; pinholes, the distortion of subset A is left out; "
         "sizes by subset, or from the image",
         frames="EGO: the files' vehicle frame (x ahead, y left, z up); BEV maps lie in it",
@@ -160,7 +160,7 @@ def _frame(
 
 
 def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, place: str) -> tuple[int, int]:
-    """(width, height): as the file says, as the two subsets have it, or as the image says. Only ours say it."""
+    """(width, height): as stated in the file (drivestack's only), as in the two subsets, or from the image itself."""
     if "image_size_px" in sensor:
         width, height = map(int, sensor["image_size_px"])
         return width, height

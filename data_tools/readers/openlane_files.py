@@ -1,4 +1,4 @@
-"""OpenLane-V2 on disk: info files, collections made of them, and their labels as ours.
+"""OpenLane-V2 on disk: info files, collections made of them, and their labels as LaneLabels.
 
     <root>/<split>/<segment>/info/<timestamp>.json       one frame: cameras, pose, centrelines, traffic elements
     <root>/<split>/<segment>/info/<timestamp>-ls.json    the same frame with lane segments and areas (2.x)
@@ -40,7 +40,7 @@ _FIRST_SIGN = 4  # attributes from here on belong to road signs
 
 
 def identifier_of(frame: Frame, split: str) -> Identifier:
-    """Under which a frame stands in a submission.
+    """The identifier of a frame in a submission.
 
     A frame of an OpenLane-V2 set has it as its token, "split/segment/timestamp"; for others segment is the scene's
     name, timestamp that of the keyframe (collection.write_frame).
@@ -105,7 +105,7 @@ def write_collection(path: str | Path, collection: Mapping[Identifier, Mapping[s
 
 
 def read_collection(path: str | Path) -> dict[Identifier, dict[str, Any]]:
-    """A collection, official or ours, loaded without running code of its own.
+    """A collection, official or ours, loaded without running any code in it.
 
     Raises DataError for a file that cannot be read, holds anything but containers and arrays, or is no collection.
     """

@@ -60,7 +60,7 @@ _BUILT_IN = {
     "openlane": "openlane",
     "argoverse2": "argoverse2",
 }
-"""Reader -> module of this folder that registers it, imported when it is asked for."""
+"""Reader -> module of this folder that registers it, imported when it is first used."""
 
 
 def register_reader(name: str, summary: str = "", conventions: Conventions | None = None) -> Callable:
@@ -78,7 +78,7 @@ def register_reader(name: str, summary: str = "", conventions: Conventions | Non
 
 
 def reader_names() -> list[str]:
-    """All names that ``find_reader`` knows."""
+    """All names that ``find_reader`` accepts."""
     return sorted({*_READERS, *_BUILT_IN})
 
 
@@ -145,7 +145,7 @@ class DataSource:
 
     @property
     def split(self) -> str:
-        """The split that is read, "val" where the reader knows none."""
+        """The split that is read, "val" where the reader has none."""
         return str(self.options.get("split") or "val")
 
     def changed(self, **options: Any) -> DataSource:

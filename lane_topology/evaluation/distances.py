@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Line = NDArray[np.floating]
 PREFILTER_M = 3.0
 FAR = 1024.0
-"""Distance of lanes that the prefilter tells apart."""
+"""Distance of lanes that the prefilter separates."""
 
 
 def _gaps(a: Line, b: Line) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """The OpenLane-V2 score (OLS) with its parts, in each of the versions that were in use.
 
 ``v2.1`` (also of v1.1) is today's. In ``v1.0`` (also of v2.0) topology is averaged over ten thresholds of confidence
-per frame, and edges between items that nobody found count with full confidence. ``fork-2023`` is v1.0 with the
+per frame, and edges between undetected items count with full confidence. ``fork-2023`` is v1.0 with the
 thresholds read from unsorted confidences: the numbers that InternImage's fork printed.
 
 Differences from the official package, none of which changes a score: arguments are not written into, ties of
@@ -91,7 +91,7 @@ def topology_precisions(
     """Precision of every row (outgoing edges) and column (incoming edges) of truth [n, k].
 
     confidence [m, j] between predicted items; row_match [m] and column_match [j]: which true item each one found.
-    Edges of true items that nobody found count as wrong, there and not there alike: those that are not there are
+    Edges of undetected true items count as wrong, there and not there alike: those that are not there are
     claimed with the confidence ``unmatched``.
     """
     if not truth.size:

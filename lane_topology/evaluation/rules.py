@@ -28,15 +28,15 @@ def check_submission(
 ) -> list[str]:
     """Problems as one line each; an empty list means valid.
 
-    expected: (split, segment, timestamp) of the frames of the split; without them missing and foreign ones cannot be
-    told. max_bytes: the largest file that the server takes.
-    Raises SubmissionError if the file cannot be read, or asks for more than containers and arrays.
+    expected: (split, segment, timestamp) of the frames of the split; without them missing and foreign ones are not
+    reported. max_bytes: the largest file that the server takes.
+    Raises SubmissionError if the file cannot be read, or holds more than containers and arrays.
     """
     size = Path(path).stat().st_size if Path(path).is_file() else 0
     problems = check_content(read_content(path), expected)
     if max_bytes is not None and size > max_bytes:
         fix = "write it with half=True, or fewer lanes and elements"
-        problems.append(f"the file has {size / 1e6:.1f} MB, more than {max_bytes / 1e6:.1f}; {fix}")
+        problems.append(f"the file has {size / 1e6:.3g} MB, more than {max_bytes / 1e6:.3g}; {fix}")
     return problems
 
 

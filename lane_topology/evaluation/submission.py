@@ -25,7 +25,7 @@ from ...data_tools.readers.openlane_files import Identifier
 
 @dataclass(frozen=True)
 class Team:
-    """Who submits; the server asks for all of it."""
+    """The submitting team; the server requires every field."""
 
     method: str
     authors: tuple[str, ...]
@@ -47,11 +47,11 @@ class Team:
 
 
 NOBODY = Team("unnamed", ("nobody",), "nobody@example.com", "none", "AQ")
-"""Fills a file that is scored at home. The country is Antarctica."""
+"""Placeholder for files that are only scored locally; its country code is that of Antarctica."""
 
 
 def read_team(path: str | os.PathLike[str]) -> Team:
-    """A team from a JSON file with the fields of Team. Raises SubmissionError naming the field that is amiss."""
+    """A team from a JSON file with the fields of Team. Raises SubmissionError naming the invalid field."""
     names = [f.name for f in fields(Team)]
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def frame_entry(graph: LaneGraph, half: bool = False) -> dict[str, Any]:
     """``predictions`` of one frame in the file format; points and matrices in float16 if half.
 
     Lanes get the ids 0 .. n-1, elements n .. n+k-1. Half precision rounds a lane at 50 m to 3 cm. Elements whose box
-    has no area, as the rules forbid, are left out: those that a model sees at the very border of the image.
+    has no area, as the rules forbid, are left out: those at the very border of the image.
     """
     dtype = np.float16 if half else np.float32
     n = len(graph.lane_scores)
@@ -107,9 +107,9 @@ def write_submission(
 
 
 def read_content(path: str | os.PathLike[str]) -> Any:
-    """What a submission file holds, without running code of its own.
+    """What a submission file holds, without running any code in it.
 
-    Raises SubmissionError for a file that cannot be read or asks for anything but containers and arrays.
+    Raises SubmissionError for a file that cannot be read or holds anything but containers and arrays.
     """
     try:
         return load_pickle(Path(path))

@@ -31,7 +31,7 @@ class CentrelineOutputs:
 
 
 def branch(channels: int, out: int, norm: bool) -> nn.Sequential:
-    """Two hidden layers (with norms for scores) and one that answers."""
+    """Two hidden layers (with norms for scores) and an output layer."""
     layers: list[nn.Module] = []
     for _ in range(2):
         layers += [nn.Linear(channels, channels), *([nn.LayerNorm(channels)] if norm else []), nn.ReLU()]

@@ -51,8 +51,8 @@ class TopologyHead(nn.Module):
     """Of the small baseline: the raw states of both queries through one MLP.
 
     Upstream applies a sigmoid to the output and then trains it with a loss that applies another one, so the loss only
-    sees probabilities in (0.5, 0.73); ``double_sigmoid`` keeps that for the published weights, whose scores are those of
-    the first sigmoid (docs/quirks.md#sigmoid-applied-twice). Without it the loss gets the logits.
+    sees probabilities in (0.5, 0.73); ``double_sigmoid`` keeps that for the published weights, whose scores are those
+    of the first sigmoid (docs/quirks.md#sigmoid-applied-twice). Without it the loss gets the logits.
     """
 
     def __init__(self, embed_dims: int = 64, hidden: int = 128, double_sigmoid: bool = False) -> None:
@@ -65,5 +65,5 @@ class TopologyHead(nn.Module):
         return self.mlp(pairs(rows, columns))[..., 0]
 
     def loss_logits(self, logits: Tensor) -> Tensor:
-        """What the focal loss is given."""
+        """The input of the focal loss."""
         return logits.sigmoid() if self.double_sigmoid else logits

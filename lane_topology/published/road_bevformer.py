@@ -121,7 +121,7 @@ class LaneBaseline(PerceptionModel):
     def predict(
         self, batch: Batch, memory: None = None, tasks: Sequence[str] | None = None
     ) -> tuple[list[SceneAnswer], None]:
-        """The lanes of each sample; these models remember nothing."""
+        """The lanes of each sample; these models have no memory."""
         self.asked(tasks)
         return [SceneAnswer(graph.token, lanes=graph) for graph in self.graphs(batch)], None
 

@@ -23,7 +23,7 @@ MASK_NAMES = {"camera": "camera mask", "lidar": "lidar mask", "none": "no mask"}
 
 
 def ray_origins(frame: Frame, scene: Sequence[Frame]) -> NDArray[np.float32]:
-    """[O, 3] LiDAR places of a scene's keyframes in the EGO frame of one of them, as RayIoU chooses them."""
+    """[O, 3] LiDAR positions of a scene's keyframes in the EGO frame of one of them, as RayIoU chooses them."""
     places = np.stack([other.global_from_bev[:3, 3] for other in scene])
     return choose_origins(transform_points(invert_pose(frame.global_from_ego), places))
 

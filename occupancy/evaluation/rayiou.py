@@ -1,4 +1,4 @@
-"""RayIoU (SparseOcc, arXiv 2312.17118, section 4): what the first thing along a LiDAR-like ray is, and how far.
+"""RayIoU (SparseOcc, arXiv 2312.17118, section 4): class and distance of the first surface along LiDAR-like rays.
 
 Every depth along a thick surface counts once, so a prediction gains nothing by being thick. No visibility mask.
 
@@ -37,8 +37,8 @@ def ray_fan() -> NDArray[np.float32]:
 
 
 def choose_origins(ego_from_bev_m: NDArray[np.floating]) -> NDArray[np.float32]:
-    """At most 8 of the LiDAR places [k, 3] of a scene's keyframes, in the current EGO frame, evenly chosen from those
-    within 39 m in x and in y."""
+    """At most 8 of the LiDAR positions [k, 3] of a scene's keyframes, in the current EGO frame, evenly chosen from
+    those within 39 m in x and in y."""
     places = np.asarray(ego_from_bev_m, np.float32)
     near = places[(np.abs(places[:, :2]) < ORIGIN_RANGE_M).all(1)]
     if len(near) <= MAX_ORIGINS:
@@ -83,7 +83,7 @@ def _cast(
     kinds: Sequence[NDArray[np.int16]], shape: NDArray[np.int64], origins: NDArray, free: int, grid: VoxelGrid
 ) -> list[Hits]:
     """kinds: flat classes of each grid [(X + 2) * (Y + 2) * (Z + 2)]; around ``shape`` lies a border that is outside,
-    so nothing has to ask where the grid ends."""
+    so the grid needs no bounds check."""
     cell_m, low = np.float32(grid.voxel_m[0]), grid.origin_m.astype(np.float32)
     ends = origins[:, None] + ray_fan()  # [O, R, 3]
     start = np.repeat((origins - low) / cell_m, ends.shape[1], 0)  # [O * R, 3] in voxels

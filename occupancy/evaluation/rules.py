@@ -26,8 +26,8 @@ def check_submission(
 ) -> list[str]:
     """Problems as one line each; an empty list means valid.
 
-    expected_tokens: sample tokens of the split; without them missing and foreign samples cannot be told, but their
-    number can: num_samples (see SPLIT_SAMPLES).
+    expected_tokens: sample tokens of the split; without them missing and foreign samples are not reported, but
+    their number is checked: num_samples (see SPLIT_SAMPLES).
     Raises SubmissionError if the path cannot be opened at all.
     """
     predictions = VoxelFiles(path)

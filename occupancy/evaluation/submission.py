@@ -21,7 +21,7 @@ from ...core.files import atomic_path
 
 
 def write_grid(folder: str | os.PathLike[str], grid: OccupancyGrid) -> Path:
-    """Write one keyframe's voxels, atomically; an interrupted run goes on with the files that are missing."""
+    """Write one keyframe's voxels, atomically; an interrupted run continues with the missing files."""
     path = Path(folder) / f"{grid.token}.npz"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, grid.semantics.astype(np.uint8))

@@ -3,8 +3,8 @@
 Source: the CVPR 2023 occupancy challenge's baseline, as InternImage ships it. State-dict prefixes are the published
 ones: ``img_backbone.``, ``img_neck.``, ``pts_bbox_head.``. Kept because the weights depend on it: the ego motion
 displaces both maps of the temporal attention (docs/quirks.md#shift-of-both-grids), the padding of the images counts as
-seen, and the CAN-bus numbers (info pickles hold all of them; from other sources the car's own signals are zeros). New
-models should be an OccupancyHead on a bev.bevformer_v2.BEVFormerV2.
+visible, and the CAN-bus numbers (info pickles hold all of them; from other sources the car's own signals are zeros).
+New models should be an OccupancyHead on a bev.bevformer_v2.BEVFormerV2.
 
 Shapes: B batch, T frames of a clip, N cameras, C channels, H = num_y * num_x BEV cells, X, Y, Z voxels, K classes.
 """
@@ -67,7 +67,7 @@ class OccupancyMap(RecurrentBevMap):
 
 @MODELS.register_module()
 class VoxelHead(nn.Module):
-    """A BEV map to voxels, and what is learned from them.
+    """A BEV map to voxels, and their losses.
 
     decoder, num_z, out_dim, transposed: see voxel_decoders.py. num_classes, free, mask, loss_weights, class_weights:
     see losses.VoxelLoss; the default is the published one, cross entropy over all voxels. (Counting only what the

@@ -1,4 +1,4 @@
-"""Derivatives of the operators, and `call`, which runs one with as little between Python and kernel as possible.
+"""Derivatives of the operators, and `call`, which runs one with little overhead between Python and kernel.
 
 Each operator has one `torch.autograd.Function`. `call` applies it straight away in eager mode (the dispatcher's way to
 it takes 10 us more, a quarter of a call on a 7 x 7 map); torch.compile, torch.export and direct calls of

@@ -40,7 +40,7 @@ class BackendFallbackWarning(UserWarning):
 
 
 class BackendUnavailableError(DrivestackError, RuntimeError):
-    """`backend="cpp"` or "cuda" was asked for and the compiled kernels cannot run."""
+    """`backend="cpp"` or "cuda" was requested and the compiled kernels cannot run."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Extension:
 
 _extensions: dict[str, Extension] = {}
 _with_kernel: set[tuple[str, str]] = set()
-"""(operator, device type) that have a kernel, found out on the first call."""
+"""(operator, device type) that have a kernel, determined on the first call."""
 _warned: set[str] = set()
 
 
@@ -154,7 +154,7 @@ def use_kernel(op: str, backend: str | None, device_type: str) -> bool:
     if choice == "reference" or device_type == "meta":
         return choice != "reference"  # meta tensors need no kernel, the operators know their shapes
     if choice == "cuda" and device_type != "cuda":
-        raise BackendUnavailableError(f"{op}: the CUDA kernels were asked for, but the tensors are on {device_type}")
+        raise BackendUnavailableError(f"{op}: the CUDA kernels were requested, but the tensors are on {device_type}")
     if (op, device_type) in _with_kernel:
         return True
     problem, fix = _problem(op, device_type)
@@ -162,7 +162,7 @@ def use_kernel(op: str, backend: str | None, device_type: str) -> bool:
         _with_kernel.add((op, device_type))
         return True
     if choice != "auto":
-        raise BackendUnavailableError(f"{op}: the compiled kernels were asked for, but {problem}; {fix}")
+        raise BackendUnavailableError(f"{op}: the compiled kernels were requested, but {problem}; {fix}")
     if device_type not in _warned:
         _warned.add(device_type)
         message = f"the operators use their slow PyTorch implementation: {problem}; {fix}"

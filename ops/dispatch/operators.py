@@ -1,4 +1,4 @@
-"""One descriptor per operator: everything that checks, registration, autograd and calls need to know of it.
+"""One descriptor per operator: all that checks, registration, autograd and calls need.
 
 Letters as in ops/reference.py.
 """

@@ -254,7 +254,7 @@ def test_a_sample_that_is_missing_is_named(answers: Path, root: Path, source, tm
         (["predict", "THREE", "WEIGHTS", "--out", "s.json"], "names one file of boxes"),
         (["predict", "BOXES", "WEIGHTS", "--tasks", "lanes"], "answers boxes, not lanes"),
         (["predict", "THREE", "WEIGHTS", "--team", "nowhere.json"], "nowhere.json"),
-        (["score", "s.bin", "--dataroot", "ROOT"], "--tasks"),
+        (["score", "s.bin", "--dataroot", "ROOT"], "s.bin: no such file"),
         (["score", "ANSWERS/lanes.pkl", "--dataroot", "ROOT"], "--version"),
         (["score", "ANSWERS/lanes.pkl"], "--openlane"),
         (["score", "ANSWERS/lanes.pkl", "--openlane", "ROOT"], "--split"),
@@ -282,6 +282,9 @@ def test_places_and_find(tmp_path: Path) -> None:
     for ending, task in ENDINGS.items():
         assert find(f"x{ending}") == {task: Path(f"x{ending}")}
     assert find("x.bin", ["lanes"]) == {"lanes": Path("x.bin")}
+    (tmp_path / "t.bin").touch()
+    with pytest.raises(SubmissionError, match=r"t\.bin: unknown kind of submission; choose with --tasks"):
+        find(tmp_path / "t.bin")
     (tmp_path / "t.npz").touch()
     assert find(tmp_path) == {"occupancy": tmp_path}
     with pytest.raises(SubmissionError, match=r"holds no submission\.json"):

@@ -1,4 +1,4 @@
-"""The doctor tells what is here, and goes on where something is not."""
+"""The doctor lists what is installed, and continues where something is missing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "No module named" in finding.detail
     assert "make setup" in finding.fix
     assert main(["doctor"]) == 1
-    assert "error: no-such-module must be mended" in capsys.readouterr().err
+    assert "error: no-such-module must be fixed" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -89,11 +89,11 @@ def test_the_reference_operators_are_a_note(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("gpu", "cuda", "status", "told"),
+    ("gpu", "cuda", "status", "detail"),
     [
         (False, {}, doctor.NOTE, "no CUDA kernels: not built: no GPU is visible"),
         (False, {"path": "/c", "architectures": "75 120+PTX", "fix": None}, doctor.OK, "for sm 75 120+PTX (no GPU"),
-        (True, {}, doctor.NOTE, "PyTorch twins serve CUDA tensors"),
+        (True, {}, doctor.NOTE, "PyTorch reference implementations are used for CUDA tensors"),
         (True, {"path": "/c", "reason": "they are built for 75"}, doctor.NOTE, "they are built for 75"),
         (
             True,
@@ -103,12 +103,12 @@ def test_the_reference_operators_are_a_note(monkeypatch: pytest.MonkeyPatch) -> 
         ),
     ],
 )
-def test_what_serves_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, cuda: dict, status: str, told: str) -> None:
+def test_what_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, cuda: dict, status: str, detail: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr("drivestack.ops.backend_report", lambda: report(cuda))
     finding = by_name()["operators on GPU"]
-    assert finding.status == status and told in finding.detail and bool(finding.fix) == (status == doctor.NOTE)
+    assert finding.status == status and detail in finding.detail and bool(finding.fix) == (status == doctor.NOTE)
 
 
 def test_the_build_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def test_the_guide_runs(repository_root: Path, tmp_path: Path, monkeypatch: pyte
 
     weights = tmp_path / "runs" / "my_config" / "iter_5000.pth"
     weights.parent.mkdir(parents=True)
+    (weights.parent / "my_config.py").write_text(config_text)  # training leaves one there
     torch.save({"state_dict": model.state_dict()}, weights)
     exec(compile(use, "docs/own_data.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()

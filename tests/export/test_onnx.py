@@ -25,7 +25,7 @@ def normal(*shape: int, scale: float = 1.0) -> Tensor:
 
 
 class EveryOperator(nn.Module):
-    """All operators and their options, once each; standard ones so that every plugin could serve with `plain`."""
+    """All operators and their options, once each; standard ones so that every plugin is used with `plain`."""
 
     def __init__(self, plain: bool = False) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ def test_what_cannot_be_exported_says_why(monkeypatch):
     monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(ExportError, match=r"call model.eval\(\)"):
         export_onnx(layer.train(), (x,))
-    with pytest.raises(ExportError, match="TRTDCNv3 knows neither"):
+    with pytest.raises(ExportError, match="TRTDCNv3 supports neither"):
         export_onnx(layer.eval(), (x,), operators_as="tensorrt")
 
 

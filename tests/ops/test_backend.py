@@ -72,7 +72,7 @@ def test_the_argument_wins_over_the_environment(monkeypatch, no_extension):
 
 
 def test_cuda_kernels_are_demanded_or_missed(no_extension):
-    with pytest.raises(BackendUnavailableError, match="the CUDA kernels were asked for, but the tensors are on cpu"):
+    with pytest.raises(BackendUnavailableError, match="the CUDA kernels were requested, but the tensors are on cpu"):
         dcnv3(*dcnv3_inputs(), groups=2, backend="cuda")
     report = backend_report()["cuda"]
     assert report["path"] is None and report["architectures"] is None and report["reason"]

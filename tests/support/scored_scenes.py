@@ -99,7 +99,7 @@ def _predictions(rng: np.random.Generator, notes: Annotations, ego: np.ndarray) 
 
 
 class _Tables:
-    """What the devkit's filters ask of its database, answered from frames."""
+    """The part of the devkit's database that its filters use, made from frames."""
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.rows: dict[tuple[str, str], dict] = {}

@@ -1,4 +1,4 @@
-"""The palette: any class names get colours that can be told apart."""
+"""The palette: any class names get distinguishable colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of all answers: what is asked for is in it, labels and answers may each be missing."""
+"""The picture of all answers: what is requested is in it, labels and answers may each be missing."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def synthesize(
 
     split: "train" or "val". num_scenes: scenes of that split, or a mapping split -> scenes to put both into one root
     (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras) or "argoverse2" (seven, the front
-    one upright). labels: what to write besides boxes, see label_files.py. The same arguments give the same bytes,
-    whatever `workers` is.
+    one upright). labels: what to write besides boxes, see data_tools/labels/files.py. The same arguments give the same
+    bytes, whatever `workers` is.
 
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
     stopped; a finished set with the same recipe is left as it is.
@@ -124,7 +124,7 @@ def _refuse_other(folder: Path, recipe: Recipe) -> None:
         )
     found = json.loads(path.read_text())
     wanted = json.loads(json.dumps(asdict(recipe)))
-    differing = [f"{k}: has {found.get(k)}, asked for {wanted[k]}" for k in wanted if found.get(k) != wanted[k]]
+    differing = [f"{k}: has {found.get(k)}, requested {wanted[k]}" for k in wanted if found.get(k) != wanted[k]]
     if differing:
         raise ValueError(
             f"{folder} holds another synthetic dataset ({'; '.join(differing)}); delete it or choose another folder"

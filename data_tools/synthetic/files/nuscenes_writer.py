@@ -63,7 +63,7 @@ def scene_name(split: str, index: int) -> str:
     names = official_splits()[split]
     if index >= len(names):
         raise ValueError(
-            f"the official split {split!r} has {len(names)} scene names; asked for scene number {index + 1}"
+            f"the official split {split!r} has {len(names)} scene names; scene number {index + 1} was requested"
         )
     return names[index]
 

@@ -58,7 +58,7 @@ def test_prepared_encoder_gives_the_same_numbers(options):
         with torch.autocast("cpu", torch.bfloat16):
             close(prepared(images), model(images), 0.05)
         close(copy.deepcopy(prepared).double()(images.double()), copy.deepcopy(model).double()(images.double()))
-    close(prepared(images), model(images))  # with autograd PyTorch's own layers serve
+    close(prepared(images), model(images))  # with autograd PyTorch's own layers are used
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not any(p.requires_grad for p in prepared.parameters())
 
@@ -128,15 +128,15 @@ def test_linear_learns(monkeypatch, bias):
     """Large products go through a convolution on some processors; here all of them do."""
     monkeypatch.setattr(linear, "_mkl_lags", lambda: True)
     monkeypatch.setattr(linear, "CONVOLUTION_PAYS", 100)
-    layer, twin = Linear(6, 4, bias=bias), nn.Linear(6, 4, bias=bias)
-    twin.load_state_dict(layer.state_dict())
+    layer, reference = Linear(6, 4, bias=bias), nn.Linear(6, 4, bias=bias)
+    reference.load_state_dict(layer.state_dict())
     for shape in ((5, 6), (2, 3, 5, 6), (1, 6), (40, 6)):
         x = torch.randn(shape, requires_grad=True)
-        y, expected = layer(x, "gelu"), nn.functional.gelu(twin(x))
+        y, expected = layer(x, "gelu"), nn.functional.gelu(reference(x))
         close(y.detach(), expected.detach())
         inputs, seed = (x, layer.weight), torch.randn_like(y)
         first = torch.autograd.grad(y, inputs, seed, create_graph=True)
-        wanted = torch.autograd.grad(expected, (x, twin.weight), seed, create_graph=True)
+        wanted = torch.autograd.grad(expected, (x, reference.weight), seed, create_graph=True)
         for a, b in zip(first, wanted):
             close(a.detach(), b.detach())
         (second,), (second_wanted,) = (torch.autograd.grad(g[0].square().sum(), x) for g in (first, wanted))

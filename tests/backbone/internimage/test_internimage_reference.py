@@ -115,7 +115,7 @@ def test_composite(reference, reference_index, assert_near):
                 assert_near(feature, data[f"branch{branch}_level{level}"], f"{branch}.{level}", rtol=1e-3)
 
 
-def test_float64_twin_of_a_network(reference, reference_index, assert_near):
+def test_float64_reference_of_a_network(reference, reference_index, assert_near):
     """The same network in float64 stays within float32 rounding of the reference: nothing computes in less."""
     entry = reference_index["models"]["tiny_T"]
     model = InternImageClassifier(**entry["hyper"])

@@ -72,11 +72,13 @@ def bda(angle_deg: float, scale: float = 1.0, flip_x: bool = False) -> Tensor:
 
 @pytest.mark.parametrize("grid", [BevGrid(-20, -20, 20, 20, 40, 40), BevGrid(-10, -30, 30, 10, 80, 20)])
 def test_warp_moves_what_lies_there_to_where_bda_puts_it(grid):
-    """Also on ranges that are rectangular or not centred, where upstream differs
-    (docs/quirks.md#bev-augmentation-in-fractions).""" matrix = bda(20, 1.05, flip_x=True) centres =
-    torch.from_numpy(grid.cell_centres()).float()  # [num_y, num_x, 2] blob = torch.exp(-((centres - torch.tensor([-4.0,
-    -8.0])) ** 2).sum(-1) / 8)[None, None] warped = warp_bev(blob, matrix[None], grid)[0, 0] mean = (warped[..., None] *
-    centres).sum((0, 1)) / warped.sum() close(mean, (matrix[:2, :2] @ torch.tensor([-4.0, -8.0])), 0.05)
+    """Also on ranges that are rectangular or not centred, unlike docs/quirks.md#bev-augmentation-in-fractions."""
+    matrix = bda(20, 1.05, flip_x=True)
+    centres = torch.from_numpy(grid.cell_centres()).float()  # [num_y, num_x, 2]
+    blob = torch.exp(-((centres - torch.tensor([-4.0, -8.0])) ** 2).sum(-1) / 8)[None, None]
+    warped = warp_bev(blob, matrix[None], grid)[0, 0]
+    mean = (warped[..., None] * centres).sum((0, 1)) / warped.sum()
+    close(mean, (matrix[:2, :2] @ torch.tensor([-4.0, -8.0])), 0.05)
 
 
 def test_warp_treats_samples_apart():

@@ -99,7 +99,7 @@ def test_a_point_keeps_its_pixel_through_crop_and_resize():
 
 
 def upstream_photometric_draw(settings: PhotometricSettings) -> PhotometricDraw:
-    """The order in which upstream asks NumPy's global generator."""
+    """The order in which upstream draws from NumPy's global generator."""
     rng = np.random
     brightness = rng.uniform(-settings.brightness, settings.brightness) if rng.randint(2) else None
     contrast_first = rng.randint(2) == 1

@@ -236,7 +236,7 @@ def test_finished_set_is_left_alone_and_another_recipe_refused(root):
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
     assert _write(root) == root
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
-    with pytest.raises(ValueError, match=r"another synthetic dataset \(seed: has 5, asked for 6\)"):
+    with pytest.raises(ValueError, match=r"another synthetic dataset \(seed: has 5, requested 6\)"):
         _write(root, seed=6)
 
 

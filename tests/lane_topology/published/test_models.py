@@ -189,5 +189,5 @@ def test_small_baseline_heads(reference):
     # recorded with weight 2
     loss = 2 * losses.edge_loss(topology.loss_logits(logits), target)
     torch.testing.assert_close(loss, torch.tensor(numbers["r18_topology_loss_double_sigmoid"]), **close)
-    mended = TopologyHead(16, 16)
-    assert mended.loss_logits(logits) is logits
+    corrected = TopologyHead(16, 16)
+    assert corrected.loss_logits(logits) is logits

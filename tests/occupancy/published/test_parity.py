@@ -83,7 +83,7 @@ def test_voxel_decoders_agree_with_upstream(ref, numbers, variant):
         with torch.no_grad():
             close(net.voxel_head(bev), ref["conv3d/decoder_out_logits_trainmode_bn"])
         return
-    # the other two lie as the labels do, [x, y, z]; upstream's order is asked for by name
+    # the other two lie as the labels do, [x, y, z]; upstream's order is an option
     assert list(logits.shape) == [2, 10, 8, 4, 18] and numbers[variant]["axis_order"].startswith("b, y")
     close(logits.transpose(1, 2), expected)
     upstream = net_of(variant, transposed=True)
