@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
 
 import drivestack
 from drivestack.core.batch import Batch
+from drivestack.core.registries import MODELS
 
 CAMERAS, HEIGHT, WIDTH = 6, 128, 384
 

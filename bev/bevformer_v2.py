@@ -18,13 +18,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.published_keys import keep_published_keys, published_name
+from ..core.registries import MODELS
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder

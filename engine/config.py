@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DrivestackError
+from ..core.registries import DATASETS, MODELS
 from .config_text import import_types
 from .config_variables import load_with_variables
 

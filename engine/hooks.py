@@ -11,10 +11,10 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from torch import Tensor
 
 from ..core.progress import ProgressDisplay
+from ..core.registries import HOOKS
 from .run_log import RunLog
 from .runner import TrainRunner
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from ..backbone.internimage.composite import CBInternImage
 from ..backbone.internimage.model import InternImage
 from ..core.errors import ConfigError
 from ..core.published_keys import published_name
+from ..core.registries import OPTIM_WRAPPER_CONSTRUCTORS
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 STEM = -1

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast, get_rank
 from mmengine.model import is_model_wrapper
-from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
 from ..core.errors import ConfigError, TrainingError
+from ..core.registries import LOOPS
 
 
 def reseed(seed: int, iteration: int, rank: int) -> None:

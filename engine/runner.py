@@ -17,6 +17,7 @@ from torch import nn
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError
 from ..core.files import atomic_path, write_json
+from ..core.registries import MODELS
 from . import checkpoints
 from .config import KEYS, task_names
 from .config_text import config_text
@@ -31,6 +32,9 @@ class TrainRunner(Runner):
     fine_tune = False
     """``load_from`` holds weights of another task shape: fine_tune.py takes what fits."""
     _has_loaded: bool  # set by Runner
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        return model if isinstance(model, nn.Module) else MODELS.build(model)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = local_device()

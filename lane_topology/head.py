@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
@@ -22,6 +21,7 @@ from ..core.answers import LaneGraph
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.labels import LaneTargets
+from ..core.registries import MODELS
 from ..geometry import BevGrid
 from .curves import NUM_CONTROL, fit_lines, sample_curves
 from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements

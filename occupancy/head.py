@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..bev.map.resample import resample_bev, sample_bev
 from ..core.answers import OccupancyGrid
 from ..core.batch import Batch, BevFeatures
 from ..core.labels import OccupancyTargets
+from ..core.registries import MODELS
 from ..geometry import OCC3D_GRID, BevGrid
 from .losses import VoxelLoss
 

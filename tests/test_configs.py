@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from drivestack.core.batch import Batch
 from drivestack.core.frames import Frame
 from drivestack.core.labels import MonoTargets, OccupancyTargets
+from drivestack.core.registries import OPTIM_WRAPPER_CONSTRUCTORS
 from drivestack.engine.config import build_model, config_names, load_config
 
 NAMES = config_names()

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...core.registries import MODELS
 from .layers import build_activation, build_norm
 from .model import InternImage, init_linears
 

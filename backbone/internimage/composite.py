@@ -16,10 +16,10 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.checkpoint import StateDict, load_checkpoint
+from ...core.registries import MODELS
 from ..features import FeatureInfo
 from .model import NUM_LEVELS, InternImage
 

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ...core.checkpoint import StateDict, load_checkpoint
+from ...core.registries import MODELS
 from ..features import FeatureInfo, validate_out_indices
 from .conversion import adapt_internimage, describe_internimage
 from .dcnv3_layer import DCNv3

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.answers import Detections
+from ...core.registries import MODELS
 from ..map.bev_map import init_attention_module
 from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
 from .decoder import ObjectDecoder, inverse_sigmoid

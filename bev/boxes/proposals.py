@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.answers import Detections
+from ...core.registries import MODELS
 from ...geometry import bev_nms
 from ..heat_maps import bumps, gaussian_radius, local_peaks
 from .box_coder import CODE_SIZE, decode_boxes, encode_boxes, normalise_points

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.answers import Detections
 from ...core.batch import Batch, BevFeatures
 from ...core.errors import ConfigError
+from ...core.registries import MODELS
 from ..perspective.head import PerspectiveOutputs
 from ..protocol import Levels, build
 from .head import ExtraQueries, QueryOutputs

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.batch import Batch, BevFeatures
 from ...core.errors import ConfigError
+from ...core.registries import MODELS
 from ...geometry import BevGrid
 from .attention import DeformableAttention, SpatialCrossAttention
 from .encoder import BevEncoder

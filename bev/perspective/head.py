@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ...core.labels import MonoTargets
+from ...core.registries import MODELS
 from .geometry import CameraBoxes, decode_camera_boxes, labelled_boxes
 from .losses import losses_2d, losses_3d, losses_attributes
 from .targets import SIZES_OF_INTEREST, assign_locations, feature_locations

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...core.registries import MODELS
 from ..map.bev_map import BevMap
 from .ego_motion import ego_shift, rotate_bev
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from ...core.errors import ConfigError, DataError
 from ...core.frames import CameraView, Frame, past_bev_from_current
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
+from ...core.registries import DATASETS
 from ...geometry import invert_pose
 from ..labels.files import check_lanes, read_occupancy
 from ..labels.ground_truth import ground_truth

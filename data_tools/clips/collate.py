@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mmengine.registry import FUNCTIONS
 from numpy.typing import NDArray
 
 from ...core.batch import Batch
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
+from ...core.registries import FUNCTIONS
 
 
 @dataclass

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from mmengine.dist import get_dist_info
-from mmengine.registry import DATA_SAMPLERS
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from ...core.registries import DATA_SAMPLERS
 
 
 class HasScenes(Protocol):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -20,6 +19,7 @@ from ...bev.protocol import build
 from ...bev.published.ego_motion import images_from_ego
 from ...core.answers import LaneGraph
 from ...core.batch import Batch
+from ...core.registries import MODELS
 from ..curves import NUM_CONTROL
 from ..front_image import boxes_on_disk
 from . import losses

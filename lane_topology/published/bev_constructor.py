@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.registry import MODELS
 from torch import Tensor
 
 from ...bev.map.attention import TemporalSelfAttention
 from ...bev.published.recurrent_map import RecurrentBevMap
+from ...core.registries import MODELS
 
 OPENLANE_RANGE = (-51.2, -25.6, -2.3, 51.2, 25.6, 1.7)
 """(x_min, y_min, z_min, x_max, y_max, z_max) metres of the EGO frame."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...bev.boxes.decoder import ObjectDecoder, inverse_sigmoid
+from ...core.registries import MODELS
 from ..curves import NUM_CONTROL
 from . import losses
 from .bev_constructor import OPENLANE_RANGE

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...backbone.internimage.layers import LayerNorm
 from ...bev.map.encoder import FeedForward
+from ...core.registries import MODELS
 from .element_head import sine_positions
 
 

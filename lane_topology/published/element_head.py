@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -22,6 +21,7 @@ from ...backbone.internimage.layers import LayerNorm
 from ...bev.boxes.decoder import GroupSelfAttention, inverse_sigmoid
 from ...bev.map.attention import DeformableAttention, Shapes
 from ...bev.map.encoder import FeedForward
+from ...core.registries import MODELS
 from ...ops import ms_deform_attn
 from . import losses
 

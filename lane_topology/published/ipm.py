@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...bev.map.encoder import project_to_images
+from ...core.registries import MODELS
 
 
 @MODELS.register_module()

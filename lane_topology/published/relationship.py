@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from ...core.registries import MODELS
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...bev.protocol import PerceptionModel, build, build_encoder
@@ -21,6 +20,7 @@ from ...bev.published.ego_motion import images_from_ego
 from ...core.answers import LaneGraph, SceneAnswer
 from ...core.batch import Batch
 from ...core.errors import ConfigError
+from ...core.registries import MODELS
 from ...data_tools.clips.can_bus import can_bus_of_pose
 from ..curves import fit_lines, sample_curves
 from ..front_image import boxes_on_disk, front_index

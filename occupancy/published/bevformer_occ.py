@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...bev.protocol import build
@@ -27,6 +26,7 @@ from ...core.batch import Batch
 from ...core.errors import ConfigError
 from ...core.labels import OccupancyTargets
 from ...core.published_keys import keep_published_keys
+from ...core.registries import MODELS
 from ...geometry import OCC3D_GRID
 from ..losses import VoxelLoss
 from .voxel_decoders import voxel_predictor, voxel_trunk

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import drivestack
 from drivestack.backbone import InternImageClassifier, internimage, prepare_inference
+from drivestack.core.registries import MODELS
 from support.toy_rig import build, clip, scene
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
 from drivestack.bev.protocol import PerceptionModel
 from drivestack.cli.main import main
 from drivestack.core.answers import Detections, LaneGraph, OccupancyGrid, SceneAnswer
 from drivestack.core.frames import Frame
+from drivestack.core.registries import MODELS
 from drivestack.data_tools.labels.files import read_occupancy
 
 CLASSES = ["barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian"]

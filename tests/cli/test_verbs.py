@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
 from drivestack.cli.main import build_parser, main
 from drivestack.core.answers import Detections, SceneAnswer
+from drivestack.core.registries import MODELS
 
 VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "visualize"]
 VERBS += ["export-weights", "doctor"]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
 
 from drivestack.core.errors import ConfigError
 from drivestack.core.frames import CameraView
+from drivestack.core.registries import MODELS
 from drivestack.geometry import PinholeCamera
 from drivestack.lane_topology.front_image import boxes_on_disk, front_index
 from drivestack.lane_topology.head import LaneTopologyHead

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from mmengine.registry import MODELS
 from torch.nn.utils import parameters_to_vector
 
 from drivestack.backbone import VARIANTS, DCNv3, FeatureInfo, InternImage, InternImageClassifier, internimage
 from drivestack.backbone.internimage.model import drop_path_schedule
+from drivestack.core.registries import MODELS
 
 TINY = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from drivestack.bev.boxes.head import BoxHead
@@ -14,6 +13,7 @@ from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.published.recurrent_map import RecurrentBevMap
 from drivestack.core.errors import ConfigError
 from drivestack.core.published_keys import published_name
+from drivestack.core.registries import MODELS
 from support.maps import tokens_of
 from support.published_head import PublishedHead
 

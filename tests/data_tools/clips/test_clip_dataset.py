@@ -7,12 +7,12 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader
 
 from drivestack.bev.published.ego_motion import images_from_ego
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
+from drivestack.core.registries import DATASETS
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.clips.mirror import mirror_clip
