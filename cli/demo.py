@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, SubmissionError
 from ..core.files import check_writable, write_json
+from ..core.frames import Frame
 from ..data_tools.readers.registry import DataSource
+from ..tasks.base import GroundTruth, Predictions, Task
 from ..tasks.run import class_names, load_model, parse_device, predict_frames
 
 logger = logging.getLogger("drivestack")
@@ -23,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO_CONFIG = "perception_tiny_synthetic"
 DEMO_WEIGHTS = ROOT / "weights" / f"{DEMO_CONFIG}.safetensors"
 VERSION, SPLIT = "v1.0-trainval", "val"
+CLIP = "clip.gif"
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,11 @@ def run_demo(
     Raises DataError, CheckpointError, ConfigError, SubmissionError.
     """
     from ..data_tools.clips.perturb import perturb_calibration
-    from ..data_tools.synthetic import synthesize
     from ..engine.config import load_config
-    from ..tasks.base import GroundTruth, Task
     from ..tasks.registry import Boxes, Lanes, Occupancy, answer_reader, in_folder
-    from ..view.drawing import View
-    from ..view.picture import draw_pictures, render_answer_clip
 
     out, recipe = Path(out), recipe or DemoRecipe()
     times_s: dict[str, float] = {}
-
-    def timed(name: str, since: float) -> None:
-        times_s[name] = round(time.monotonic() - since, 2)
-
     # first: a wrong checkpoint, device or perturbation should not cost a minute
     config = load_config(config_name)
     model = load_model(config, weights, seed=recipe.seed)
@@ -80,64 +76,34 @@ def run_demo(
         parse_device(device)
     if perturbation is not None:
         perturb_calibration([], perturbation)
-    tasks, names = model.tasks, class_names(config)
-    voxels = Occupancy()
+    names, voxels = class_names(config), Occupancy()
     every: dict[str, Task] = {"boxes": Boxes(names), "occupancy": voxels, "lanes": Lanes()}
-    chosen = {task: every[task] for task in tasks}
-    paths = in_folder(out, tasks)
+    chosen = {task: every[task] for task in model.tasks}
+    paths = in_folder(out, model.tasks)
     for path in paths.values():
         check_writable(path)
 
-    start = begin = time.monotonic()
-    data = out / recipe.folder
-    say(f"1/4 synthesizing {recipe.num_scenes} scenes x {recipe.keyframes_per_scene} keyframes into {data}")
-    try:
-        synthesize(
-            out_dir=data,
-            split=SPLIT,
-            num_scenes=recipe.num_scenes,
-            keyframes_per_scene=recipe.keyframes_per_scene,
-            seed=recipe.seed,
-            image_width_px=recipe.image_width_px,
-            workers=workers,
-        )
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    timed("synthesize", begin)
-
-    truth = GroundTruth(DataSource("nuscenes", data, {"version": VERSION, "split": SPLIT}))
-    frames = truth.frames
-    seen = frames if perturbation is None else perturb_calibration(frames, perturbation)
-    parameters = sum(p.numel() for p in model.parameters())
-    name = "random weights" if weights is None else Path(weights).name
-    say(f"2/4 {', '.join(tasks)} in {len(frames)} keyframes ({name}, {parameters / 1e6:.1f} M parameters)")
-    keep: dict[str, Any] = {"keep": voxels.keep(paths["occupancy"])} if "occupancy" in tasks else {}
-    predictions = predict_frames(config, model, seen, device=device, **keep)
-    times_s |= predictions.times_s
-
-    begin = time.monotonic()
-    say("3/4 checking the submissions, scores")
-    scores: dict[str, dict[str, Any]] = {}
-    for task, path in paths.items():
-        chosen[task].write(path, predictions, SPLIT)
-        problems = chosen[task].check(path, truth)
-        if problems:
-            raise SubmissionError(f"{path}: {problems[0]}")
-        scores[task] = chosen[task].score(path, truth)
-        say("\n".join(["", chosen[task].title, "", *chosen[task].table(scores[task]), ""]))
-    timed("evaluate", begin)
-
-    begin = time.monotonic()
-    say("4/4 drawing")
-    answer_of = answer_reader(chosen, paths, frames, names, SPLIT)
-    shown = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
-    pictures = draw_pictures(shown, answer_of, names, out / "pictures", score_threshold)
-    if pictures:
-        scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
-        view = View(camera_width_px=320, score_threshold=score_threshold)
-        render_answer_clip(scene, answer_of, names, out / "clip.gif", view)
-    timed("draw", begin)
-    timed("total", start)
+    with _timed(times_s, "total"):
+        data = out / recipe.folder
+        say(f"1/4 synthesizing {recipe.num_scenes} scenes x {recipe.keyframes_per_scene} keyframes into {data}")
+        with _timed(times_s, "synthesize"):
+            _synthesize(data, recipe, workers)
+        truth = GroundTruth(DataSource("nuscenes", data, {"version": VERSION, "split": SPLIT}))
+        frames = truth.frames
+        seen = frames if perturbation is None else perturb_calibration(frames, perturbation)
+        name = "random weights" if weights is None else Path(weights).name
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        say(f"2/4 {', '.join(model.tasks)} in {len(frames)} keyframes ({name}, {millions:.1f} M parameters)")
+        keep: dict[str, Any] = {"keep": voxels.keep(paths["occupancy"])} if "occupancy" in chosen else {}
+        predictions = predict_frames(config, model, seen, device=device, **keep)
+        times_s |= predictions.times_s
+        say("3/4 checking the submissions, scores")
+        with _timed(times_s, "evaluate"):
+            scores = {task: _score(chosen[task], path, predictions, truth, say) for task, path in paths.items()}
+        say("4/4 drawing")
+        with _timed(times_s, "draw"):
+            answer_of = answer_reader(chosen, paths, frames, names, SPLIT)
+            pictures = _draw(out, frames, answer_of, names, num_pictures, score_threshold)
 
     submissions = {task: str(path.relative_to(out)) for task, path in paths.items()}
     result = summary(scores) | {
@@ -151,13 +117,64 @@ def run_demo(
         "files": {
             "submission": submissions.get("boxes"),
             "submissions": submissions,
-            "clip": "clip.gif" if pictures else None,
+            "clip": CLIP if pictures else None,
             "pictures": [str(path.relative_to(out)) for path in pictures],
             "data": recipe.folder,
         },
     }
     write_json(out / "metrics.json", result, indent=2)
     return result
+
+
+@contextmanager
+def _timed(times_s: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    times_s[name] = round(time.monotonic() - begin, 2)
+
+
+def _synthesize(data: Path, recipe: DemoRecipe, workers: int) -> None:
+    from ..data_tools.synthetic import synthesize
+
+    try:
+        synthesize(
+            out_dir=data,
+            split=SPLIT,
+            num_scenes=recipe.num_scenes,
+            keyframes_per_scene=recipe.keyframes_per_scene,
+            seed=recipe.seed,
+            image_width_px=recipe.image_width_px,
+            workers=workers,
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _score(
+    task: Task, path: Path, predictions: Predictions, truth: GroundTruth, say: Callable[[str], None]
+) -> dict[str, Any]:
+    task.write(path, predictions, SPLIT)
+    if problems := task.check(path, truth):
+        raise SubmissionError(f"{path}: {problems[0]}")
+    scores = task.score(path, truth)
+    say("\n".join(["", task.title, "", *task.table(scores), ""]))
+    return scores
+
+
+def _draw(
+    out: Path, frames: list[Frame], answer_of: Any, names: list[str], num_pictures: int, score_threshold: float
+) -> list[Path]:
+    """Pictures of frames spread over the data, and a clip of the first scene."""
+    from ..view.drawing import View
+    from ..view.picture import draw_pictures, render_answer_clip
+
+    shown = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
+    pictures = draw_pictures(shown, answer_of, names, out / "pictures", score_threshold)
+    if pictures:
+        scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
+        view = View(camera_width_px=320, score_threshold=score_threshold)
+        render_answer_clip(scene, answer_of, names, out / CLIP, view)
+    return pictures
 
 
 def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
