@@ -41,7 +41,7 @@ def test_assignment_is_the_cheapest():
     matcher = HungarianMatcher()
     logits, codes = torch.randn(2, 5, 4), torch.randn(2, 5, 10)
     gt_codes, labels = torch.randn(3, 10), torch.randint(4, (3,))
-    cost = matcher.cls_cost(logits, labels) + matcher.bbox_cost(codes, gt_codes)  # [2, 5, 3]
+    cost = focal_cost(logits, labels) * matcher.cls_weight + matcher.bbox_cost(codes, gt_codes)  # [2, 5, 3]
     assigned = matcher.match(logits, codes, gt_codes, labels, "layer 0")
     for group in range(2):
         best = min(sum(cost[group, q, i] for i, q in enumerate(qs)) for qs in itertools.permutations(range(5), 3))
