@@ -50,12 +50,12 @@ __all__ = [
     "train",
 ]
 
-WEIGHTS = Path(__file__).resolve().parent / "weights"
-
 
 def list_models() -> list[str]:
     """Names that ``load`` finds with weights; other configs: ``drivestack.engine.config.config_names()``."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    from .core.weights import shipped_weights
+
+    return list(shipped_weights())
 
 
 def load(
@@ -65,8 +65,8 @@ def load(
 
     name: a shipped model (``list_models``); a folder with a config ``.py`` and weights, as training leaves it
     (best.pth, else the last checkpoint) or as published (one .safetensors or .pth); a config's name or ``.py`` file,
-    with ``weights``. weights: a .safetensors or .pth file, or "random". device: "cpu", "cuda", ...; default a GPU if
-    there is one. precision: "fp32", "bf16" or "fp16".
+    with ``weights``. weights: a .safetensors or .pth file, a shipped model's name, or "random". device: "cpu", "cuda",
+    ...; default a GPU if there is one. precision: "fp32", "bf16" or "fp16".
 
     Raises ConfigError for an unknown name, device or precision, CheckpointError for weights that do not fit.
     """
@@ -89,12 +89,12 @@ def load(
 
 def _find_model(name: str | Path) -> tuple[str, Path | None]:
     """Config and weights that a name stands for."""
+    from .core.weights import shipped_weights
     from .engine.checkpoints import latest_checkpoint
 
     folder = Path(name)
     if not folder.is_dir():
-        shipped = WEIGHTS / f"{name}.safetensors"
-        return str(name), shipped if shipped.is_file() else None
+        return str(name), shipped_weights().get(str(name))
     configs = sorted(folder.glob("*.py"))
     if len(configs) != 1:
         raise ConfigError(f"{folder}: holds {len(configs)} .py files; a model's folder holds its config alone")

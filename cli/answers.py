@@ -138,7 +138,7 @@ class _Run:
 
 def add_predict(verbs: Any) -> None:
     examples = [
-        "drivestack predict bevformerv2_tiny_synthetic weights/bevformerv2_tiny_synthetic.safetensors \\",
+        "drivestack predict bevformerv2_tiny_synthetic bevformerv2_tiny_synthetic \\",
         "    --dataroot data/synthetic --version v1.0-trainval --split val --out submission.json",
         "drivestack predict perception_tiny_synthetic CHECKPOINT --dataroot data/synthetic \\",
         "    --version v1.0-trainval --split val --out runs/answers --tasks occupancy lanes",

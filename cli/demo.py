@@ -16,15 +16,15 @@ from typing import Any
 from ..core.errors import DataError, SubmissionError
 from ..core.files import check_writable, write_json
 from ..core.frames import Frame
+from ..core.weights import FOLDER
 from ..data_tools.readers.registry import DataSource
 from ..tasks.base import GroundTruth, Predictions, Task
 from ..tasks.run import class_names, load_model, parse_device, predict_frames
 
 logger = logging.getLogger("drivestack")
 
-ROOT = Path(__file__).resolve().parents[1]
 DEMO_CONFIG = "perception_tiny_synthetic"
-DEMO_WEIGHTS = ROOT / "weights" / f"{DEMO_CONFIG}.safetensors"
+DEMO_WEIGHTS = FOLDER / f"{DEMO_CONFIG}.safetensors"
 VERSION, SPLIT = "v1.0-trainval", "val"
 CLIP = "clip.gif"
 

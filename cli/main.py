@@ -257,7 +257,7 @@ def _train(verbs: Any) -> None:
         "drivestack train bevformerv2_tiny_synthetic",
         "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --set max_iters=2000 --seed 1",
         "drivestack train bevformerv2_tiny_synthetic --work-dir runs/mine --resume   # after a kill",
-        "drivestack train my_config.py --fine-tune weights/bevformerv2_tiny_synthetic.safetensors   # own classes",
+        "drivestack train my_config.py --fine-tune bevformerv2_tiny_synthetic   # own classes",
         "torchrun --nproc-per-node 8 -m drivestack train bevformerv2_r50_t1_24ep   # needs data/nuscenes",
     ]
     parser = verb(verbs, "train", _run_train, "train a model", examples)

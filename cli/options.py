@@ -70,7 +70,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors of this config, or 'random'")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a .pth or .safetensors file of this config, a shipped model's name, or 'random'",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: %(default)s)"

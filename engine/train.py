@@ -19,6 +19,7 @@ from mmengine.visualization import Visualizer
 
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import writable_folder
+from ..core.weights import weights_file
 from . import checkpoints
 from .config import building, load_config
 from .hooks import KeepCheckpoints, LogProgress
@@ -50,7 +51,8 @@ def train(
     config: file, shipped name or Config; keys as in configs/_base_/runtime.py.
     resume: True or "auto" goes on from work_dir's last checkpoint, or starts where there is none; or a checkpoint.
     seed: overrides the config's. On the CPU, one seed is one result, whether or not the run was interrupted.
-    load_from: start from these weights (.pth or .safetensors), iteration 0, unless ``resume`` finds a checkpoint.
+    load_from: start from these weights (.pth, .safetensors, a shipped model's name), iteration 0, unless ``resume``
+        finds a checkpoint.
     fine_tune: the same for weights of another task shape (classes, range, grid, queries, cameras, heads): takes what
         fits, adapts what can be, and writes a report to ``work_dir/fine_tune.json`` (fine_tune.py).
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
@@ -207,8 +209,8 @@ def choose_start(
     if load_from and fine_tune:
         raise ConfigError(f"load_from {load_from} and fine_tune {fine_tune}: give one of them.")
     weights, how = (load_from, "load_from") if load_from else (fine_tune, "fine_tune")
-    if weights and not Path(weights).is_file():
-        raise CheckpointError(f"{weights}: no such checkpoint file.")
+    if weights:
+        weights = weights_file(weights)
     option = f"--{how.replace('_', '-')} {weights}"
     interrupted = find_start(work_dir, resume)
     say = logger.info if os.environ.get("RANK", "0") == "0" else logger.debug

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.errors import ConfigError, DataError
 from ..core.frames import Frame
+from ..core.weights import weights_file
 from ..data_tools.readers.registry import DataSource
 from .base import GroundTruth, Predictions, Task
 
@@ -69,8 +70,8 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
     from ..core.checkpoint import load_checkpoint
     from ..engine.config import build_model
 
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint; train one with `drivestack train`, or check the path")
+    if checkpoint is not None:
+        checkpoint = weights_file(checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = cast("PerceptionModel", build_model(config))

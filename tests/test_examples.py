@@ -48,10 +48,9 @@ def test_a_rig_of_ones_own_through_verbs_and_api(repository_root: Path, tmp_path
     make = repository_root / "examples/make_street.py"
     for split in ("train", "val"):
         run(folder, make, f"data/own_rig/{split}", "--own-rig", "--scenes", "1", "--keyframes", "2")
-    weights = repository_root / "weights/bevformerv2_tiny_synthetic.safetensors"
     small = ["--set", "train_cfg.max_iters=2", "--set", "validation.interval=2"]
     verb = ("-m", "drivestack")
-    run(folder, *verb, "train", "my_config.py", "--fine-tune", weights, *small)
+    run(folder, *verb, "train", "my_config.py", "--fine-tune", "bevformerv2_tiny_synthetic", *small)
     best = "runs/my_config/best.pth"
     assert "pkw" in run(folder, *verb, "evaluate", "my_config.py", best)
     run(folder, *verb, "predict", "my_config.py", best, "--out", "results.json")

@@ -1,7 +1,7 @@
 """Boxes, voxels and lanes from one pass: the tiny BEVFormer v2 with two more heads on its BEV map.
 
 Everything up to the BEV map, and the boxes, is bevformerv2_tiny_synthetic, so its weights can be loaded to start from
-(``drivestack train perception_tiny_synthetic --load-from weights/bevformerv2_tiny_synthetic.safetensors``).
+(``drivestack train perception_tiny_synthetic --load-from bevformerv2_tiny_synthetic``).
 """
 
 from mmengine.config import read_base

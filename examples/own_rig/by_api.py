@@ -9,10 +9,9 @@ import drivestack
 
 iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 shrink = {"train_cfg.max_iters": iterations, "validation.interval": iterations}
-weights = drivestack.api.WEIGHTS / "bevformerv2_tiny_synthetic.safetensors"
-drivestack.train("my_config.py", "runs/by_api", overrides=shrink, fine_tune=weights)
+drivestack.train("my_config.py", "runs/by_api", overrides=shrink, fine_tune="bevformerv2_tiny_synthetic")
 
-model = drivestack.load("my_config.py", weights="runs/by_api/best.pth")
+model = drivestack.load("runs/by_api")
 frames = drivestack.read("data/own_rig", reader="my_reader.py", split="val")
 scores = drivestack.evaluate(model, frames)
 print(f"mAP {scores['boxes']['map']:.3f}", {name: round(ap, 3) for name, ap in scores["boxes"]["ap"].items()})

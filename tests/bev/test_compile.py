@@ -69,6 +69,7 @@ def test_exported_encoder_runs_alone():
 def test_tiny_bev_model_is_one_graph():
     """The published tiny configuration, images to boxes; on small images to keep it quick."""
     config = Config.fromfile(Path(drivestack.__file__).parent / "configs/boxes/bevformerv2_tiny_synthetic.py")
+    torch.manual_seed(0)  # proposals of nearly the same score may trade places
     model = MODELS.build(config.model).eval()
     frames, images = scene(1, num_cameras=6)
     batch = clip(frames, images, 0, (0,))
