@@ -192,6 +192,8 @@ def _box_faults(
         faults.append(("detection_score", f"is {_short(score)}", "give a number"))
     elif not math.isfinite(score):
         faults.append(("detection_score", f"is {score}", "drop the box or fix the model"))
+    elif score < 0:
+        faults.append(("detection_score", f"is {score}, negative", "give confidences from 0 to 1"))
 
     if box.get("sample_token") != token:
         message = f"is {_short(box.get('sample_token'))}, not the token it is listed under"

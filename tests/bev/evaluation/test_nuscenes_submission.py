@@ -215,6 +215,7 @@ BROKEN = {
     "short translation": (change((*BOX, "translation"), [1, 2]), ["translation", "[1, 2]", "3 numbers"]),
     "text in size": (change((*BOX, "size"), [1, 2, "3"]), ["size", "'3'"]),
     "bool as number": (change((*BOX, "size"), [1, 2, True]), ["size", "True"]),
+    "negative score": (change((*BOX, "detection_score"), -0.5), ["detection_score", "-0.5, negative"]),
     "negative size": (change((*BOX, "size"), [1, -2, 3]), ["size", "not positive"]),
     "zero size": (change((*BOX, "size"), [1, 0, 3]), ["size", "not positive"]),
     "quaternion of length 2": (change((*BOX, "rotation"), [2, 0, 0, 0]), ["rotation", "length 2", "normalise"]),
