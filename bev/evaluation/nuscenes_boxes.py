@@ -133,6 +133,6 @@ def _scored(boxes: list[_Box]) -> ScoredBoxes:
     numbers = (found.scores, found.centre_global_m, found.size_lwh_m, found.yaw_rad, found.velocity_global_mps)
     if not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("a number is not finite")
-    if (size_wlh <= 0).any() or (np.abs(np.linalg.norm(rotation, axis=1) - 1) > 1e-3).any():
-        raise ValueError("a size or a quaternion breaks the rules")
+    if (found.scores < 0).any() or (size_wlh <= 0).any() or (np.abs(np.linalg.norm(rotation, axis=1) - 1) > 1e-3).any():
+        raise ValueError("a score, a size or a quaternion breaks the rules")
     return found
