@@ -208,8 +208,8 @@ class Perception:
         """
         count = len(images)
         rigs = [rigs] * count if isinstance(rigs, Rig) else list(rigs)
-        poses = list(global_from_ego or [None] * count)
-        times = list(timestamps_us or [None] * count)
+        poses = [None] * count if global_from_ego is None else list(global_from_ego)
+        times = [None] * count if timestamps_us is None else list(timestamps_us)
         given = sessions is not None
         sessions = [Session() for _ in images] if sessions is None else list(sessions)
         resets = list(resets or [False] * count)
@@ -221,6 +221,8 @@ class Perception:
             if resets[i]:
                 session.reset()
             frames.append(self._frame(images[i], rigs[i], poses[i], times[i], session, given))
+        if len({session.scene for session in sessions}) < count:
+            raise ConfigError("two sessions are of one drive (the same one, or copies): answer them in separate calls")
         answers: list[Answer | None] = [None] * count
         for size in sorted({len(rig) for rig in rigs}):  # a batch holds one number of cameras
             group = [i for i, rig in enumerate(rigs) if len(rig) == size]

@@ -193,6 +193,9 @@ def test_what_cannot_be_answered_is_said(model, rig, images, tmp_path) -> None:
         model(images | {"CAM_FRONT": images["CAM_FRONT"][::2, ::2]}, rig)
     with pytest.raises(DataError, match="camera left: ego_from_camera must be"):
         drivestack.Rig({"left": (np.eye(3), np.eye(3), (10, 10))})
+    drive = drivestack.Session()
+    with pytest.raises(ConfigError, match="two sessions are of one drive"):
+        model.batch([images, images], rig, np.stack([np.eye(4)] * 2), sessions=[drive, drive.copy()])
     many = drivestack.Rig({f"c{i}": rig["CAM_FRONT"] for i in range(7)})
     with pytest.raises(ConfigError, match="7 cameras, but the model has embeddings for 6"):
         model([images["CAM_FRONT"]] * 7, many)
