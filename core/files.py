@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from .errors import DataError, OutputError
 
 
 @contextmanager
@@ -79,3 +79,26 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     return folder
+
+
+MAX_NAME_BYTES = 200  # file systems take 255; suffixes and temporary names need some
+
+
+def file_name(text: object, what: str) -> str:
+    """``text``, which comes out of a file, as the name of one file or folder; never a path out of its folder.
+
+    Sample tokens, scene, camera and archive members' names pass through here before they become part of a path.
+    what: the thing that is named so, for the message. Raises DataError for anything with a separator, a drive, a
+    leading dot, control characters or more than MAX_NAME_BYTES bytes.
+    """
+    if (
+        not isinstance(text, str)
+        or not text
+        or text.startswith(".")
+        or any(letter in "/\\:" or not letter.isprintable() for letter in text)
+        or len(text.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES
+    ):
+        raise DataError(
+            f"{what} {str(text)[:100]!r} cannot name a file: it must be one plain name without / \\ : or dots ahead"
+        )
+    return text
