@@ -88,17 +88,18 @@ def file_name(text: object, what: str) -> str:
     """``text``, which comes out of a file, as the name of one file or folder; never a path out of its folder.
 
     Sample tokens, scene, camera and archive members' names pass through here before they become part of a path.
-    what: the thing that is named so, for the message. Raises DataError for anything with a separator, a drive, a
+    what: the thing that is named so, for the message. Raises DataError for anything with a separator, a
     leading dot, control characters or more than MAX_NAME_BYTES bytes.
     """
     if (
         not isinstance(text, str)
         or not text
         or text.startswith(".")
-        or any(letter in "/\\:" or not letter.isprintable() for letter in text)
+        or any(letter in "/\\" or not letter.isprintable() for letter in text)
         or len(text.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES
     ):
         raise DataError(
-            f"{what} {str(text)[:100]!r} cannot name a file: it must be one plain name without / \\ : or dots ahead"
+            f"{what} {str(text)[:100]!r} cannot name a file: it must be one plain name without "
+            "slashes, control characters or a dot ahead"
         )
     return text
