@@ -141,15 +141,16 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 }
 
 
-def check_types(config: Mapping[str, Any]) -> None:
+def check_types(config: Config | Mapping[str, Any]) -> None:
     """Raises ConfigError that names the key, what it must be and what it is."""
+    values = config._cfg_dict if isinstance(config, Config) else config
     for key, check in CHECKS.items():
-        node: Any = config
+        node: Any = values
         for part in key.split("."):
             node = node.get(part, check) if isinstance(node, Mapping) else check
         if node is not check and (words := check(node)):
             raise ConfigError(f"{key}: must be {words}, got {shown(node)}.")
-    scheduler_list(config.get("param_scheduler"))
+    scheduler_list(values.get("param_scheduler"))
 
 
 def scheduler_list(value: Any) -> list[dict[str, Any]]:
