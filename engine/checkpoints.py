@@ -4,13 +4,16 @@ A training checkpoint is a dict of tensors and plain values: ``meta``, ``state_d
 is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``. `export_weights` publishes
 its ``state_dict`` as safetensors. Weights alone are read by core.checkpoint.load_checkpoint.
 
-``meta`` holds ``iter``, ``seed``, ``world_size``, ``config`` (its name), ``torch``; ``classes`` and ``cameras`` (names
-in the model's order) where the config has them; in best.pth ``best`` (metric, score, iter).
+``meta`` holds ``iter``, ``seed``, ``world_size``, ``settings`` (resume.py), ``config`` (its name), ``torch``;
+``classes`` and ``cameras`` (names in the model's order) where the config has them; in best.pth ``best`` (metric, score,
+iter).
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +23,10 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..core.checkpoint import read_pth, save_safetensors
-from ..core.errors import CheckpointError
-from ..core.files import atomic_path
+from ..core.errors import CheckpointError, DataError
+from ..core.files import atomic_path, file_name
+
+logger = logging.getLogger("drivestack")
 
 POINTER = "last_checkpoint"
 
@@ -39,7 +44,45 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, is_last: bool = True
 def latest_checkpoint(work_dir: Path) -> Path | None:
     """The file that ``last_checkpoint`` names, None where training has not saved yet."""
     pointer = work_dir / POINTER
-    return work_dir / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    return work_dir / file_name(pointer.read_text(encoding="utf-8", errors="replace").strip(), f"{pointer}: checkpoint")
+
+
+def saved_checkpoints(work_dir: Path) -> list[Path]:
+    """The ``iter_N.pth`` of a folder, those of most iterations first."""
+    matches = [(re.fullmatch(r"iter_(\d+)\.pth", path.name), path) for path in work_dir.glob("iter_*.pth")]
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)]
+
+
+def last_good_checkpoint(work_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and its content; None where training has not saved yet.
+
+    That is the one ``last_checkpoint`` names; where it is damaged or missing, the one before, which is reported.
+    Raises CheckpointError where none can be read.
+    """
+    try:
+        named = latest_checkpoint(work_dir)
+    except DataError as error:
+        logger.warning("%s", error)
+        named = None
+    others = [path for path in saved_checkpoints(work_dir) if path != named]
+    candidates = others if named is None else [named, *others]
+    failures = []
+    for path in candidates:
+        try:
+            content = read_checkpoint(path)
+        except CheckpointError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            logger.warning("%s; going on from %s", failures[0], path.name)
+        return path, content
+    if failures:
+        raise CheckpointError(
+            f"{'; '.join(failures)}; no other checkpoint is left in {work_dir}: start anew in another --work-dir."
+        )
+    return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -53,7 +96,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: holds no training state (meta, state_dict, optimizer). If it holds weights, start from them "
             "with --load-from or --fine-tune."
         )
+    meta, kinds = checkpoint["meta"], {"meta": dict, "state_dict": dict, "optimizer": dict, "param_schedulers": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(checkpoint.get(key, kind()), kind)]
+    if not wrong:
+        wrong = [f"meta.{key}" for key in ("iter", "seed", "world_size") if not _is_count(meta.get(key))]
+        wrong += [
+            f"state_dict[{key!r}]" for key, value in checkpoint["state_dict"].items() if not _is_weight(key, value)
+        ]
+    if wrong:
+        raise CheckpointError(f"{path}: damaged or not written by drivestack: {wrong[0]} is not what it must be.")
     return checkpoint
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 def export_weights(
@@ -70,7 +130,7 @@ def export_weights(
     """
     content = read_checkpoint(checkpoint)
     meta = content["meta"]
-    notes = {key: meta[key] for key in ("config", "iter", "seed")}
+    notes = {key: meta.get(key, "") for key in ("config", "iter", "seed")}
     notes |= {key: json.dumps(list(meta[key])) for key in ("classes", "cameras") if meta.get(key)}
     state = content["state_dict"]
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}

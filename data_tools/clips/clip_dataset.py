@@ -171,6 +171,11 @@ class ClipDataset(Dataset):
         """Scene of each clip, for the samplers."""
         return [frame.scene_token for frame in self.frames]
 
+    @property
+    def tokens(self) -> list[str]:
+        """Sample token of each clip."""
+        return [frame.token for frame in self.frames]
+
     def __len__(self) -> int:
         return len(self.frames)
 
