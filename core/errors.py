@@ -34,6 +34,10 @@ class TrainingError(DrivestackError):
     """Training met a number that is not finite."""
 
 
+class PredictionError(DrivestackError):
+    """A model's outputs are not finite."""
+
+
 class OutputError(DrivestackError):
     """A folder or file cannot be written."""
 
