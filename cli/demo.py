@@ -196,6 +196,6 @@ def _header(weights: str | Path | None) -> dict[str, str]:
     """The notes of a safetensors file about its origin: command, seed, commit, data."""
     if weights is None or Path(weights).suffix != ".safetensors":
         return {}
-    from ..core.checkpoint import read_metadata
+    from ..core.weight_files import read_metadata
 
     return read_metadata(weights)

@@ -38,6 +38,10 @@ class TrainingError(ModelError):
     """Training met a number that is not finite, or a model, hook or step that failed."""
 
 
+class PredictionError(DrivestackError):
+    """A model's outputs are not finite."""
+
+
 class OutputError(DrivestackError):
     """A folder or file cannot be written."""
 

@@ -1,53 +1,207 @@
 """Pickles of plain data, read without running code in them, and written for every NumPy.
 
-A pickle can run any code while it loads. Ours may only make NumPy arrays, dtypes and scalars and built-in containers;
-everything else is refused by name before it runs.
+A pickle can run any code while it loads, and a few bytes can ask for all memory. Ours may only make NumPy arrays,
+dtypes and scalars and built-in containers; everything else is refused by name before it runs, and lengths are
+compared with the file before memory is taken.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from .errors import DataError
+from .errors import LIBRARY_ERRORS, DataError
 from .files import atomic_path
 
 _PROTOCOL = 4  # the newest that Python 3.7 reads
+COPIES_PER_BYTE = 16
+"""What constructors (``list(...)``, ``bytes(...)``) may make in all, for each byte of the file."""
+SMALL_BYTES = 1 << 24  # what any file may make
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+class Allowed:
+    """A function that a pickle may call. Nothing in a pickle can change it, as it could a bare function or class."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"it sets {name} of a function")
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a function")
+
+
+# ---- NumPy -----------------------------------------------------------------------------------------------------------
+
+_rebuild_array = np.empty(0).__reduce__()[0]
+_rebuild_scalar = np.float64(0).__reduce__()[0]
+_array_from_buffer = np.empty(1).__reduce_ex__(5)[0]
+_PLAIN_DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]\d{0,6}(\[\w{1,6}\])?|[a-z]{3,10}\d{0,3}")
+
+
+def numpy_dtype(name: Any, align: bool = False, copy: bool = False) -> np.dtype:
+    """What numpy.dtype makes of a name."""
+    if isinstance(name, bytes):
+        name = name.decode("ascii")
+    if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
+        raise pickle.UnpicklingError(f"it asks for the dtype {str(name)[:40]!r}")
+    return np.dtype(name, copy=True)
+
+
+def empty_array(kind: Any, shape: Any, letter: Any) -> np.ndarray:
+    """The array of no values that NumPy fills afterwards, from bytes whose number it checks."""
+    if kind is not ndarray or shape not in ((0,), [0]):
+        raise pickle.UnpicklingError(f"it makes an array of shape {str(shape)[:40]} without its values")
+    return _rebuild_array(np.ndarray, (0,), b"b")
+
+
+def _array(shape: Any, dtype: Any = "f8", buffer: Any = None, *more: Any) -> np.ndarray:
+    """numpy.ndarray with values."""
+    if buffer is None or np.dtype(dtype).hasobject:
+        raise pickle.UnpicklingError(f"it makes an array of shape {str(shape)[:40]} without its values")
+    return np.ndarray(shape, dtype, buffer, *more)
+
+
+def numpy_scalar(dtype: np.dtype, value: Any = None) -> Any:
+    """A NumPy scalar from its bytes."""
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(value, bytes | str):
+        raise pickle.UnpicklingError("it makes a NumPy scalar of something other than bytes")
+    return _rebuild_scalar(dtype, value)
+
+
+def _latin1(text: str, encoding: str = "") -> bytes:
     """How pickle protocol 2 stores the bytes of an array (as ``_codecs.encode``, which could import modules)."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
     return text.encode("latin1")
 
 
-_NUMPY_1, _NUMPY_2 = "numpy.core", "numpy._core"
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
-}
-for _core in (_NUMPY_1, _NUMPY_2):
-    _ALLOWED[_core + ".multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]
-    _ALLOWED[_core + ".multiarray", "scalar"] = np.float64(0).__reduce__()[0]
-    _ALLOWED[_core + ".numeric", "_frombuffer"] = np.empty(1).__reduce_ex__(5)[0]
-for _kind in (set, frozenset, bytes, bytearray, complex, list, dict, tuple):
-    _ALLOWED["builtins", _kind.__name__] = _ALLOWED["__builtin__", _kind.__name__] = _kind
+ndarray = Allowed(_array)
+encode_latin1 = Allowed(_latin1)
 
 
-class _AllowListUnpickler(pickle.Unpickler):
+def numpy_names() -> dict[tuple[str, str], Any]:
+    """What pickles of arrays, dtypes and scalars name, for NumPy 1 and 2."""
+    names: dict[tuple[str, str], Any] = {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): Allowed(numpy_dtype)}
+    for kind in vars(np.dtypes).values():
+        if isinstance(kind, type) and issubclass(kind, np.dtype):
+            names["numpy.dtypes", kind.__name__] = Allowed(kind)
+    for core in ("numpy.core", "numpy._core"):
+        names[core + ".multiarray", "_reconstruct"] = Allowed(empty_array)
+        names[core + ".multiarray", "scalar"] = Allowed(numpy_scalar)
+        names[core + ".numeric", "_frombuffer"] = Allowed(_array_from_buffer)
+    return names
+
+
+class Budget:
+    """Counts what constructors copy, so that a small file cannot fill the memory by repeating itself."""
+
+    def __init__(self, file_bytes: int) -> None:
+        self.left = SMALL_BYTES + COPIES_PER_BYTE * file_bytes
+
+    def copying(self, kind: Callable[..., Any]) -> Allowed:
+        """``kind`` (list, bytes, ...) of something that is there already."""
+
+        def make(*arguments: Any) -> Any:
+            for argument in arguments[:1]:
+                if not hasattr(argument, "__len__"):  # bytes(10**12)
+                    raise pickle.UnpicklingError(f"it makes {kind.__name__} of {str(argument)[:40]}")
+                self.left -= 8 * len(argument)
+            if self.left < 0:
+                raise pickle.UnpicklingError("it copies far more than the file holds")
+            return kind(*arguments)
+
+        return Allowed(make)
+
+
+# ---- lengths before memory -------------------------------------------------------------------------------------------
+
+# Opcodes with arguments of known size, and memo places below 2^23, many at a time; neither TUPLE1 nor STOP.
+_PLAIN = re.compile(
+    rb"(?:[()012NQRabdeilostu}\]\x81\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97\x98]|[Khq\x80]."
+    rb"|M..|j....|J....|G.{8}|r..[\x00-\x7f]\x00)++",
+    re.DOTALL,
+)
+_LINES = re.compile(rb"[FILSVPg][^\n]*\n|p\d{1,7}\n|[ci][^\n]*\n[^\n]*\n")
+_LENGTH_BYTES = {b: 1 for b in b"U\x8a\x8cC"} | {b: 4 for b in b"TX\x8bB"} | {b: 8 for b in b"\x8d\x8e\x96"}
+_FRAME, _LONG_BINPUT, _TUPLE1, _STOP = 0x95, 0x72, 0x85, 0x2E
+_DEEPEST = 100
+
+
+def check_lengths(data: bytes | mmap.mmap, start: int = 0) -> int:
+    """Where a pickle that begins at ``start`` ends. Runs nothing of it and takes no memory.
+
+    Raises pickle.UnpicklingError for a length or a memo place (for which the unpickler makes a table) that the file
+    cannot have, for an unknown opcode, for tuples inside tuples without end and for a pickle that is cut off.
+    """
+    size, place, nested = len(data), start, 0
+    while place < size:
+        if run := _PLAIN.match(data, place):
+            if run.end() - place > 5:  # more than a memo place between two tuples
+                nested = 0
+            place = run.end()
+            continue
+        code = data[place]
+        place += 1
+        width = _LENGTH_BYTES.get(code)
+        if width is not None:
+            place += width + int.from_bytes(data[place : place + width], "little")
+        elif code == _STOP:
+            return place
+        elif code == _TUPLE1:
+            nested += 1
+            if nested > _DEEPEST:
+                raise pickle.UnpicklingError("it has tuples inside tuples without end")
+        elif code in (_FRAME, _LONG_BINPUT):
+            width = 8 if code == _FRAME else 4
+            if int.from_bytes(data[place : place + width], "little") > size:
+                raise pickle.UnpicklingError("a number in it asks for more memory than the whole file")
+            place += width
+        else:
+            line = _LINES.match(data, place - 1)
+            if line is None:
+                raise pickle.UnpicklingError(f"byte {place - 1} is no part of a pickle")
+            place = line.end()
+    raise pickle.UnpicklingError("it is cut off")
+
+
+# ---- reading and writing ---------------------------------------------------------------------------------------------
+
+
+class AllowListUnpickler(pickle.Unpickler):
+    """Finds the classes and functions of ``allowed``, by (module, name), and no others."""
+
+    def __init__(self, stream: IO[bytes], allowed: Mapping[tuple[str, str], Any], **options: Any) -> None:
+        super().__init__(stream, **options)
+        self._allowed = allowed
+
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module, name))
-        if found is None and module == "numpy.dtypes" and name.endswith("DType"):
-            found = getattr(np.dtypes, name, None)
+        found = self._allowed.get((module, name))
         if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return found
+
+
+def _plain_data(file_bytes: int) -> dict[tuple[str, str], Any]:
+    budget, names = Budget(file_bytes), numpy_names()
+    names["_codecs", "encode"] = encode_latin1
+    for kind in (set, frozenset, bytes, bytearray, list, dict, tuple):
+        names["builtins", kind.__name__] = names["__builtin__", kind.__name__] = budget.copying(kind)
+    names["builtins", "complex"] = names["__builtin__", "complex"] = Allowed(complex)
+    return names
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -57,17 +211,29 @@ def load_pickle(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
+        size = path.stat().st_size
         with path.open("rb") as stream:
-            return _AllowListUnpickler(stream).load()
+            if size == 0:
+                raise EOFError("it is empty")
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                check_lengths(data)
+            return AllowListUnpickler(stream, _plain_data(size)).load()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a pickle file") from None
     except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path}: refused to unpickle: {error}; only NumPy arrays and built-in containers are allowed. "
-            "Do not load this file elsewhere if you do not trust its source; write it again with lists and arrays"
-        ) from None
-    except (EOFError, ValueError, AttributeError, IndexError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: broken or truncated pickle ({error}); fetch or make the file again") from None
+        raise DataError(_refusal(path, str(error))) from None
+    except LIBRARY_ERRORS as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: broken or truncated pickle ({reason}); fetch or make the file again") from None
+
+
+def _refusal(path: Path, reason: str) -> str:
+    if not reason.startswith("it names "):
+        return f"{path}: broken pickle: {reason}; fetch or make the file again"
+    return (
+        f"{path}: refused to unpickle: {reason}; only NumPy arrays and built-in containers are allowed. "
+        "Do not load this file elsewhere if you do not trust its source; write it again with lists and arrays"
+    )
 
 
 class _PortablePickler(pickle.Pickler):

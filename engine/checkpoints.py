@@ -21,10 +21,13 @@ from typing import Any
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
-from ..core.checkpoint import read_pth, save_safetensors
+from ..core.checkpoint import check_finite, save_safetensors
 from ..core.errors import CheckpointError, DataError
 from ..core.files import atomic_path, file_name
+from ..core.finite import not_finite
+from ..core.weight_files import is_safetensors, read_pth
 
 logger = logging.getLogger("drivestack")
 
@@ -86,34 +89,62 @@ def last_good_checkpoint(work_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint on the CPU. Raises CheckpointError if it is missing, broken or holds more than data."""
+    """A training checkpoint on the CPU.
+
+    Raises CheckpointError if it is missing, broken, holds more than data, or lacks a part or has one of another type.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file.")
-    checkpoint = read_pth(path)
-    if not isinstance(checkpoint, dict) or not {"meta", "state_dict", "optimizer"} <= checkpoint.keys():
+    advice = "If it holds weights, start from them with --load-from or --fine-tune."
+    if is_safetensors(path):
         raise CheckpointError(
-            f"{path}: holds no training state (meta, state_dict, optimizer). If it holds weights, start from them "
-            "with --load-from or --fine-tune."
+            f"{path}: holds weights (safetensors), no training state. Start from it with --load-from."
         )
-    meta, kinds = checkpoint["meta"], {"meta": dict, "state_dict": dict, "optimizer": dict, "param_schedulers": list}
-    wrong = [key for key, kind in kinds.items() if not isinstance(checkpoint.get(key, kind()), kind)]
-    if not wrong:
-        wrong = [f"meta.{key}" for key in ("iter", "seed", "world_size") if not _is_count(meta.get(key))]
-        wrong += [
-            f"state_dict[{key!r}]" for key, value in checkpoint["state_dict"].items() if not _is_weight(key, value)
-        ]
-    if wrong:
-        raise CheckpointError(f"{path}: damaged or not written by drivestack: {wrong[0]} is not what it must be.")
+    checkpoint = read_pth(path)
+    if not isinstance(checkpoint, dict) or not PARTS.keys() <= checkpoint.keys():
+        raise CheckpointError(f"{path}: holds no training state ({', '.join(PARTS)}). {advice}")
+    for part, kind in {**PARTS, **{name: kind for name, kind in MORE_PARTS.items() if name in checkpoint}}.items():
+        if not isinstance(checkpoint[part], kind):
+            raise _wrong(path, part, checkpoint[part])
+    for name, value in checkpoint["meta"].items():
+        if name in META and not isinstance(value, META[name]):
+            raise _wrong(path, f"meta.{name}", value)
+    if wrong := [name for name in REQUIRED_META if checkpoint["meta"].get(name, 0) < 0]:
+        raise _wrong(path, f"meta.{wrong[0]}", checkpoint["meta"][wrong[0]])
+    if absent := [name for name in REQUIRED_META if name not in checkpoint["meta"]]:
+        raise CheckpointError(f"{path}: its meta lacks {', '.join(absent)}: not a checkpoint of `train`. {advice}")
+    for part in ("state_dict", "ema_state_dict"):
+        for name, value in checkpoint.get(part, {}).items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                raise _wrong(path, f"{part}.{name}", value)
+    optimizer = checkpoint["optimizer"]
+    if "param_groups" in optimizer and not (
+        isinstance(optimizer["param_groups"], list)
+        and all(isinstance(group, dict) for group in optimizer["param_groups"])
+    ):
+        raise _wrong(path, "optimizer.param_groups", optimizer["param_groups"])
     return checkpoint
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+PARTS: dict[str, type] = {"meta": dict, "state_dict": dict, "optimizer": dict}
+MORE_PARTS: dict[str, type] = {"ema_state_dict": dict, "param_schedulers": list}
+REQUIRED_META = ("iter", "seed", "world_size")
+META: dict[str, Any] = {
+    "iter": int,
+    "seed": int,
+    "world_size": int,
+    "config": str,
+    "classes": list | tuple,
+    "cameras": list | tuple,
+    "best": dict,
+}
 
 
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor)
+def _wrong(path: Path, part: str, value: Any) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged: {part} is {type(value).__name__} {str(value)[:40]!r}: take an earlier one"
+    )
 
 
 def export_weights(
@@ -126,14 +157,20 @@ def export_weights(
 
     ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the config's name, the
     iteration, the seed, the precision and, as JSON lists, the names of ``classes`` and ``cameras`` where the config of
-    the training had them. Raises CheckpointError as read_checkpoint.
+    the training had them. Raises CheckpointError as read_checkpoint, and for weights that are not finite, or are no
+    longer in ``dtype``; OutputError where ``out`` cannot be written.
     """
     content = read_checkpoint(checkpoint)
     meta = content["meta"]
-    notes = {key: meta.get(key, "") for key in ("config", "iter", "seed")}
+    notes = {key: meta[key] for key in ("config", "iter", "seed") if key in meta}
     notes |= {key: json.dumps(list(meta[key])) for key in ("classes", "cameras") if meta.get(key)}
-    state = content["state_dict"]
-    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    raw = content["state_dict"]
+    check_finite(raw, {}, str(checkpoint))
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in raw.items()}
+    if large := not_finite(state):
+        raise CheckpointError(
+            f"{checkpoint}: {large[0]} holds values beyond {str(dtype).removeprefix('torch.')}: export without --half"
+        )
     save_safetensors(state, out, notes | {"dtype": str(dtype).removeprefix("torch.")} | dict(metadata or {}))
     return Path(out)
 

@@ -18,7 +18,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checkpoint import StateDict, fit_prefix, read_metadata, read_pth, read_state_dict
-from ..core.errors import CheckpointError, ConfigError
+from ..core.checkpoint import check_finite, left_on_meta, put
+from ..core.errors import CheckpointError
 from ..core.published_keys import own_name
-from .config import load_config, task_names
+from ..core.weight_files import find_weights_file, is_safetensors, read_metadata, read_pth, read_state_dict
+from ..core.weight_names import StateDict, fit_prefix, unwrapped, weights_of
+from .config import load_config, shipped_configs, task_names
 
 ENCODERS = ("img_backbone.", "backbone.")
 SHOWN = 6  # names of each kind in the printed report; fine_tune.json has all
@@ -120,15 +121,22 @@ def fine_tune(
     Raises CheckpointError for a file that is missing, broken or no checkpoint, and where nothing of the image encoder
     fits; the model is then unchanged.
     """
+    if empty := left_on_meta(model, {}):
+        raise CheckpointError(
+            f"{path}: the model is on the meta device ({empty[0]}, ...), and fine-tuning keeps the model's own values "
+            "where nothing fits: build it on the CPU or a GPU"
+        )
+    model = unwrapped(model)
     state = fit_prefix(read_state_dict(path), model, str(path), parts=ENCODERS)
     state, notes = _in_current_keys(state, model)
     source = Side(state, **names_of(path))
-    target = Side(model.state_dict(), tuple(classes), tuple(cameras))
+    target = Side(weights_of(model), tuple(classes), tuple(cameras))
+    check_finite({key: value for key, value in state.items() if key in target.state}, target.state, str(path))
     groups = {key: _query_groups(model, key) for key in target.state if QUERIES.search(key)}
     adapted, report = adapt(source, target, groups)
     report.path, report.model, report.notes = str(path), type(model).__name__, [*notes, *report.notes]
     _check_encoder(report, source.state, target.state, model)
-    model.load_state_dict(adapted, strict=False)
+    put(model, adapted)
     return report
 
 
@@ -260,21 +268,37 @@ def tile_queries(queries: Tensor, count: int) -> Tensor:
 
 def names_of(path: str | Path) -> dict[str, tuple[str, ...]]:
     """``classes`` and ``cameras`` of a checkpoint file, where its notes or the shipped config they name have them."""
-    if Path(path).suffix == ".safetensors":
-        meta: Mapping[str, Any] = read_metadata(path)
-        stated = {key: json.loads(meta[key]) for key in ("classes", "cameras") if meta.get(key, "").startswith("[")}
-    else:
-        content = read_pth(Path(path))
-        meta = content.get("meta", {}) if isinstance(content, Mapping) else {}
-        meta = meta if isinstance(meta, Mapping) else {}
-        stated = {key: meta[key] for key in ("classes", "cameras") if meta.get(key)}
-        if "classes" not in stated and (published := meta.get("CLASSES")):  # mmdet3d 0.x
-            stated["classes"] = published
-    names = {key: tuple(map(str, value)) for key, value in stated.items()}
-    if config := meta.get("config"):
-        with suppress(ConfigError):  # the name of a user's config
-            names = {**task_names(load_config(str(config))), **names}
+    path = find_weights_file(Path(path))
+    meta: Mapping[str, Any] = {}
+    if path.name.endswith(".index.json"):
+        return {}
+    if is_safetensors(path):
+        meta = {**read_metadata(path)}
+        for key in NAMES:
+            meta[key] = _json_list(meta.get(key, ""))
+    elif isinstance(content := read_pth(path), Mapping) and isinstance(content.get("meta"), Mapping):
+        meta = content["meta"]
+    stated = {key: meta.get(key) for key in NAMES}
+    stated["classes"] = stated["classes"] or meta.get("CLASSES")  # mmdet3d 0.x
+    names = {
+        key: tuple(value)
+        for key, value in stated.items()
+        if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
+    }
+    config = meta.get("config")
+    if isinstance(config, str) and config in shipped_configs():  # never a file that the checkpoint names: it would run
+        names = {**task_names(load_config(config)), **names}
     return names
+
+
+NAMES = ("classes", "cameras")
+
+
+def _json_list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _in_current_keys(state: StateDict, model: nn.Module) -> tuple[StateDict, list[str]]:

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.checkpoint import StateDict, load_checkpoint
+from ...core.checkpoint import load_checkpoint
 from ...core.registries import MODELS
+from ...core.weight_names import StateDict
 from ..features import FeatureInfo
 from .model import NUM_LEVELS, InternImage
 

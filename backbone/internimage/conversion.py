@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...core.checkpoint import StateDict
 from ...core.errors import CheckpointError
+from ...core.weight_names import StateDict
 from .variants import VARIANTS
 
 CLASSIFICATION_PREFIXES = (

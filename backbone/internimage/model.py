@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from ...core.checkpoint import StateDict, load_checkpoint
+from ...core.checkpoint import load_checkpoint
 from ...core.registries import MODELS
+from ...core.weight_names import StateDict
 from ..features import FeatureInfo, validate_out_indices
 from .conversion import adapt_internimage, describe_internimage
 from .dcnv3_layer import DCNv3
