@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from ...core.errors import DataError
 

@@ -28,6 +28,7 @@ LOW_M, HIGH_M = -0.5, 10.0
 CAR_WORDS = frozenset("car truck bus trailer van lorry pickup suv taxi ambulance pkw lkw".split())  # noqa: SIM905
 LONG_WORDS = CAR_WORDS | {"bicycle", "motorcycle", "bike", "motorbike", "cyclist"}
 _UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_USUAL_GAP_S = 0.02, 3.0
 _EPOCH_S = 631_152_000, 4_102_444_800
 """Begin of 1990 and of 2100: times since 1970 show their unit."""
 
@@ -38,7 +39,7 @@ def is_one_of(name: str, words: frozenset[str]) -> bool:
 
 
 def unit_of(time: float) -> str:
-    """"seconds" ... "nanoseconds" of a time since 1970, '' where it lies outside 1990 to 2100 in every unit."""
+    """ "seconds" ... "nanoseconds" of a time since 1970, '' where it lies outside 1990 to 2100 in every unit."""
     return next((unit for unit, per_s in _UNITS.items() if _EPOCH_S[0] <= time / per_s <= _EPOCH_S[1]), "")
 
 
@@ -46,9 +47,10 @@ def unit_hint(time: float, gap_s: float) -> str:
     """Words about the unit of times that were taken for microseconds: by their size since 1970, or by their gaps."""
     unit = unit_of(time)
     if not unit and gap_s > 0:
-        unit = next((u for u, n in _UNITS.items() if MIN_KEYFRAME_GAP_S <= gap_s * 1e6 / n <= MAX_KEYFRAME_GAP_S), "")
+        unit = next((u for u, n in _UNITS.items() if _USUAL_GAP_S[0] <= gap_s * 1e6 / n <= _USUAL_GAP_S[1]), "")
     if unit in ("", "microseconds"):
-        return "timestamps are microseconds; correct them"
+        pause = ", or make two scenes where the drive pauses" if gap_s > MAX_KEYFRAME_GAP_S else ""
+        return f"timestamps are microseconds; correct them{pause}"
     return f"timestamps are microseconds; these look like {unit}: convert them"
 
 
@@ -186,7 +188,9 @@ def _first(boxes: _Boxes, bad: NDArray[np.bool_], what: str, fix: str) -> None:
 def _check_each_box(boxes: _Boxes) -> None:
     size, velocity = boxes.size_lwh_m, boxes.velocity_mps
     _first(boxes, ~np.isfinite(boxes.centre_global_m).all(1), "its centre is not finite", "correct or leave it out")
-    _first(boxes, ~np.isfinite(boxes.rotation).all((1, 2)), "its rotation is unusable", "give a unit quaternion w x y z")
+    _first(
+        boxes, ~np.isfinite(boxes.rotation).all((1, 2)), "its rotation is unusable", "give a unit quaternion w x y z"
+    )
     _first(boxes, ~(np.isfinite(size) & (size > 0)).all(1), "a size is not a number above 0", "correct or leave it out")
     for i in np.flatnonzero((size > MAX_SIZE_M).any(1))[:1]:
         raise DataError(f"{boxes.place(int(i))}: is {size[i].max():.3g} m in size, over {MAX_SIZE_M:g}; give metres")
