@@ -122,8 +122,8 @@ def _check_mountings(frame: Frame) -> None:
     for view, distance_m in zip(frame.cameras, np.linalg.norm(mounted[:, :3, 3], axis=1)):
         if distance_m > MAX_MOUNTING_M:
             raise DataError(
-                f"sample {frame.token}, camera {view.name} ({view.source}): ego_from_camera lies {distance_m:.1f} m from "
-                "the car's origin; give metres, and the pose of the camera on the car, not in the world"
+                f"sample {frame.token}, camera {view.name} ({view.source}): ego_from_camera lies {distance_m:.1f} m "
+                "from the car's origin; give metres, and the pose of the camera on the car, not in the world"
             )
         if not (0 < view.camera.width_px <= MAX_SIDE_PX and 0 < view.camera.height_px <= MAX_SIDE_PX):
             raise DataError(
@@ -141,7 +141,7 @@ def _check_mountings(frame: Frame) -> None:
         warn_once("sample %s: all cameras are upside down; images are used as they are", frame.token)
     if np.all(mounted[:, 2, 2] > MIN_UP):
         warn_once(
-            "sample %s: all cameras look at the sky; camera frames are x right, y down, z ahead (check ego_from_camera)",
+            "sample %s: all cameras look at the sky; camera frames are x right, y down, z ahead: check ego_from_camera",
             frame.token,
         )
 
@@ -160,8 +160,8 @@ def check_label_shapes(notes: Annotations, where: str) -> None:
     for name, shape in shapes.items():
         if np.shape(getattr(notes, name)) != shape:
             raise DataError(
-                f"{where}: {n} names of objects, but {name} has shape {list(np.shape(getattr(notes, name)))} instead of "
-                f"{list(shape)}; give one row for each object"
+                f"{where}: {n} names of objects, but {name} has shape {list(np.shape(getattr(notes, name)))}, "
+                f"not {list(shape)}; give one row for each object"
             )
     for name in ("attributes", "tokens", "instance_tokens", "categories"):
         length = len(getattr(notes, name))

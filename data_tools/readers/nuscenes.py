@@ -67,8 +67,8 @@ MAX_VELOCITY_GAP_S = 1.5
         quaternions="w x y z",
         time="microseconds",
         cameras="in the order of published models, others alphabetically after them; pinholes; sizes from sample_data",
-        frames="EGO: x ahead, y left, z up; BEV maps lie in the LIDAR_TOP frame, as released weights were trained; in a "
-        "set without it in that of its other LiDAR, and without any in the EGO frame",
+        frames="EGO: x ahead, y left, z up; BEV maps lie in the LIDAR_TOP frame, as released weights were trained; "
+        "in a set without it in that of its other LiDAR, and without any in the EGO frame",
     ),
 )
 def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]:
@@ -133,8 +133,8 @@ class _Joiner:
             )
         front = next((name for name in FRONT_CAMERAS if name in cameras), cameras[0])
         warn_once(
-            f"{self.place}: no LiDAR keyframes; pose and time of a sample are those of {front}, BEV maps lie in the EGO "
-            "frame"
+            f"{self.place}: no LiDAR keyframes; pose and time of a sample are those of {front}, BEV maps lie in "
+            "the EGO frame"
         )
         return front
 
@@ -159,8 +159,8 @@ class _Joiner:
             found = sorted({category for note in notes for category in note.categories})
             warn_once(
                 f"{self.place}: no label has a class of nuScenes' detection task; its categories are "
-                f"{', '.join(found[:12])}{', ...' if len(found) > 12 else ''}: name them as nuScenes does (vehicle.car, "
-                "human.pedestrian.adult, ...) to train and score its ten classes"
+                f"{', '.join(found[:12])}{', ...' if len(found) > 12 else ''}: name them as nuScenes does ("
+                "vehicle.car, human.pedestrian.adult, ...) to train and score its ten classes"
             )
 
     def frame(self, scene: Scene, keyframe: Keyframe, before: str, after: str) -> Frame:
@@ -250,7 +250,7 @@ class _Joiner:
         if elapsed_s <= 0 or first.instance_token != last.instance_token:
             raise DataError(
                 f"sample_annotation {record.token}: its prev and next are not an earlier and a later label of instance "
-                f"{record.instance_token}: the chain is a circle or crosses objects; correct it, or leave prev and next ''"
+                f"{record.instance_token}: a circle, or another object; correct them, or leave them empty"
             )
         if elapsed_s > MAX_VELOCITY_GAP_S * (2 if record.prev and record.next else 1):
             return np.nan, np.nan

@@ -79,8 +79,8 @@ def samples_in_order(
     if disagreeing:
         more = f", and {len(disagreeing) - 1} other scenes" if len(disagreeing) > 1 else ""
         warn_once(
-            f"{folder}: the chain of samples disagrees with scene_token (scene {disagreeing[0]}{more}); all samples are "
-            "read by scene_token, in the order of time"
+            f"{folder}: the chain of samples disagrees with scene_token (scene {disagreeing[0]}{more}); all samples "
+            "are read by scene_token, in the order of time"
         )
     return {sample.token: sample for scene in scenes for sample in of_scene[scene.token]}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def check_gap(gap_us: float, place: str, time_us: float) -> None:
 
 
 def check_world(frames: Sequence[Frame]) -> None:
-    """Raises DataError naming sample and fix where frames break a law of the physical world, or of their conventions."""
+    """Raises DataError naming sample and fix where frames break a limit of the physical world, or a convention."""
     _check_drive(frames)
     labelled = [i for i, frame in enumerate(frames) if frame.annotations is not None and len(frame.annotations)]
     if labelled:
@@ -188,9 +189,7 @@ def _first(boxes: _Boxes, bad: NDArray[np.bool_], what: str, fix: str) -> None:
 def _check_each_box(boxes: _Boxes) -> None:
     size, velocity = boxes.size_lwh_m, boxes.velocity_mps
     _first(boxes, ~np.isfinite(boxes.centre_global_m).all(1), "its centre is not finite", "correct or leave it out")
-    _first(
-        boxes, ~np.isfinite(boxes.rotation).all((1, 2)), "its rotation is unusable", "give a unit quaternion w x y z"
-    )
+    _first(boxes, ~np.isfinite(boxes.rotation).all((1, 2)), "its rotation is unusable", "give a quaternion w x y z")
     _first(boxes, ~(np.isfinite(size) & (size > 0)).all(1), "a size is not a number above 0", "correct or leave it out")
     for i in np.flatnonzero((size > MAX_SIZE_M).any(1))[:1]:
         raise DataError(f"{boxes.place(int(i))}: is {size[i].max():.3g} m in size, over {MAX_SIZE_M:g}; give metres")
@@ -212,15 +211,15 @@ def _check_convention_of_boxes(boxes: _Boxes) -> None:
         )
     for i in np.flatnonzero(distance > MAX_DISTANCE_M)[:1]:
         raise DataError(
-            f"{boxes.place(int(i))}: lies {distance[i]:.0f} m from the car, over {MAX_DISTANCE_M:g}; boxes and poses of "
-            "the car must be in one global frame (UTM or local, not both), in metres"
+            f"{boxes.place(int(i))}: lies {distance[i]:.0f} m from the car, over {MAX_DISTANCE_M:g}; boxes and poses "
+            "of the car must be in one global frame (UTM or local, not both), in metres"
         )
     near = np.linalg.norm(centre[:, :2], axis=1) < NEAR_M
     if near.sum() >= 2 * MIN_WITNESSES and not LOW_M < (height := float(np.median(centre[near, 2]))) < HIGH_M:
         raise DataError(
             f"{boxes.place(0)} and others: boxes within {NEAR_M:g} m have their centres at {height:.1f} m over the EGO "
-            "origin, which is on the ground: boxes look to be in the frame of the LiDAR, or poses and boxes of different "
-            "heights; give centres in the global frame of global_from_ego"
+            "origin, which is on the ground: boxes look to be in the frame of the LiDAR, or poses and boxes differ in "
+            "height; give centres in the global frame of global_from_ego"
         )
     _check_orientation_of_boxes(boxes)
 
@@ -253,5 +252,5 @@ def _check_orientation_of_boxes(boxes: _Boxes) -> None:
 def check_times(times_us: Iterable[float], tokens: Sequence[str], scene: str) -> None:
     """Holds the times of one scene's samples, in order, against MIN to MAX_KEYFRAME_GAP_S. Raises DataError."""
     times = list(times_us)
-    for k, (a, b) in enumerate(zip(times, times[1:])):
+    for k, (a, b) in enumerate(pairwise(times)):
         check_gap(b - a, f"scene {scene}: samples {tokens[k]} and {tokens[k + 1]}", b)
