@@ -282,7 +282,7 @@ class Perception:
         """Cameras in the order of the model's training, where they have its names; else as the rig has them."""
         from dataclasses import replace
 
-        from .data_tools.readers.occ3d_challenge import CAMERA_ORDER
+        from .data_tools.readers.cameras import CAMERA_ORDER
         from .tasks.run import input_settings
 
         order = input_settings(self.config).get("camera_names") or CAMERA_ORDER
