@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.cameras import CAMERA_ORDER
 from ...core.errors import DataError
 from ...core.frames import Annotations, CameraView, Frame
 from ...geometry import PinholeCamera, quaternion_to_matrix
@@ -27,7 +28,6 @@ from .nuscenes_tables import (
     SceneTables,
     read_tables,
 )
-from .occ3d_challenge import CAMERA_ORDER
 from .registry import Conventions, register_reader
 
 LIDAR = "LIDAR_TOP"

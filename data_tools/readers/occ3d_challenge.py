@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.cameras import CAMERA_ORDER
 from ...core.errors import DataError
 from ...core.frames import CameraView, Frame
 from ...geometry import PinholeCamera, pose, rotation_z
@@ -27,8 +28,6 @@ from .links import link_frames
 from .registry import Conventions, register_reader
 
 FILE_NAME = "annotations.json"
-CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-"""Order of published models (their camera embeddings depend on it); other cameras follow alphabetically."""
 EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
 """[4, 4]: x to the right, y ahead, as on nuScenes."""
 
