@@ -127,8 +127,8 @@ class LaneTargets:
     """[n, n] bool"""
     lane_element: Tensor
     """[n, k] bool"""
-    front_camera: int = 0
-    """Index of the camera that shows the elements."""
+    front_camera: int | None = 0
+    """Index of the camera that shows the elements; None: no camera looks ahead, and there are no elements."""
 
     def to(self, device: torch.device | str) -> LaneTargets:
         lines = [line.to(device) for line in self.centrelines]

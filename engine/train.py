@@ -26,6 +26,7 @@ from .config_check import check_keys, check_types, scheduler_list, shown
 from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
+from .predict import check_inputs
 from .run_log import RunLog, require_tensorboard
 from .runner import TrainRunner
 from .validation import Evaluate, Validation
@@ -161,6 +162,7 @@ def _run(
     # Runner.train builds the same in the same order; here an error names the part of the config.
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
         runner.train_loop  # noqa: B018 (a property that builds)
+    check_inputs(runner.bare_model, runner.train_loop.dataloader.dataset)
     with building("optim_wrapper"):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     if not isinstance(runner.optim_wrapper, PrecisionOptimWrapper):

@@ -10,14 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ...core.cameras import CAMERA_ORDER, in_published_order
 from ...core.errors import DataError
 
 logger = logging.getLogger("drivestack")
 
-CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-"""Order of published models (their camera embeddings depend on it); other cameras follow alphabetically."""
-FRONT_CAMERAS = ("CAM_FRONT", "ring_front_center")
-"""Names of the camera that looks ahead, on nuScenes and Argoverse 2."""
 MAX_SIDE_PX = 32_768
 """Of an image that a calibration states; beyond it the number is damaged."""
 _NUSCENES_SIZE_PX = (1600, 900)
@@ -28,9 +25,7 @@ def camera_order(names: Iterable[str]) -> list[str]:
 
     That is also the order of Argoverse 2's ring cameras, front centre first.
     """
-    names = set(names)
-    known = [name for name in CAMERA_ORDER if name in names]
-    return known + sorted(names.difference(known))
+    return list(in_published_order(sorted(names)))
 
 
 class ImageSizes:

@@ -6,8 +6,6 @@ Here: what one frame or camera shows by itself. What a whole set shows (times, s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
-from logging import getLogger
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from ...core.errors import DataError
 from ...core.files import file_name
 from ...core.frames import Annotations, Frame
+from ...core.once import warn_once
 from ...geometry import matrix_to_quaternion, quaternion_to_matrix
 from .cameras import MAX_SIDE_PX
 from .world import check_world
@@ -138,11 +137,11 @@ def _check_mountings(frame: Frame) -> None:
             "their side, inverted they stand upright; give ego_from_camera"
         )
     if np.all(down < -MIN_UP) and np.all(mounted[:, 2, 2] < MIN_UP):
-        warn_once("sample %s: all cameras are upside down; images are used as they are", frame.token)
+        warn_once(f"sample {frame.token}: all cameras are upside down; images are used as they are")
     if np.all(mounted[:, 2, 2] > MIN_UP):
         warn_once(
-            "sample %s: all cameras look at the sky; camera frames are x right, y down, z ahead: check ego_from_camera",
-            frame.token,
+            f"sample {frame.token}: all cameras look at the sky; camera frames are x right, y down, z ahead: check "
+            "ego_from_camera"
         )
 
 
@@ -167,9 +166,3 @@ def check_label_shapes(notes: Annotations, where: str) -> None:
         length = len(getattr(notes, name))
         if length != n and not (name == "categories" and length == 0):
             raise DataError(f"{where}: {n} names of objects, but {length} {name}; give one for each object")
-
-
-@lru_cache(maxsize=1024)
-def warn_once(text: str, *values: object) -> None:
-    """A warning that is logged the first time only, however often the same frames are checked."""
-    getLogger("drivestack").warning(text, *values)

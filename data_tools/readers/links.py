@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from ...core.frames import Frame
+from ...core.once import warn_once
 from ...core.physics import MAX_KEYFRAME_GAP_S
-from .checks import warn_once
 
 _PAUSE_US = round(MAX_KEYFRAME_GAP_S * 1e6)
 

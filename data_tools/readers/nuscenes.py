@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.cameras import front_by_name
 from ...core.errors import DataError
 from ...core.frames import Annotations, CameraView, Frame
+from ...core.once import warn_once
 from ...geometry import PinholeCamera, quaternion_to_matrix
 from ..labels.files import lanes_file, occupancy_file, read_lanes
-from .cameras import FRONT_CAMERAS, camera_order
-from .checks import INT64, check_frames, warn_once
+from .cameras import camera_order
+from .checks import INT64, check_frames
 from .file_paths import path_below
 from .lenses import LensNotes
 from .nuscenes_tables import (
@@ -131,7 +133,7 @@ class _Joiner:
                 f"{self.place / 'sample_data.json'}: no keyframe (is_key_frame) of a camera or LiDAR of this split; "
                 "extract the metadata archive again"
             )
-        front = next((name for name in FRONT_CAMERAS if name in cameras), cameras[0])
+        front = front_by_name(cameras) or cameras[0]
         warn_once(
             f"{self.place}: no LiDAR keyframes; pose and time of a sample are those of {front}, BEV maps lie in "
             "the EGO frame"

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from ...core.errors import DataError
 from ...core.files import file_name
-from .checks import warn_once
+from ...core.once import warn_once
 from .world import check_times
 
 

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...core.cameras import front_by_name
 from ...core.errors import DataError, library_errors
 from ...core.files import file_name
 from ...core.frames import CameraView, Frame
+from ...core.once import warn_once
 from ...geometry import PinholeCamera, pose
 from ..labels.files import check_lanes
-from .cameras import FRONT_CAMERAS, ImageSizes, camera_order
-from .checks import check_frames, warn_once
+from .cameras import ImageSizes, camera_order
+from .checks import check_frames
 from .file_paths import path_below
 from .lenses import LensNotes
 from .links import link_frames
@@ -99,7 +101,7 @@ class _Rig(NamedTuple):
 def _ordered(identifier: Identifier, entry: Mapping[str, Any], rig: _Rig, place: str) -> list[str]:
     """Names of the cameras of a frame, the front one first."""
     listed = [camera for camera in entry["sensor"] if camera != "sd_map"]
-    known = next((name for name in FRONT_CAMERAS if name in listed), listed[0] if listed else "the first")
+    known = front_by_name(listed) or (listed[0] if listed else "the first")
     front = rig.fronts.setdefault(identifier[:2], known)
     if front not in listed:
         raise DataError(
