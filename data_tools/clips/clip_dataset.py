@@ -274,7 +274,8 @@ class ClipDataset(Dataset):
         if "occupancy" not in self.tasks or not frame.occupancy_path:
             return None
         labels = read_occupancy(frame.occupancy_path)
-        return OccupancyTargets(*map(torch.from_numpy, (labels.semantics, labels.mask_lidar, labels.mask_camera)))
+        grids = (labels.semantics, labels.mask_lidar, labels.mask_camera)
+        return OccupancyTargets(*(None if grid is None else torch.from_numpy(grid) for grid in grids))
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out."""

@@ -75,7 +75,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
 
 def _mirror_occupancy(targets: OccupancyTargets) -> OccupancyTargets:
     """Voxels [x, y, z] of the ego frame, left for right; the grid is symmetric in y."""
-    return OccupancyTargets(*(grid.flip(1) for grid in (targets.semantics, targets.mask_lidar, targets.mask_camera)))
+    return targets.map(lambda grid: grid.flip(1))
 
 
 def _mirror_image(image: NDArray[np.float32] | None) -> NDArray[np.float32] | None:

@@ -58,8 +58,8 @@ def with_255(semantics: np.ndarray) -> np.ndarray:
     ("change", "message"),
     [
         (with_255, "semantics holds 255, but classes are 0..17: say in the masks what is unknown"),
-        (lambda s: s[:, :, :8], "semantics is uint8 [200, 200, 8], it must be uint8 [200, 200, 16]"),
-        (lambda s: s.astype(np.int64), "semantics is int64 [200, 200, 16], it must be uint8"),
+        (lambda s: s[:, :, :8], "semantics is uint8 [200, 200, 8]; it must be uint8 [200, 200, 16]"),
+        (lambda s: s.astype(np.float32), "semantics is float32 [200, 200, 16]; it must be uint8"),
     ],
     ids=["255", "shape", "dtype"],
 )
