@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,7 +173,7 @@ def add_predict(verbs: Any) -> None:
 def _run_predict(options: argparse.Namespace) -> int:
     from ..tasks.registry import ENDINGS, places
 
-    if options.out and Path(options.out).suffix in ENDINGS and not Path(options.out).is_dir():
+    if options.out and Path(options.out).suffix in ENDINGS and not os.path.isdir(options.out):
         check_outputs([options.out])
     else:
         check_outputs(folders=[options.out or "."])

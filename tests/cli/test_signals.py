@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from drivestack.cli.main import main
+
 PATIENCE_S = 120.0
 PROGRAM = """
 import sys, time
@@ -80,10 +82,12 @@ def hidden(folder: Path) -> list[Path]:
     ],
 )
 def test_no_process_of_synthesize_survives_it(
-    tmp_path: Path, number: signal.Signals, of_group: bool, code: int
+    tmp_path: Path, number: signal.Signals, of_group: bool, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with synthesizing(tmp_path / "set") as (run, processes):
         assert len(processes) >= 2
+        assert main(["synthesize", str(tmp_path / "set"), "--scenes", "2"]) == 2  # a second run
+        assert f"{tmp_path}/set: process {run.pid} on " in capsys.readouterr().err
         sent_s = time.monotonic()
         (os.killpg if of_group else os.kill)(run.pid, number)
         errors = run.communicate(timeout=PATIENCE_S)[1].splitlines()
@@ -99,25 +103,17 @@ def test_no_process_of_synthesize_survives_it(
     assert line == f"{words}; the same command goes on with the scenes that are missing"
 
 
-def test_the_second_run_into_a_folder_is_refused_at_once(tmp_path: Path) -> None:
-    with synthesizing(tmp_path / "set") as (run, _):
-        second = subprocess.run([*run.args], capture_output=True, text=True)  # type: ignore[misc]
-        assert run.poll() is None
-        assert second.returncode == 2
-        (line,) = second.stderr.splitlines()
-        assert line.startswith(f"error: {tmp_path}/set: process {run.pid} on ")
-        assert "is writing here; wait for it, or choose another place" in line
-
-
 def test_what_a_killed_run_left_is_used_or_removed_by_the_next(tmp_path: Path) -> None:
-    short = ["--split", "val", "--scenes", "1", "--keyframes", "1", "--image-width", "64", "--workers", "1"]
-    command = [sys.executable, "-m", "drivestack", "synthesize", str(tmp_path / "set"), *short]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
-        wait_for(lambda: list((tmp_path / "set.partial").glob("samples/*/*")))
+    with synthesizing(tmp_path / "set") as (run, processes):
         run.kill()
-    stale = tmp_path / "set.partial" / "samples" / "CAM_FRONT" / ".x.drivestack-tmp.jpg"
-    stale.parent.mkdir(parents=True, exist_ok=True)
-    stale.write_bytes(b"half")
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+        wait_for(lambda: not any(map(is_running, processes)), 20.0)
+    assert len(hidden(tmp_path)) >= 3  # a lock, and two files that were being written
+    arguments = ["--scenes", "2", "--keyframes", "2", "--image-width", "640", "--workers", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drivestack.data_tools.synthetic.files.generate._run", stop)
+        assert main(["synthesize", str(tmp_path / "set"), *arguments]) == 130
     assert hidden(tmp_path) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
