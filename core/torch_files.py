@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import LIBRARY_ERRORS
-from .pickles import Allowed, AllowListUnpickler, Budget, check_lengths, encode_latin1, numpy_names
+from .pickles import Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -307,11 +307,11 @@ class _TensorUnpickler:
         self._load = load
         self._storages: dict[str, torch.UntypedStorage] = {}
         self.numel_of: dict[str, int] = {}
-        budget = Budget(file_bytes)
-        self._allowed = numpy_names() | _torch_names()
+        self._limits = Limits(file_bytes)
+        self._allowed = numpy_names(self._limits) | _torch_names()
         for kind in (set, frozenset, bytearray, list, dict, tuple):
-            self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = budget.copying(
-                kind
+            self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = (
+                self._limits.copying(kind)
             )
 
     def load(self, content: bytes) -> Any:
@@ -319,7 +319,9 @@ class _TensorUnpickler:
         unpickler = AllowListUnpickler(io.BytesIO(content), self._allowed, encoding="utf-8")
         unpickler.persistent_load = self._storage  # type: ignore[method-assign]
         try:
-            return unpickler.load()
+            found = unpickler.load()
+            self._limits.check_dtypes()
+            return found
         except pickle.UnpicklingError as error:
             if str(error).startswith("it names "):
                 raise UnreadObjectError(str(error).removeprefix("it names ")) from None
