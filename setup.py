@@ -27,9 +27,16 @@ from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+NEEDS_SETUPTOOLS = 77  # pyproject.toml says the same, but --no-build-isolation does not look there
+if int(setuptools.__version__.partition(".")[0]) < NEEDS_SETUPTOOLS:  # it would not understand pyproject.toml
+    raise SystemExit(
+        f"drivestack: needs setuptools>={NEEDS_SETUPTOOLS}, here is {setuptools.__version__}: pip install -U setuptools"
+    )
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "ops/csrc"

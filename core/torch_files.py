@@ -23,15 +23,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from .errors import LIBRARY_ERRORS
-from .pickles import Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
+from .pickles import PICKLE_ERRORS, Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MOST_DIMENSIONS = 25
 MOST_INFLATED = 8  # times the file, of an archive that somebody compressed
 CHUNK_BYTES = 1 << 22
-READ_ERRORS = (*LIBRARY_ERRORS, OSError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
+READ_ERRORS = (*PICKLE_ERRORS, OSError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
 """What reading a broken file may raise."""
 
 
