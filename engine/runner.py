@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..core.checkpoint import load_checkpoint, load_state
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, library_errors
 from ..core.files import atomic_path, write_json
 from ..core.registries import MODELS
+from ..core.weight_names import weights_of
 from . import checkpoints
 from .config import KEYS, task_names
 from .config_text import config_text
@@ -84,7 +85,7 @@ class TrainRunner(Runner):
                 **task_names(self.cfg),
                 **notes,
             },
-            "state_dict": dict(self.bare_model.state_dict()),
+            "state_dict": weights_of(self.bare_model),
             "optimizer": self.optim_wrapper.state_dict(),
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers or []],
         }
@@ -124,9 +125,12 @@ class TrainRunner(Runner):
         load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
-        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-        for scheduler, state in zip(self.param_schedulers or [], checkpoint["param_schedulers"]):
-            scheduler.load_state_dict(state)
+        with library_errors(
+            CheckpointError, path, "its optimiser's state is damaged or another's: take an earlier one"
+        ):
+            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+            for scheduler, state in zip(self.param_schedulers or [], checkpoint["param_schedulers"]):
+                scheduler.load_state_dict(state)
         self.train_loop.iter = meta["iter"]
 
 
