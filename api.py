@@ -175,7 +175,8 @@ class Perception:
     ) -> Answer:
         """The answer for one keyframe.
 
-        images: by camera name, or in the rig's order; see ``Rig.frame``. global_from_ego: [4, 4], where the car is; a
+        images: by camera name, or in the rig's order, None for one that has no image now; see ``Rig.frame``. The rig's
+        order does not matter: cameras go to the model by name. global_from_ego: [4, 4], where the car is; a
         model that remembers needs it. timestamp_us: must rise within a drive. reset: a new drive starts here. session:
         the memory to use and update, instead of this object's. tasks: answer only these.
 
@@ -224,9 +225,12 @@ class Perception:
         if len({session.scene for session in sessions}) < count:
             raise ConfigError("two sessions are of one drive (the same one, or copies): answer them in separate calls")
         answers: list[Answer | None] = [None] * count
-        for size in sorted({len(rig) for rig in rigs}):  # a batch holds one number of cameras
-            group = [i for i, rig in enumerate(rigs) if len(rig) == size]
-            for i, answer in zip(group, self._answer([frames[i] for i in group], [sessions[i] for i in group], tasks)):
+        groups: dict[tuple, list[int]] = {}  # a batch holds the same cameras, with the same one ahead
+        for i, rig in enumerate(rigs):
+            groups.setdefault((self._camera_names(rig), rig.front), []).append(i)
+        for (names, _), group in groups.items():
+            own = [frames[i] for i in group], [sessions[i] for i in group]
+            for i, answer in zip(group, self._answer(*own, names, tasks)):
                 answers[i] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -256,7 +260,11 @@ class Perception:
         )
 
     def _answer(
-        self, frames: Sequence[Frame], sessions: Sequence[Session], tasks: Sequence[str] | None
+        self,
+        frames: Sequence[Frame],
+        sessions: Sequence[Session],
+        camera_names: Sequence[str] | None,
+        tasks: Sequence[str] | None,
     ) -> list[Answer]:
         import torch
 
@@ -264,8 +272,7 @@ class Perception:
         from .engine.predict import precision_context
         from .tasks.run import input_dataset
 
-        frames = [self._in_model_order(frame) for frame in frames]
-        dataset = input_dataset(self.config, self.model, frames)
+        dataset = input_dataset(self.config, self.model, frames, camera_names)
         device = next(self.model.parameters()).device
         batch = collate_clips([dataset[i] for i in range(len(frames))]).to(device)
         remembered: dict[Any, Any] = {}
@@ -278,18 +285,19 @@ class Perception:
             session.timestamp_us = frame.timestamp_us
         return [Answer.of(own, frame, self.class_names) for own, frame in zip(raw, dataset.frames)]
 
-    def _in_model_order(self, frame: Frame) -> Frame:
-        """Cameras in the order of the model's training, where they have its names; else as the rig has them."""
-        from dataclasses import replace
+    def _camera_names(self, rig: Rig) -> tuple[str, ...] | None:
+        """Cameras in the order of the model's embeddings: those of its training where the config has their names (a
+        rig may lack some), else nuScenes' in the published order and others as the rig has them.
 
-        from .data_tools.readers.occ3d_challenge import CAMERA_ORDER
+        None: the rig has others than those of the training.
+        """
+        from .core.cameras import in_published_order
         from .tasks.run import input_settings
 
-        order = input_settings(self.config).get("camera_names") or CAMERA_ORDER
-        by_name = {view.name: view for view in frame.cameras}
-        if not set(by_name) <= set(order):
-            return frame
-        return replace(frame, cameras=tuple(by_name[name] for name in order if name in by_name))
+        trained = input_settings(self.config).get("camera_names")
+        if trained is None:
+            return in_published_order(rig)
+        return tuple(trained) if set(rig) <= set(trained) else None
 
     def evaluate(self, data: DataSource | Sequence[Frame], **settings: Any) -> dict[str, dict[str, Any]]:
         """See the function ``evaluate``."""

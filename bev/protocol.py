@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
+from ..core.once import warn_once
 from ..core.registries import MODELS
+from .map.bev_map import BevMap
 
 TASKS = ("boxes", "occupancy", "lanes")
 Levels = list[Tensor]
@@ -79,6 +81,26 @@ class PerceptionModel(BaseModel):
                 f"the model learns from frames {self.frame_offsets}, the batch has {batch.frame_offsets}: give its "
                 "dataset the same frame_offsets"
             )
+
+    def check_inputs(self, camera_names: Sequence[str], pc_range: Sequence[float] | None = None) -> None:
+        """Compare a dataset's rig and range with the model's BEV map, before any work.
+
+        Raises ConfigError for more cameras than the map has embeddings; warns of fewer, and of another range (pc_range
+        None: not compared).
+        """
+        for bev_map in (module for module in self.modules() if isinstance(module, BevMap)):
+            bev_map.check_cameras(len(camera_names))
+            known = len(bev_map.cams_embeds)
+            if len(camera_names) < known:
+                warn_once(
+                    f"the rig has {len(camera_names)} cameras ({', '.join(camera_names)}), the model was made for "
+                    f"{known}: it answers from what these see"
+                )
+            if pc_range is not None and tuple(map(float, pc_range)) != bev_map.pc_range:
+                warn_once(
+                    f"the dataset's pc_range {tuple(map(float, pc_range))} is not the model's {bev_map.pc_range}: "
+                    "objects outside either are not learned, or not found; give both the same"
+                )
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor] | list[SceneAnswer]:
         """``loss`` in training; ``predict`` without memory. Other modes raise ValueError."""

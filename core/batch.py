@@ -62,6 +62,12 @@ class Batch:
     """The current frames, for tokens and poses."""
     camera_names: list[tuple[str, ...]] = field(default_factory=list)
     """B x N: which camera is which; left out, they are the frames' own in their order."""
+    camera_valid: list[tuple[bool, ...]] = field(default_factory=list)
+    """B x N: False where the current frame lacks the camera: its image is zeros, nothing projects into it
+    (``image_from_bev`` zeros), and its ``intrinsics`` and ``bev_from_camera`` are identities. Left out: all are there.
+    What past frames lack has zeros in ``image_from_bev`` likewise."""
+    front_cameras: list[int | None] = field(default_factory=list)
+    """B: index of the camera that looks ahead, None where none does; left out: not known (made by hand)."""
 
     def __post_init__(self) -> None:
         """Labels that are not given are None for every sample."""
@@ -76,6 +82,11 @@ class Batch:
         """The same batch as a model meets it at test time."""
         nothing: dict[str, Any] = {name: [] for name in LABELS}
         return replace(self, **nothing)
+
+    @property
+    def all_cameras_valid(self) -> bool:
+        """Whether every current frame has all cameras."""
+        return all(all(cameras) for cameras in self.camera_valid)
 
     @property
     def tokens(self) -> list[str]:

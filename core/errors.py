@@ -30,8 +30,12 @@ class SubmissionError(DrivestackError):
     """A submission file breaks the rules of its benchmark."""
 
 
-class TrainingError(DrivestackError):
-    """Training met a number that is not finite."""
+class ModelError(DrivestackError):
+    """A model failed on a batch: memory, or parts that do not fit one another."""
+
+
+class TrainingError(ModelError):
+    """Training met a number that is not finite, or a model, hook or step that failed."""
 
 
 class PredictionError(DrivestackError):

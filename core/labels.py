@@ -5,6 +5,7 @@ Shapes: n lanes, k traffic elements, m boxes in one image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -19,10 +20,12 @@ class OccupancyLabels:
 
     semantics: NDArray[np.uint8]
     """[X, Y, Z] class of each voxel; Occ3D-nuScenes: 0..16 things and surfaces, 17 free."""
-    mask_lidar: NDArray[np.bool_]
-    """[X, Y, Z] True where an accumulated LiDAR ray passed or ended."""
-    mask_camera: NDArray[np.bool_]
-    """[X, Y, Z] True where the current cameras see."""
+    mask_lidar: NDArray[np.bool_] | None
+    """[X, Y, Z] True where an accumulated LiDAR ray passed or ended; None where the data set has no masks (OpenOcc)."""
+    mask_camera: NDArray[np.bool_] | None
+    """[X, Y, Z] True where the current cameras see; None like ``mask_lidar``."""
+    openocc: bool = False
+    """Whether the file had OpenOcc's class numbers; ``semantics`` has Occ3D's all the same."""
 
 
 ELEMENT_ATTRIBUTES = (
@@ -104,13 +107,18 @@ class OccupancyTargets:
 
     semantics: Tensor
     """[X, Y, Z] uint8"""
-    mask_lidar: Tensor
-    """[X, Y, Z] bool"""
-    mask_camera: Tensor
-    """[X, Y, Z] bool"""
+    mask_lidar: Tensor | None
+    """[X, Y, Z] bool, None where the labels have no masks"""
+    mask_camera: Tensor | None
+    """[X, Y, Z] bool, None where the labels have no masks"""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> OccupancyTargets:
+        """``change`` of every tensor that is there."""
+        grids = (getattr(self, f.name) for f in fields(self))
+        return OccupancyTargets(*(None if grid is None else change(grid) for grid in grids))
 
     def to(self, device: torch.device | str) -> OccupancyTargets:
-        return OccupancyTargets(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return self.map(lambda grid: grid.to(device))
 
 
 @dataclass
@@ -127,8 +135,8 @@ class LaneTargets:
     """[n, n] bool"""
     lane_element: Tensor
     """[n, k] bool"""
-    front_camera: int = 0
-    """Index of the camera that shows the elements."""
+    front_camera: int | None = 0
+    """Index of the camera that shows the elements; None: no camera looks ahead, and there are no elements."""
 
     def to(self, device: torch.device | str) -> LaneTargets:
         lines = [line.to(device) for line in self.centrelines]

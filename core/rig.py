@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..geometry import PinholeCamera
+from .cameras import front_camera
 from .errors import DataError
 from .frames import Annotations, CameraView, Frame
 from .labels import LaneLabels
@@ -43,7 +44,7 @@ class Camera:
 
 
 class Rig(Mapping[str, Camera]):
-    """Cameras by name; the first one looks ahead (traffic lights and signs are found in it).
+    """Cameras by name, in any order. Traffic lights and signs are found in the one that looks ahead (``front``).
 
     cameras: Camera objects, or (intrinsics, ego_from_camera, size_px) each. Raises ValueError without any, DataError as
     Camera does, naming the camera.
@@ -72,6 +73,11 @@ class Rig(Mapping[str, Camera]):
     def __repr__(self) -> str:
         return f"Rig({', '.join(self)})"
 
+    @property
+    def front(self) -> str | None:
+        """The camera that looks ahead, by its name or its optical axis (core/cameras.py); None where none does."""
+        return front_camera({name: np.asarray(camera.ego_from_camera)[:3, 2] for name, camera in self.items()})
+
     def frame(
         self,
         images: Mapping[str, Any] | Sequence[Any],
@@ -89,12 +95,14 @@ class Rig(Mapping[str, Camera]):
         """A keyframe of this rig.
 
         images: by camera name, or in the rig's order: paths, uint8 arrays [H, W, 3] in RGB, PIL images, or tensors
-        (uint8 or 0..1, [3, H, W] or [H, W, 3]). global_from_ego: [4, 4], where the car is; identity if left out.
+        (uint8 or 0..1, [3, H, W] or [H, W, 3]); None for a camera that has no image now: it is masked. global_from_ego: [4, 4], where the car is; identity if left out.
         Raises DataError for a missing or surplus image, or one that is none of these.
         """
         pose = np.eye(4) if global_from_ego is None else np.array(global_from_ego, dtype=np.float64)
         views = []
         for name, image in self._by_name(images).items():
+            if image is None:
+                continue
             camera = self[name]
             path, pixels = as_image(image, name)
             views.append(
@@ -130,9 +138,13 @@ class Rig(Mapping[str, Camera]):
                 )
             images = dict(zip(self, images))
         if missing := [name for name in self if name not in images]:
-            raise DataError(f"no image of camera {missing[0]}: the rig has {', '.join(self)}")
+            raise DataError(
+                f"no image of camera {missing[0]}: the rig has {', '.join(self)}; give it, or None to mask the camera"
+            )
         if surplus := [name for name in images if name not in self]:
             raise DataError(f"an image of camera {surplus[0]!r}, which the rig lacks: it has {', '.join(self)}")
+        if all(image is None for image in images.values()):
+            raise DataError(f"no image of any camera: the rig has {', '.join(self)}; leave the keyframe out")
         return {name: images[name] for name in self}
 
 

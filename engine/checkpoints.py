@@ -4,13 +4,16 @@ A training checkpoint is a dict of tensors and plain values: ``meta``, ``state_d
 is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``. `export_weights` publishes
 its ``state_dict`` as safetensors. Weights alone are read by core.checkpoint.load_checkpoint.
 
-``meta`` holds ``iter``, ``seed``, ``world_size``, ``config`` (its name), ``torch``; ``classes`` and ``cameras`` (names
-in the model's order) where the config has them; in best.pth ``best`` (metric, score, iter).
+``meta`` holds ``iter``, ``seed``, ``world_size``, ``settings`` (resume.py), ``config`` (its name), ``torch``;
+``classes`` and ``cameras`` (names in the model's order) where the config has them; in best.pth ``best`` (metric, score,
+iter).
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +24,12 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..core.checkpoint import check_finite, save_safetensors
-from ..core.errors import CheckpointError
-from ..core.files import atomic_path
+from ..core.errors import CheckpointError, DataError
+from ..core.files import atomic_path, file_name
 from ..core.finite import not_finite
 from ..core.weight_files import is_safetensors, read_pth, read_safetensors
+
+logger = logging.getLogger("drivestack")
 
 POINTER = "last_checkpoint"
 
@@ -42,7 +47,45 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, is_last: bool = True
 def latest_checkpoint(work_dir: Path) -> Path | None:
     """The file that ``last_checkpoint`` names, None where training has not saved yet."""
     pointer = work_dir / POINTER
-    return work_dir / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    return work_dir / file_name(pointer.read_text(encoding="utf-8", errors="replace").strip(), f"{pointer}: checkpoint")
+
+
+def saved_checkpoints(work_dir: Path) -> list[Path]:
+    """The ``iter_N.pth`` of a folder, those of most iterations first."""
+    matches = [(re.fullmatch(r"iter_(\d+)\.pth", path.name), path) for path in work_dir.glob("iter_*.pth")]
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)]
+
+
+def last_good_checkpoint(work_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and its content; None where training has not saved yet.
+
+    That is the one ``last_checkpoint`` names; where it is damaged or missing, the one before, which is reported.
+    Raises CheckpointError where none can be read.
+    """
+    try:
+        named = latest_checkpoint(work_dir)
+    except DataError as error:
+        logger.warning("%s", error)
+        named = None
+    others = [path for path in saved_checkpoints(work_dir) if path != named]
+    candidates = others if named is None else [named, *others]
+    failures = []
+    for path in candidates:
+        try:
+            content = read_checkpoint(path)
+        except CheckpointError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            logger.warning("%s; going on from %s", failures[0], path.name)
+        return path, content
+    if failures:
+        raise CheckpointError(
+            f"{'; '.join(failures)}; no other checkpoint is left in {work_dir}: start anew in another --work-dir."
+        )
+    return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -67,6 +110,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     for name, value in checkpoint["meta"].items():
         if name in META and not isinstance(value, META[name]):
             raise _wrong(path, f"meta.{name}", value)
+    if wrong := [name for name in REQUIRED_META if checkpoint["meta"].get(name, 0) < 0]:
+        raise _wrong(path, f"meta.{wrong[0]}", checkpoint["meta"][wrong[0]])
     if absent := [name for name in REQUIRED_META if name not in checkpoint["meta"]]:
         raise CheckpointError(f"{path}: its meta lacks {', '.join(absent)}: not a checkpoint of `train`. {advice}")
     for part in ("state_dict", "ema_state_dict"):

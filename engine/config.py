@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.data import Dataset
 
-from ..core.errors import ConfigError, DrivestackError
+from ..core.errors import LIBRARY_ERRORS, ConfigError, DrivestackError
 from ..core.registries import DATASETS, MODELS
+from .config_check import KEYS, check_types, dotted_leaves, unread
 from .config_text import import_types
-from .config_variables import load_with_variables
+from .config_variables import load_with_variables, read_source, time_limit, unread_names
 
-KEYS = frozenset(
-    [
-        "model",
-        "train_dataloader",
-        "test_dataset",
-        "optim_wrapper",
-        "param_scheduler",
-        "train_cfg",
-        "seed",
-        "checkpoint",
-        "log_interval",
-        "ema",
-        "sync_bn",
-        "find_unused_parameters",
-        "new_parts",
-        "custom_hooks",
-        "validation",
-        "class_range_m",
-        "tensorboard",
-        "data_command",
-        "activation_checkpointing",
-        "efficient_conv_bn_eval",
-        "compile",
-    ]
-)
-"""Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
+__all__ = ["KEYS"]  # beside what is defined here
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -85,21 +65,27 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | Iterabl
     for key, value in pairs.items():
         if key not in variables:
             override(config, key, value)
+    check_types(config)
     config.config_name = path.stem
     return config
 
 
 def _read(path: Path, variables: Mapping[str, Any]) -> Config:
     try:
-        config = load_with_variables(path, variables) if variables else Config.fromfile(path, lazy_import=True)
-        _import_all(config._cfg_dict)
-        import_types(config._cfg_dict)
+        with time_limit(path):
+            source = read_source(path)
+            config = load_with_variables(source, variables) if variables else Config.fromfile(path, lazy_import=True)
+            _import_all(config._cfg_dict)
+            import_types(config._cfg_dict)
+        names = unread_names(source)
     except DrivestackError:
         raise
-    except Exception as error:  # a config is code: whatever it raises, the reader needs the file's name
+    except (Exception, SystemExit) as error:  # a config is code: whatever it raises, the reader needs the file's name
         change = f" with {', '.join(f'{key}={value!r}' for key, value in variables.items())}" if variables else ""
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(f"{path}: cannot be read as a config{change}: {reason}") from error
+    for name in names - KEYS:
+        raise ConfigError(f"{path}: {unread(name, config._cfg_dict)}")
     return config
 
 
@@ -131,16 +117,6 @@ def _check_effect(before: Config, after: Config, key: str, variables: Mapping[st
     near = [place for place in places if place.split(".")[-1] == last][:3]
     advice = f"set {' or '.join(near)} instead" if near else "set the dotted key that you mean instead"
     raise ConfigError(f"override {key}: nothing in the config depends on it; {advice}.")
-
-
-def dotted_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of all values below ``node`` that are no mappings themselves, such as ``model.img_neck.num_outs``."""
-    for key, value in node.items():
-        place = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from dotted_leaves(value, f"{place}.")
-        else:
-            yield place, value
 
 
 def task_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -196,18 +172,41 @@ def building(part: str) -> Iterator[None]:
     """Within, a config's wrong type, argument or value becomes a ConfigError that names the part of the config."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
-        text = (str(error.args[0]) if error.args else "").partition("\n")[0] or type(error).__name__
+    except LIBRARY_ERRORS as error:
+        text = " ".join(str(error.args[0] if error.args else "").partition("\n")[0].split()) or type(error).__name__
         name, unregistered, _ = text.partition(" is not in the ")  # MMEngine's words, which go on for two lines
         if unregistered:
             text = f"nothing is registered as type={name!r}; import the class in the config and write type=TheClass"
         raise ConfigError(f"{part} of the config cannot be built: {text}") from error
 
 
-def build_model(config: Config) -> nn.Module:
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Refuse a model whose parameters alone exceed this machine's memory, before the system ends the process."""
+    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    used_bytes = 0
+
+    def count(module: nn.Module, name: str, parameter: torch.Tensor | None) -> None:
+        nonlocal used_bytes
+        if parameter is not None and parameter.device.type == "cpu":
+            used_bytes += parameter.nbytes
+        if used_bytes > total_bytes:
+            raise ConfigError(
+                f"model: {type(module).__name__}.{name} of {tuple(parameter.shape)} brings the parameters to "
+                f"{used_bytes / 2**30:.0f} GiB, more than this machine's memory; look at the sizes in the config."
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def build_model(config: Mapping[str, Any]) -> nn.Module:
     """The model a config describes, with fresh weights. Raises ConfigError."""
-    with building("model"):
-        return MODELS.build(config.model)
+    with building("model"), _within_memory():
+        return MODELS.build(config["model"])
 
 
 def build_dataset(dataset_config: Mapping[str, Any]) -> Dataset:

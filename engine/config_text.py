@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pprint
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -21,6 +23,15 @@ def config_text(config: Config, keys: Collection[str]) -> str:
     for key in sorted(keys & values.keys()):
         parts.append(f"{key} = {pprint.pformat(_plain(values[key]), width=120, sort_dicts=False)}\n")
     return "\n".join(parts)
+
+
+def read_config_text(path: Path) -> dict[str, Any]:
+    """The values of a file that `config_text` has written, classes by their names; {} where it is none or missing."""
+    with suppress(OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        pairs = [(line.targets[0], line.value) for line in statements if isinstance(line, ast.Assign)]
+        return {name.id: ast.literal_eval(value) for name, value in pairs if isinstance(name, ast.Name)}
+    return {}
 
 
 def _plain(value: Any) -> Any:

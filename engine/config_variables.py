@@ -8,8 +8,11 @@ temporary folder where the new value stands right behind the assignment that cou
 from __future__ import annotations
 
 import ast
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +43,16 @@ class ConfigSource:
         return [i for i, statement in enumerate(self.tree.body) if name in _assigned_names(statement)]
 
 
-def read_source(path: Path) -> ConfigSource:
-    """The chain of a config file."""
+READING_CPU_S = 20.0
+"""Processor time that reading a config may take; a shipped one takes 1 s, most of it to import the model's code."""
+
+
+def read_source(path: Path, importers: tuple[Path, ...] = ()) -> ConfigSource:
+    """The chain of a config file. Raises ConfigError where it comes back to a file that is being read."""
+    path = path.absolute()
+    if path in importers:
+        circle = " -> ".join(file.name for file in (*importers[importers.index(path) :], path))
+        raise ConfigError(f"{importers[-1]}: imports itself ({circle}); remove this import from `with read_base()`.")
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     imports = [
         node
@@ -50,25 +61,75 @@ def read_source(path: Path) -> ConfigSource:
         for node in statement.body
         if isinstance(node, ast.ImportFrom)
     ]
-    return ConfigSource(path, tree, [(node, read_source(_base_file(path, node))) for node in imports])
+    bases = [(node, read_source(_base_file(path, node), (*importers, path))) for node in imports]
+    return ConfigSource(path, tree, bases)
 
 
-def load_with_variables(path: Path, changes: Mapping[str, Any]) -> Config:
-    """The config of ``path`` read with new values for top-level names: dotted keys of their own, or the names.
+@contextmanager
+def time_limit(path: Path) -> Iterator[None]:
+    """Within, a config that computes for READING_CPU_S is named instead of hanging (main thread, not on Windows)."""
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable or signal.getsignal(signal.SIGVTALRM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise ConfigError(f"{path}: still not read after {READING_CPU_S:.0f} s of computing; it loops without end.")
+
+    signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, READING_CPU_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
+
+
+def load_with_variables(source: ConfigSource, changes: Mapping[str, Any]) -> Config:
+    """The config of ``source`` read with new values for top-level names: dotted keys of their own, or the names.
 
     ``changes`` maps ``"max_iters"`` or ``"source.root"`` to values that can be written as Python literals.
     Raises ConfigError for others, and for a name that no file of the chain assigns.
     """
-    source = read_source(path)
+    source = read_source(source.path)  # a copy of its own, to change
     for key, value in changes.items():
         _insert(source, key, value)
     with tempfile.TemporaryDirectory(prefix="drivestack-config-") as folder:
-        return Config.fromfile(_write(source, Path(folder), path.stem), lazy_import=True)
+        return Config.fromfile(_write(source, Path(folder), source.path.stem), lazy_import=True)
 
 
-def assigns(source: ConfigSource, name: str) -> bool:
-    """Whether a file of the chain assigns the top-level ``name``."""
-    return any(file.assignments(name) for file in source.walk())
+def unread_names(source: ConfigSource) -> set[str]:
+    """Variables that the first file assigns or changes and that nothing in it reads, keys of the config among them.
+
+    (What its bases computed from a variable of theirs, they computed before.)
+    """
+    assigned = {name for statement in source.tree.body for name in _assigned_names(statement)}
+    changed = {node: node.id for statement in source.tree.body for node in _changed_names(statement)}
+    variables = {name for name in changed.values() if any(file.assignments(name) for file in source.walk())}
+    read = {
+        node.id
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in changed
+    }
+    return {name for name in (assigned | variables) - read if not name.startswith("_")}
+
+
+def _changed_names(statement: ast.stmt) -> Iterator[ast.Name]:
+    """Names of which a statement changes a part: ``name.x = 1``, ``name["x"] = 1``, ``name.update(x=1)``."""
+    if isinstance(statement, ast.Assign):
+        nodes = list(statement.targets)
+    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        nodes = [statement.target]
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        nodes = [statement.value.func]
+    else:
+        return
+    for node in nodes:
+        inner = node
+        while isinstance(inner, (ast.Attribute, ast.Subscript)):
+            inner = inner.value
+        if inner is not node and isinstance(inner, ast.Name):
+            yield inner
 
 
 def _insert(source: ConfigSource, key: str, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,32 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import Tensor
 
+from ..core.errors import TrainingError
 from ..core.progress import ProgressDisplay
 from ..core.registries import HOOKS
+from .checkpoints import saved_checkpoints
+from .failures import bad_parameters
 from .run_log import RunLog
 from .runner import TrainRunner
 
 logger = logging.getLogger("drivestack")
 
 
+def is_due(done: int, interval: int, window: int) -> bool:
+    """Whether something that happens every ``interval`` iterations happens after ``done`` of them.
+
+    window: iterations per step of the optimiser; it happens between two steps, at the first one after the interval.
+    """
+    return done % window == 0 and done // interval > (done - window) // interval
+
+
 @HOOKS.register_module()
 class KeepCheckpoints(Hook):
-    """Saves ``iter_N.pth`` every ``interval`` iterations and when training ends; keeps the last ``keep`` of them."""
+    """Saves ``iter_N.pth`` every ``interval`` iterations and when training ends; keeps the last ``keep`` of them.
+
+    Where gradients are accumulated, at the end of the window: the next step of the optimiser is then as without a stop.
+    Raises TrainingError instead of saving weights that are not finite: the checkpoint before stays the last.
+    """
 
     priority = "VERY_LOW"  # after EMA and schedulers have moved
 
@@ -32,10 +46,14 @@ class KeepCheckpoints(Hook):
         self.keep = keep
         self.saved_at = -1
 
+    def before_train(self, runner: TrainRunner) -> None:
+        if runner.resumed_from == Path(runner.work_dir) / f"iter_{runner.iter}.pth":
+            self.saved_at = runner.iter
+
     def after_train_iter(
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if self.every_n_train_iters(runner, self.interval):
+        if is_due(runner.iter + 1, self.interval, runner.train_loop.window):
             self._save(runner, runner.iter + 1)
 
     def after_train(self, runner: TrainRunner) -> None:
@@ -46,12 +64,16 @@ class KeepCheckpoints(Hook):
         self.saved_at = iteration
         if not is_main_process():
             return
+        if bad := bad_parameters(runner.bare_model):
+            raise TrainingError(
+                f"iteration {iteration}: weights are not finite ({', '.join(bad)}), so they were not saved: resume "
+                "from the last checkpoint with a lower learning rate."
+            )
         folder = Path(runner.work_dir)
         runner.save_training_state(folder / f"iter_{iteration}.pth", iteration)
-        matches = [(re.fullmatch(r"iter_(\d+)\.pth", path.name), path) for path in folder.iterdir()]
-        older = sorted((int(match[1]), path) for match, path in matches if match and int(match[1]) < iteration)
-        for _, path in older[: max(0, len(older) + 1 - self.keep)]:
-            path.unlink()
+        names = [path.name for path in saved_checkpoints(folder)]
+        for name in names[names.index(f"iter_{iteration}.pth") + self.keep :]:
+            (folder / name).unlink()
 
 
 @HOOKS.register_module()

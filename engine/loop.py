@@ -6,19 +6,25 @@ So a run that was killed and resumed takes the same path as one that was not.
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast, get_rank
+from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
-from ..core.errors import ConfigError, TrainingError
+from ..core.errors import ConfigError, DataError, TrainingError
 from ..core.registries import LOOPS
+from ..core.signals import Held, hold_termination
+from .failures import bad_parameters, computing, reading, workers_die_quietly
+
+AGAIN = "--resume goes on from the last checkpoint"
+SHOWN = 4  # samples in a message
 
 
 def reseed(seed: int, iteration: int, rank: int) -> None:
@@ -39,11 +45,12 @@ def check_finite(losses: dict[str, Tensor]) -> None:
 
 @LOOPS.register_module()
 class ResumableTrainLoop(BaseLoop):
-    """Trains for ``max_iters`` iterations, or until ``max_minutes`` of this process have passed.
+    """Trains for ``max_iters`` iterations, or until ``max_minutes`` of this process have passed or SIGTERM comes.
 
     The model is called as ``model(batch, mode="loss")`` and returns named terms; those whose name contains "loss"
     are added up. The dataloader's sampler is endless and takes ``load_state_dict({"position": n})``, n the samples of
-    this rank that were already used (data_tools.clips.sampler.ResumableSampler).
+    this rank that were already used (data_tools.clips.sampler.ResumableSampler). It stops between two steps of the
+    optimiser only, so ``max_iters`` is a multiple of the iterations that are accumulated into one (train.py).
     """
 
     def __init__(self, runner: Runner, dataloader: Any, max_iters: int, max_minutes: float | None = None) -> None:
@@ -61,48 +68,95 @@ class ResumableTrainLoop(BaseLoop):
         self.stop_training = False
         self.data_time_s = 0.0
 
+    @property
+    def window(self) -> int:
+        """Iterations per step of the optimiser. Between two steps nothing is saved: gradients are in no checkpoint."""
+        return self.runner.optim_wrapper._accumulative_counts
+
     def run(self) -> torch.nn.Module:
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         deadline = math.inf if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
         self.dataloader.sampler.load_state_dict({"position": self.iter * self.dataloader.batch_size})
-        batches = iter(self.dataloader)  # draws a random number, so before the first reseed
-        while self.iter < self.max_iters and not self.stop_training:
-            self.runner.model.train()
-            reseed(self.runner.seed, self.iter, get_rank())
-            start = time.monotonic()
-            batch = next(batches)
-            self.data_time_s = time.monotonic() - start
-            self._run_iteration(batch)
-            self.iter += 1
-            self.stop_training |= self._is_past(deadline)
-        self.runner.call_hook("after_train_epoch")
-        self.runner.call_hook("after_train")
+        with hold_termination() as held:
+            self._iterate(held, deadline)
+            self.runner.call_hook("after_train_epoch")
+            self.runner.call_hook("after_train")
+            if self.runner.distributed:
+                barrier()  # a process that left would have torchrun end rank 0, which may still be writing
         return self.runner.model
+
+    def _iterate(self, held: Held, deadline: float) -> None:
+        with workers_die_quietly():
+            with reading(self._samples, "train_dataloader.num_workers", AGAIN):
+                batches = iter(self.dataloader)  # draws a random number, so before the first reseed
+            try:
+                while self.iter < self.max_iters and not self.stop_training:
+                    self.runner.model.train()
+                    reseed(self.runner.seed, self.iter, get_rank())
+                    start = time.monotonic()
+                    with reading(self._samples, "train_dataloader.num_workers", AGAIN):
+                        batch = next(batches)
+                    self.data_time_s = time.monotonic() - start
+                    self._run_iteration(batch)
+                    self.iter += 1
+                    if self.iter % self.window == 0:
+                        self.stop_training |= self._is_over(held.requested or time.monotonic() > deadline)
+            except DataError:
+                if not (held.requested and self.iter % self.window == 0):  # the signal has ended the workers, too
+                    raise
+            finally:
+                del batches  # ends the workers, also where a traceback keeps this frame
+
+    def _samples(self) -> str:
+        """The samples of this iteration, named for a message."""
+        sampler, size = self.dataloader.sampler, self.dataloader.batch_size
+        places = [sampler.at(self.iter * size + i)[0] for i in range(min(size, SHOWN))]
+        tokens = getattr(self.dataloader.dataset, "tokens", None)
+        names = [str(tokens[place] if tokens else place) for place in places] + ["..."] * (size > SHOWN)
+        return f"iteration {self.iter}: samples {', '.join(names)}"
 
     def _run_iteration(self, batch: Any) -> None:
         runner = self.runner
         runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        batch = batch.to(next(model.parameters()).device)
-        try:
-            with runner.optim_wrapper.optim_context(runner.model):
-                losses = runner.model(batch, mode="loss")
-            check_finite(losses)
-            total = sum(value for name, value in losses.items() if "loss" in name)
-            runner.optim_wrapper.update_params(total)
-        except FloatingPointError as error:
-            raise TrainingError(
-                f"iteration {self.iter}: {error}, on samples {', '.join(batch.tokens)}. This step changed nothing and "
-                "the last checkpoint is good. Look at these samples (drivestack visualize) or lower the learning rate."
-            ) from error
+        where = lambda: f"iteration {self.iter}, on samples {', '.join(map(str, getattr(batch, 'tokens', ())))}"
+        with computing(where, "train_dataloader.batch_size", AGAIN):
+            batch = batch.to(next(model.parameters()).device)
+            try:
+                with runner.optim_wrapper.optim_context(runner.model):
+                    losses = runner.model(batch, mode="loss")
+                check_finite(losses)
+                total = sum(value for name, value in losses.items() if "loss" in name)
+                runner.optim_wrapper.update_params(total)
+            except FloatingPointError as error:
+                raise TrainingError(f"{self._not_finite(str(error), batch, model)}") from error
         outputs = {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
         runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=outputs)
 
-    def _is_past(self, deadline: float) -> bool:
-        """Rank 0 decides, so that no rank waits for one that has left."""
-        if deadline == math.inf:
-            return False
-        past = torch.tensor(int(time.monotonic() > deadline))
-        broadcast(past)
-        return bool(past)
+    def _not_finite(self, reason: str, batch: Any, model: torch.nn.Module) -> str:
+        message = f"iteration {self.iter}: {reason}, on samples {', '.join(batch.tokens)}. "
+        if bad := bad_parameters(model):
+            return message + (
+                f"The weights are not finite since an earlier step ({', '.join(bad)}): resume from the last "
+                "checkpoint, which is good, with a lower learning rate."
+            )
+        return message + (
+            "This step changed nothing and the last checkpoint is good. Look at these samples (drivestack visualize) "
+            "or lower the learning rate."
+        )
+
+    def _is_over(self, wanted: bool) -> bool:
+        """Whether any process is to stop: a signal may reach them between different iterations."""
+        if not self.runner.distributed:
+            return wanted
+        votes = torch.tensor(float(wanted), device=local_device())
+        all_reduce(votes, "max")
+        return bool(votes)
+
+
+def local_device() -> torch.device:
+    """The GPU of this process (torchrun's LOCAL_RANK), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

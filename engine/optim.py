@@ -65,7 +65,7 @@ class PrecisionOptimWrapper(OptimWrapper):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
-        scaler_state = state.pop("loss_scaler")
-        if self.scaler.is_enabled():
+        scaler_state = state.pop("loss_scaler", {})
+        if self.scaler.is_enabled() and scaler_state:  # of a run in another precision it is empty: start as a new run
             self.scaler.load_state_dict(scaler_state)
         super().load_state_dict(state)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +15,12 @@ from torch.utils.data import DataLoader
 
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ModelError
 from ..core.progress import ProgressDisplay
 from ..data_tools.clips.clip_dataset import ClipDataset
 from ..data_tools.clips.collate import collate_clips
 from ..data_tools.clips.sampler import SceneOrderSampler
+from .failures import computing, reading, workers_die_quietly
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +43,17 @@ class Predictor(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def eval(self) -> nn.Module: ...
+
+
+def check_inputs(model: nn.Module, dataset: Any) -> None:
+    """Compare a dataset's cameras and range with the model's, where both state them; see PerceptionModel.check_inputs.
+
+    The range counts where there are boxes to learn or to find.
+    """
+    check, names = getattr(model, "check_inputs", None), getattr(dataset, "camera_names", None)
+    if check is not None and names:
+        has_boxes = "boxes" in getattr(model, "tasks", ()) and getattr(dataset, "classes", ())
+        check(names, dataset.pc_range if has_boxes else None)
 
 
 def precision_context(precision: str, device: torch.device) -> Any:
@@ -70,6 +83,9 @@ def predict(
     tasks: answer only these; default all. keep: is given each answer as it comes and returns what to hold in memory, so
     that large parts (voxels) can go to disk at once. device: default where the model already is. precision: fp32, bf16
     or fp16. A bar on a terminal, a line every tenth elsewhere.
+
+    Raises DataError for samples that cannot be read and for loader workers that were killed, ModelError where the model
+    fails on a batch (memory, shapes).
     """
     device = next(model.parameters()).device if device is None else torch.device(device)
     model.eval().to(device)
@@ -79,19 +95,42 @@ def predict(
     memory: Any = None
     model_s = 0.0
     start = time.monotonic()
-    with ProgressDisplay("predict", len(dataset), unit="samples", shown=progress) as display:
-        for batch in loader:
-            batch = batch.to(device)
+    with ProgressDisplay("predict", len(dataset), unit="samples", shown=progress) as display, workers_die_quietly():
+        for batch in _batches(loader, dataset, sampler):
             began = time.monotonic()
-            with precision_context(precision, device):
-                answers, memory = model.predict(batch, memory, tasks)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            with computing(partial(_named, batch.tokens), "--batch-size", "then run it again", ModelError):
+                batch = batch.to(device)
+                with precision_context(precision, device):
+                    answers, memory = model.predict(batch, memory, tasks)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
             model_s += time.monotonic() - began
             found.answers |= {answer.token: keep(answer) for answer in answers}
             display.advance(len(answers), f"{model_s / len(found.answers):.2f} s per sample")
     found.timing = _timing(len(found.answers), time.monotonic() - start, model_s)
     return found
+
+
+def _batches(loader: DataLoader, dataset: ClipDataset, sampler: SceneOrderSampler) -> Iterator[Batch]:
+    """All batches; a DataError names the samples that cannot be read, and the option for loader workers."""
+    done, size = 0, loader.batch_size or 1
+    tokens = getattr(dataset, "tokens", None)
+
+    def samples() -> str:
+        places = sampler.indices[done : done + size].tolist()
+        return _named([tokens[place] if tokens else place for place in places])
+
+    with reading(samples, "--workers", "then run it again"):
+        batches = iter(loader)
+    while done < len(sampler):
+        with reading(samples, "--workers", "then run it again"):
+            batch = next(batches)
+        yield batch
+        done += size
+
+
+def _named(tokens: Sequence[Any]) -> str:
+    return f"samples {', '.join(map(str, tokens[:4]))}{', ...' if len(tokens) > 4 else ''}"
 
 
 def _timing(samples: int, seconds: float, model_s: float) -> dict[str, float]:

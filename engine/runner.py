@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
+import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..core.checkpoint import load_checkpoint, load_state
-from ..core.errors import CheckpointError, library_errors
+from ..core.errors import CheckpointError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
-from ..core.registries import MODELS
 from ..core.weight_names import weights_of
 from . import checkpoints
-from .config import KEYS, task_names
-from .config_text import config_text
+from .config import KEYS, build_model, task_names
+from .config_text import config_text, read_config_text
 from .fine_tune import fine_tune
+from .loop import local_device
+from .resume import Settings, compare, other_changes, run_settings
 
 logger = logging.getLogger("drivestack")
+
+CONFIG = "config.py"
 
 
 class TrainRunner(Runner):
@@ -32,10 +36,15 @@ class TrainRunner(Runner):
 
     fine_tune = False
     """``load_from`` holds weights of another task shape: fine_tune.py takes what fits."""
+    resumed_from: Path | None = None
+    resumed: dict[str, Any] | None = None
+    """The content of the checkpoint to resume from, where it has been read before."""
+    settings: Settings
+    """What this run is configured with, for its checkpoints (resume.py)."""
     _has_loaded: bool  # set by Runner
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        return model if isinstance(model, nn.Module) else MODELS.build(model)
+        return model if isinstance(model, nn.Module) else build_model({"model": model})
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = local_device()
@@ -59,10 +68,27 @@ class TrainRunner(Runner):
     def _log_env(self, env_cfg: dict) -> None:
         """`drivestack doctor` shows the environment; MMEngine's own report starts compilers to get their versions."""
 
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call all hooks. What other people's code raises there is a TrainingError that names the hook."""
+        own = __name__.partition(".")[0] + "."
+        for hook in self._hooks:
+            method = getattr(hook, fn_name, None)
+            if method is None:
+                continue
+            if type(hook).__module__.startswith(own):
+                method(self, **kwargs)
+                continue
+            fix = "see custom_hooks and ema of the config; --debug shows where"
+            with library_errors(TrainingError, f"hook {type(hook).__name__}.{fn_name}", fix):
+                method(self, **kwargs)
+
     def dump_config(self) -> None:
+        """Not yet: Runner calls this before it is known whether the run can begin."""
+
+    def write_config(self) -> None:
         """The whole config, overrides included, as ``work_dir/config.py``, which loads like any other."""
         if self.rank == 0:
-            with atomic_path(Path(self.work_dir) / "config.py") as temporary:
+            with atomic_path(Path(self.work_dir) / CONFIG) as temporary:
                 temporary.write_text(config_text(self.cfg, KEYS), encoding="utf-8")
 
     @property
@@ -80,6 +106,7 @@ class TrainRunner(Runner):
                 "iter": iteration,
                 "seed": self.seed,
                 "world_size": self.world_size,
+                "settings": self.settings,
                 "config": self.cfg.get("config_name", ""),
                 "torch": torch.__version__.split("+")[0],
                 **task_names(self.cfg),
@@ -94,13 +121,15 @@ class TrainRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
-        if self._has_loaded or self._load_from is None:
-            return
-        if self._resume:
-            self._resume_from(Path(self._load_from))
-        else:
-            self._start_from(Path(self._load_from))
-        self._has_loaded = True
+        world_size, dataset = self.world_size, self.train_dataloader.dataset
+        self.settings = run_settings(self.cfg, self.seed, world_size, dataset, self.optim_wrapper)
+        if self._load_from is not None and not self._has_loaded:
+            if self._resume:
+                self._resume_from(Path(self._load_from))
+            else:
+                self._start_from(Path(self._load_from))
+            self._has_loaded = True
+        self.write_config()
 
     def _start_from(self, path: Path) -> None:
         if self.fine_tune:
@@ -113,29 +142,51 @@ class TrainRunner(Runner):
         self.call_hook("after_load_checkpoint", checkpoint={"state_dict": self.bare_model.state_dict()})
 
     def _resume_from(self, path: Path) -> None:
-        checkpoint = checkpoints.read_checkpoint(path)
-        meta = checkpoint["meta"]
-        for key, mine in (("seed", self.seed), ("world_size", self.world_size)):
-            if meta[key] != mine:
-                raise CheckpointError(
-                    f"{path}: trained with {key} {meta[key]}, this run has {key} {mine}. "
-                    "Resume with the same, or start a new --work-dir with --load-from."
-                )
+        checkpoint, self.resumed = self.resumed or checkpoints.read_checkpoint(path), None
         # Before the EMA hook swaps raw and averaged weights: does this belong to the model at all?
         load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
-        with library_errors(
-            CheckpointError, path, "its optimiser's state is damaged or another's: take an earlier one"
-        ):
-            self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-            for scheduler, state in zip(self.param_schedulers or [], checkpoint["param_schedulers"]):
-                scheduler.load_state_dict(state)
-        self.train_loop.iter = meta["iter"]
+        changes = compare(checkpoint["meta"], self.settings, path)
+        fix = "it is damaged: resume from another checkpoint"
+        with library_errors(CheckpointError, f"{path}: training state", fix):
+            if changes.drops_ema:
+                averaged = checkpoint.pop("ema_state_dict")
+                checkpoint["state_dict"] = {name: averaged[f"module.{name}"] for name in checkpoint["state_dict"]}
+            self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+            load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
+            self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
+        self.train_loop.iter = changes.iteration
+        self.resumed_from = path.resolve()
+        if self.rank == 0:
+            before = read_config_text(path.parent / CONFIG)
+            for line in [*changes.lines, *other_changes(before or self.cfg, self.cfg, changes.iteration)]:
+                logger.info("%s", line)
+            if changes.iteration >= self.max_iters:
+                logger.info("iteration %d of %d: nothing is left to train", changes.iteration, self.max_iters)
 
+    def _resume_optimizer(self, checkpoint: Mapping[str, Any], fast_forward: int | None) -> None:
+        """Take the optimiser's state, and rates and schedules from the checkpoint, or from the config.
 
-def local_device() -> torch.device:
-    """The GPU of this process (torchrun's LOCAL_RANK), or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        fast_forward: so many iterations this run's own schedules are stepped, so that the rates are exactly those of a
+        run that had the config's settings from its start; None: all goes on from the checkpoint's state.
+        """
+        schedulers = self.param_schedulers or []
+        if fast_forward is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # no step of the optimiser comes between
+                for _ in range(fast_forward):
+                    for scheduler in schedulers:
+                        scheduler.step()
+            settings = [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in self.optim_wrapper.param_groups
+            ]
+        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        if fast_forward is not None:
+            for group, values in zip(self.optim_wrapper.param_groups, settings):
+                group.update(values)
+            return
+        states = checkpoint["param_schedulers"]
+        if len(states) != len(schedulers):
+            raise ValueError(f"{len(states)} schedules, the config has {len(schedulers)}")
+        for scheduler, state in zip(schedulers, states):
+            scheduler.load_state_dict(state)

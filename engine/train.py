@@ -18,19 +18,32 @@ from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.visualization import Visualizer
 
 from ..core.errors import CheckpointError, ConfigError, DataError
-from ..core.files import writable_folder
+from ..core.folders import folder_lock
 from ..core.weights import weights_file
 from . import checkpoints
 from .config import building, load_config
+from .config_check import check_keys, check_types, scheduler_list, shown
 from .hooks import KeepCheckpoints, LogProgress
-from .loop import ResumableTrainLoop
+from .loop import ResumableTrainLoop, local_device
+from .optim import PrecisionOptimWrapper
+from .predict import check_inputs
 from .run_log import RunLog, require_tensorboard
-from .runner import TrainRunner, local_device
+from .runner import TrainRunner
 from .validation import Evaluate, Validation
 
 logger = logging.getLogger("drivestack")
 
-NEEDED = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
+NEEDED = (
+    "model",
+    "train_dataloader",
+    "train_dataloader.dataset",
+    "train_dataloader.sampler",
+    "train_dataloader.batch_size",
+    "optim_wrapper",
+    "optim_wrapper.optimizer",
+    "train_cfg",
+    "train_cfg.max_iters",
+)
 """Keys that a config must have for training."""
 
 
@@ -50,6 +63,8 @@ def train(
 
     config: file, shipped name or Config; keys as in configs/_base_/runtime.py.
     resume: True or "auto" goes on from work_dir's last checkpoint, or starts where there is none; or a checkpoint.
+        Settings that have changed act and are reported, or are refused (resume.py). The number of processes may change
+        while world size x batch size x accumulated iterations stays the same.
     seed: overrides the config's. On the CPU, one seed is one result, whether or not the run was interrupted.
     load_from: start from these weights (.pth, .safetensors, a shipped model's name), iteration 0, unless ``resume``
         finds a checkpoint.
@@ -59,27 +74,42 @@ def train(
     evaluate: scores of the model during training, for the config's ``validation`` (validation.py).
     Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
 
-    Raises ConfigError, CheckpointError, OutputError (work_dir), TrainingError (a loss or gradient that is not finite).
+    work_dir is locked meanwhile. Within core.signals.terminate_as_exception (the command line), SIGTERM saves a
+    checkpoint after the current step and then raises.
+
+    Raises ConfigError, CheckpointError, DataError (samples, loader workers), OutputError (work_dir), TrainingError (a
+    loss, gradient or weight that is not finite; a model that fails on a batch).
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
     seed = config.get("seed", 0) if seed is None else seed
     _check(config, seed, max_minutes, evaluate)
+    _check_start(resume, load_from, fine_tune)
     work_dir = Path(work_dir).resolve()
-    start = choose_start(work_dir, resume, load_from, fine_tune)
-    writable_folder(work_dir)
-    device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed = "WORLD_SIZE" in os.environ
-    if distributed:  # MMEngine's own start requires a GPU
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    with checkpoints.safe_loaders():
-        iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)
-    if distributed:
-        torch.distributed.barrier()  # rank 0 may still be writing
-        torch.distributed.destroy_process_group()
+    with _alone_in(work_dir):
+        start = choose_start(work_dir, resume, load_from, fine_tune)
+        device = local_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed = "WORLD_SIZE" in os.environ
+        if distributed:  # MMEngine's own start requires a GPU
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with checkpoints.safe_loaders():
+            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)
+        if distributed:
+            torch.distributed.barrier()  # rank 0 may still be writing
+            torch.distributed.destroy_process_group()
     return work_dir / f"iter_{iterations}.pth"
+
+
+@contextmanager
+def _alone_in(work_dir: Path) -> Iterator[None]:
+    """Within, no other training writes there. Rank 0 holds the lock for all processes of this one."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with folder_lock(work_dir, "train"):
+        yield
 
 
 def _run(
@@ -97,15 +127,16 @@ def _run(
         hooks.append(validation)
     if config.get("ema"):
         hooks.append(dict(type=EMAHook, **config.ema))
-    hooks += config.get("custom_hooks", [])
+    hooks += config.get("custom_hooks") or []
+    train_cfg = dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=_whole_windows(config))
     with building("model or custom_hooks"):
         runner = TrainRunner(
             model=config.model,
             work_dir=str(work_dir),
             train_dataloader=config.train_dataloader,
-            train_cfg=dict(type=ResumableTrainLoop, max_minutes=max_minutes, **config.train_cfg),
+            train_cfg={**config.train_cfg, **train_cfg},
             optim_wrapper=config.optim_wrapper,
-            param_scheduler=config.get("param_scheduler"),
+            param_scheduler=scheduler_list(config.get("param_scheduler")) or None,
             default_hooks=dict(
                 runtime_info=None,
                 timer=None,
@@ -125,12 +156,18 @@ def _run(
             cfg=config,
         )
     runner.fine_tune = start.how == "fine_tune"
+    runner.resumed = start.content
+    _check_modules(runner, config)
     _share_frames(runner)
     # Runner.train builds the same in the same order; here an error names the part of the config.
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
         runner.train_loop  # noqa: B018 (a property that builds)
+    check_inputs(runner.bare_model, runner.train_loop.dataloader.dataset)
     with building("optim_wrapper"):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    if not isinstance(runner.optim_wrapper, PrecisionOptimWrapper):
+        raise ConfigError(f"optim_wrapper.type: must be PrecisionOptimWrapper, got {shown(config.optim_wrapper.type)}.")
+    _report_unmatched(runner, config)
     if runner.param_schedulers is not None:
         with building("param_scheduler"):
             runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
@@ -149,15 +186,19 @@ def _run(
 
 def _check(config: Config, seed: int, max_minutes: float | None, evaluate: Evaluate | None) -> None:
     """Refuse what cannot be trained before any data is read."""
-    if missing := [key for key in NEEDED if key not in config]:
-        raise ConfigError(f"the config has no {missing[0]}; training needs {', '.join(NEEDED)}.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed: must be a whole number from 0 to 4294967295, got {seed!r}.")
+    check_keys(config)
+    check_types(config)
+    for key in NEEDED:
+        node: Any = config
+        for part in key.split("."):
+            if node.get(part) is None:
+                raise ConfigError(f"the config has no {key}; training needs {', '.join(NEEDED)}.")
+            node = node[part]
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed: must be a whole number from 0 to 4294967295, got {shown(seed)}.")
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes: must not be negative, got {max_minutes!r}.")
-    max_iters = config.train_cfg.get("max_iters", 1)
-    if not isinstance(max_iters, int) or max_iters < 1:
-        raise ConfigError(f"train_cfg.max_iters: must be a whole number from 1 on, got {max_iters!r}.")
+    _whole_windows(config)
     if config.get("validation") and evaluate is None:
         raise ConfigError(
             "the config has validation, but train() was given no evaluate function: pass one (evaluate=...), or set "
@@ -165,6 +206,43 @@ def _check(config: Config, seed: int, max_minutes: float | None, evaluate: Evalu
         )
     if config.get("tensorboard"):
         require_tensorboard()
+
+
+def _whole_windows(config: Config) -> int:
+    """``max_iters``, less the iterations at the end that would not fill a step of the optimiser."""
+    max_iters, window = config.train_cfg["max_iters"], config.optim_wrapper.get("accumulative_counts", 1)
+    if max_iters < window:
+        raise ConfigError(
+            f"train_cfg.max_iters: {max_iters} iterations are less than one step of the optimiser, "
+            f"optim_wrapper.accumulative_counts={window}."
+        )
+    return max_iters - max_iters % window
+
+
+def _check_modules(runner: TrainRunner, config: Config) -> None:
+    """Modules that the config names must be there."""
+    for key in ("activation_checkpointing", "efficient_conv_bn_eval"):
+        names = config.get(key) or ()
+        for name in [names] if isinstance(names, str) else names:
+            try:
+                runner.bare_model.get_submodule(name)
+            except AttributeError:
+                parts = ", ".join(child for child, _ in runner.bare_model.named_children())
+                raise ConfigError(f"{key}: the model has no module {name!r}; it has {parts}.") from None
+
+
+def _report_unmatched(runner: TrainRunner, config: Config) -> None:
+    """Say which settings by name of a parameter find none."""
+    if not is_main_process():
+        return
+    names = [name for name, _ in runner.bare_model.named_parameters()]
+    for key in (config.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys", {}):
+        if not any(key in name for name in names):
+            logger.warning("optim_wrapper.paramwise_cfg.custom_keys: no parameter has %r in its name: no effect", key)
+    window, max_iters = config.optim_wrapper.get("accumulative_counts", 1), config.train_cfg.max_iters
+    if max_iters % window:
+        words = "train_cfg.max_iters %d is no multiple of accumulative_counts %d: training ends after iteration %d"
+        logger.warning(words, max_iters, window, _whole_windows(config))
 
 
 def _share_frames(runner: TrainRunner) -> None:
@@ -197,6 +275,18 @@ class Start:
     how: str
     """"new", "resume" (all of a checkpoint), "load_from" or "fine_tune" (its weights)"""
     path: Path | None = None
+    content: dict[str, Any] | None = None
+    """Of the checkpoint to resume from, where it has been read."""
+
+
+def _check_start(resume: bool | str | Path, load_from: str | Path | None, fine_tune: str | Path | None) -> None:
+    """Refuse options that exclude one another and files that are not there, before anything is written."""
+    if load_from and fine_tune:
+        raise ConfigError(f"load_from {load_from} and fine_tune {fine_tune}: give one of them.")
+    if load_from or fine_tune:
+        weights_file(load_from or fine_tune)
+    if resume not in (False, True, "auto") and not Path(resume).is_file():
+        raise CheckpointError(f"{resume}: no such checkpoint to resume from.")
 
 
 def choose_start(
@@ -206,17 +296,15 @@ def choose_start(
     fine_tune: str | Path | None = None,
 ) -> Start:
     """Which of the options counts, said to the user: a checkpoint to resume before weights to start from."""
-    if load_from and fine_tune:
-        raise ConfigError(f"load_from {load_from} and fine_tune {fine_tune}: give one of them.")
     weights, how = (load_from, "load_from") if load_from else (fine_tune, "fine_tune")
     if weights:
         weights = weights_file(weights)
     option = f"--{how.replace('_', '-')} {weights}"
-    interrupted = find_start(work_dir, resume)
+    start = find_start(work_dir, resume)
     say = logger.info if os.environ.get("RANK", "0") == "0" else logger.debug
-    if interrupted is not None:
-        say("resuming %s%s", interrupted, f"; {option} is not used, it is for new runs" if weights else "")
-        return Start("resume", interrupted)
+    if start is not None:
+        say("resuming %s%s", start.path, f"; {option} is not used, it is for new runs" if weights else "")
+        return start
     if resume:
         begin = f"starting from {option}" if weights else "starting anew"
         say("%s: no checkpoint to resume, %s", work_dir, begin)
@@ -225,19 +313,16 @@ def choose_start(
     return Start(how, Path(weights)) if weights else Start("new")
 
 
-def find_start(work_dir: Path, resume: bool | str | Path) -> Path | None:
+def find_start(work_dir: Path, resume: bool | str | Path) -> Start | None:
     """The checkpoint to resume from, None to start afresh."""
-    last = checkpoints.latest_checkpoint(work_dir)
     if not resume:
-        if last is not None:
+        if saved := checkpoints.saved_checkpoints(work_dir):
             raise ConfigError(
-                f"{work_dir}: holds a run that reached {last.stem}. Go on with it (--resume), or choose another "
+                f"{work_dir}: holds a run that reached {saved[0].stem}. Go on with it (--resume), or choose another "
                 "--work-dir."
             )
         return None
     if resume is True or resume == "auto":
-        return last
-    path = Path(resume)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint to resume from.")
-    return path
+        last = checkpoints.last_good_checkpoint(work_dir)
+        return None if last is None else Start("resume", *last)
+    return Start("resume", Path(resume))

@@ -19,9 +19,10 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import nn
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, TrainingError, library_errors
 from .checkpoints import read_checkpoint
-from .hooks import LogProgress
+from .failures import bad_parameters
+from .hooks import LogProgress, is_due
 from .run_log import RunLog
 from .runner import TrainRunner
 
@@ -81,24 +82,34 @@ class Validation(Hook):
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         done = runner.iter + 1
-        if done % self.interval and done != runner.max_iters:
+        if not is_due(done, self.interval, runner.train_loop.window) and done != runner.max_iters:
             return
         if is_main_process():
             began_s = time.monotonic()
             with undisturbed(runner.model):
                 runner.call_hook("before_val_epoch")  # EMA lends its averaged weights to the model
                 try:
+                    if bad := bad_parameters(runner.bare_model):
+                        raise TrainingError(
+                            f"validation at iteration {done}: weights are not finite ({', '.join(bad)}): resume from "
+                            "the last checkpoint with a lower learning rate."
+                        )
                     with torch.no_grad():
                         scores = self.evaluate(runner.bare_model.eval(), done)
                 finally:
                     runner.call_hook("after_val_epoch")
-            numbers = {name: math.nan if score is None else float(score) for name, score in scores.items()}
+            numbers = self._numbers(scores, done)
             self._record(runner, done, numbers)
             for hook in runner.hooks:
                 if isinstance(hook, LogProgress):
                     hook.pause(time.monotonic() - began_s)
         if self._waiting_room is not None:
             torch.distributed.barrier(self._waiting_room)
+
+    def _numbers(self, scores: Any, done: int) -> dict[str, float]:
+        fix = "evaluate must return numbers by name, or None where there is nothing to measure"
+        with library_errors(ConfigError, f"validation at iteration {done}", fix):
+            return {name: math.nan if score is None else float(score) for name, score in scores.items()}
 
     def _record(self, runner: TrainRunner, done: int, scores: dict[str, float]) -> None:
         if self.metric not in scores:

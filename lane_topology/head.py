@@ -26,7 +26,7 @@ from ..core.registries import MODELS
 from ..geometry import BevGrid
 from .curves import NUM_CONTROL, fit_lines, sample_curves
 from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
-from .front_image import boxes_on_disk, front_index
+from .front_image import boxes_on_disk, front_index, front_seen, without_elements
 from .lane_decoder import LaneDecoder
 from .lane_map import LaneMap, LaneMapOutputs
 from .matching import match
@@ -61,7 +61,8 @@ class LaneTopologyHead(nn.Module):
     num_queries, num_proposals: learned lane queries, and those from the dense guesses.
     num_layers, num_heads, num_along, ffn_dims, dropout: of the decoder (lane_decoder.py); dilations: of the dense
         branch (lane_map.py); hidden: of the pair MLPs.
-    front_camera: name or index of the camera whose image shows the elements.
+    front_camera: name or index of the camera whose image shows the elements; default the one that looks ahead, by its
+        name or its optical axis (front_image.py). A frame without it has no elements.
     element_level: which pyramid map shows the elements, 0 the finest; element_upsample: finer cells than the map's;
         element_stem: channels of convolutions on the front image itself (elements.py), 0 without; max_elements: peaks
         returned.
@@ -103,7 +104,7 @@ class LaneTopologyHead(nn.Module):
         dilations: Sequence[int] = (1, 2, 4, 8),
         hidden: int = 128,
         num_control: int = NUM_CONTROL,
-        front_camera: str | int = 0,
+        front_camera: str | int | None = None,
         element_level: int = 0,
         element_upsample: int = 2,
         element_channels: int | None = None,
@@ -154,7 +155,7 @@ class LaneTopologyHead(nn.Module):
 
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
-        front = front_index(self.front_camera, batch)
+        front = front_index(self.front_camera, batch) or 0  # without one, `loss` and `predict` drop the elements
         dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev))
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
@@ -185,8 +186,9 @@ class LaneTopologyHead(nn.Module):
         count, device = outputs.logits.shape[1], outputs.logits.device
         targets = list(batch.lanes) or [None] * count
         controls = [None if t is None else self._labels(t, device) for t in targets]
-        boxes = [None if t is None else t.elements_xyxy_px for t in targets]
-        kinds = [None if t is None else t.attributes for t in targets]
+        shown = front_seen(front_index(self.front_camera, batch), batch)
+        boxes = [None if t is None or not seen else t.elements_xyxy_px for t, seen in zip(targets, shown)]
+        kinds = [None if t is None or not seen else t.attributes for t, seen in zip(targets, shown)]
         terms = {f"dense_{name}": value for name, value in self.lane_map.loss(outputs.dense, controls).items()}
         terms |= {f"element_{n}": value for n, value in self.element_maps.loss(outputs.elements, boxes, kinds).items()}
         last = len(outputs.logits) - 1
@@ -283,25 +285,25 @@ class LaneTopologyHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, outputs: LaneOutputs, batch: Batch) -> list[LaneGraph]:
-        """One graph per sample: lanes best first, and the elements' boxes in the front image as it lies on disk.
-
-        Raises PredictionError where one is not finite.
-        """
+        """One graph per sample: lanes best first, and the elements' boxes in the front image as it lies on disk; none
+        where the frame lacks the front camera. Raises PredictionError where one is not finite."""
         elements = self.element_maps.peaks(outputs.elements, self.max_elements)
         lane_element = self.relate(outputs, elements).sigmoid()
         scores, order = outputs.logits[-1].sigmoid().sort(dim=1, descending=True, stable=True)
         front, found = front_index(self.front_camera, batch), []
+        shown = front_seen(front, batch)
         for b, token in enumerate(batch.tokens):
             kept = order[b, : self.max_lanes]
             arrays = (
                 sample_curves(outputs.controls[-1, b, kept], self.num_points),
                 scores[b, : self.max_lanes],
-                boxes_on_disk(elements.boxes[b], batch, b, front),
+                boxes_on_disk(elements.boxes[b], batch, b, front or 0),
                 elements.attributes[b].argmax(-1),
                 elements.scores[b],
                 outputs.lane_lane[b, kept[:, None], kept].sigmoid(),
                 lane_element[b, kept],
             )
             check_answer("lanes", token, *arrays)
-            found.append(LaneGraph(token, *(x.cpu().numpy() for x in arrays)))
+            graph = LaneGraph(token, *(x.cpu().numpy() for x in arrays))
+            found.append(graph if shown[b] else without_elements(graph))
         return found

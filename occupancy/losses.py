@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.labels import OccupancyTargets
 from .evaluation.miou import MASKS
 
@@ -121,10 +121,16 @@ class VoxelLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def counts(self, target: OccupancyTargets) -> Tensor:
-        """[X, Y, Z] bool: the voxels that count."""
+        """[X, Y, Z] bool: the voxels that count. Raises DataError where the labels have no masks, but one is used."""
         if self.mask == "none":
-            return torch.ones_like(target.mask_camera)
-        return target.mask_camera if self.mask == "camera" else target.mask_lidar
+            return torch.ones_like(target.semantics, dtype=torch.bool)
+        chosen = target.mask_camera if self.mask == "camera" else target.mask_lidar
+        if chosen is None:
+            raise DataError(
+                f"the voxel labels have no {self.mask} mask (OpenOcc's have none): train with mask='none' of the "
+                "occupancy head, or fetch Occ3D's labels"
+            )
+        return chosen
 
     def forward(self, samples: Sequence[tuple[Tensor, Tensor]], nothing: Tensor) -> dict[str, Tensor]:
         """Weighted terms ``loss_occ_*``, each the mean over samples: logits [V, K] and classes [V] of the voxels that

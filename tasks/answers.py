@@ -72,14 +72,14 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Centrelines in the EGO frame, traffic elements in the first camera's image, and their relations."""
+    """Centrelines in the EGO frame, traffic elements in the front camera's image, and their relations."""
 
     centrelines: NDArray[np.float32]
     """[n, points, 3] metres, directed along the traffic."""
     scores: NDArray[np.float32]
     """[n]"""
     elements_xyxy_px: NDArray[np.float32]
-    """[k, 4] in the first camera's image as it was given."""
+    """[k, 4] in the front camera's image as it was given."""
     element_names: list[str]
     """k of core.labels.ELEMENT_ATTRIBUTES, such as red or turn_left."""
     element_scores: NDArray[np.float32]

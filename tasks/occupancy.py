@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.answers import OccupancyGrid, SceneAnswer
-from ..core.errors import DataError
 from ..core.frames import Frame
 from ..core.progress import ProgressDisplay
 from ..occupancy.evaluation import evaluate, rules, submission
@@ -47,14 +46,10 @@ class Occupancy:
         return rules.check_submission(path, None if truth is None else truth.tokens, num_samples=self.num_samples)
 
     def demand(self, truth: GroundTruth) -> None:
-        if not any(frame.occupancy_path for frame in truth.frames):
-            raise DataError(
-                f"none of the {len(truth.frames)} frames has voxel labels (gts/<scene>/<sample>/labels.npz); "
-                "score a split that is labelled"
-            )
+        evaluate.check_labels(truth.frames, read=True)
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
-        refuse(path, self.check(path, truth))
+        refuse(path, rules.check_submission(path, truth.tokens, strict=False))
         with ProgressDisplay("score occupancy", len(truth.frames), unit="samples", shown=progress) as display:
             return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read, on_sample=display.advance)
 
@@ -62,7 +57,8 @@ class Occupancy:
         return evaluate.table(scores)
 
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
-        return {"mIoU": scores["miou"]["camera"], "RayIoU": scores["rayiou"]["RayIoU"]}
+        miou = scores["miou"]
+        return {"mIoU": miou.get("camera", miou["none"]), "RayIoU": scores["rayiou"]["RayIoU"]}
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         found = submission.VoxelFiles(path)

@@ -48,16 +48,27 @@ def input_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.test_dataset.items() if key != "source"}
 
 
-def input_dataset(config: Config, model: PerceptionModel, frames: Sequence[Frame]) -> ClipDataset:
-    """The frames as network input; past ones come from the model's memory: one encoder pass per frame."""
+def input_dataset(
+    config: Config, model: PerceptionModel, frames: Sequence[Frame], camera_names: Sequence[str] | None = None
+) -> ClipDataset:
+    """The frames as network input; past ones come from the model's memory: one encoder pass per frame.
+
+    camera_names: of the rig, which the frames may lack; default the config's, else all that the frames have. Raises ConfigError for more cameras
+    than the model has embeddings for.
+    """
     from ..engine.config import build_dataset
+    from ..engine.predict import check_inputs
 
     offsets = tuple(model.frame_offsets)
     if offsets[-1] == 0:
         offsets = (0,)
     settings = input_settings(config)
     settings |= {"frames": list(frames), "frame_offsets": offsets, "training": False, "cache_images": False}
-    return cast("ClipDataset", build_dataset(settings))
+    if camera_names is not None:
+        settings |= {"camera_names": list(camera_names), "may_lack": list(camera_names)}
+    dataset = cast("ClipDataset", build_dataset(settings))
+    check_inputs(model, dataset)
+    return dataset
 
 
 def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> PerceptionModel:

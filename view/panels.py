@@ -22,7 +22,6 @@ from .voxels import EGO_LENGTH_M, EGO_WIDTH_M
 
 _MAX_COLUMNS = 4  # cameras in one row
 _CAPTION_BEARING_RAD = math.radians(35)  # to the right of forward, where few lanes run
-_FORWARD = 0.5  # cosine from which a camera looks ahead
 _LIDAR_HEIGHT_M = 4.0  # points above stay out of the picture: tree tops and bridges hide the street
 
 CameraOverlay = Callable[[ImageDraw.ImageDraw, CameraView, PinholeCamera, Labels], None]
@@ -58,12 +57,6 @@ def camera_rows(frame: Frame) -> list[list[CameraView]]:
         parts = math.ceil(len(ordered) / _MAX_COLUMNS)
         out += [ordered[i * len(ordered) // parts : (i + 1) * len(ordered) // parts] for i in range(parts)]
     return out
-
-
-def front_camera(frame: Frame) -> CameraView | None:
-    """The camera that traffic elements belong to: the frame's first, if it looks ahead; None where it is missing."""
-    first = frame.cameras[0] if frame.cameras else None
-    return first if first is not None and optical_axis(first)[0] > _FORWARD else None
 
 
 def camera_tile(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..core.answers import SceneAnswer
+from ..core.cameras import front_view
 from ..core.errors import DataError
 from ..core.frames import CameraView, Frame
 from ..data_tools.clips.images import load_image
@@ -51,7 +52,7 @@ from .drawing import (
     shown,
 )
 from .lidar import read_lidar
-from .panels import Pixels, bev_panel, camera_rows, camera_tile, front_camera
+from .panels import Pixels, bev_panel, camera_rows, camera_tile
 from .topology import DrawnLanes, elements_above, elements_in_camera, lane_legend, lanes_above, lanes_in_camera
 from .voxels import Viewpoint, render_voxels
 
@@ -74,8 +75,8 @@ def render_answers(
     which gets its own colour (view/colours.py).
     voxel_class_names: of labels and answers in voxels, the last being free; default those of the label file's data set,
     Occ3D-nuScenes or Occ3D-Waymo. voxel_grid: where the voxels lie in the EGO frame.
-    ``view.score_threshold`` holds for boxes, lanes and traffic elements. The elements belong to the frame's first
-    camera. With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all by default.
+    ``view.score_threshold`` holds for boxes, lanes and traffic elements. The elements belong to the frame's front
+    camera (core/cameras.py). With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all by default.
     Raises DataError if an image, LiDAR or label file of the frame is missing or unreadable, or an answer has a class or
     grid other than these.
     """
@@ -145,7 +146,7 @@ class _Canvas:
         if frame.lanes is not None and view.ground_truth:
             self.lanes.append(DrawnLanes.of_labels(frame.lanes))
         self.lidar_points = read_lidar(frame)
-        self.front = front_camera(frame)
+        self.front = front_view(frame.cameras)
         self.front_bgr: NDArray[np.uint8] | None = None  # read once for the camera and the elements' thumbnails
         if self.front is not None and any(lanes.names for lanes in self.lanes):
             self.front_bgr = load_image(self.front, frame.token)
@@ -260,14 +261,14 @@ class _Canvas:
     # ------------------------------------------------------------------------------------------------------ panels
 
     def _voxel_panels(self, size: tuple[int, int]) -> Iterator[Image.Image]:
-        """Two: labels and predictions from behind the car, or what there is from there and through the first camera."""
+        """Two: labels and predictions from behind the car, or what there is from there and through the front camera."""
         if not self.voxels:
             return
         small = size[0] // OVERSAMPLING, size[1] // OVERSAMPLING
         behind = Viewpoint.behind(*small, grid=self.voxel_grid)
         views = [(grid.title, grid, behind) for grid in self.voxels]
         if len(views) == 1 and self.frame.cameras:
-            front = self.frame.cameras[0]
+            front = self.front or self.frame.cameras[0]
             scale = min(small[0] / front.camera.width_px, small[1] / front.camera.height_px)
             camera = front.camera.resized(round(scale * front.camera.width_px), round(scale * front.camera.height_px))
             viewpoint = Viewpoint(camera, front.ego_from_camera)

@@ -79,13 +79,16 @@ class BoxTask(nn.Module):
                 )
 
     def forward(self, features: BevFeatures, levels: Levels, batch: Batch) -> BoxOutputs:
-        """Only images with labels go through the perspective head, where the batch has labels."""
+        """Only images with labels go through the perspective head, where the batch has labels; else all that exist."""
         dense = None if self.bev_proposals is None else self.bev_proposals(features.bev)
         learning = any(cameras is not None for cameras in batch.mono)
         mono = None
         if self.perspective is not None and (learning or self.perspective_proposals is not None):
             maps = [level.flatten(0, 1) for level in levels[: self.num_perspective_levels]]
-            mono = self.perspective(maps, [t is not None for t in self._image_targets(batch)] if learning else None)
+            run = [target is not None for target in self._image_targets(batch)] if learning else None
+            if not learning and not batch.all_cameras_valid:
+                run = [valid for cameras in batch.camera_valid for valid in cameras]
+            mono = self.perspective(maps, run)
         extra = self._extra_queries(features.bev, dense, mono, batch)
         return BoxOutputs(self.head.decode(features.bev, extra), dense, mono)
 
@@ -103,7 +106,7 @@ class BoxTask(nn.Module):
         if dense is not None:
             found.append(self.bev_proposals.proposals(dense))
         if self.perspective_proposals is not None:
-            seen = self.perspective.detect_in_bev(mono, batch.intrinsics, batch.bev_from_camera)
+            seen = self.perspective.detect_in_bev(mono, batch.intrinsics, batch.bev_from_camera, batch.camera_valid)
             found.append(self.perspective_proposals.proposals(*seen, bda=batch.bda if self.training else None))
         if not found:
             return None

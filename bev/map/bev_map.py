@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.batch import Batch, BevFeatures
+from ...core.cameras import embedding_rows
 from ...core.errors import ConfigError
 from ...core.registries import MODELS
 from ...geometry import BevGrid
@@ -57,7 +58,8 @@ class BevMap(nn.Module):
     frames: ascending time offsets of the maps that are fused, 0 (now) among them; (0,): no fusion.
     checkpoint_encoder: recompute the encoder's layers in the backward pass: less memory, a third more time.
     camera_ids: which row of the camera embedding belongs to each camera, where a rig has fewer cameras than the
-        checkpoint, or its own order; default 0, 1, ...
+        checkpoint, or its own order; default: nuScenes' cameras by name where there are six embeddings, whatever their
+        order and number, others by position (core.cameras.embedding_rows).
     shift_current: see BevEncoder.
 
     History is explicit: ``encode_frame`` makes the map of one frame from that frame's images alone, ``fuse`` takes the
@@ -137,19 +139,42 @@ class BevMap(nn.Module):
         num_cams = feats[0].shape[1]
         chosen = self.camera_ids if camera_ids is None else camera_ids
         rows = list(range(num_cams) if chosen is None else chosen)[:num_cams]
-        if len(rows) < num_cams or max(rows) >= len(self.cams_embeds):
-            known = len(self.cams_embeds) if chosen is None else len(rows)
-            raise ConfigError(
-                f"{num_cams} cameras, but the model has embeddings for {known}: build it with "
-                f"bev_map.num_cams={num_cams} (--fine-tune takes weights of another number), or choose cameras with "
-                "the dataset's camera_names"
-            )
-        cameras = self.cams_embeds[rows] if chosen is not None else self.cams_embeds[:num_cams]
+        self.check_cameras(num_cams, None if chosen is None else rows)
+        in_place = rows == list(range(num_cams))
+        cameras = self.cams_embeds[:num_cams] if in_place else self.cams_embeds[rows]
         tokens = [
             f.flatten(3).transpose(2, 3) + (cameras[:, None] + self.level_embeds[i]).to(f.dtype)  # [B, N, h * w, C]
             for i, f in enumerate(feats)
         ]
         return torch.cat(tokens, 2), [(f.shape[3], f.shape[4]) for f in feats]
+
+    def check_cameras(self, num_cams: int, rows: Sequence[int] | None = None) -> None:
+        """Raises ConfigError where there are more cameras than embeddings; ``rows`` of them, where not 0, 1, ..."""
+        if rows is None:
+            rows = range(num_cams) if self.camera_ids is None else self.camera_ids[:num_cams]
+        if len(rows) < num_cams or max(rows) >= len(self.cams_embeds):
+            known = min(len(rows), len(self.cams_embeds))
+            raise ConfigError(
+                f"{num_cams} cameras, but the model has embeddings for {known}: build it with "
+                f"bev_map.num_cams={num_cams} (--fine-tune takes weights of another number), or choose cameras with "
+                "the dataset's camera_names"
+            )
+
+    def embedding_rows(self, batch: Batch) -> tuple[int, ...] | None:
+        """Rows of the camera embedding for a batch's cameras; None: ``camera_ids``, or by position.
+
+        Raises ConfigError where the samples' cameras need different rows.
+        """
+        if self.camera_ids is not None or not batch.camera_names or not all(batch.camera_names):
+            return None
+        rows = {embedding_rows(names, len(self.cams_embeds)) for names in batch.camera_names}
+        if len(rows) > 1:
+            known = "; ".join(sorted({", ".join(names) for names in batch.camera_names}))
+            raise ConfigError(
+                f"the batch mixes rigs whose cameras stand in different places: {known}; batch them apart"
+            )
+        (only,) = rows
+        return only if len(only) == batch.images.shape[2] else None
 
     def as_map(self, tokens: Tensor) -> Tensor:
         """[B, Q, C] -> [B, C, num_y, num_x]."""
@@ -197,13 +222,15 @@ class BevMap(nn.Module):
         than the current one carry no gradient and are encoded as in evaluation (released training recipe).
         """
         padded, bda = tuple(batch.images.shape[-2:]), batch.bda if augmented else None
+        rows = self.embedding_rows(batch)
         bevs: list[Tensor | None] = []
         for t, levels in enumerate(clip):
             # a compiled graph has one path: it encodes missing frames too, and `fuse` replaces them
             if t != batch.current and not torch.compiler.is_compiling() and not batch.frame_valid[:, t].any():
                 bevs.append(None)
                 continue
-            arguments = levels[: self.num_levels], batch.image_from_bev[:, t], batch.image_size_px[:, t], padded, bda
+            seen = batch.image_from_bev[:, t], batch.image_size_px[:, t]
+            arguments = levels[: self.num_levels], *seen, padded, bda, rows
             if t == batch.current:
                 bevs.append(self.encode_frame(*arguments))
             else:

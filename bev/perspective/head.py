@@ -399,12 +399,17 @@ class NuscenesDD3D(nn.Module):
 
     @torch.no_grad()
     def detect_in_bev(
-        self, outs: PerspectiveOutputs, intrinsics: Tensor, bev_from_camera: Tensor
+        self,
+        outs: PerspectiveOutputs,
+        intrinsics: Tensor,
+        bev_from_camera: Tensor,
+        camera_valid: Sequence[Sequence[bool]] = (),
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes B x [m, 9] in the BEV frame of all N views together, their 3D scores [m] and labels [m].
 
-        intrinsics [B, N, 3, 3]; bev_from_camera [B, N, 4, 4]. The speed points along the heading. For
-        proposals.PerspectiveProposals, which suppresses duplicates between the views.
+        intrinsics [B, N, 3, 3]; bev_from_camera [B, N, 4, 4]; camera_valid B x N: a camera that a frame lacks gives
+        none; left out: all are there. The speed points along the heading. For proposals.PerspectiveProposals, which suppresses duplicates
+        between the views.
         """
         batch, num_cameras = intrinsics.shape[:2]
         boxes: list[list[Tensor]] = [[] for _ in range(batch)]
@@ -412,6 +417,8 @@ class NuscenesDD3D(nn.Module):
         labels: list[list[Tensor]] = [[] for _ in range(batch)]
         for image, found in zip(outs.images.tolist(), self.detect(outs, intrinsics.flatten(0, 1))):
             sample, camera = divmod(image, num_cameras)
+            if camera_valid and not camera_valid[sample][camera]:
+                continue
             pose = bev_from_camera[sample, camera].to(found.scores).expand(len(found.labels), 4, 4)
             box = found.boxes.in_frame(pose)  # [m, 7]
             velocity = found.speeds[:, None] * torch.stack([box[:, 6].cos(), box[:, 6].sin()], 1)

@@ -104,12 +104,13 @@ class RecurrentBev(PerceptionModel):
         padded_size: tuple[int, int],
         can_bus: Tensor,
         previous: Sequence[Tensor | None],
+        camera_ids: Sequence[int] | None = None,
     ) -> Tensor:
         """BEV maps [B, C, num_y, num_x] of one frame.
 
         levels: of ``extract_features``; image_from_own [B, N, 4, 4], see ``image_matrices``; padded_size (height,
         width): published models take a point on the padding for one that is seen; can_bus [B, 18] since the frame
-        before; previous: B maps [C, num_y, num_x] of that frame, None at the start of a scene.
+        before; previous: B maps [C, num_y, num_x] of that frame, None at the start of a scene; camera_ids: see BevMap.
         """
         sizes = torch.tensor(padded_size, device=image_from_own.device).expand(*image_from_own.shape[:2], 2)
         # sample by sample: some may be at the start of a scene
@@ -121,6 +122,7 @@ class RecurrentBev(PerceptionModel):
                 padded_size,
                 can_bus[b : b + 1],
                 None if previous[b] is None else previous[b][None],
+                camera_ids,
             )
             for b in range(len(levels[0]))
         ]
@@ -139,13 +141,14 @@ class RecurrentBev(PerceptionModel):
         chosen = [t for t in chosen if t == batch.current or bool(batch.frame_valid[:, t].any())]
         signals, has_previous = self._deltas(batch, chosen)
         matrices, padded = self.image_matrices(batch), tuple(batch.images.shape[-2:])
+        rows = self.bev_map.embedding_rows(batch)
         previous: list[Tensor | None] = [None] * len(batch.images)
         for i, t in enumerate(chosen):
             known = [p if ok else None for p, ok in zip(previous, has_previous[:, i].tolist())]
             present = t == batch.current
             with nullcontext() if present else torch.no_grad(), nullcontext() if present else evaluation_mode(self):
                 bev = self.encode(
-                    self.extract_features(batch.images[:, t]), matrices[:, t], padded, signals[:, i], known
+                    self.extract_features(batch.images[:, t]), matrices[:, t], padded, signals[:, i], known, rows
                 )
             previous = list(bev)
         return bev
@@ -208,6 +211,7 @@ class RecurrentBev(PerceptionModel):
         states = dict(memory)
         levels = self.extract_features(batch.images[:, 0])
         matrices, padded = self.image_matrices(batch)[:, 0], tuple(batch.images.shape[-2:])
+        rows = self.bev_map.embedding_rows(batch)
         maps = []
         for b, frame in enumerate(batch.frames):
             past = states.get(frame.prev_token)
@@ -220,6 +224,7 @@ class RecurrentBev(PerceptionModel):
                 padded,
                 can_bus_since(signal, None if past is None else past.can_bus)[None],
                 [None if past is None else past.bev],
+                rows,
             )
             states[frame.token] = RecurrentState(frame.scene_token, bev[0], signal)
             maps.append(bev)

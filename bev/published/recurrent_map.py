@@ -45,6 +45,7 @@ class RecurrentBevMap(BevMap):
         padded_size: tuple[int, int],
         can_bus: Tensor | None,
         previous: Tensor | None = None,
+        camera_ids: Sequence[int] | None = None,
     ) -> Tensor:
         """The map [B, C, num_y, num_x] of one frame, given that of the frame before (None at the start of a scene).
 
@@ -52,7 +53,7 @@ class RecurrentBevMap(BevMap):
         translation since the previous frame in metres, [-2] heading in radians, [-1] turn since the previous frame in
         degrees; None: no signal, and the previous map is taken where it lies. Others: those of ``encode_frame``.
         """
-        tokens, shapes = self.image_tokens(feats)
+        tokens, shapes = self.image_tokens(feats, camera_ids)
         query = self.bev_embedding.weight.expand(len(tokens), -1, -1)
         if self.can_bus_mlp is not None:
             query = query + self.can_bus_mlp(can_bus.to(query.dtype))[:, None]

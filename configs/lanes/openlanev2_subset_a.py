@@ -56,7 +56,6 @@ model = dict(
         bev_size=bev_size,
         element_channels=128,
         element_stem=32,
-        front_camera=0,
     ),
 )
 

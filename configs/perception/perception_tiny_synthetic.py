@@ -32,7 +32,6 @@ model.update(
         ffn_dims=128,
         hidden=64,
         element_stem=16,
-        front_camera=0,  # CAM_FRONT
     ),
     # against gradients into the BEV map that differ a hundredfold at the start (docs/LOG.md)
     loss_weights=dict(occupancy=5.0, lanes=0.5),

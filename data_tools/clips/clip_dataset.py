@@ -15,9 +15,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
+from ...core.cameras import cameras_of, check_camera_names, front_camera_of
 from ...core.errors import ConfigError, DataError
 from ...core.frames import CameraView, Frame, past_bev_from_current
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
+from ...core.once import warn_once
 from ...core.registries import DATASETS
 from ...geometry import invert_pose
 from ..labels.files import check_lanes, read_occupancy
@@ -73,7 +75,10 @@ class ClipDataset(Dataset):
         frame_offsets: keyframes of a clip relative to the current one, e.g. (-1, 0); 0 must be among them. A
             neighbour is found by the frames' prev_token and next_token within the scene; frames before its start or
             after its end are marked missing. Frames without any such links are warned of.
-        camera_names: cameras and their order; default: those of the first frame.
+        camera_names: cameras and their order; default: all that any frame has, nuScenes' in the order of published
+            models, others as they come. A frame may lack some of them: they are masked (Batch.camera_valid), counted
+            and reported once.
+        may_lack: those of ``camera_names`` that all the frames may lack, as a live rig's silent camera.
         image, photometric, bda: settings of the augmentations (objects of transforms.py, or dicts of their fields);
             photometric and bda None: off. All draws happen in training only.
         pc_range, use_valid_flag, keep_unknown_velocity: which objects are ground truth, and what a velocity is that
@@ -84,7 +89,8 @@ class ClipDataset(Dataset):
         mono: also give per-image targets for the perspective head.
         occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
             and know neither BEV augmentation nor upstream's image mirroring; ``mirror`` reflects them.
-        front_camera: name of the camera that shows the traffic elements; default: the first.
+        front_camera: name of the camera that shows the traffic elements; default: the one that looks ahead, by its
+            name or its optical axis (core/cameras.py). A frame that lacks it has no elements.
 
     How it is used:
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
@@ -103,6 +109,7 @@ class ClipDataset(Dataset):
         source: DataSource | Mapping[str, Any] | None = None,
         frame_offsets: Sequence[int] = (0,),
         camera_names: Sequence[str] | None = None,
+        may_lack: Sequence[str] = (),
         image: ImageSettings | Mapping[str, Any] = ImageSettings(),  # noqa: B008 (frozen)
         photometric: PhotometricSettings | Mapping[str, Any] | None = None,
         bda: BdaSettings | Mapping[str, Any] | None = None,
@@ -151,15 +158,18 @@ class ClipDataset(Dataset):
             raise ConfigError(f"cache_images needs image.resample 'area', got {self.image.resample!r}")
         self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
 
-        self.camera_names = tuple(camera_names or (view.name for view in self.frames[0].cameras))
+        known = cameras_of(self.frames)
+        self.camera_names = tuple(camera_names or known)
+        check_camera_names(self.camera_names, (*known, *may_lack))
         if front_camera is not None and front_camera not in self.camera_names:
             raise ConfigError(f"front_camera {front_camera!r} is none of the cameras {', '.join(self.camera_names)}")
-        self._front = 0 if front_camera is None else self.camera_names.index(front_camera)
+        front = front_camera or front_camera_of(self.frames, self.camera_names)
+        self.front_camera = None if front is None else self.camera_names.index(front)
         self._index: dict[str, int] = {}
         for i, frame in enumerate(self.frames):
             if self._index.setdefault(frame.token, i) != i:
                 raise DataError(f"sample {frame.token} occurs twice: two data roots hold the same scenes; give one")
-            self._views(frame)
+        self._report_missing_cameras()
         if len(self.frame_offsets) > 1 and len(self) > 1 and not any(f.prev_token or f.next_token for f in self.frames):
             logger.warning(
                 "frame_offsets are %s, but no frame names its prev_token or next_token: all history will be missing",
@@ -170,6 +180,11 @@ class ClipDataset(Dataset):
     def scene_tokens(self) -> list[str]:
         """Scene of each clip, for the samplers."""
         return [frame.scene_token for frame in self.frames]
+
+    @property
+    def tokens(self) -> list[str]:
+        """Sample token of each clip."""
+        return [frame.token for frame in self.frames]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -203,15 +218,31 @@ class ClipDataset(Dataset):
             frame = self.frames[at]
         return frame
 
-    def _views(self, frame: Frame) -> list[CameraView]:
+    def _report_missing_cameras(self) -> None:
+        """Raises DataError for a frame without any of the cameras; warns of those that some frames lack."""
+        missing = dict.fromkeys(self.camera_names, 0)
+        for frame in self.frames:
+            present = {view.name for view in frame.cameras}
+            absent = [name for name in self.camera_names if name not in present]
+            if len(absent) == len(self.camera_names):
+                has = f"it has {', '.join(sorted(present))}" if present else "it has none at all"
+                raise DataError(
+                    f"sample {frame.token} (scene {frame.scene_name}): none of the cameras "
+                    f"{', '.join(self.camera_names)}; {has}: leave the sample out, or correct camera_names"
+                )
+            for name in absent:
+                missing[name] += 1
+        counts = [f"camera {name} missing in {n} of {len(self.frames)} frames" for name, n in missing.items() if n]
+        if not counts:
+            return
+        front = None if self.front_camera is None else self.camera_names[self.front_camera]
+        elements = f" (without {front} a frame has no traffic elements)" if front and missing[front] else ""
+        warn_once(f"{'; '.join(counts)}; masked{elements}")
+
+    def _views(self, frame: Frame) -> list[CameraView | None]:
+        """The frame's cameras in the order of ``camera_names``, None where it lacks one."""
         by_name = {view.name: view for view in frame.cameras}
-        missing = [name for name in self.camera_names if name not in by_name]
-        if missing:
-            raise DataError(
-                f"sample {frame.token} (scene {frame.scene_name}): no image of camera {', '.join(missing)}; "
-                f"it has {', '.join(by_name)}: correct camera_names, or the data"
-            )
-        return [by_name[name] for name in self.camera_names]
+        return [by_name.get(name) for name in self.camera_names]
 
     def _placement(self, view: CameraView, draw: ImageDraw) -> ImagePlacement:
         return self.image.placement(view.name, view.camera, draw.height_px)
@@ -243,26 +274,31 @@ class ClipDataset(Dataset):
         if "occupancy" not in self.tasks or not frame.occupancy_path:
             return None
         labels = read_occupancy(frame.occupancy_path)
-        return OccupancyTargets(*map(torch.from_numpy, (labels.semantics, labels.mask_lidar, labels.mask_camera)))
+        grids = (labels.semantics, labels.mask_lidar, labels.mask_camera)
+        return OccupancyTargets(*(None if grid is None else torch.from_numpy(grid) for grid in grids))
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out."""
         if "lanes" not in self.tasks or frame.lanes is None:
             return None
-        labels, view = frame.lanes, self._views(frame)[self._front]
-        check_lanes(labels, f"sample {frame.token}", (view.camera.width_px, view.camera.height_px))
-        placement = self._placement(view, draw)
-        whole = (labels.elements_xyxy_px - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
-        boxes = placement.boxes(labels.elements_xyxy_px)
-        area = lambda xyxy: (xyxy[:, 2:] - xyxy[:, :2]).prod(1)
-        kept = area(boxes) >= 0.5 * area(whole)
+        labels, front = frame.lanes, self.front_camera
+        view = None if front is None else self._views(frame)[front]
+        if view is None:  # nothing is known of the elements
+            boxes, kept = np.zeros((len(labels.attributes), 4)), np.zeros(len(labels.attributes), bool)
+        else:
+            check_lanes(labels, f"sample {frame.token}", (view.camera.width_px, view.camera.height_px))
+            placement = self._placement(view, draw)
+            whole = (labels.elements_xyxy_px - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
+            boxes = placement.boxes(labels.elements_xyxy_px)
+            area = lambda xyxy: (xyxy[:, 2:] - xyxy[:, :2]).prod(1)
+            kept = area(boxes) >= 0.5 * area(whole)
         return LaneTargets(
             centrelines=[torch.from_numpy(line) for line in labels.centrelines],
             elements_xyxy_px=torch.from_numpy(boxes[kept].astype(np.float32)),
             attributes=torch.from_numpy(labels.attributes[kept]),
             lane_lane=torch.from_numpy(labels.lane_lane.astype(bool)),
             lane_element=torch.from_numpy(labels.lane_element[:, kept].astype(bool)),
-            front_camera=self._front,
+            front_camera=front,
         )
 
     def _targets(self, frame: Frame, image_draw: ImageDraw, bda_draw: BdaDraw) -> Targets:
@@ -270,8 +306,10 @@ class ClipDataset(Dataset):
         boxes, labels = ground_truth(frame, self.classes, *selection)
         notes, mono = frame.annotations, None
         if self.mono and notes is not None:
-            views = self._views(frame)
-            mono = [mono_targets(notes, view, self.classes, self._placement(view, image_draw)) for view in views]
+            mono = [
+                None if view is None else mono_targets(notes, view, self.classes, self._placement(view, image_draw))
+                for view in self._views(frame)
+            ]
         return boxes, labels, mono
 
     def _clip(
@@ -283,8 +321,8 @@ class ClipDataset(Dataset):
         rng: np.random.Generator | None,
     ) -> ClipSample:
         shape = len(self.frame_offsets), len(self.camera_names)
-        images: list[list[NDArray[np.float32]] | None] = []
-        image_from_bev = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame
+        images: list[list[NDArray[np.float32] | None] | None] = []
+        image_from_bev = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame or camera
         global_from_ego = np.tile(np.eye(4), (shape[0], 1, 1))
         can_bus = np.zeros((shape[0], 18))
         for t, neighbour in enumerate(self.neighbours(frame)):
@@ -294,16 +332,21 @@ class ClipDataset(Dataset):
             bev_from_current = past_bev_from_current(frame, neighbour)
             global_from_ego[t] = neighbour.global_from_ego
             can_bus[t] = can_bus_of_pose(neighbour.global_from_ego, neighbour.can_signals)
-            pictures: list[NDArray[np.float32]] = []
+            pictures: list[NDArray[np.float32] | None] = [None] * shape[1]
             images.append(pictures)
             for n, view in enumerate(self._views(neighbour)):
+                if view is None:
+                    continue
                 camera = self._placement(view, draw).camera(view.camera)
                 camera_from_bev = invert_pose(neighbour.bev_from_camera(view))
                 image_from_bev[t, n] = camera.image_from_camera @ camera_from_bev @ bev_from_current
                 photometric = None if self.photometric is None or rng is None else self.photometric.draw(rng)
-                pictures.append(self._image(view, neighbour, draw, photometric))
-        views = self._views(frame)
-        intrinsics = [self._placement(view, draw).camera(view.camera).intrinsics for view in views]
+                pictures[n] = self._image(view, neighbour, draw, photometric)
+        intrinsics, bev_from_camera = np.tile(np.eye(3), (shape[1], 1, 1)), np.tile(np.eye(4), (shape[1], 1, 1))
+        for n, view in enumerate(self._views(frame)):
+            if view is not None:
+                intrinsics[n] = self._placement(view, draw).camera(view.camera).intrinsics
+                bev_from_camera[n] = frame.bev_from_camera(view)
         boxes, labels, mono = targets
         labelled = frame.annotations is not None
         return ClipSample(
@@ -312,10 +355,11 @@ class ClipDataset(Dataset):
             image_from_bev=image_from_bev.astype(np.float32),
             image_flipped=draw.flip,
             bda=bda_draw.matrix.astype(np.float32),
-            intrinsics=np.stack(intrinsics).astype(np.float32),
-            bev_from_camera=np.stack([frame.bev_from_camera(view) for view in views]).astype(np.float32),
+            intrinsics=intrinsics.astype(np.float32),
+            bev_from_camera=bev_from_camera.astype(np.float32),
             frame=frame,
             camera_names=self.camera_names,
+            front_camera=self.front_camera,
             gt_boxes=boxes if labelled else None,
             gt_labels=labels if labelled else None,
             mono=mono,

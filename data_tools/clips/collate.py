@@ -26,11 +26,11 @@ from ...core.registries import FUNCTIONS
 class ClipSample:
     """One clip, augmented and normalised, before it is padded into a batch."""
 
-    images: list[list[NDArray[np.float32]] | None]
-    """T x N images [3, h, w]; None for a frame that the scene does not have."""
+    images: list[list[NDArray[np.float32] | None] | None]
+    """T x N images [3, h, w]; None for a frame that the scene does not have, and for a camera that a frame lacks."""
     frame_offsets: tuple[int, ...]
     image_from_bev: NDArray[np.float32]
-    """[T, N, 4, 4]"""
+    """[T, N, 4, 4], zeros where there is no image"""
     image_flipped: bool
     bda: NDArray[np.float32]
     """[3, 3]"""
@@ -41,6 +41,8 @@ class ClipSample:
     frame: Frame
     camera_names: tuple[str, ...]
     """N, in the order of the images."""
+    front_camera: int | None = None
+    """Index of the camera that looks ahead, None where none does."""
     gt_boxes: NDArray[np.float32] | None = None
     """[n, 9], None if the frame is not annotated."""
     gt_labels: NDArray[np.int64] | None = None
@@ -74,12 +76,14 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
     for b, sample in enumerate(samples):
         for t, views in enumerate(sample.images):
             if views is not None:
-                sizes[b, t] = [view.shape[1:] for view in views]
+                sizes[b, t] = [(0, 0) if view is None else view.shape[1:] for view in views]
     height, width = (-(-int(side) // size_divisor) * size_divisor for side in sizes.max((0, 1, 2)))
     images = torch.zeros(len(samples), *shape, 3, height, width)
     for b, sample in enumerate(samples):
         for t, views in enumerate(sample.images):
             for n, view in enumerate(views or ()):
+                if view is None:
+                    continue
                 left = width - view.shape[2] if sample.image_flipped else 0
                 images[b, t, n, :, : view.shape[1], left : left + view.shape[2]] = torch.from_numpy(view)
 
@@ -111,6 +115,8 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         can_bus=stack("can_bus") if with_poses else None,
         frames=[sample.frame for sample in samples],
         camera_names=[sample.camera_names for sample in samples],
+        camera_valid=[tuple(own.tolist()) for own in sizes[:, first.frame_offsets.index(0)].any(-1)],
+        front_cameras=[sample.front_camera for sample in samples],
     )
 
 

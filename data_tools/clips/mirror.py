@@ -37,9 +37,13 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
     image_from_bev = sample.image_from_bev.copy()
     for t, views in enumerate(sample.images):
         for n, view in enumerate(views or ()):
+            if view is None:
+                continue
             image_from_bev[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_bev[t, n] @ reflect
     intrinsics = sample.intrinsics.copy()
     for n, view in enumerate(_current(sample)):
+        if view is None:
+            continue
         intrinsics[n] = (_mirror_pixels(view.shape[2])[:3, :3] @ sample.intrinsics[n] @ reflect_camera[:3, :3]).astype(
             np.float32
         )
@@ -55,7 +59,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         boxes[:, 6] = wrap_angle((np.pi if sideways == 0 else 0.0) - boxes[:, 6])
     return replace(
         sample,
-        images=[views and [np.ascontiguousarray(view[:, :, ::-1]) for view in views] for views in sample.images],
+        images=[views and [_mirror_image(view) for view in views] for views in sample.images],
         image_from_bev=image_from_bev,
         intrinsics=intrinsics,
         bev_from_camera=(reflect @ sample.bev_from_camera @ reflect_camera).astype(np.float32),
@@ -71,11 +75,15 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
 
 def _mirror_occupancy(targets: OccupancyTargets) -> OccupancyTargets:
     """Voxels [x, y, z] of the ego frame, left for right; the grid is symmetric in y."""
-    return OccupancyTargets(*(grid.flip(1) for grid in (targets.semantics, targets.mask_lidar, targets.mask_camera)))
+    return targets.map(lambda grid: grid.flip(1))
 
 
-def _current(sample: ClipSample) -> list[NDArray[np.float32]]:
-    """The current frame's images, which every clip has."""
+def _mirror_image(image: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    return None if image is None else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _current(sample: ClipSample) -> list[NDArray[np.float32] | None]:
+    """The current frame's images, which every clip has; None for a camera that it lacks."""
     images = sample.images[sample.frame_offsets.index(0)]
     assert images is not None
     return images
@@ -83,7 +91,8 @@ def _current(sample: ClipSample) -> list[NDArray[np.float32]]:
 
 def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
     """Lanes left for right with their direction kept, and front boxes with the attribute of the mirrored sign."""
-    width_px = _current(sample)[targets.front_camera].shape[2]
+    front = None if targets.front_camera is None else _current(sample)[targets.front_camera]
+    width_px = 0 if front is None else front.shape[2]  # without the front image there are no elements
     flip_y = torch.tensor([1.0, -1.0, 1.0])
     left, top, right, bottom = targets.elements_xyxy_px.unbind(-1)
     says = torch.tensor([_MIRRORED_ATTRIBUTE.get(int(a), int(a)) for a in targets.attributes], dtype=torch.long)

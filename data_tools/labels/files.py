@@ -1,6 +1,7 @@
 """Files of voxel labels (the layouts of Occ3D) and of lane labels beside a set in the nuScenes schema.
 
-    gts/<scene name>/<sample token>/labels.npz    semantics, mask_lidar, mask_camera: uint8 [200, 200, 16] as [x, y, z]
+    gts/<scene name>/<sample token>/labels.npz    semantics, mask_lidar, mask_camera: uint8 [200, 200, 16] as [x, y, z];
+                                                  OpenOcc's files have semantics and flow
     <split>/<NNN>/<NNN>_04.npz                    Occ3D-Waymo: voxel_label and three masks, see ``read_occupancy_waymo``
     lanes/<scene name>/<sample token>.npz         the fields of core.labels.LaneLabels, centrelines end to end
 
@@ -10,7 +11,6 @@ read and written by data_tools.readers.openlane_files.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.archives import ArrayFile, ArrayHeader
 from ...core.errors import DataError
 from ...core.files import atomic_path
 from ...core.labels import ELEMENT_ATTRIBUTES, LaneLabels, OccupancyLabels
 from ...geometry import OCC3D_GRID
+from .voxel_layouts import has_openocc_numbers, known_grid, occ3d_numbers
 
 NUM_OCCUPANCY_CLASSES = 18  # of Occ3D-nuScenes, free (17) among them
 WAYMO_SUFFIX = "_04.npz"
@@ -37,20 +39,20 @@ def lanes_file(root: str | Path, scene_name: str, sample_token: str) -> Path:
     return Path(root) / "lanes" / scene_name / f"{sample_token}.npz"
 
 
-def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, NDArray]:
-    """Arrays of an .npz file by name. Raises DataError if the file is missing or broken, or has not all of them."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            missing = [name for name in names if name not in stored.files]
-            if missing:
-                raise DataError(
-                    f"{path}: no array {missing[0]!r}, it has {', '.join(stored.files)}; is it a label file?"
-                )
-            return {name: stored[name] for name in names}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such label file; download or generate the labels of this split") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npz file ({error}); fetch or generate it again") from None
+def open_arrays(path: str | Path) -> ArrayFile:
+    """An .npz file of labels, to be closed. Raises DataError if it is missing or broken, before its arrays are read."""
+    path = Path(path)
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "no such label file"
+        raise DataError(f"{path}: {state}; download or generate the labels of this split")
+    return ArrayFile(path, str(path), DataError, "fetch or generate it again")
+
+
+def _demand_arrays(stored: ArrayFile, names: tuple[str, ...]) -> None:
+    if missing := [name for name in names if name not in stored.names]:
+        raise DataError(
+            f"{stored.place}: no array {missing[0]!r}, it has {', '.join(stored.names) or 'none'}; is it a label file?"
+        )
 
 
 def waymo_occupancy_file(root: str | Path, split: str, segment: int, frame: int) -> Path:
@@ -61,22 +63,37 @@ def waymo_occupancy_file(root: str | Path, split: str, segment: int, frame: int)
 def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -> OccupancyLabels:
     """Voxel labels of one keyframe; a file of Occ3D-Waymo (``NNN_04.npz``) as ``read_occupancy_waymo`` reads it.
 
-    Raises DataError, naming the file and the array, for a missing file or array, a shape other than [200, 200, 16], a
-    dtype other than uint8 or bool, and a class that is none (255 for example).
+    Integers of any width are read where their values fit. OpenOcc's labels have no masks, which are None then; their
+    class numbers become Occ3D's where they are OpenOcc's (see ``occ3d_numbers``).
+
+    Raises DataError, naming the file and the array, before it is read, for a missing file or array, a shape other than
+    [200, 200, 16] (another grid is named where it is a known one), a dtype that is none of integers or bool; and for a
+    class that is none (255 for example).
     """
     if Path(path).name.endswith(WAYMO_SUFFIX):
         return read_occupancy_waymo(path)
-    arrays = read_arrays(path, ("semantics", "mask_lidar", "mask_camera"))
-    for name, array in arrays.items():
-        _check_grid(path, name, array, (np.uint8, np.bool_), "convert it")
-    highest = int(arrays["semantics"].max())
-    if highest >= num_classes:
+    with open_arrays(path) as stored:
+        if "voxel_label" in stored.names and "semantics" not in stored.names:
+            raise DataError(f"{path}: holds arrays of Occ3D-Waymo; its files are named <frame>{WAYMO_SUFFIX}")
+        _demand_arrays(stored, ("semantics",))
+        masks = [name for name in ("mask_lidar", "mask_camera") if name in stored.names]
+        if len(masks) == 1:
+            _demand_arrays(stored, ("mask_lidar", "mask_camera"))
+        for name in ("semantics", *masks):
+            _check_grid(path, name, stored.headers[name], "write integers")
+        semantics = stored.read("semantics")
+        seen = {name: stored.read(name).astype(bool) for name in masks}
+    lowest, highest = int(semantics.min()), int(semantics.max())
+    if lowest < 0 or highest >= num_classes:
         raise DataError(
-            f"{path}: semantics holds {highest}, but classes are 0..{num_classes - 1}: say in the masks what is unknown"
+            f"{path}: semantics holds {highest if lowest >= 0 else lowest}, but classes are 0..{num_classes - 1}: say "
+            "in the masks what is unknown"
         )
-    return OccupancyLabels(
-        arrays["semantics"].astype(np.uint8), arrays["mask_lidar"].astype(bool), arrays["mask_camera"].astype(bool)
-    )
+    semantics = semantics.astype(np.uint8)
+    openocc = num_classes == NUM_OCCUPANCY_CLASSES and has_openocc_numbers(semantics)
+    if openocc:
+        semantics = occ3d_numbers(semantics)
+    return OccupancyLabels(semantics, seen.get("mask_lidar"), seen.get("mask_camera"), openocc)
 
 
 def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLabels:
@@ -88,10 +105,12 @@ def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLab
 
     Raises DataError as ``read_occupancy``.
     """
-    arrays = read_arrays(path, ("voxel_label", "origin_voxel_state", "final_voxel_state", "infov"))
-    for name, array in arrays.items():
-        kinds = (np.integer,) if name == "voxel_label" else (np.integer, np.bool_)
-        _check_grid(path, name, array, kinds, f"take the 0.4 m file, <frame>{WAYMO_SUFFIX}")
+    names = ("voxel_label", "origin_voxel_state", "final_voxel_state", "infov")
+    with open_arrays(path) as stored:
+        _demand_arrays(stored, names)
+        for name in names:
+            _check_grid(path, name, stored.headers[name], f"take the 0.4 m file, <frame>{WAYMO_SUFFIX}")
+        arrays = {name: stored.read(name) for name in names}
     classes = arrays["voxel_label"]
     free = classes == WAYMO_FREE_ON_DISK
     strange = np.unique(classes[~free & ((classes < 0) | (classes > WAYMO_FREE))])
@@ -107,18 +126,21 @@ def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLab
     return OccupancyLabels(semantics, arrays["origin_voxel_state"].astype(bool), seen)
 
 
-def _check_grid(path: str | Path, name: str, array: NDArray, kinds: tuple[type, ...], fix: str) -> None:
-    if array.shape != OCC3D_GRID.shape or not any(np.issubdtype(array.dtype, kind) for kind in kinds):
+def _check_grid(path: str | Path, name: str, header: ArrayHeader, fix: str) -> None:
+    if header.shape != OCC3D_GRID.shape or header.dtype.kind not in "iub":
         shape = list(OCC3D_GRID.shape)
+        known = known_grid(header.shape)
         raise DataError(
-            f"{path}: {name} is {array.dtype} {list(array.shape)}, it must be uint8 {shape}, [x, y, z]; {fix}"
+            f"{path}: {name} is {header}{known and f', {known}'}; it must be uint8 {shape}, [x, y, z]; "
+            f"{'labels of the grid of Occ3D are needed' if known else fix}"
         )
 
 
 def write_occupancy(path: str | Path, labels: OccupancyLabels) -> None:
-    """Write atomically, compressed."""
+    """Write atomically, compressed; a mask that is None is left out."""
     masks = {"mask_lidar": labels.mask_lidar, "mask_camera": labels.mask_camera}
-    _write(path, {"semantics": labels.semantics} | {name: mask.astype(np.uint8) for name, mask in masks.items()})
+    given = {name: mask.astype(np.uint8) for name, mask in masks.items() if mask is not None}
+    _write(path, {"semantics": labels.semantics} | given)
 
 
 _LANE_ARRAYS = (
@@ -128,11 +150,19 @@ _LANE_ARRAYS = (
 
 def read_lanes(path: str | Path) -> LaneLabels:
     """Lane labels of one keyframe. Raises DataError as ``check_lanes``, and for a missing or broken file."""
-    arrays = read_arrays(path, _LANE_ARRAYS)
+    with open_arrays(path) as stored:
+        _demand_arrays(stored, _LANE_ARRAYS)
+        for name in _LANE_ARRAYS:
+            if stored.headers[name].dtype.kind not in "biuf":
+                raise DataError(f"{path}: {name} is {stored.headers[name]}, no numbers; generate the file again")
+        arrays = {name: stored.read(name) for name in _LANE_ARRAYS}
     points, counts = arrays.pop("points"), arrays.pop("points_per_lane")
-    if len(points) != counts.sum():
+    whole = counts.ndim == 1 and counts.dtype.kind in "iu" and (counts >= 0).all()
+    if points.ndim != 2 or not whole or len(points) != counts.sum():
+        total = counts.sum() if whole else f"{counts.dtype} {list(counts.shape)}"
         raise DataError(
-            f"{path}: points_per_lane adds up to {counts.sum()}, but points has {len(points)}; generate the file again"
+            f"{path}: points_per_lane adds up to {total}, but points has {len(points) if points.ndim else 0}; "
+            "generate the file again"
         )
     lines = np.split(points, np.cumsum(counts)[:-1]) if len(counts) else []
     labels = LaneLabels(centrelines=lines, **arrays)

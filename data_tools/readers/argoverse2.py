@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
-from ...core.errors import DataError
+from ...core.errors import LIBRARY_ERRORS, DataError
 from ...core.frames import CameraView, Frame
 from ...core.labels import LaneLabels
 from ...geometry import PinholeCamera, invert_pose, pose, quaternion_to_matrix, transform_points
+from .checks import check_frames
+from .lenses import LensNotes
 from .links import link_frames
 from .openlane_files import resample_line
 from .registry import Conventions, register_reader
@@ -84,7 +86,7 @@ def map_path(log: str | Path) -> Path:
         boxes="not read",
         quaternions="w x y z",
         time="nanoseconds",
-        cameras="front centre first, seven in all; pinholes; sizes from the calibration",
+        cameras="front centre first, seven in all; pinholes, distortion is left out; sizes from the calibration",
         frames="EGO: x ahead, y left, z up, at the rear axle; BEV maps lie in it; global: the city frame",
     ),
 )
@@ -97,6 +99,8 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
     Raises DataError naming the file that is missing or broken, or saying that pyarrow is.
     """
     log = Path(log)
+    if not interval_s > 0:
+        raise DataError(f"interval_s {interval_s}: give seconds above 0 between keyframes")
     lanes = read_map(map_path(log))
     try:
         poses = _read_table(log / "city_SE3_egovehicle.feather")
@@ -106,10 +110,16 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
         optics = _read_table(log / "calibration" / "intrinsics.feather")
         cameras = {name: _pinhole(optics, list(optics["sensor_name"]).index(name)) for name in CAMERAS}
         mountings = {name: ego_from_sensor[name] for name in CAMERAS}
-    except (KeyError, ValueError) as error:
+    except LIBRARY_ERRORS as error:
         raise DataError(
             f"{log}: broken calibration or poses ({type(error).__name__}: {error}); fetch it again"
         ) from None
+    _check_times(times_ns, log)
+    lenses = LensNotes(str(log / "calibration" / "intrinsics.feather"))
+    for row, name in enumerate(optics["sensor_name"]):
+        if name in cameras and all(key in optics for key in ("k1", "k2", "k3")):
+            lenses.add(name, cameras[name], {"distortion": [optics[key][row] for key in ("k1", "k2", "k3")]})
+    lenses.report()
     images = {name: _image_times_ns(log, name) for name in CAMERAS}
     frames = []
     for wanted_ns in np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9)):
@@ -131,7 +141,19 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
                 lanes=map_labels(lanes, city_from_ego[now], num_points),
             )
         )
-    return link_frames(frames)
+    frames = link_frames(frames)
+    check_frames(frames)
+    return frames
+
+
+def _check_times(times_ns: NDArray[np.int64], log: Path) -> None:
+    """Poses come 5 to 1000 times a second: raises DataError for times of another unit, or out of order."""
+    gaps = np.diff(times_ns.astype(np.float64)) * 1e-9
+    if len(gaps) and not (gaps.min() >= 0 and 1e-3 <= np.median(gaps) <= 0.2):
+        raise DataError(
+            f"{log / 'city_SE3_egovehicle.feather'}: poses are {np.median(gaps):.3g} s apart, or out of order; "
+            "timestamp_ns are nanoseconds in ascending order"
+        )
 
 
 def map_labels(lanes: Mapping[int, MapLane], city_from_ego: NDArray[np.float64], num_points: int = 201) -> LaneLabels:

@@ -1,215 +1,154 @@
-"""Published info pickles to Frames: mmdet3d's 1.1 layout and BEVFormer's temporal infos.
+"""Published info pickles to Frames: mmdet3d's 1.1 layout ('data_list') and the older one ('infos', info_entries.py).
 
-Boxes in the files: mmdet3d 1.1 (x, y, z gravity centre, l, w, h, yaw); BEVFormer (x, y, z gravity centre, w, l, h,
-clockwise yaw of mmdet3d < 1.0). Both in the frame of LIDAR_TOP.
+Boxes in the files: mmdet3d 1.1 (x, y, z gravity centre, l, w, h, yaw); the older layout in one of two conventions,
+told apart by the data (box_layouts.py). Both in the frame of LIDAR_TOP.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
-from ...core.frames import Annotations, CameraView, Frame
+from ...core.errors import DataError, library_errors
+from ...core.frames import Frame
 from ...core.pickles import load_pickle
-from ...geometry import PinholeCamera, boxes_from_legacy, invert_pose, nearest_rigid, pose, rotation_z
-from ..clips.can_bus import SIGNALS
+from .box_layouts import BOX_LAYOUTS, BoxLayout, layout_of
+from .cameras import ImageSizes
 from .checks import check_frames
+from .info_entries import EntryReader, ImagePaths, frame_of_infos, frame_of_mmdet3d, old_boxes
+from .lenses import LensNotes
 from .links import link_frames
 from .registry import Conventions, register_reader
+from .world import unit_of
+
+logger = logging.getLogger("drivestack")
 
 
 @register_reader(
     "nuscenes_infos",
-    "published info pickles: mmdet3d's 1.1 layout, BEVFormer's temporal infos",
+    "published info pickles: mmdet3d's 1.1 layout, the older one of BEVFormer, BEVDet, StreamPETR and others",
     Conventions(
-        boxes="gravity centre and l w h, counter-clockwise yaw (mmdet3d 1.1) or w l h, clockwise yaw (BEVFormer)",
+        boxes="gravity centre and l w h, counter-clockwise yaw (mmdet3d 1.0, 1.1) or w l h, clockwise yaw (mmdet3d < "
+        "1.0, BEVFormer): told apart by sizes and headings, or option box_layout",
         quaternions="w x y z",
-        time="seconds in mmdet3d's layout, microseconds in BEVFormer's",
-        cameras="as the file lists them; pinholes; 1600 x 900 where the file states no size",
-        frames="EGO: nuScenes' (x ahead, y left, z up); BEV maps lie in the LIDAR_TOP frame",
+        time="since 1970 in seconds or microseconds; otherwise seconds in mmdet3d 1.1, microseconds before",
+        cameras="in the order of published models, others alphabetically after them; pinholes; sizes from the file, or "
+        "from one image of each camera",
+        frames="EGO: nuScenes' (x ahead, y left, z up); BEV maps lie in the LIDAR_TOP frame, or in the EGO frame where "
+        "the file has no LiDAR",
     ),
 )
 def read_nuscenes_infos(
-    root: str | Path, info_pickle: str | Path, image_size_px: tuple[int, int] = (1600, 900)
+    root: str | Path,
+    info_pickle: str | Path,
+    image_size_px: tuple[int, int] | None = None,
+    box_layout: BoxLayout | None = None,
 ) -> list[Frame]:
     """``read_info_pickle`` with the folder of the images first, as readers have it."""
-    return read_info_pickle(info_pickle, root, image_size_px)
+    return read_info_pickle(info_pickle, root, image_size_px, box_layout)
 
 
 def read_info_pickle(
-    path: str | Path, dataroot: str | Path, image_size_px: tuple[int, int] = (1600, 900)
+    path: str | Path,
+    dataroot: str | Path,
+    image_size_px: tuple[int, int] | None = None,
+    box_layout: BoxLayout | None = None,
 ) -> list[Frame]:
     """Frames of an info pickle of either layout, sorted by scene and time.
 
-    dataroot: folder of the images (with ``samples/`` in it, or the images themselves); image_size_px: (width,
-    height) of the images where the file does not state it. The 1.1 layout has no attributes (they stay '') and may
-    lack scenes: then drives are cut at pauses.
+    dataroot: folder of the images (with ``samples/`` in it, or the images themselves); image_size_px: (width, height)
+    of all images where the file does not state it, default: from the header of one image of each camera. box_layout:
+    of ``gt_boxes`` in the older layout, "wlh" or "lwh" (box_layouts.py), default: told apart by the data. Files may
+    lack scenes (then drives are cut at pauses), LiDAR, velocities, counts of points (every box counts as seen) and
+    attributes (they stay '').
 
     Raises DataError naming the file and the sample.
     """
+    if box_layout not in (None, *BOX_LAYOUTS):
+        raise DataError(f"box_layout {box_layout!r}: choose from {', '.join(BOX_LAYOUTS)}")
     content = load_pickle(path)
-    layouts: dict[str, Callable] = {"data_list": _frame_of_mmdet3d, "infos": _frame_of_bevformer}
+    layouts: dict[str, Callable[[dict, EntryReader], Frame]] = {
+        "data_list": frame_of_mmdet3d,
+        "infos": frame_of_infos,
+    }
     key = next((k for k in layouts if isinstance(content, dict) and k in content), None)
     if key is None:
-        raise DataError(f"{path}: neither mmdet3d 1.1 infos ('data_list') nor BEVFormer infos ('infos'): another file?")
-    if not content[key]:
+        raise DataError(f"{path}: neither mmdet3d 1.1 infos ('data_list') nor older ones ('infos'): {_looks(content)}")
+    entries = content[key]
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: {key} is no list of samples; make the infos again with its converter")
+    if not entries:
         raise DataError(f"{path}: holds no samples; make the infos again with its converter")
-    resolve = _ImagePaths(Path(dataroot))
-    categories = content.get("metainfo", {}).get("categories", {})
-    names = {label: name for name, label in categories.items()}
-    frames = []
-    for info in content[key]:
-        try:
-            frames.append(layouts[key](info, resolve, image_size_px, names))
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            token = info.get("token", "?") if isinstance(info, dict) else "?"
-            raise DataError(
-                f"{path}: sample {token}: unusable entry ({type(error).__name__}: {error}); "
-                "make the infos again with the converter of its layout"
-            ) from error
-    check_frames(frames)
-    return link_frames(frames)
-
-
-class _ImagePaths:
-    """Where the images are: published files name them relative to another folder, or not at all."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.flat: bool | None = None
-
-    def __call__(self, name: str, sensor: str) -> str:
-        parts = PurePosixPath(name).parts
-        for folder in ("samples", "sweeps"):
-            if folder in parts:
-                return str(self.root.joinpath(*parts[parts.index(folder) :]))
-        if self.flat is None:
-            self.flat = (self.root / name).exists()
-        return str(self.root / name if self.flat else self.root / "samples" / sensor / name)
-
-
-def _annotations(
-    global_from_lidar: NDArray[np.float64],
-    boxes: NDArray[np.float64],
-    names: list[str],
-    lidar_points: Sequence[int],
-    radar_points: Sequence[int],
-    categories: Sequence[str] = (),
-) -> Annotations:
-    """Boxes [n, 9] of the LIDAR_TOP frame as annotations."""
-    rotation = global_from_lidar[:3, :3]
-    n = len(boxes)
-    # nuScenes boxes stand upright in the global frame. The files turned their heading and velocity, both horizontal,
-    # into the LIDAR frame (tilted by a degree or two) and kept x and y: undo just that.
-    upright = np.linalg.inv(rotation[:2, :2])
-    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], 1) @ upright
-    velocity = boxes[:, 7:9] @ upright
-    return Annotations(
+    with library_errors(DataError, f"{path}: metainfo", "make the infos again with its converter"):
+        names = {int(label): str(name) for name, label in content.get("metainfo", {}).get("categories", {}).items()}
+    reader = EntryReader(
+        images=ImagePaths(Path(dataroot)),
+        sizes=ImageSizes(image_size_px),
+        lenses=LensNotes(str(path)),
         names=names,
-        centre_global_m=boxes[:, :3] @ rotation.T + global_from_lidar[:3, 3],
-        rotation_global=rotation_z(np.arctan2(heading[:, 1], heading[:, 0])),
-        size_lwh_m=boxes[:, 3:6],
-        velocity_global_mps=velocity,
-        attributes=[""] * n,
-        num_lidar_points=np.asarray(lidar_points, dtype=np.int64),
-        num_radar_points=np.asarray(radar_points, dtype=np.int64),
-        tokens=[""] * n,
-        instance_tokens=[""] * n,
-        categories=list(categories),
+        us_per_unit=_us_per_unit(entries, key, path),
+        box_layout=(box_layout or _layout(entries, path)) if key == "infos" else "lwh",
     )
+    frames = []
+    for number, info in enumerate(entries):
+        where = f"{path}: sample {str(info.get('token', f'number {number}'))[:100]}: unusable entry of {key}"
+        with library_errors(DataError, where, "make the infos again with the converter of its layout"):
+            frames.append(layouts[key](info, reader))
+    reader.lenses.report()
+    if not names and any(frame.annotations for frame in frames) and key == "data_list":
+        logger.warning("%s: metainfo.categories is missing: its objects have no class", path)
+    frames = link_frames(frames)
+    check_frames(frames)
+    return frames
 
 
-def _frame_of_mmdet3d(info: dict, resolve: _ImagePaths, image_size_px: tuple[int, int], names: dict[int, str]) -> Frame:
-    global_from_ego = nearest_rigid(info["ego2global"])
-    ego_from_lidar = nearest_rigid(info["lidar_points"]["lidar2ego"])
-    global_from_lidar = global_from_ego @ ego_from_lidar
-    views = []
-    for name, image in info["images"].items():
-        lidar_from_camera = invert_pose(nearest_rigid(image["lidar2cam"]))
-        # without cam2ego the car is taken to be where it was at the keyframe's time
-        mounted = nearest_rigid(image["cam2ego"]) if "cam2ego" in image else None
-        ego_from_camera = ego_from_lidar @ lidar_from_camera if mounted is None else mounted
-        size = image.get("width") or image_size_px[0], image.get("height") or image_size_px[1]
-        views.append(
-            CameraView(
-                name=name,
-                image_path=resolve(image["img_path"], name),
-                camera=PinholeCamera(np.array(image["cam2img"], dtype=np.float64)[:3, :3], *size),
-                ego_from_camera=ego_from_camera,
-                global_from_ego=global_from_lidar @ lidar_from_camera @ invert_pose(ego_from_camera),
-                timestamp_us=round(image["timestamp"] * 1e6),
-                sample_data_token=image.get("sample_data_token", ""),
-            )
-        )
-    annotations = None
-    if "instances" in info:
-        objects = info["instances"]
-        boxes = [[*o["bbox_3d"], *o.get("velocity", (np.nan, np.nan))] for o in objects]
-        annotations = _annotations(
-            global_from_lidar,
-            np.array(boxes, dtype=np.float64).reshape(-1, 9),
-            [names.get(int(o["bbox_label_3d"]), "") for o in objects],
-            [o["num_lidar_pts"] for o in objects],
-            [o["num_radar_pts"] for o in objects],
-        )
-    return Frame(
-        token=info["token"],
-        scene_token=info.get("scene_token", ""),
-        scene_name=info.get("scene_name", ""),
-        timestamp_us=round(info["timestamp"] * 1e6),
-        cameras=tuple(views),
-        ego_from_bev=ego_from_lidar,
-        global_from_ego=global_from_ego,
-        lidar_path=resolve(info["lidar_points"]["lidar_path"], "LIDAR_TOP"),
-        annotations=annotations,
+def _looks(content: Any) -> str:
+    """What another pickle is, as far as its keys show it."""
+    if isinstance(content, dict) and {"results", "meta"} & content.keys():
+        return "it holds results of a model; give the info file that they were made with"
+    if isinstance(content, dict) and all(isinstance(key, tuple) and len(key) == 3 for key in content) and content:
+        return "it is a collection of OpenLane-V2; read it with --reader openlane"
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return f"it is a list of entries with {', '.join(map(str, list(content[0])[:6]))}; give nuScenes infos"
+    found = (
+        ", ".join(str(key)[:40] for key in list(content)[:6]) if isinstance(content, dict) else type(content).__name__
     )
+    return f"it holds {found or 'nothing'}; give another file"
 
 
-def _frame_of_bevformer(
-    info: dict, resolve: _ImagePaths, image_size_px: tuple[int, int], names: dict[int, str]
-) -> Frame:
-    global_from_ego = pose(info["ego2global_rotation"], info["ego2global_translation"])
-    ego_from_lidar = pose(info["lidar2ego_rotation"], info["lidar2ego_translation"])
-    views = []
-    for name, cam in info["cams"].items():
-        views.append(
-            CameraView(
-                name=name,
-                image_path=resolve(cam["data_path"], name),
-                camera=PinholeCamera(cam["cam_intrinsic"], *image_size_px),
-                ego_from_camera=pose(cam["sensor2ego_rotation"], cam["sensor2ego_translation"]),
-                global_from_ego=pose(cam["ego2global_rotation"], cam["ego2global_translation"]),
-                timestamp_us=int(cam["timestamp"]),
-                sample_data_token=cam["sample_data_token"],
-            )
+def _us_per_unit(entries: Sequence[dict], key: str, path: str | Path) -> float:
+    """Microseconds per unit of the file's times: by their size since 1970, else as its layout has them."""
+    usual = "seconds" if key == "data_list" else "microseconds"
+    times = [time for entry in entries if isinstance(time := entry.get("timestamp"), (int, float, np.number))]
+    unit = unit_of(float(np.median(np.array(times, np.float64)))) if times else ""
+    if unit in ("milliseconds", "nanoseconds"):
+        raise DataError(
+            f"{path}: timestamps look like {unit} since 1970; this layout has {usual}: convert them in its converter"
         )
-    annotations = None
-    if "gt_boxes" in info:
-        old = np.asarray(info["gt_boxes"], dtype=np.float64).reshape(-1, 7).copy()
-        old[:, 2] -= old[:, 5] / 2  # the file has gravity centres, the old convention bottom centres
-        velocity = np.asarray(info["gt_velocity"], dtype=np.float64).reshape(-1, 2)
-        annotations = _annotations(
-            global_from_ego @ ego_from_lidar,
-            np.concatenate([boxes_from_legacy(old), velocity], 1),
-            [str(name) for name in info["gt_names"]],
-            info["num_lidar_pts"],
-            info["num_radar_pts"],
-            [str(name) for name in info["gt_names"]],  # what is no detection class kept its category's name
-        )
-    return Frame(
-        token=info["token"],
-        scene_token=info["scene_token"],
-        scene_name="",
-        timestamp_us=int(info["timestamp"]),
-        cameras=tuple(views),
-        ego_from_bev=ego_from_lidar,
-        global_from_ego=global_from_ego,
-        lidar_path=resolve(info["lidar_path"], "LIDAR_TOP"),
-        annotations=annotations,
-        occupancy_path=str(resolve.root / info["occ_gt_path"]) if info.get("occ_gt_path") else "",
-        can_signals=np.array(info["can_bus"][SIGNALS], dtype=np.float64) if "can_bus" in info else None,
-    )
+    if unit and unit != usual:
+        logger.warning("%s: timestamps are read as %s since 1970, though its layout has %s", path, unit, usual)
+    return 1e6 if (unit or usual) == "seconds" else 1.0
+
+
+def _layout(entries: Sequence[dict], path: str | Path, key: str = "infos") -> BoxLayout:
+    boxes: list[NDArray[np.float64]] = []
+    velocities: list[NDArray[np.float64]] = []
+    names: list[str] = []
+    for number, info in enumerate(entries):
+        where = f"{path}: sample {str(info.get('token', f'number {number}'))[:100]}: unusable entry of {key}"
+        with library_errors(DataError, where, "make the infos again with the converter of its layout"):
+            if (read := old_boxes(info)) is not None:
+                boxes.append(read[0])
+                velocities.append(read[1])
+                names += read[2]
+    if not names:
+        return "wlh"
+    layout = layout_of(np.concatenate(boxes), names, np.concatenate(velocities), str(path))
+    if layout == "lwh":
+        logger.warning("%s: gt_boxes are read as l w h and yaw (mmdet3d 1.0), as sizes and headings show", path)
+    return layout

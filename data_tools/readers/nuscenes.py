@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.cameras import front_by_name
 from ...core.errors import DataError
 from ...core.frames import Annotations, CameraView, Frame
+from ...core.once import warn_once
 from ...geometry import PinholeCamera, quaternion_to_matrix
 from ..labels.files import lanes_file, occupancy_file, read_lanes
-from .checks import check_frames
+from .cameras import camera_order
+from .checks import INT64, check_frames
+from .file_paths import path_below
+from .lenses import LensNotes
 from .nuscenes_tables import (
     CalibratedSensor,
     EgoPose,
@@ -27,10 +32,11 @@ from .nuscenes_tables import (
     SceneTables,
     read_tables,
 )
-from .occ3d_challenge import CAMERA_ORDER
 from .registry import Conventions, register_reader
 
-LIDAR = "LIDAR_TOP"
+LIDARS = ("LIDAR_TOP", "LIDAR_CONCAT")
+"""Channels whose keyframes give time, pose and BEV frame: nuScenes', and that of T4 sets."""
+_CALIBRATION_FIELDS = ("token", "sensor_token", "translation", "rotation", "camera_intrinsic")
 
 DETECTION_CLASS: Mapping[str, str] = {
     "movable_object.barrier": "barrier",
@@ -63,7 +69,8 @@ MAX_VELOCITY_GAP_S = 1.5
         quaternions="w x y z",
         time="microseconds",
         cameras="in the order of published models, others alphabetically after them; pinholes; sizes from sample_data",
-        frames="EGO: x ahead, y left, z up; BEV maps lie in the LIDAR_TOP frame, as released weights were trained",
+        frames="EGO: x ahead, y left, z up; BEV maps lie in the LIDAR_TOP frame, as released weights were trained; "
+        "in a set without it in that of its other LiDAR, and without any in the EGO frame",
     ),
 )
 def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]:
@@ -74,12 +81,15 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     (split -> scene names); scenes of it that the tables lack are left out. Frames of a set without labels have
     ``annotations`` None. Voxel and lane labels that lie beside the tables (labels/files.py) are found by themselves.
 
+    Samples are those of a scene's scene_token in the order of time; a chain (next, prev, first_sample_token) that says
+    something else is warned of, and so are lens distortion, which is left out, and categories without a class.
+
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
-    without scenes, or unusable calibration.
+    without scenes, unusable calibration, or what ``check_frames`` refuses.
     """
     tables = read_tables(dataroot, version, split)
     try:
-        frames = _Joiner(tables, Path(dataroot)).frames()
+        frames = _Joiner(tables, Path(dataroot), Path(dataroot) / version).frames()
     except KeyError as error:
         raise DataError(
             f"{Path(dataroot) / version}: the tables do not fit together (missing key or token {error}); "
@@ -104,45 +114,79 @@ def _poses(records: Sequence[CalibratedSensor | EgoPose | SampleAnnotation]) -> 
 class _Joiner:
     """Makes Frames of the rows of some scenes."""
 
-    def __init__(self, tables: SceneTables, root: Path) -> None:
-        self.tables, self.root = tables, root
+    def __init__(self, tables: SceneTables, root: Path, place: Path) -> None:
+        self.tables, self.root, self.place = tables, root, place
         self.cameras: dict[tuple[str, int, int], PinholeCamera] = {}
+        self.lenses = LensNotes(str(place / "calibrated_sensor.json"))
+        self.reference = self._reference_channel()
+
+    def _reference_channel(self) -> str:
+        """The channel that gives time and pose of a keyframe: LIDAR_TOP, another LiDAR, or else the front camera."""
+        modality = {sensor.channel: sensor.modality for sensor in self.tables.sensors.values()}
+        used = dict.fromkeys(channel for keyframe in self.tables.keyframes.values() for channel in keyframe.data)
+        lidars = [channel for channel in used if modality[channel] == "lidar"]
+        if found := [channel for channel in LIDARS if channel in used] or sorted(lidars):
+            return found[0]
+        cameras = camera_order(channel for channel in used if modality[channel] == "camera")
+        if not cameras:
+            raise DataError(
+                f"{self.place / 'sample_data.json'}: no keyframe (is_key_frame) of a camera or LiDAR of this split; "
+                "extract the metadata archive again"
+            )
+        front = front_by_name(cameras) or cameras[0]
+        warn_once(
+            f"{self.place}: no LiDAR keyframes; pose and time of a sample are those of {front}, BEV maps lie in "
+            "the EGO frame"
+        )
+        return front
 
     def frames(self) -> list[Frame]:
-        out = []
+        out: list[Frame] = []
+        members: dict[str, list[Keyframe]] = {scene.token: [] for scene in self.tables.scenes}
+        for keyframe in self.tables.keyframes.values():
+            members[keyframe.sample.scene_token].append(keyframe)
         for scene in self.tables.scenes:
-            found = []
-            token = scene.first_sample_token
-            while token:
-                keyframe = self.tables.keyframes[token]
-                found.append(keyframe)
-                token = keyframe.sample.next
-            found.sort(key=lambda keyframe: keyframe.sample.timestamp)
-            out += [self.frame(scene, keyframe) for keyframe in found]
+            found = members[scene.token]
+            tokens = ["", *(keyframe.sample.token for keyframe in found), ""]
+            for i, keyframe in enumerate(found):
+                out.append(self.frame(scene, keyframe, tokens[i], tokens[i + 2]))
+        self.lenses.report()
+        self._report_categories(out)
         return out
 
-    def frame(self, scene: Scene, keyframe: Keyframe) -> Frame:
+    def _report_categories(self, frames: list[Frame]) -> None:
+        """Labels none of which has a class are read, and named: nothing else would say so before the scores."""
+        notes = [frame.annotations for frame in frames if frame.annotations is not None]
+        if any(map(len, notes)) and not any(name for note in notes for name in note.names):
+            found = sorted({category for note in notes for category in note.categories})
+            warn_once(
+                f"{self.place}: no label has a class of nuScenes' detection task; its categories are "
+                f"{', '.join(found[:12])}{', ...' if len(found) > 12 else ''}: name them as nuScenes does ("
+                "vehicle.car, human.pedestrian.adult, ...) to train and score its ten classes"
+            )
+
+    def frame(self, scene: Scene, keyframe: Keyframe, before: str, after: str) -> Frame:
         sample, records = keyframe.sample, keyframe.data
-        if LIDAR not in records:
+        if self.reference not in records:
             raise DataError(
-                f"sample {sample.token} (scene {scene.name}): no {LIDAR} keyframe in sample_data.json, "
+                f"sample {sample.token} (scene {scene.name}): no {self.reference} keyframe in sample_data.json, "
                 "which gives the time and pose of the frame; restore its record"
             )
         calibrated = {name: self.tables.calibrated_sensors[r.calibrated_sensor_token] for name, r in records.items()}
         is_camera = {name: self.tables.sensors[c.sensor_token].modality == "camera" for name, c in calibrated.items()}
-        names = [c for c in CAMERA_ORDER if c in records]
-        names += sorted(c for c in records if is_camera[c] and c not in CAMERA_ORDER)
-        channels = [LIDAR, *names]
+        names = camera_order(name for name in records if is_camera[name])
+        channels = [self.reference, *names]
         global_from_ego = _poses([self.tables.ego_poses[records[c].ego_pose_token] for c in channels])
         ego_from_sensor = _poses([calibrated[c] for c in channels])
+        has_lidar = not is_camera[self.reference]
         views = tuple(
             CameraView(
                 name=name,
-                image_path=str(self.root / records[name].filename),
+                image_path=str(path_below(self.root, records[name].filename)),
                 camera=self.camera(sample.token, name, calibrated[name], records[name]),
                 ego_from_camera=ego_from_sensor[i],
                 global_from_ego=global_from_ego[i],
-                timestamp_us=int(records[name].timestamp),
+                timestamp_us=_whole(records[name].timestamp, f"sample {sample.token}, {name}"),
                 sample_data_token=records[name].token,
             )
             for i, name in enumerate(names, start=1)
@@ -155,14 +199,14 @@ class _Joiner:
             scene_name=scene.name,
             timestamp_us=int(sample.timestamp),
             cameras=views,
-            ego_from_bev=ego_from_sensor[0],
+            ego_from_bev=ego_from_sensor[0] if has_lidar else np.eye(4),
             global_from_ego=global_from_ego[0],
-            lidar_path=str(self.root / records[LIDAR].filename),
+            lidar_path=str(path_below(self.root, records[self.reference].filename)) if has_lidar else "",
             annotations=self.annotations(keyframe.annotations) if self.tables.has_labels else None,
             occupancy_path=str(occupancy) if occupancy.is_file() else "",
             lanes=read_lanes(lanes) if lanes.is_file() else None,
-            prev_token=sample.prev,
-            next_token=sample.next,
+            prev_token=before,
+            next_token=after,
         )
 
     def camera(self, sample_token: str, name: str, sensor: CalibratedSensor, record: SampleData) -> PinholeCamera:
@@ -175,6 +219,7 @@ class _Joiner:
                     f"sample {sample_token}, camera {name} ({self.root / record.filename}): "
                     f"unusable calibration, {error}; correct calibrated_sensor {sensor.token}"
                 ) from None
+            self.lenses.add(name, self.cameras[key], sensor.fields, _CALIBRATION_FIELDS)
         return self.cameras[key]
 
     def annotations(self, records: Sequence[SampleAnnotation]) -> Annotations:
@@ -189,8 +234,8 @@ class _Joiner:
             size_lwh_m=size_wlh[:, [1, 0, 2]],
             velocity_global_mps=np.array([self.velocity(r) for r in records], dtype=np.float64).reshape(n, 2),
             attributes=[self.tables.attributes[tokens[0]] if tokens else "" for tokens in attributes],
-            num_lidar_points=np.array([r.num_lidar_pts for r in records], dtype=np.int64),
-            num_radar_points=np.array([r.num_radar_pts for r in records], dtype=np.int64),
+            num_lidar_points=_counts([r.num_lidar_pts for r in records], records),
+            num_radar_points=_counts([r.num_radar_pts for r in records], records),
             tokens=[r.token for r in records],
             instance_tokens=[r.instance_token for r in records],
             categories=categories,
@@ -204,7 +249,25 @@ class _Joiner:
             return np.nan, np.nan
         times = [self.tables.keyframes[r.sample_token].sample.timestamp for r in (first, last)]
         elapsed_s = 1e-6 * times[1] - 1e-6 * times[0]
+        if elapsed_s <= 0 or first.instance_token != last.instance_token:
+            raise DataError(
+                f"sample_annotation {record.token}: its prev and next are not an earlier and a later label of instance "
+                f"{record.instance_token}: a circle, or another object; correct them, or leave them empty"
+            )
         if elapsed_s > MAX_VELOCITY_GAP_S * (2 if record.prev and record.next else 1):
             return np.nan, np.nan
         a, b = first.translation, last.translation
         return (b[0] - a[0]) / elapsed_s, (b[1] - a[1]) / elapsed_s
+
+
+def _whole(time: float, where: str) -> int:
+    if not np.isfinite(time):
+        raise DataError(f"{where}: its timestamp is no number; give microseconds")
+    return int(time)
+
+
+def _counts(values: list[int], records: Sequence[SampleAnnotation]) -> NDArray[np.int64]:
+    for value, record in zip(values, records):
+        if not -INT64 <= value < INT64:
+            raise DataError(f"sample_annotation {record.token}: a count of points is {value:.3g}; correct it")
+    return np.array(values, dtype=np.int64)

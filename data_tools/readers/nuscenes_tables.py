@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from ...core.errors import DataError
+from ...core.errors import DataError, library_errors
+from .nuscenes_chains import samples_in_order
 from .nuscenes_splits import scenes_of_split
 
 TABLES = (
@@ -64,6 +65,8 @@ class CalibratedSensor(msgspec.Struct, gc=False, frozen=True):
     translation: Vector3
     rotation: Quaternion
     camera_intrinsic: list[list[float]]
+    fields: dict[str, Any] = {}
+    """The whole row, for what it states beyond a pinhole."""
 
 
 class EgoPose(msgspec.Struct, gc=False, frozen=True):
@@ -76,6 +79,7 @@ class Scene(msgspec.Struct, gc=False, frozen=True):
     token: str
     name: str
     first_sample_token: str
+    nbr_samples: int = -1
 
 
 class Sample(msgspec.Struct, gc=False, frozen=True):
@@ -144,6 +148,7 @@ class SceneTables(NamedTuple):
     scenes: list[Scene]
     """Sorted by name."""
     keyframes: dict[str, Keyframe]
+    """By scene and time."""
     ego_poses: dict[str, EgoPose]
     calibrated_sensors: dict[str, CalibratedSensor]
     sensors: dict[str, Sensor]
@@ -163,14 +168,15 @@ def read_tables(dataroot: str | Path, version: str, split: str) -> SceneTables:
     folder = _version_folder(dataroot, version)
     wanted = scenes_of_split(split, folder / "splits.json")
     for table in _UNUSED:  # a broken one suggests a broken archive
-        _read_rows(folder / f"{table}.json", dict[str, Any])
-    all_scenes = _read_rows(folder / "scene.json", Scene)
+        read_rows(folder / f"{table}.json", dict[str, Any])
+    all_scenes = read_rows(folder / "scene.json", Scene)
     scenes = sorted((scene for scene in all_scenes if scene.name in wanted), key=lambda scene: scene.name)
     if not scenes:
         present = ", ".join(sorted(scene.name for scene in all_scenes)[:5])
         raise DataError(
             f"{folder / 'scene.json'}: none of its {len(all_scenes)} scenes ({present}, ...) "
-            f"belongs to split {split!r}; give the split that this version holds"
+            f"belongs to split {split!r}; give the split that this version holds, or name its scenes in "
+            f"{folder / 'splits.json'} ({{split: [scene, ...]}})"
         )
     try:
         return _join(folder, scenes)
@@ -213,11 +219,12 @@ def _version_folder(dataroot: str | Path, version: str) -> Path:
 
 def _join(folder: Path, scenes: list[Scene]) -> SceneTables:
     sensors = _by_token(folder / "sensor.json", Sensor)
-    calibrated = _by_token(folder / "calibrated_sensor.json", CalibratedSensor)
+    calibrated = _calibrations(folder / "calibrated_sensor.json")
     channels = {token: sensors[row.sensor_token].channel for token, row in calibrated.items()}
 
     tokens = {scene.token for scene in scenes}
     samples = {row.token: row for row in iterate_rows(folder / "sample.json", Sample) if row.scene_token in tokens}
+    samples = samples_in_order(folder, scenes, samples)
     data: dict[str, dict[str, SampleData]] = {token: {} for token in samples}
     for row in iterate_rows(folder / "sample_data.json", SampleData):
         if row.is_key_frame and row.sample_token in samples:
@@ -249,6 +256,12 @@ def _by_token(path: Path, row_type: type[TokenRow]) -> dict[str, TokenRow]:
     return {row.token: row for row in iterate_rows(path, row_type)}
 
 
+def _calibrations(path: Path) -> dict[str, CalibratedSensor]:
+    typed = read_rows(path, CalibratedSensor)
+    whole = read_rows(path, dict[str, Any])
+    return {row.token: msgspec.structs.replace(row, fields=fields) for row, fields in zip(typed, whole)}
+
+
 def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
     """Rows of a table (a JSON array of objects), decoded block by block; fields that ``row_type`` lacks are skipped.
 
@@ -275,12 +288,20 @@ def iterate_rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
             f"{path}: cannot read table {path.name} ({error.strerror}); "
             f"the data root must hold the folder {path.parent.name} of a nuScenes set"
         ) from None
-    except msgspec.DecodeError:
-        yield from _read_rows(path, row_type)[count:]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        yield from read_rows(path, row_type)[count:]
 
 
-def _read_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """All rows, by Python's reader, which says where a file is broken."""
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """All rows, by Python's reader, which says where a file is broken. Raises DataError naming the file."""
+    try:
+        with library_errors(DataError, path, "extract or generate this table again"):
+            return _converted(path, row_type)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read table {path.name} ({error.strerror}); extract it again") from None
+
+
+def _converted(path: Path, row_type: type[Row]) -> list[Row]:
     try:
         return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), GenericAlias(list, (row_type,)))
     except msgspec.ValidationError as error:

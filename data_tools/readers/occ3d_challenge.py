@@ -15,20 +15,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.errors import DataError
+from ...core.errors import DataError, library_errors
 from ...core.frames import CameraView, Frame
 from ...geometry import PinholeCamera, pose, rotation_z
+from .cameras import ImageSizes, camera_order
 from .checks import check_frames
+from .file_paths import path_below, portable_path
+from .lenses import LensNotes
 from .links import link_frames
 from .registry import Conventions, register_reader
 
 FILE_NAME = "annotations.json"
-CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-"""Order of published models (their camera embeddings depend on it); other cameras follow alphabetically."""
+_FIELDS = ("img_path", "intrinsics", "intrinsic", "extrinsic", "ego_pose")
 EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
 """[4, 4]: x to the right, y ahead, as on nuScenes."""
 
@@ -40,16 +42,17 @@ EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
         boxes="none",
         quaternions="w x y z",
         time="microseconds",
-        cameras="in the order of published models; pinholes; 1600 x 900",
+        cameras="in the order of published models; pinholes; sizes from one image of each camera",
         frames="EGO: nuScenes'; BEV maps lie where LIDAR_TOP is mounted, which the file does not state",
     ),
 )
-def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] = (1600, 900)) -> list[Frame]:
+def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] | None = None) -> list[Frame]:
     """All keyframes of a split, sorted by scene name and time.
 
-    split: "train" or "val" of the file's lists, or "test": the scenes that neither list names. Cameras come in
-    CAMERA_ORDER, others alphabetically after them. image_size_px: (width, height) of the images. A sample
-    without ``gt_path`` has no labels, as in the test set. Frames have no boxes.
+    split: "train" or "val" of the file's lists, or "test": the scenes that neither list names. Cameras come in the
+    order of published models, others alphabetically after them. image_size_px: (width, height) of all images; default:
+    from the header of one image of each camera. A sample without ``gt_path`` has no labels, as in the test set. Frames
+    have no boxes.
 
     Raises DataError naming the file and the sample for a missing or broken file, an unknown split, one without scenes,
     and entries that cannot be used.
@@ -57,17 +60,23 @@ def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] 
     path = Path(root) / FILE_NAME
     content = _load(path)
     frames: list[Frame] = []
+    rig = _Rig(ImageSizes(image_size_px), LensNotes(str(path)))
     for scene in _scenes(content, split, path):
-        for token, entry in content["scene_infos"][scene].items():
-            try:
-                frames.append(_frame(Path(root), scene, token, entry, image_size_px))
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f"{path}: sample {token} (scene {scene}): unusable entry ({type(error).__name__}: {error}); "
-                    "fetch the file again"
-                ) from error
+        if not isinstance(entries := content["scene_infos"][scene], dict):
+            raise DataError(f"{path}: scene {scene[:100]} is no mapping of samples; fetch the file again")
+        for token, entry in entries.items():
+            where = f"{path}: sample {token[:100]} (scene {scene[:100]}): unusable entry"
+            with library_errors(DataError, where, "fetch the file again"):
+                frames.append(_frame(Path(root), scene, token, entry, rig))
+    rig.lenses.report()
+    frames = link_frames(frames)
     check_frames(frames)
-    return sorted(link_frames(frames), key=lambda frame: frame.scene_name)
+    return sorted(frames, key=lambda frame: frame.scene_name)
+
+
+class _Rig(NamedTuple):
+    sizes: ImageSizes
+    lenses: LensNotes
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def _load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder that holds {FILE_NAME}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); fetch the file again") from None
     if not isinstance(content, dict) or not isinstance(content.get("scene_infos"), dict):
         raise DataError(f"{path}: has no scene_infos; is it the occupancy challenge's file?")
@@ -83,7 +92,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _scenes(content: Mapping[str, Any], split: str, path: Path) -> list[str]:
-    listed = {name: set(content.get(f"{name}_split") or ()) for name in ("train", "val")}
+    with library_errors(DataError, f"{path}: train_split, val_split", "list scene names in both"):
+        listed = {name: set(content.get(f"{name}_split") or ()) for name in ("train", "val")}
     if split not in (*listed, "test"):
         raise DataError(f"{path}: unknown split {split!r}; use train, val or test")
     present = set(content["scene_infos"])
@@ -99,40 +109,35 @@ def _pose(record: Mapping[str, Any]) -> np.ndarray:
     return pose(record["rotation"], record["translation"])
 
 
-def _frame(
-    root: Path,
-    scene: str,
-    token: str,
-    entry: Mapping[str, Any],
-    image_size_px: tuple[int, int],
-) -> Frame:
+def _frame(root: Path, scene: str, token: str, entry: Mapping[str, Any], rig: _Rig) -> Frame:
     global_from_ego = _pose(entry["ego_pose"])
     time_us = int(entry["timestamp"])
     views = {}
     for key, camera in entry["camera_sensor"].items():
-        path = PurePosixPath(camera["img_path"])
+        path = portable_path(camera["img_path"])
         name = key if key.startswith("CAM_") else path.parent.name  # the key may be a token
-        intrinsics = camera["intrinsics"] if "intrinsics" in camera else camera["intrinsic"]  # both occur
+        field = "intrinsics" if "intrinsics" in camera else "intrinsic"  # both occur
+        image = _image(root, path)
+        pinhole = PinholeCamera(np.array(camera[field], float), *rig.sizes(name, camera[field], image))
+        rig.lenses.add(name, pinhole, camera, _FIELDS)
         views[name] = CameraView(
             name=name,
-            image_path=str(_image(root, path)),
-            camera=PinholeCamera(np.array(intrinsics, dtype=np.float64), *image_size_px),
+            image_path=str(image),
+            camera=pinhole,
             ego_from_camera=_pose(camera["extrinsic"]),
             global_from_ego=_pose(camera["ego_pose"]),
             timestamp_us=int(camera["ego_pose"].get("timestamp", time_us)),
         )
-    order = [name for name in CAMERA_ORDER if name in views]
-    order += sorted(set(views) - set(order))
     label_file = entry.get("gt_path")
     return Frame(
         token=token,
         scene_token=scene,
         scene_name=scene,
         timestamp_us=time_us,
-        cameras=tuple(views[name] for name in order),
+        cameras=tuple(views[name] for name in camera_order(views)),
         ego_from_bev=EGO_FROM_LIDAR,
         global_from_ego=global_from_ego,
-        occupancy_path=str(root / label_file) if label_file else "",
+        occupancy_path=str(path_below(root, label_file)) if label_file else "",
     )
 
 

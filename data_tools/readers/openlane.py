@@ -1,7 +1,8 @@
 """OpenLane-V2 to Frames.
 
 The EGO frame is the vehicle frame of the info files. It is the BEV frame too. As in the official baselines
-cameras are taken at the frame's own time and as pinholes: the lens distortion that subset A states is left out.
+cameras are taken at the frame's own time and as pinholes: the lens distortion that subset A states is left out, and
+reported.
 
     subset A   Argoverse 2: seven ring cameras, ``ring_front_center`` 1550 x 2048, the others 2048 x 1550
     subset B   nuScenes: six cameras, 1600 x 900
@@ -13,16 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ...core.errors import DataError
+from ...core.cameras import front_by_name
+from ...core.errors import DataError, library_errors
+from ...core.files import file_name
 from ...core.frames import CameraView, Frame
+from ...core.once import warn_once
 from ...geometry import PinholeCamera, pose
 from ..labels.files import check_lanes
+from .cameras import ImageSizes, camera_order
 from .checks import check_frames
+from .file_paths import path_below
+from .lenses import LensNotes
 from .links import link_frames
 from .openlane_files import (
     EVALUATION_INTERVAL,
@@ -47,8 +53,8 @@ _NANOSECONDS_FROM = 10**17
         boxes="none",
         quaternions="none: rotations are matrices",
         time="nanoseconds in subset A, microseconds in subset B; distinguished by their digits",
-        cameras="the front one first, then as the files list them; pinholes, the distortion of subset A is left out; "
-        "sizes by subset, or from the image",
+        cameras="the front one first, then in the order of published models, others alphabetically; pinholes, the "
+        "distortion of subset A is left out; sizes from the file, or from one image of each camera",
         frames="EGO: the files' vehicle frame (x ahead, y left, z up); BEV maps lie in it",
     ),
 )
@@ -61,35 +67,48 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
     the split ``train``, and in the others every twentieth of the official 201, which scores are made with. A collection
     holds what it was collected with.
 
-    A frame's token is "split/segment/timestamp" (``identifier_of``), its scene "split/segment". The first
-    camera is the front one. Frames without annotation, as in the test split, have ``lanes`` None.
+    A frame's token is "split/segment/timestamp" (``identifier_of``), its scene "split/segment". The first camera is
+    the front one: CAM_FRONT, ring_front_center, or the one that a segment lists first. Frames without annotation, as in
+    the test split, have ``lanes`` None.
 
     Raises DataError naming the file, the frame and the field: a file that is missing or not of the format, a frame
     without the front camera, an unusable calibration or pose, labels that ``check_lanes`` refuses.
     """
     root = Path(root)
+    rig = _Rig(ImageSizes(), LensNotes(str(root)), {})
     frames: list[Frame] = []
-    front: dict[tuple[str, str], str] = {}
-    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
-    for (name, segment, timestamp), (entry, place) in _entries(root, split, point_interval).items():
-        place = f"{place}, frame {name}/{segment}/{timestamp}"
-        try:
-            cameras = [camera for camera in entry["sensor"] if camera != "sd_map"]
-            first = front.setdefault((name, segment), cameras[0]) if cameras else "the first"
-            if first not in cameras:
-                raise DataError(
-                    f"{place}: no front camera {first!r} among [{', '.join(cameras)}]; the traffic elements lie in it: "
-                    "fetch the info file again, or leave the frame out"
-                )
-            cameras = [first, *(camera for camera in cameras if camera != first)]
-            frame = _frame((name, segment, timestamp), entry, cameras, root, sizes, place)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{place}: unusable entry ({type(error).__name__}: {error}); fetch or collect it again"
-            ) from None
-        frames.append(frame)
+    for identifier, (entry, file) in _entries(root, split, point_interval).items():
+        for part in identifier:
+            file_name(part, f"{file}: part of a frame's identifier")
+        place = f"{file}, frame {'/'.join(identifier)}"
+        with library_errors(DataError, f"{place}: unusable entry", "fetch or collect it again"):
+            frames.append(_frame(identifier, entry, _ordered(identifier, entry, rig, place), root, rig, place))
+    rig.lenses.report()
+    frames = link_frames(frames)
     check_frames(frames)
-    return link_frames(frames)
+    return frames
+
+
+class _Rig(NamedTuple):
+    """What the frames share."""
+
+    sizes: ImageSizes
+    lenses: LensNotes
+    fronts: dict[tuple[str, str], str]
+    """Name of the front camera, by split and segment."""
+
+
+def _ordered(identifier: Identifier, entry: Mapping[str, Any], rig: _Rig, place: str) -> list[str]:
+    """Names of the cameras of a frame, the front one first."""
+    listed = [camera for camera in entry["sensor"] if camera != "sd_map"]
+    known = front_by_name(listed) or (listed[0] if listed else "the first")
+    front = rig.fronts.setdefault(identifier[:2], known)
+    if front not in listed:
+        raise DataError(
+            f"{place}: no front camera {front!r} among [{', '.join(listed)}]; the traffic elements lie in it: "
+            "fetch the info file again, or leave the frame out"
+        )
+    return [front, *(camera for camera in camera_order(listed) if camera != front)]
 
 
 def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identifier, tuple[Mapping[str, Any], str]]:
@@ -113,7 +132,7 @@ def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identi
     for key in wanted:
         entry = collect(root, [key], interval or 1)[key]
         if interval is None and key[0] != "train":
-            for lane in entry.get("annotation", {}).get("lane_centerline", ()):
+            for lane in (entry.get("annotation") or {}).get("lane_centerline", ()):
                 if len(lane["points"]) == RAW_POINTS:
                     lane["points"] = lane["points"][::EVALUATION_INTERVAL]
         found[key] = entry, str(root.joinpath(*key[:2], "info", f"{key[2]}.json"))
@@ -121,29 +140,23 @@ def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identi
 
 
 def _frame(
-    identifier: Identifier,
-    entry: Mapping[str, Any],
-    cameras: Sequence[str],
-    root: Path,
-    sizes: dict[tuple[str, str, str], tuple[int, int]],
-    place: str,
+    identifier: Identifier, entry: Mapping[str, Any], cameras: Sequence[str], root: Path, rig: _Rig, place: str
 ) -> Frame:
-    """``sizes``: of images whose headers were read, by split, segment and camera."""
     time = int(entry["timestamp"])
     timestamp_us = time // 1000 if time >= _NANOSECONDS_FROM else time
     global_from_ego = pose(entry["pose"]["rotation"], entry["pose"]["translation"])
     views = []
     for camera in cameras:
         sensor = entry["sensor"][camera]
-        path = root / sensor["image_path"]
-        key = (*identifier[:2], camera)
-        if key not in sizes:
-            sizes[key] = _image_size_px(sensor, camera, path, place)
+        path = path_below(root, sensor["image_path"])
+        intrinsic = sensor["intrinsic"]
+        size = _image_size_px(sensor, camera, path, rig, place)
         try:
             ego_from_camera = pose(sensor["extrinsic"]["rotation"], sensor["extrinsic"]["translation"])
-            pinhole = PinholeCamera(np.asarray(sensor["intrinsic"]["K"], np.float64), *sizes[key])
+            pinhole = PinholeCamera(np.asarray(intrinsic["K"], np.float64), *size)
         except ValueError as error:
             raise DataError(f"{place}: camera {camera}: {error}; correct its calibration") from None
+        rig.lenses.add(camera, pinhole, intrinsic, ("K",))
         views.append(CameraView(camera, pinhole, ego_from_camera, global_from_ego, timestamp_us, str(path)))
     lanes = lane_labels(entry, place)
     if lanes is not None:
@@ -159,20 +172,16 @@ def _frame(
     )
 
 
-def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, place: str) -> tuple[int, int]:
-    """(width, height): as stated in the file (drivestack's only), as in the two subsets, or from the image itself."""
+def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, rig: _Rig, place: str) -> tuple[int, int]:
+    """(width, height): as stated in the file (drivestack's only), from the image, or as in the two subsets."""
     if "image_size_px" in sensor:
         width, height = map(int, sensor["image_size_px"])
         return width, height
-    if camera.startswith("ring_"):
-        return (1550, 2048) if camera == "ring_front_center" else (2048, 1550)
-    if camera.startswith("CAM_"):
-        return 1600, 900
     try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise DataError(
-            f"{place}: camera {camera}: {path} cannot be read ({error}), and nothing else says its size; "
-            "fetch the image, or state image_size_px [width, height] beside image_path"
-        ) from None
+        return rig.sizes(camera, sensor["intrinsic"]["K"], path)
+    except DataError as error:
+        if camera.startswith("ring_"):
+            size = (1550, 2048) if camera == "ring_front_center" else (2048, 1550)
+            warn_once(f"camera {camera}: {error}; taken as Argoverse 2's, {size[0]} x {size[1]} pixels")
+            return size
+        raise DataError(f"{place}: {error}; or state image_size_px [width, height] beside image_path") from None

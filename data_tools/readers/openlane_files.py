@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
-from ...core.errors import DataError
-from ...core.files import write_json
+from ...core.errors import LIBRARY_ERRORS, DataError
+from ...core.files import file_name, write_json
 from ...core.frames import Frame
 from ...core.labels import LaneLabels, LaneSegments
 from ...core.pickles import load_pickle, write_pickle
@@ -62,7 +62,13 @@ def identifiers(data_dict: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Id
 def read_data_dict(path: str | Path) -> dict[str, dict[str, list[str]]]:
     """The frames of each segment of each split, as a ``data_dict_*.json`` lists them. Raises DataError naming it."""
     content = _read_json(Path(path))
-    if not isinstance(content, dict) or not all(isinstance(segments, dict) for segments in content.values()):
+    segments = list(content.values()) if isinstance(content, dict) else [None]
+    lists = [names for by_name in segments if isinstance(by_name, dict) for names in by_name.values()]
+    if (
+        not all(isinstance(by_name, dict) for by_name in segments)
+        or not all(isinstance(names, list) for names in lists)
+        or not all(isinstance(name, str) for names in lists for name in names)
+    ):
         raise DataError(
             f"{path}: no list of frames ({{split: {{segment: ['<timestamp>.json', ...]}}}}); fetch it again"
         )
@@ -85,13 +91,15 @@ def collect(
     """
     collection = {}
     for split, segment, timestamp in frames:
+        for part in (split, segment, timestamp):
+            file_name(part, f"{root}: part of a frame's name")
         folder = Path(root) / split / segment
         path = folder / "info" / f"{timestamp}{'-ls' if segments else ''}.json"
         try:
             frame = _arrays(_read_json(path), point_interval)
             if with_sd_map and "annotation" in frame:
                 frame["sensor"]["sd_map"] = _sd_map(_read_json(folder / "sdmap.json"), frame["pose"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (*LIBRARY_ERRORS, OSError) as error:
             raise DataError(
                 f"{path}: not an OpenLane-V2 info file ({type(error).__name__}: {error}); fetch it again"
             ) from None
@@ -309,5 +317,5 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is this frame downloaded?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); fetch it again") from None

@@ -172,9 +172,9 @@ class DataSource:
             if not found:
                 raise DataError(f"{root}: reader {reader.name} found no frames; check the folder and the split")
             frames += found
-        check_frames(frames)
         if len(frames) > 1 and not any(frame.prev_token or frame.next_token for frame in frames):
             frames = link_frames(frames)
+        check_frames(frames)
         return frames
 
 

@@ -139,4 +139,4 @@ class RoadBaselineR18(LaneBaseline):
                     scramble_edges=self.scramble_edges,
                 )
             )
-        return graphs
+        return self.of_seen(graphs, batch)

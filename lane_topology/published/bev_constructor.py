@@ -70,14 +70,15 @@ class BevConstructor(RecurrentBevMap):
         padded_size: tuple[int, int],
         can_bus: Tensor | None = None,
         previous: Tensor | None = None,
+        camera_ids: Sequence[int] | None = None,
     ) -> Tensor:
         """The map [B, C, num_y, num_x].
 
         levels: [B, N, C, h, w], finest first; image_from_ego [B, N, 4, 4]; image_size_px [B, N, 2] (height, width)
         inside padded_size (height, width); can_bus [B, 18], needed with ``use_can_bus``: [0:3] position, [3:7]
         quaternion, [-2] yaw in radians, [-1] in degrees, all of the world; previous [B, C, num_y, num_x]: the last
-        frame's map. Raises ConfigError for more cameras than embeddings, ValueError where can_bus is missing.
+        frame's map; camera_ids: see BevMap. Raises ConfigError for more cameras than embeddings, ValueError where can_bus is missing.
         """
         if self.can_bus_mlp is not None and can_bus is None:
             raise ValueError("a model with use_can_bus needs the CAN-bus numbers of each sample")
-        return self.encode_recurrent(levels, image_from_ego, image_size_px, padded_size, can_bus, previous)
+        return self.encode_recurrent(levels, image_from_ego, image_size_px, padded_size, can_bus, previous, camera_ids)

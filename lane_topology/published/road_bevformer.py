@@ -24,7 +24,7 @@ from ...core.finite import check_answer
 from ...core.registries import MODELS
 from ...data_tools.clips.can_bus import can_bus_of_pose
 from ..curves import fit_lines, sample_curves
-from ..front_image import boxes_on_disk, front_index
+from ..front_image import boxes_on_disk, front_index, front_seen, without_elements
 from . import losses
 
 
@@ -63,7 +63,7 @@ class LaneBaseline(PerceptionModel):
         self,
         img_backbone: dict | nn.Module,
         img_neck: dict | nn.Module,
-        front_camera: str | int = 0,
+        front_camera: str | int | None = None,
         scramble_edges: bool = False,
         edge_weight: float = 5.0,
     ) -> None:
@@ -82,13 +82,27 @@ class LaneBaseline(PerceptionModel):
         ]
 
     def front(self, batch: Batch) -> int:
-        return front_index(self.front_camera, batch)
+        """Index of the front camera; 0, whose elements are dropped, where none looks ahead."""
+        return front_index(self.front_camera, batch) or 0
 
-    @staticmethod
-    def labels(batch: Batch) -> dict[str, list[Tensor]]:
+    def front_seen(self, batch: Batch) -> list[bool]:
+        """For each sample whether its frame has the front camera."""
+        return front_seen(front_index(self.front_camera, batch), batch)
+
+    def front_sizes(self, batch: Batch) -> Tensor:
+        """[B, 2] (height, width) of the front images; where one is missing, of the padding that is in its place."""
+        sizes = batch.image_size_px[:, batch.current, self.front(batch)]
+        return torch.where(sizes > 0, sizes, sizes.new_tensor(batch.images.shape[-2:]))
+
+    def labels(self, batch: Batch) -> dict[str, list[Tensor]]:
         """Per sample: ``codes`` [n, D] metres, ``boxes`` [k, 4] xyxy px, ``attributes`` [k], ``lane_lane``,
-        ``lane_element``. Raises ConfigError where a sample has none.
+        ``lane_element``. Raises ConfigError where a sample has none, or lacks the front camera.
         """
+        if blind := [token for token, seen in zip(batch.tokens, self.front_seen(batch)) if not seen]:
+            raise ConfigError(
+                f"sample {blind[0]}: no image of the front camera, in which published lane models learn the traffic "
+                "elements of every sample: leave it out of the split, or give front_camera"
+            )
         if any(own is None for own in batch.lanes):
             raise ConfigError(
                 f"samples {', '.join(batch.tokens)}: not all have lane labels; use a split that has, with lanes=True"
@@ -115,6 +129,11 @@ class LaneBaseline(PerceptionModel):
         governs = losses.edge_targets(labels["lane_element"], lane_of, element_of, lane_element.shape[1:])
         weight = self.edge_weight
         return losses.edge_loss(lane_lane, between) * weight, losses.edge_loss(lane_element, governs) * weight
+
+    def of_seen(self, graphs: Sequence[LaneGraph], batch: Batch) -> list[LaneGraph]:
+        """The graphs without elements where the frame lacks the front camera."""
+        shown = self.front_seen(batch)
+        return [graph if seen else without_elements(graph) for graph, seen in zip(graphs, shown)]
 
     def graphs(self, batch: Batch) -> list[LaneGraph]:
         raise NotImplementedError
@@ -157,10 +176,10 @@ class RoadBevFormer(LaneBaseline):
         if self.bev_constructor.can_bus_mlp is not None:
             signals = np.stack([can_bus_of_pose(f.global_from_ego, f.can_signals) for f in batch.frames])
             can_bus = torch.from_numpy(signals).to(batch.images.device)
-        sizes = batch.image_size_px[:, now]
-        bev = self.bev_constructor(levels, images_from_ego(batch)[:, now], sizes, padded, can_bus)
+        sizes, rows = batch.image_size_px[:, now], self.bev_constructor.embedding_rows(batch)
+        bev = self.bev_constructor(levels, images_from_ego(batch)[:, now], sizes, padded, can_bus, camera_ids=rows)
         lanes = self.pts_bbox_head(bev)
-        elements = self.bbox_head([level[:, front] for level in levels], sizes[:, front], padded)
+        elements = self.bbox_head([level[:, front] for level in levels], self.front_sizes(batch), padded)
         state = lanes.states[-1]
         return lanes, elements, self.lclc_head(state, state).float(), self.lcte_head(state, elements.states[-1]).float()
 
@@ -171,8 +190,8 @@ class RoadBevFormer(LaneBaseline):
         labels = self.labels(batch)
         lanes, elements, lane_lane, lane_element = self.outputs(batch)
         lane_terms, lane_of = self.pts_bbox_head.loss(lanes, labels["codes"])
-        sizes = batch.image_size_px[:, batch.current, self.front(batch)]
-        element_terms, element_of = self.bbox_head.loss(elements, labels["boxes"], labels["attributes"], sizes)
+        truth = labels["boxes"], labels["attributes"], self.front_sizes(batch)
+        element_terms, element_of = self.bbox_head.loss(elements, *truth)
         between, governs = self.edge_terms(lane_lane, lane_element, labels, lane_of, element_of)
         present = float(any(len(boxes) for boxes in labels["boxes"]))
         return (
@@ -184,8 +203,8 @@ class RoadBevFormer(LaneBaseline):
     def graphs(self, batch: Batch) -> list[LaneGraph]:
         lanes, elements, lane_lane, lane_element = self.outputs(batch)
         front = self.front(batch)
-        found = self.bbox_head.predict(elements, batch.image_size_px[:, batch.current, front])
-        return [
+        found = self.bbox_head.predict(elements, self.front_sizes(batch))
+        graphs = [
             lane_graph(
                 token,
                 lanes.codes[-1, b].unflatten(-1, (-1, 3)),
@@ -197,3 +216,4 @@ class RoadBevFormer(LaneBaseline):
             )
             for b, (token, (boxes, scores, attributes)) in enumerate(zip(batch.tokens, found))
         ]
+        return self.of_seen(graphs, batch)

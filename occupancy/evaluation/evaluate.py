@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ...core.errors import DataError
 from ...core.frames import Frame
+from ...core.labels import OccupancyLabels
 from ...data_tools.labels.files import read_occupancy
+from ...data_tools.labels.voxel_layouts import has_openocc_numbers, occ3d_numbers
 from ...geometry import invert_pose, transform_points
 from ..classes import OCC3D_NUSCENES
 from .miou import MASKS, ConfusionMatrix, fscore
@@ -38,26 +40,24 @@ def evaluate(
 
     Returns ``miou`` and ``per_class`` by mask (camera, lidar, none), in 0..1 and over the classes that occur, free
     left out; ``fscore`` by mask (camera, none), the mean over samples; ``rayiou`` with its thresholds; ``samples``.
+    Labels without masks (OpenOcc) give the scores without mask alone; where they have OpenOcc's class numbers,
+    predictions that have them too are read so.
     Raises DataError, naming the sample, if a frame has no labels or a prediction cannot be compared.
     """
-    bare = [frame.token for frame in frames if not frame.occupancy_path]
-    place = "gts/<scene>/<sample>/labels.npz"
-    if len(bare) == len(frames):
-        raise DataError(f"none of the {len(frames)} frames has voxel labels ({place}); score a split that is labelled")
-    if bare:
-        raise DataError(
-            f"sample {bare[0]}: no voxel labels ({len(bare)} of {len(frames)} frames have none); fetch or generate "
-            f"{place} again"
-        )
+    check_labels(frames)
     free = len(class_names) - 1
-    matrices = {mask: ConfusionMatrix(len(class_names)) for mask in MASKS}
-    surface: dict[str, list[float]] = {"camera": [], "none": []}
+    usable = masks_of(frames[0], len(class_names))
+    matrices = {mask: ConfusionMatrix(len(class_names)) for mask in usable}
+    surface: dict[str, list[float]] = {mask: [] for mask in usable if mask != "lidar"}
     rays = RayIoU(len(class_names))
     scenes: dict[str, list[Frame]] = {}
     for frame in frames:
         scenes.setdefault(frame.scene_token, []).append(frame)
     for frame in frames:
         labels, voxels = read_occupancy(frame.occupancy_path, len(class_names)), predicted(frame.token)
+        if labels.openocc and has_openocc_numbers(voxels):
+            voxels = occ3d_numbers(voxels)
+        _check_masks(labels, frame, usable)
         masks = {"camera": labels.mask_camera, "lidar": labels.mask_lidar, "none": None}
         try:
             for name, matrix in matrices.items():
@@ -79,20 +79,53 @@ def evaluate(
     }
 
 
+def masks_of(frame: Frame, num_classes: int = len(OCC3D_NUSCENES)) -> tuple[str, ...]:
+    """The masks under which a set with this frame's labels is scored: all, or none alone."""
+    return MASKS if read_occupancy(frame.occupancy_path, num_classes).mask_camera is not None else ("none",)
+
+
+def check_labels(frames: Sequence[Frame], num_classes: int = len(OCC3D_NUSCENES), read: bool = False) -> None:
+    """Raises DataError, naming the sample or file, if a frame has no voxel labels, or, with ``read``, unusable ones."""
+    bare = [frame.token for frame in frames if not frame.occupancy_path]
+    place = "gts/<scene>/<sample>/labels.npz"
+    if len(bare) == len(frames):
+        raise DataError(f"none of the {len(frames)} frames has voxel labels ({place}); score a split that is labelled")
+    if bare:
+        raise DataError(
+            f"sample {bare[0]}: no voxel labels ({len(bare)} of {len(frames)} frames have none); fetch or generate "
+            f"{place} again"
+        )
+    if read:
+        usable = masks_of(frames[0], num_classes)
+        for frame in frames:
+            _check_masks(read_occupancy(frame.occupancy_path, num_classes), frame, usable)
+
+
+def _check_masks(labels: OccupancyLabels, frame: Frame, usable: Sequence[str]) -> None:
+    masked, expected = labels.mask_camera is not None, "camera" in usable
+    if masked != expected:
+        have = lambda masks: "has masks" if masks else "has no masks"
+        raise DataError(
+            f"sample {frame.token}: {frame.occupancy_path} {have(masked)}, the split's first file {have(expected)}; "
+            "scores are made of one kind of labels: fetch them again"
+        )
+
+
 def table(scores: Mapping[str, Any]) -> list[str]:
     """The scores as lines of text."""
     miou, surface, rays = scores["miou"], scores["fscore"], scores["rayiou"]
     masked = lambda by_mask: "   ".join(f"{MASK_NAMES[mask]} {_text(value)}" for mask, value in by_mask.items())
+    columns = [(mask if i else f"IoU {mask}", 8 if i else 12) for i, mask in enumerate(miou)]
     lines = [
         f"mIoU      {masked(miou)}",
         f"F-score   {masked(surface)}",
         "RayIoU    no mask     " + "   ".join(f"{name} {_text(value)}" for name, value in rays.items()),
-        "",
-        f"{'class':<22}{'IoU camera':>12}{'lidar':>8}{'none':>8}",
+        "" if "camera" in miou else "(the labels have no masks: these are not the scores of Occ3D's benchmark)",
+        f"{'class':<22}" + "".join(f"{title:>{width}}" for title, width in columns),
     ]
-    for name, iou in scores["per_class"]["camera"].items():
-        others = (scores["per_class"][mask][name] for mask in ("lidar", "none"))
-        lines.append(f"{name:<22}{_text(iou):>12}" + "".join(f"{_text(value):>8}" for value in others))
+    for name in scores["per_class"]["none"]:
+        values = (_text(by_class[name]) for by_class in scores["per_class"].values())
+        lines.append(f"{name:<22}" + "".join(f"{text:>{width}}" for text, (_, width) in zip(values, columns)))
     return lines
 
 

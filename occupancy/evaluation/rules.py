@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from ...core.errors import SubmissionError
+from ...data_tools.labels.voxel_layouts import known_grid
 from ...geometry import OCC3D_GRID
 from ..classes import OCC3D_NUSCENES
 from .submission import VoxelFiles
@@ -23,40 +22,63 @@ def check_submission(
     expected_tokens: Iterable[str] | None = None,
     num_classes: int = len(OCC3D_NUSCENES),
     num_samples: int | None = None,
+    strict: bool = True,
 ) -> list[str]:
     """Problems as one line each; an empty list means valid.
 
     expected_tokens: sample tokens of the split; without them missing and foreign samples are not reported, but
-    their number is checked: num_samples (see SPLIT_SAMPLES).
+    their number is checked: num_samples (see SPLIT_SAMPLES). strict: by the rules of the challenge's server; without,
+    what can be read all the same is let through: arrays called ``pred``, .npy files, integers of other widths.
+    Shapes and dtypes are read before the arrays, which are read only where those are right.
     Raises SubmissionError if the path cannot be opened at all.
     """
-    predictions = VoxelFiles(path)
-    problems = [
-        f"{name}: only .npz files belong into a submission; remove it"
-        for name in predictions.files
-        if not name.endswith(".npz")
-    ]
-    names = Counter(Path(name).stem for name in predictions.files if name.endswith(".npz"))
-    problems += [f"sample {t}: {count} files; keep one" for t, count in names.items() if count > 1]
+    found = VoxelFiles(path)
+    problems = [f"{name}: {reason}" for name, reason in found.strange.items()]
+    problems += [f"sample {token}: {count} files; keep one" for token, count in found.repeated.items()]
+    names = set(found.tokens)
     if expected_tokens is not None:
         expected = set(expected_tokens)
-        problems += [f"sample {t}: no file; predict it" for t in sorted(expected - set(names))]
-        problems += [f"sample {t}: not of this split; remove its file" for t in sorted(set(names) - expected)]
+        problems += _meeting(names, expected)
+        problems += [f"sample {t}: no file; predict it" for t in sorted(expected - names)]
+        problems += [f"sample {t}: not of this split; remove its file" for t in sorted(names - expected)]
     elif not names:
         problems.append("no .npz file at all; write one per sample")
     elif num_samples not in (None, len(names)):
         problems.append(f"{len(names)} samples, but the split has {num_samples}; predict every keyframe of it")
-    shape = list(OCC3D_GRID.shape)
-    for token in names:
+    for token in found.tokens:
         try:
-            voxels = predictions.read(token)
+            problems += [f"sample {token}: {problem}" for problem in _faults(found, token, num_classes, strict)]
         except SubmissionError as error:
             problems.append(f"sample {token}: {error}")
-            continue
-        if list(voxels.shape) != shape:
-            problems.append(f"sample {token}: shape {list(voxels.shape)}; it must be {shape} of the ego frame")
-        if voxels.dtype != np.uint8:
-            problems.append(f"sample {token}: dtype {voxels.dtype}; write voxels.astype(numpy.uint8)")
-        elif voxels.size and voxels.max() >= num_classes:
-            problems.append(f"sample {token}: class {voxels.max()}; classes are 0..{num_classes - 1}, the last is free")
+    return problems
+
+
+def _meeting(names: set[str], expected: set[str]) -> list[str]:
+    """What to say first where no sample is of the split: then the list that follows has one cause."""
+    if not names or not expected or names & expected:
+        return []
+    return [
+        f"none of its {len(names)} samples is one of the {len(expected)} of the split: it has {min(names)}, the split "
+        f"{min(expected)}; name the split that was predicted, and the files by sample token"
+    ]
+
+
+def _faults(found: VoxelFiles, token: str, num_classes: int, strict: bool) -> list[str]:
+    array, header = found.header(token)
+    problems = []
+    if strict and array != "arr_0":
+        problems.append(f"the array is called {array}; the server reads arr_0: numpy.savez_compressed(path, voxels)")
+    if strict and found.name(token).endswith(".npy"):
+        problems.append("is an .npy file; the server reads .npz: numpy.savez_compressed(path, voxels)")
+    if header.shape != OCC3D_GRID.shape:
+        known = known_grid(header.shape)
+        wanted = f"it must be {list(OCC3D_GRID.shape)} of the ego frame"
+        problems.append(f"shape {list(header.shape)}{known and f', {known}'}; {wanted}")
+    if header.dtype.kind not in "iu" or (strict and header.dtype != np.uint8):
+        problems.append(f"dtype {header.dtype}; write voxels.astype(numpy.uint8)")
+    elif header.shape == OCC3D_GRID.shape:
+        voxels = found.read(token)
+        strange = voxels.min() if voxels.min() < 0 else voxels.max()
+        if not 0 <= strange < num_classes:
+            problems.append(f"class {strange}; classes are 0..{num_classes - 1}, the last is free")
     return problems

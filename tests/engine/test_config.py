@@ -19,11 +19,13 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def test_overrides_take_literals_and_text(config_file: Path) -> None:
-    config = load_config(config_file, ["model.sizes.1=5", "model.name=runs/a", "model.bias=None", "ema=(1, 2)"])
+    config = load_config(
+        config_file, ["model.sizes.1=5", "model.name=runs/a", "model.bias=None", "new_parts=('a', 'b')"]
+    )
     assert config.model.sizes == [1, 5]
     assert config.model.name == "runs/a"
     assert config.model.bias is None
-    assert tuple(config.ema) == (1, 2)
+    assert tuple(config.new_parts) == ("a", "b")
     assert config.config_name == "mine"
     assert load_config(config_file, {"model.sizes": [3]}).model.sizes == [3]
 

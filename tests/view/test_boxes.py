@@ -14,7 +14,7 @@ from drivestack.data_tools.clips.images import load_image
 from drivestack.view.boxes import Drawn, box_legend, clip_near, labelled_boxes, predicted_boxes
 from drivestack.view.colours import CLASS_COLOURS, GROUND_TRUTH, Palette
 from drivestack.view.drawing import View
-from drivestack.view.panels import bev_panel, camera_rows, camera_tile, front_camera
+from drivestack.view.panels import bev_panel, camera_rows, camera_tile
 from support.toy_pictures import annotations, detections, shows, toy_frame
 
 AHEAD = [12.0, 0, 1.0, 4, 2, 2, 0]
@@ -44,12 +44,6 @@ def test_up_to_twelve_cameras_stand_in_rows_of_four(tmp_path: Path, count: int) 
     rows = camera_rows(frame)
     assert sorted(view.name for row in rows for view in row) == sorted(view.name for view in frame.cameras)
     assert all(1 <= len(row) <= 4 for row in rows)
-
-
-def test_the_front_camera_is_the_first_one_if_it_looks_ahead(frame: Frame) -> None:
-    assert front_camera(frame) is frame.cameras[0]
-    assert front_camera(replace(frame, cameras=frame.cameras[3:])) is None
-    assert front_camera(replace(frame, cameras=())) is None
 
 
 def test_ground_truth_is_green_and_in_the_right_cameras(frame: Frame) -> None:

@@ -21,8 +21,10 @@ from drivestack.data_tools.labels.files import (
     write_lanes,
     write_occupancy,
 )
+from drivestack.data_tools.labels.voxel_layouts import occ3d_numbers
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
+from drivestack.occupancy.classes import OCC3D_NUSCENES, OPENOCC
 
 SHAPE = (200, 200, 16)
 
@@ -76,6 +78,63 @@ def test_unusable_voxel_labels_are_named(tmp_path: Path):
         read_occupancy(path)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint16])
+def test_integers_of_any_width_are_read_where_they_fit(dtype, tmp_path: Path):
+    written, path = occupancy(), tmp_path / "labels.npz"
+    arrays = {"semantics": written.semantics, "mask_lidar": written.mask_lidar, "mask_camera": written.mask_camera}
+    np.savez(path, **{name: array.astype(dtype) for name, array in arrays.items()})
+    found = read_occupancy(path)
+    np.testing.assert_array_equal(found.semantics, written.semantics)
+    assert found.semantics.dtype == np.uint8 and found.mask_lidar.dtype == found.mask_camera.dtype == bool
+    for wrong, named in ((-1, -1), (100, 100)):
+        semantics = arrays["semantics"].astype(dtype)
+        semantics[0, 0, 0] = np.array(wrong).astype(dtype)
+        np.savez(path, **arrays | {"semantics": semantics})
+        if semantics[0, 0, 0] == wrong:
+            with pytest.raises(DataError, match=f"semantics holds {named}, but classes are 0..17"):
+                read_occupancy(path)
+
+
+def test_openocc_labels_have_no_masks_and_their_own_numbers(tmp_path: Path):
+    path = tmp_path / "labels.npz"
+    flow = np.zeros((*SHAPE, 2), np.float16)
+    np.savez_compressed(path, semantics=occupancy().semantics, flow=flow)
+    found = read_occupancy(path)
+    assert found.mask_lidar is None and found.mask_camera is None and not found.openocc
+    np.testing.assert_array_equal(found.semantics, occupancy().semantics)
+    street = np.full(SHAPE, OPENOCC.index("free"), np.uint8)
+    street[:, :, 2] = OPENOCC.index("driveable_surface")
+    street[:9, 0, 3] = OPENOCC.index("trailer")
+    np.savez_compressed(path, semantics=street, flow=flow)
+    found = read_occupancy(path)
+    assert found.openocc
+    for name in ("free", "driveable_surface", "trailer"):
+        np.testing.assert_array_equal(found.semantics == OCC3D_NUSCENES.index(name), street == OPENOCC.index(name))
+    again = tmp_path / "again.npz"
+    write_occupancy(again, found)
+    assert read_occupancy(again).mask_camera is None
+
+
+def test_openocc_numbers_are_those_of_the_class_lists():
+    numbers = occ3d_numbers(np.arange(len(OPENOCC)))
+    assert [OCC3D_NUSCENES[number] for number in numbers] == list(OPENOCC)
+
+
+@pytest.mark.parametrize(
+    ("semantics", "message"),
+    [
+        (np.zeros((512, 512, 40), np.uint8), r"\[512, 512, 40\], the grid of OpenOccupancy"),
+        (np.zeros((321, 4), np.int64), r"\[321, 4\], a list of occupied voxels, as SurroundOcc"),
+        (np.zeros((16, 200, 200), np.uint8), r"transpose to \[x, y, z\]"),
+        (np.zeros(SHAPE, np.float32), r"float32 \[200, 200, 16\]; .*; write integers"),
+    ],
+)
+def test_voxels_of_other_grids_are_named(semantics, message, tmp_path: Path):
+    np.savez_compressed(tmp_path / "labels.npz", semantics=semantics)
+    with pytest.raises(DataError, match=rf"labels\.npz: semantics is .*{message}"):
+        read_occupancy(tmp_path / "labels.npz")
+
+
 def test_waymo_voxels_have_their_own_names_and_free_class(tmp_path: Path):
     rng = np.random.default_rng(0)
     path = waymo_occupancy_file(tmp_path, "validation", 7, 42)
@@ -98,7 +157,7 @@ def test_waymo_voxels_have_their_own_names_and_free_class(tmp_path: Path):
     with pytest.raises(DataError, match=r"042_04\.npz: voxel_label holds 16, but classes are 0\.\.14 and 23 \(free\)"):
         read_occupancy(path)
     np.savez(path, **arrays | {"infov": np.ones((4, 4, 4), bool)})
-    with pytest.raises(DataError, match=r"infov is bool \[4, 4, 4\], .* take the 0.4 m file"):
+    with pytest.raises(DataError, match=r"infov is bool \[4, 4, 4\]; .* take the 0.4 m file"):
         read_occupancy(path)
 
 

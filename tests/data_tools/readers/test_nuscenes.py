@@ -119,7 +119,7 @@ def test_a_long_gap_has_no_velocity(own_root, edit_table):
     def postpone(rows):
         for row in rows:
             if row["token"] in ("scene-0061-2", "scene-0061-3"):
-                row["timestamp"] += 10_000_000
+                row["timestamp"] += 5_000_000
 
     edit_table("sample", postpone)
     frames = read_nuscenes(own_root, VERSION, "mini_train")

@@ -1,5 +1,6 @@
 """Predictions on disk, the checker, and the scores of a whole set."""
 
+import io
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from drivestack.core.answers import OccupancyGrid
 from drivestack.core.errors import DataError, SubmissionError
 from drivestack.core.frames import Frame
 from drivestack.core.labels import OccupancyLabels
-from drivestack.data_tools.labels.files import write_occupancy
+from drivestack.data_tools.labels.files import read_occupancy, write_occupancy
 from drivestack.geometry import pose
-from drivestack.occupancy.evaluation.evaluate import evaluate, ray_origins, table
+from drivestack.occupancy.classes import OPENOCC
+from drivestack.occupancy.evaluation import submission
+from drivestack.occupancy.evaluation.evaluate import check_labels, evaluate, ray_origins, table
 from drivestack.occupancy.evaluation.rules import check_submission
 from drivestack.occupancy.evaluation.submission import VoxelFiles, pack, write_grid
 
@@ -74,6 +77,83 @@ def test_a_path_that_is_nothing_is_refused(tmp_path: Path):
         check_submission(tmp_path / "file.zip")
     (tmp_path / "empty").mkdir()
     assert check_submission(tmp_path / "empty") == ["no .npz file at all; write one per sample"]
+
+
+def test_neighbouring_layouts_are_scored_but_not_submitted(tmp_path: Path):
+    voxels = grid("").semantics
+    np.savez_compressed(tmp_path / "a.npz", pred=voxels, flow=np.zeros((*SHAPE, 2), np.float16))
+    np.save(tmp_path / "b.npy", voxels)
+    np.savez_compressed(tmp_path / "c.npz", voxels.astype(np.int64))
+    files = VoxelFiles(tmp_path)
+    for token in "abc":
+        np.testing.assert_array_equal(files.read(token), voxels)
+    assert check_submission(tmp_path, ["a", "b", "c"], strict=False) == []
+    problems = check_submission(tmp_path, ["a", "b", "c"])
+    assert [problem.partition(";")[0] for problem in problems] == [
+        "sample a: the array is called pred",
+        "sample b: is an .npy file",
+        "sample c: dtype int64",
+    ]
+
+
+def test_names_that_lead_elsewhere_are_named_and_never_opened(tmp_path: Path):
+    content = write_grid(tmp_path / "in", grid("good")).read_bytes()
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as archive:
+        for name in ("x/good.npz", "/etc/x.npz", "../up.npz", "x/.hidden.npz", "x/good.npy"):
+            archive.writestr(name, content)
+    assert VoxelFiles(tmp_path / "out.zip").tokens == ["good"]
+    problems = check_submission(tmp_path / "out.zip")
+    assert problems[:2] == [
+        f"{name}: leads out of the folder that it is unpacked to; name it <sample token>.npz"
+        for name in ("/etc/x.npz", "../up.npz")
+    ]
+    assert "cannot name a file" in problems[2] and problems[3] == "sample good: 2 files; keep one"
+
+
+def test_bombs_are_named_by_their_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submission, "MAX_SAMPLE_BYTES", 1_000_000)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (30_000, 10_000)})
+    with zipfile.ZipFile(tmp_path / "vast.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue())
+    np.savez_compressed(tmp_path / "wide.npz", np.zeros((2000, 2000, 1), np.uint8))
+    with zipfile.ZipFile(tmp_path / "out.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("packed.npz", b"\0" * 3_000_000)
+        for name in ("vast.npz", "wide.npz"):
+            archive.write(tmp_path / name, name)
+    problems = "\n".join(check_submission(tmp_path / "out.zip"))
+    assert "packed.npz: unpacks to 3 MB, more than 1; write it again" in problems
+    assert "sample wide: shape [2000, 2000, 1]; it must be" in problems
+    assert "array arr_0 is uint8 [30000, 10000], 300 MB; write it again" in problems
+
+
+def test_samples_of_another_split_are_one_statement(tmp_path: Path):
+    write_grid(tmp_path, grid("theirs"))
+    problems = check_submission(tmp_path, ["ours", "own"])
+    assert problems[0].startswith("none of its 1 samples is one of the 2 of the split: it has theirs, the split ours;")
+
+
+def test_one_samples_file_is_no_submission(tmp_path: Path):
+    with pytest.raises(SubmissionError, match=r"t\.npz: is the file of one sample; give the folder"):
+        VoxelFiles(write_grid(tmp_path, grid("t")))
+
+
+def test_labels_without_masks_are_scored_without_mask_alone(frames, tmp_path):
+    scene = np.full(SHAPE, OPENOCC.index("free"), np.uint8)
+    scene[:, :, 2] = OPENOCC.index("driveable_surface")
+    paths = [tmp_path / f"openocc_{i}.npz" for i in range(2)]
+    for path in paths:
+        np.savez_compressed(path, semantics=scene, flow=np.zeros((*SHAPE, 2), np.float16))
+    openocc = [replace(frame, occupancy_path=str(path)) for frame, path in zip(frames, paths)]
+    theirs = evaluate(openocc, lambda token: scene)
+    ours = evaluate(openocc, lambda token: read_occupancy(paths[0]).semantics)
+    assert theirs == ours and theirs["miou"] == {"none": 1.0} and list(theirs["fscore"]) == ["none"]
+    text = "\n".join(table(theirs))
+    assert "the labels have no masks: these are not the scores of Occ3D's benchmark" in text and "camera" not in text
+    with pytest.raises(DataError, match=r"sample s1: .*openocc_1\.npz has no masks, the split's first file has masks"):
+        check_labels([frames[0], openocc[1]], read=True)
+    with pytest.raises(DataError, match=r"sample s1: .* has no masks"):
+        evaluate([frames[0], openocc[1]], lambda token: scene)
 
 
 @pytest.fixture

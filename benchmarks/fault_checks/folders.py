@@ -1,0 +1,6 @@
+def run_folders(*a):
+    return {}
+
+
+def table(x):
+    return []

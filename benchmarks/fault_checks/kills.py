@@ -1,0 +1,6 @@
+def run_kills(*a):
+    return {}
+
+
+def table(x):
+    return []
