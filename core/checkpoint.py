@@ -214,7 +214,8 @@ def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     own = model.state_dict(keep_vars=True)
     names = names_in(model, own)
     copied = {names[plain]: value for plain, value in values.items() if not own[names[plain]].is_meta}
-    model.load_state_dict(copied, strict=False)
+    if copied:
+        model.load_state_dict(copied, strict=False)
     made: dict[int, Tensor] = {}  # a tensor with two names stays one
     assigned = {}
     for plain, value in values.items():

@@ -220,10 +220,6 @@ def _size(sizes: Any = ()) -> torch.Size:
     return torch.Size(sizes)
 
 
-def _quantised(*_: Any) -> Any:
-    raise QuantisedError("quantised tensors")
-
-
 def _history_method(owner: Any, name: Any) -> Any:
     """``getattr``, which MMEngine's checkpoints use to name the methods of HistoryBuffer, and only that."""
     if owner is not _IGNORED:
@@ -250,6 +246,7 @@ class _ENTRIES(Entries, metaclass=_Unchanging):
 
 
 _TENSOR, _PARAMETER = Allowed(_parameter), Allowed(_parameter)
+QUANTISED = ("torch._utils._rebuild_qtensor", "torch.QInt8Storage", "torch.QUInt8Storage", "torch.QInt32Storage")
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -284,7 +281,6 @@ def _torch_names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v3"): Allowed(_tensor_of_type),
         ("torch._utils", "_rebuild_parameter"): Allowed(_parameter),
         ("torch._utils", "_rebuild_parameter_with_state"): Allowed(_parameter),
-        ("torch._utils", "_rebuild_qtensor"): Allowed(_quantised),
         ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_tensor_with_attributes),
         ("collections", "OrderedDict"): Allowed(_entries),
         ("collections", "Counter"): Allowed(_counter),
@@ -323,7 +319,8 @@ class _TensorUnpickler:
             return found
         except pickle.UnpicklingError as error:
             if str(error).startswith("it names "):
-                raise UnreadObjectError(str(error).removeprefix("it names ")) from None
+                name = str(error).removeprefix("it names ")
+                raise (QuantisedError if name in QUANTISED else UnreadObjectError)(name) from None
             raise
 
     def _storage(self, stated: Any) -> _Storage:
