@@ -18,6 +18,7 @@ from torch import nn
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
+from ..core.weight_names import weights_of
 from . import checkpoints
 from .config import KEYS, build_model, task_names
 from .config_text import config_text, read_config_text
@@ -111,7 +112,7 @@ class TrainRunner(Runner):
                 **task_names(self.cfg),
                 **notes,
             },
-            "state_dict": dict(self.bare_model.state_dict()),
+            "state_dict": weights_of(self.bare_model),
             "optimizer": self.optim_wrapper.state_dict(),
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers or []],
         }
