@@ -17,29 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core.errors import ConfigError, DataError, DrivestackError
+from ..core.errors import ConfigError, DataError
 from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score, add_visualize
+from .border import run_verb
 from .options import above_zero, add_config, at_least_zero, positive, seed_number, share, verb
-
-USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code (0 success, 1 the checked thing is invalid, 2 an error, 130 interrupted)."""
+    """Run one verb; the exit code (0 success, 1 the checked thing is invalid, 2 an error, 130 and 143 interrupted)."""
     options = build_parser().parse_args(arguments)
     keep_freed_memory()
     with _messages():
-        try:
-            return options.run(options)
-        except (DrivestackError, OSError) as error:
-            if options.debug:
-                raise
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-            return USER_ERROR
-        except KeyboardInterrupt:
-            print(f"interrupted; {options.again}", file=sys.stderr)
-            return INTERRUPTED
+        return run_verb(options)
 
 
 def keep_freed_memory() -> bool:
@@ -57,17 +46,6 @@ def keep_freed_memory() -> bool:
     return bool(
         (mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25)) and mallopt(trim_threshold, 1 << 30)
     )
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, DrivestackError) and error.strerror:
-        place = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{place}; check path, permissions and free disk space"
-    text = str(error)
-    if text.startswith("Caught ") and "Original Traceback" in text:  # torch adds a loader worker's traceback
-        text = text.rpartition(f"{type(error).__name__}: ")[2]
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return "; ".join(lines).replace(":; ", ": ")
 
 
 @contextlib.contextmanager

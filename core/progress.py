@@ -45,7 +45,7 @@ class ProgressDisplay:
         self, what: str, total: int, *, done: int = 0, unit: str = "", shown: bool = True, lines: bool = True
     ) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
-        self.on_terminal = shown and sys.stderr.isatty()
+        self.on_terminal = shown and sys.stderr is not None and sys.stderr.isatty()
         self._lines = shown and lines and not self.on_terminal
         self._done_before, self._started_s = done, time.monotonic()
         self._bar: Progress | None = None

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from drivestack.cli.main import _one_line, main
+from drivestack.cli.border import line_of
+from drivestack.cli.main import main
 from drivestack.core.errors import DataError
 from drivestack.data_tools.labels.files import occupancy_file
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
@@ -121,4 +122,4 @@ class Broken(Dataset):
 def test_an_error_in_a_loader_process_is_the_line_it_was():
     with pytest.raises(DataError) as caught:
         next(iter(DataLoader(Broken(), num_workers=1)))
-    assert _one_line(caught.value) == "sample x: a problem: in two lines; a fix"
+    assert line_of(caught.value) == "sample x: a problem: in two lines; a fix"

@@ -223,11 +223,11 @@ def test_user_errors_take_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    from drivestack.core.errors import DataError
-
-    with pytest.raises(DataError):
-        main(["check-submission", str(tmp_path / "nowhere.json"), "--debug"])
+def test_debug_shows_the_traceback_before_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-submission", str(tmp_path / "nowhere.json"), "--debug"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1].startswith(f"error: cannot read submission {tmp_path / 'nowhere.json'}")
 
 
 def test_a_full_disk_is_an_error_not_a_traceback(submission: Path, root: Path, tmp_path: Path, capsys, source) -> None:

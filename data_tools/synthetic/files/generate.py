@@ -6,16 +6,19 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ....core.errors import DataError
-from ....core.files import replace_folder, write_json
+from ....core.files import check_name, check_writable_folder, remove_stale_files, replace_folder, sync_files, write_json
+from ....core.folders import file_lock
 from ....core.progress import ProgressDisplay
+from ....core.signals import start_children_without_signals
 from ..sensing.sensors import LIDAR_CHANNEL, RIGS, camera_rig
 from ..world.world import WORLD_VERSION, build_world
 from .nuscenes_writer import (
@@ -70,30 +73,53 @@ def synthesize(
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
     stopped; a finished set with the same recipe is left as it is.
 
-    Raises ValueError for a bad argument, and if `out_dir` holds something else than this recipe; DataError if a
-    worker is killed.
+    Raises ValueError for a bad argument, and if `out_dir` holds something else than this recipe; OutputError if it
+    cannot be written, or while another process builds it; DataError if a worker is killed.
     """
     scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
     recipe = Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))))
     _check(recipe)
     root = Path(out_dir)
-    if root.exists() and any(root.iterdir()):
-        _refuse_other(root, recipe)
-        LOGGER.info("%s is complete already", root)
+    check_name(root)
+    if root.name in ("", ".."):
+        raise ValueError(f"{root}: cannot be put in place whole; give the new folder a name of its own")
+    if _is_complete(root, recipe):
         return root
+    check_writable_folder(root.with_name(root.name + _PARTIAL))
+    with file_lock(root, f"synthesize, seed {seed}"):
+        if not _is_complete(root, recipe):  # another process may have been quicker
+            _build(root, recipe, workers, progress)
+    return root
+
+
+def _is_complete(root: Path, recipe: Recipe) -> bool:
+    if not root.is_dir():
+        check_writable_folder(root)  # a file is refused
+        return False
+    if not any(root.iterdir()):
+        return False
+    _refuse_other(root, recipe)
+    LOGGER.info("%s is complete already", root)
+    return True
+
+
+def _build(root: Path, recipe: Recipe, workers: int, progress: bool) -> None:
     partial = root.with_name(root.name + _PARTIAL)
     if partial.exists():
         _refuse_other(partial, recipe)
-    partial.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(partial, inner=True)
     write_json(partial / MANIFEST, asdict(recipe))
     jobs = [(name, i) for name in sorted(recipe.scenes) for i in range(recipe.scenes[name])]
     done = [job for job in jobs if _rows_file(partial, *job).exists()]
-    keyframes, ready = len(jobs) * keyframes_per_scene, len(done) * keyframes_per_scene
-    with ProgressDisplay("synthesize", keyframes, done=ready, unit="keyframes", shown=progress) as display:
-        _run([(partial, recipe, *job) for job in jobs if job not in done], workers, display)
+    keyframes, ready = len(jobs) * recipe.keyframes_per_scene, len(done) * recipe.keyframes_per_scene
+    try:
+        with ProgressDisplay("synthesize", keyframes, done=ready, unit="keyframes", shown=progress) as display:
+            _run([(partial, recipe, *job) for job in jobs if job not in done], workers, display)
+    except BaseException:
+        remove_stale_files(partial, inner=True)  # of workers that were ended
+        raise
     _finish(partial, recipe, jobs)
     replace_folder(partial, root)
-    return root
 
 
 def _check(recipe: Recipe) -> None:
@@ -122,7 +148,12 @@ def _refuse_other(folder: Path, recipe: Recipe) -> None:
         raise ValueError(
             f"{folder} is not empty and holds no synthetic dataset ({MANIFEST} is missing); choose another folder"
         )
-    found = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds no recipe of a synthetic dataset; delete {folder} or choose another folder")
     wanted = json.loads(json.dumps(asdict(recipe)))
     differing = [f"{k}: has {found.get(k)}, requested {wanted[k]}" for k in wanted if found.get(k) != wanted[k]]
     if differing:
@@ -141,11 +172,18 @@ def _one_scene(
     world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene)
     cameras = camera_rig(recipe.image_width_px, recipe.rig)
     rows = write_scene(world, root, cameras, recipe.labels, on_keyframe)
+    sync_files(root / row["filename"] for row in rows["sample_data"])  # rows.json says that the scene is there
     write_json(_rows_file(root, split, index), rows)
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: stop, without a traceback each
+def _end_with_parent(parent: Connection) -> None:
+    """This process ends when the other end of the pipe is closed: by the parent, or by the system if it was killed."""
+
+    def watch() -> None:
+        parent.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(jobs: list[tuple[Path, Recipe, str, int]], workers: int, display: ProgressDisplay) -> None:
@@ -155,25 +193,32 @@ def _run(jobs: list[tuple[Path, Recipe, str, int]], workers: int, display: Progr
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
+    watched, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _end_with_parent, (watched,))
     try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker) as pool:
+        with start_children_without_signals():
             pending = {pool.submit(_one_scene, *job) for job in jobs}
-            while pending:
-                finished, pending = wait(pending, timeout=_LOOK_INTERVAL_S)
-                for scene in finished:
-                    scene.result()
-                display.move_to(_written_keyframes(jobs[0][0]))
+        while pending:
+            finished, pending = wait(pending, timeout=_LOOK_INTERVAL_S)
+            for scene in finished:
+                scene.result()
+            display.move_to(_written_keyframes(jobs[0][0]))
+        pool.shutdown()
     except BrokenProcessPool:
         raise DataError(
             f"{jobs[0][0]}: a process that synthesizes was killed (out of memory?); the same call with fewer workers "
             "goes on"
         ) from None
+    finally:
+        ours.close()  # ends workers that are still at a scene
+        pool.shutdown(cancel_futures=True)
+        watched.close()
 
 
 def _written_keyframes(root: Path) -> int:
     """Keyframes whose sensors are on disk, the scan being the last; those of an interrupted scene count as well."""
     scans = root / "samples" / LIDAR_CHANNEL
-    return sum(1 for _ in scans.iterdir()) if scans.is_dir() else 0
+    return sum(not path.name.startswith(".") for path in scans.iterdir()) if scans.is_dir() else 0
 
 
 def _finish(root: Path, recipe: Recipe, jobs: list[tuple[str, int]]) -> None:

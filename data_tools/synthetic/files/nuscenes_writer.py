@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ....core.files import atomic_path, write_json
 from ....geometry.poses import matrix_to_quaternion
 from ...labels.files import lanes_file, occupancy_file, write_lanes, write_occupancy
 from ...readers.nuscenes_splits import official_splits
@@ -100,9 +100,8 @@ def _mount(channel: str, ego_from_sensor: np.ndarray, intrinsics: list) -> dict:
 
 def write_map_stub(root: Path) -> None:
     """An empty semantic-prior mask: the devkit wants one to exist."""
-    path = root / MAP_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("1", (_MAP_SIDE_PX, _MAP_SIDE_PX)).save(path, optimize=True)
+    with atomic_path(root / MAP_FILE) as path:
+        Image.new("1", (_MAP_SIDE_PX, _MAP_SIDE_PX)).save(path, optimize=True)
 
 
 def map_table(log_tokens: list[str]) -> list[dict]:
@@ -118,6 +117,8 @@ def write_scene(
     on_keyframe: Callable[[], None] | None = None,
 ) -> dict[str, list[dict]]:
     """Render a scene, write its pictures and scans below `root`, and return its rows by table name.
+
+    Pictures and scans are whole, but not yet synced: see core.files.sync_files.
 
     labels: what to write besides boxes, "occupancy" and "lanes" (see data_tools/labels/files.py).
     `on_keyframe()` is called after each keyframe, for progress.
@@ -176,9 +177,7 @@ def write_scene(
             "description": f"{world.layout.kind} street, {len(world.layout.junctions)} junctions, seed {world.seed}",
         }
     )
-    folder = root / "synthetic" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    world.save_json(folder / "world.json")
+    world.save_json(root / "synthetic" / name / "world.json")
     return rows
 
 
@@ -217,12 +216,11 @@ def _write_sensors(
     channels = [(p.name, "jpg", p.image.shape[:2]) for p in seen.pictures] + [(LIDAR_CHANNEL, "pcd.bin", (0, 0))]
     for (channel, ending, (height_px, width_px)), picture in zip(channels, [*seen.pictures, None]):
         filename = f"samples/{channel}/{log_name}__{channel}__{timestamp_us}.{ending}"
-        path = root / filename
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if picture is None:
-            path.write_bytes(seen.lidar.points.tobytes())
-        else:
-            Image.fromarray(picture.image).save(path, quality=_JPEG_QUALITY)
+        with atomic_path(root / filename, sync=False) as path:
+            if picture is None:
+                path.write_bytes(seen.lidar.points.tobytes())
+            else:
+                Image.fromarray(picture.image).save(path, quality=_JPEG_QUALITY)
         rows.append(
             {
                 "token": token("sample_data", *key, channel, k),
@@ -291,7 +289,5 @@ def _annotations(
 
 def write_tables(root: Path, tables: dict[str, list[dict]]) -> None:
     """Write each table as a JSON file of the version folder."""
-    folder = root / VERSION
-    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        (folder / f"{name}.json").write_text(json.dumps(rows))
+        write_json(root / VERSION / f"{name}.json", rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ....core.files import write_json
 from .layout import Layout, build_layout
 from .mesh import Mesh, join
 from .population import EgoDrive, WorldObject, plan_ego, populate
@@ -93,7 +93,7 @@ class World:
             "traffic_elements": [asdict(e) for e in self.layout.elements],
             "objects": [{"instance": o.instance, "name": o.name, "size_lwh": o.size_lwh} for o in self.objects],
         }
-        path.write_text(json.dumps(content))
+        write_json(path, content)
 
 
 def build_world(seed: int, split: str, index: int, num_keyframes: int = 20) -> World:
