@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import EMAHook, ParamSchedulerHook
+from mmengine.hooks import ParamSchedulerHook
 from mmengine.visualization import Visualizer
 
 from ..core.errors import CheckpointError, ConfigError, DataError
@@ -23,7 +23,7 @@ from ..core.weights import weights_file
 from . import checkpoints
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
-from .hooks import KeepCheckpoints, LogProgress
+from .hooks import AverageWeights, KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
 from .run_log import RunLog, require_tensorboard
@@ -125,7 +125,7 @@ def _run(
             validation = Validation(evaluate, **config.validation)
         hooks.append(validation)
     if config.get("ema"):
-        hooks.append(dict(type=EMAHook, **config.ema))
+        hooks.append(dict(type=AverageWeights, **config.ema))
     hooks += config.get("custom_hooks") or []
     train_cfg = dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=_whole_windows(config))
     with building("model or custom_hooks"):
