@@ -96,10 +96,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: holds no training state (meta, state_dict, optimizer). If it holds weights, start from them "
             "with --load-from or --fine-tune."
         )
-    meta, kinds = (
-        checkpoint["meta"],
-        {"meta": dict, "state_dict": dict, "optimizer": dict, "param_schedulers": list, "ema_state_dict": dict},
-    )
+    meta = checkpoint["meta"]
+    kinds = {key: dict for key in ("meta", "state_dict", "optimizer", "ema_state_dict")} | {"param_schedulers": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(checkpoint.get(key, kind()), kind)]
     if not wrong:
         wrong = [f"meta.{key}" for key in ("iter", "seed", "world_size") if not _is_count(meta.get(key))]
