@@ -268,7 +268,10 @@ class ClipDataset(Dataset):
     def _occupancy(self, frame: Frame) -> OccupancyTargets | None:
         if "occupancy" not in self.tasks or not frame.occupancy_path:
             return None
-        labels = read_occupancy(frame.occupancy_path)
+        try:
+            labels = read_occupancy(frame.occupancy_path)
+        except DataError as error:
+            raise DataError(f"sample {frame.token}: {error}") from error
         return OccupancyTargets(*map(torch.from_numpy, (labels.semantics, labels.mask_lidar, labels.mask_camera)))
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:

@@ -104,14 +104,15 @@ def _decode(data: bytes, view: CameraView, wrong: Callable[[str, str], DataError
         _check_size(header.width_px, header.height_px, view, wrong)
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:
-            image = None  # Pillow says why
-        if image is not None:
+            decoded = None  # Pillow says why
+        if decoded is not None:
+            image = np.asarray(decoded, np.uint8)
             _of_right_size(image, view, wrong)
             if problem := damage(data, header, image):
                 raise wrong(f"image is damaged: {problem} ({len(data)} bytes)", "fetch or generate the file again")
-            return np.asarray(image, np.uint8)
+            return image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below

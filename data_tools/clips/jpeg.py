@@ -109,10 +109,15 @@ def damage(data: bytes, header: JpegHeader, image: NDArray[np.uint8]) -> str:
     """What is wrong with a file's body, '' where nothing was found; image [H, W, 3]: as it was decoded."""
     if not header.blocks:
         return ""
-    scan = np.frombuffer(data, np.uint8)[header.scan_start : data.rfind(b"\xff\xd9")]
+    scan = np.frombuffer(data, np.uint8)[header.scan_start :]
     marks = np.flatnonzero(scan[:-1] == 0xFF)
     after = scan[marks + 1]
-    real = after[(after != 0) & (after != 0xFF)]  # FF 00 is data, FF FF a fill byte
+    # the first marker that is no restart (FF 00 is data, FF FF a fill byte) ends the image; more may follow the end
+    ends = np.flatnonzero((after != 0) & (after != 0xFF) & (after & 0xF8 != 0xD0))
+    if not len(ends) or after[ends[0]] != _EOI:
+        return "its markers are not those of one image"
+    scan, marks, after = scan[: marks[ends[0]]], marks[: ends[0]], after[: ends[0]]
+    real = after[(after != 0) & (after != 0xFF)]
     restarts = -(-header.num_mcus // header.restart_interval) - 1 if header.restart_interval else 0
     if not np.array_equal(real, 0xD0 + np.arange(restarts) % 8):
         return "its markers are not those of one image"
