@@ -45,15 +45,15 @@ class Predictor(Protocol):
     def eval(self) -> nn.Module: ...
 
 
-def check_inputs(model: nn.Module, dataset: Any) -> None:
+def check_inputs(model: Any, dataset: Any) -> None:
     """Compare a dataset's cameras and range with the model's, where both state them; see PerceptionModel.check_inputs.
 
     The range counts where there are boxes to learn or to find.
     """
     check, names = getattr(model, "check_inputs", None), getattr(dataset, "camera_names", None)
     if check is not None and names:
-        has_boxes = "boxes" in getattr(model, "tasks", ()) and getattr(dataset, "classes", ())
-        check(names, dataset.pc_range if has_boxes else None)
+        tasks: tuple[str, ...] = getattr(model, "tasks", ())
+        check(names, dataset.pc_range if "boxes" in tasks and dataset.classes else None)
 
 
 def precision_context(precision: str, device: torch.device) -> Any:

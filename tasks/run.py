@@ -55,8 +55,8 @@ def input_dataset(
 ) -> ClipDataset:
     """The frames as network input; past ones come from the model's memory: one encoder pass per frame.
 
-    camera_names: of the rig, which the frames may lack; default the config's, else all that the frames have. Raises ConfigError for more cameras
-    than the model has embeddings for.
+    camera_names: of the rig, which the frames may lack; default the config's, else all that the frames have. Raises
+    ConfigError for more cameras than the model has embeddings for.
     """
     from ..engine.config import build_dataset
     from ..engine.predict import check_inputs
