@@ -243,8 +243,9 @@ class ClipDataset(Dataset):
         if "occupancy" not in self.tasks or not frame.occupancy_path:
             return None
         labels = read_occupancy(frame.occupancy_path)
-        grids = (labels.semantics, labels.mask_lidar, labels.mask_camera)
-        return OccupancyTargets(*(None if grid is None else torch.from_numpy(grid) for grid in grids))
+        masks = (labels.mask_lidar, labels.mask_camera)
+        tensors = (None if mask is None else torch.from_numpy(mask) for mask in masks)
+        return OccupancyTargets(torch.from_numpy(labels.semantics), *tensors)
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out."""
