@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from .options import (
 from .outputs import check_outputs, writing
 
 if TYPE_CHECKING:
+    from ..core.answers import SceneAnswer
     from ..core.frames import Frame
     from ..tasks.base import GroundTruth, Predictions, Task
 
@@ -79,7 +81,7 @@ def _tasks(
     megabytes = given.get("max_mb")
     ranges = dict(parse_override(text) for text in given.get("class_range", ()))
     for name, radius in ranges.items():
-        if not isinstance(radius, (int, float)) or radius <= 0:
+        if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
             raise ConfigError(f"--class-range {name}={radius}: write a radius in metres, for example {name}=50")
     lanes = Lanes(
         team=read_team(options.team) if given.get("team") else NOBODY,
@@ -209,13 +211,28 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     check_outputs(folders=[out])
     run = _Run(options)
     truth = GroundTruth(run.source, run.frames)
-    for task in run.tasks:  # before the work
-        run.chosen[task].demand(truth)
+    _demand({task: run.chosen[task] for task in run.tasks}, truth)  # before the work
     paths = in_folder(out, run.tasks)
     scores = [out / run.chosen[task].scores_file for task in run.tasks]
     with writing(f"evaluate {options.config}", [*paths.values(), *scores], [out]):
         run.write(paths)
         return _score_all(run.chosen, paths, truth, out)
+
+
+def _demand(chosen: Mapping[str, Task], truth: GroundTruth) -> None:
+    """What the tasks' ``demand`` raises; where only some lack labels the message names those that can be scored."""
+    from ..core.errors import NoLabelsError
+
+    usable, missing = [], []
+    for name, task in chosen.items():
+        try:
+            task.demand(truth)
+        except NoLabelsError as error:
+            missing.append(str(error))
+        else:
+            usable.append(name)
+    if missing:
+        raise NoLabelsError(missing[0] + (f", or choose --tasks {' '.join(usable)}" if usable else ""))
 
 
 def _score_all(chosen: dict[str, Task], paths: dict[str, Path], truth: GroundTruth, out: Path | None) -> int:
@@ -256,9 +273,11 @@ def _run_score(options: argparse.Namespace) -> int:
         out = Path(options.out)
         check_outputs([out / chosen[name].scores_file for name in paths], [out])
     truth = GroundTruth(known_source(options))
-    for name in paths:
-        chosen[name].demand(truth)
-    return _score_all(chosen, paths, truth, Path(options.out) if options.out else None)
+    _demand({name: chosen[name] for name in paths}, truth)
+    code = _score_all(chosen, paths, truth, Path(options.out) if options.out else None)
+    for name, path in paths.items():
+        _print_oddities(chosen[name], path, truth)
+    return code
 
 
 def add_check(verbs: Any) -> None:
@@ -308,7 +327,14 @@ def _report(task: Task, path: Path, truth: GroundTruth | None, limit: int, count
     elif counted:
         scope = f"it holds {counted} samples, which were not compared with the split's tables"
     print(f"{path} is valid; {scope}")
+    _print_oddities(task, path, truth)
     return True
+
+
+def _print_oddities(task: Task, path: Path, truth: GroundTruth | None) -> None:
+    """What the benchmark takes and nobody means."""
+    for oddity in task.oddities(path, truth):
+        print(f"warning: {path}: {oddity}", file=sys.stderr)
 
 
 def add_visualize(verbs: Any) -> None:
@@ -340,6 +366,7 @@ def add_visualize(verbs: Any) -> None:
 
 
 def _run_visualize(options: argparse.Namespace) -> int:
+    from ..tasks.base import GroundTruth, refuse
     from ..tasks.registry import answer_reader, find
     from ..tasks.run import choose_frames
     from ..view.clips import check_clip_path
@@ -351,12 +378,17 @@ def _run_visualize(options: argparse.Namespace) -> int:
     check_outputs([options.clip] if options.clip else [], [options.out])
     remove_stale_files(Path(options.out))
     where = known_source(options)
-    frames = choose_frames(where.read(), options.scene, options.sample, options.max)
     paths: dict[str, Path] = {}
     for path in options.submission:
         paths |= find(path)
-    names = _class_names(options, frames)
-    read = answer_reader(_tasks(options, names), paths, frames, names, where.split)
+    truth = GroundTruth(where)
+    frames = choose_frames(truth.frames, options.scene, options.sample, options.max)
+    names = _class_names(options, truth.frames)
+    chosen = _tasks(options, names)
+    for name, path in paths.items():
+        refuse(path, chosen[name].drawing_problems(path, truth, frames))
+    read = answer_reader(chosen, paths, frames, names, where.split)
+    _print_undrawn(frames, read, list(paths))
     written = draw_pictures(frames, read, names, Path(options.out), options.score_threshold)
     print(f"wrote {len(written)} pictures to {options.out}")
     if options.clip:
@@ -364,6 +396,18 @@ def _run_visualize(options: argparse.Namespace) -> int:
         render_answer_clip(frames, read, names, options.clip, view)
         print(f"wrote {options.clip}")
     return 0
+
+
+def _print_undrawn(frames: Sequence[Frame], read: Callable[[Frame], SceneAnswer], tasks: Sequence[str]) -> None:
+    """Pictures show labels alone where a submission says nothing about a sample."""
+    for task in tasks:
+        bare = [frame.token for frame in frames if getattr(read(frame), task) is None]
+        if bare:
+            print(
+                f"warning: {len(bare)} of {len(frames)} pictures have no {task} of the submission, which holds nothing "
+                f"for them (sample {bare[0]})",
+                file=sys.stderr,
+            )
 
 
 def _class_names(options: argparse.Namespace, frames: Sequence[Frame]) -> list[str]:
