@@ -21,6 +21,7 @@ from .plain import is_plain
 
 Pair = tuple[str, str]
 """Names of a convolution and of the norm behind it, from the root of the model."""
+_PACKAGE = __name__.partition(".")[0]
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
@@ -89,7 +90,8 @@ class _Calls:
             return
         graphs = _recordings(module)
         if graphs is None:
-            self.unknown.add(path)
+            if type(module).__module__.partition(".")[0] != _PACKAGE:  # our own call their sequences as a whole
+                self.unknown.add(path)
             return
         found = set.intersection(*(set(_pairs_of_graph(module, graph)) for graph in graphs))
         self.pairs += [(prefix + conv, prefix + norm) for conv, norm in sorted(found)]

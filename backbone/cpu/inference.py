@@ -29,9 +29,9 @@ def prepare_inference(model: Model) -> Model:
     - Layers over the same input run as one (DCNv3's offsets and masks, the offsets and weights of an attention).
     - On CPUs, weights are packed for oneDNN on the first call, once per dtype: under autocast without a cast per call.
 
-    Only plain modules are changed, of which the order is certain: layers with hooks, adapters, parametrisations, pruned,
-    quantised and shared ones stay what they are, and work. Quantise or adapt a model before it is prepared: what looks
-    for `nn.Linear` later finds none.
+    Only plain modules are changed, of which the order is certain: layers with hooks, adapters or parametrisations,
+    pruned, quantised and shared ones stay what they are, and work. Quantise or adapt a model before it is prepared:
+    what looks for `nn.Linear` later finds none.
 
     The copy follows later changes of the model's weights in no way, has other state-dict keys and takes about twice the
     memory of its weights on a CPU. It compiles and exports like the model.

@@ -134,6 +134,7 @@ BLOCKS = {
     "a sequence": (Block(lambda m, x: m.body(x)), 0),
     "a sequence taken apart": (Block(lambda m, x: m.body(x) + m.body[0](x)), 1),
     "another way with an argument": (Tapped(), 1),
+    "a sequence, branches on values": (Block(lambda m, x: m.body(x) if x.sum() < 1e9 else m.body[0](x)), 1),
     "no statistics": (Block(bn1=nn.BatchNorm2d(4, track_running_stats=False)), 1),
     "no parameters": (Block(bn1=nn.BatchNorm2d(4, affine=False)), 0),
 }
