@@ -221,9 +221,7 @@ def test_an_ending_is_judged(
     assert child.judge(job, 0, "", child.MEMORY_LIMIT_MB + 1.0) == "memory"
 
 
-def test_faults_of_an_input_are_seen(
-    repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_of_an_input_are_seen(repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that misbehaves in every way, in a new interpreter."""
     program = tmp_path / "misbehave.py"
     program.write_text(MISBEHAVE)

@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,9 @@ def _one(
 def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in rows:
-        entry = found.setdefault(f"{row['signal']} {row['verb']}", {"runs": 0, "finished first": 0} | dict.fromkeys(FAULTS, 0))
+        entry = found.setdefault(
+            f"{row['signal']} {row['verb']}", {"runs": 0, "finished first": 0} | dict.fromkeys(FAULTS, 0)
+        )
         entry["runs"] += 1
         entry["finished first"] += row["finished"]
         for fault in FAULTS:
