@@ -12,6 +12,8 @@ Environment: DRIVESTACK_CUDA=auto|0|1 (auto: if a GPU is visible), TORCH_CUDA_AR
 DRIVESTACK_BUILD_OPS=0 leaves both out, DRIVESTACK_CXXFLAGS come after our own flags for the C++ compiler.
 """
 
+import base64
+import hashlib
 import json
 import logging
 import os
@@ -23,10 +25,12 @@ import subprocess
 import sys
 import sysconfig
 import time
+import zipfile
 from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -34,6 +38,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "ops/csrc"
 RECORD = "_build.json"
+NEEDS_SETUPTOOLS = 77  # pyproject.toml says the same, but --no-build-isolation does not look there
 STABLE_ABI_TORCH = "0x020b000000000000"  # torch 2.11, the oldest we support
 # -ffast-math is left out on purpose: it would flip denormal handling for the whole process.
 FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
@@ -330,7 +335,69 @@ class BuildWithoutSetup(build_py):
         return [m for m in super().find_package_modules(package, package_dir) if m[:2] != ("drivestack", "setup")]
 
 
+BEFORE_FOLDERS = '''
+
+class _BeforeFolders:
+    """Finds the package where the path has no more than a folder of its name, which import would take instead."""
+
+    @staticmethod
+    def find_spec(fullname, path=None, target=None):
+        if fullname not in MAPPING:
+            return None
+        found = PathFinder.find_spec(fullname, path)
+        return None if found is not None and found.origin else _EditableFinder.find_spec(fullname)
+
+
+_install_behind = install
+
+
+def install():
+    _install_behind()
+    sys.meta_path.insert(0, _BeforeFolders)
+'''
+"""Added to the finder of an editable installation, which comes behind the working directory: any folder that is called
+drivestack there, an outer folder of the checkout for instance, would hide the package (pypa/setuptools#3557)."""
+
+
+def editable_command():
+    """An editable installation that a folder called drivestack does not hide; a package of that name still does."""
+    from setuptools.command.editable_wheel import editable_wheel
+
+    class EditableBeforeFolders(editable_wheel):
+        def run(self):
+            super().run()
+            for wheel in Path(self.dist_dir).glob("drivestack-*editable*.whl"):
+                extend_finder(wheel)
+
+    return EditableBeforeFolders
+
+
+def extend_finder(wheel: Path) -> None:
+    """Add BEFORE_FOLDERS to the finder in the wheel, if it has one of the kind that this is written for."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {info: archive.read(info) for info in archive.infolist()}
+    finder = next((info for info in files if re.fullmatch(r"__editable__\w+_finder\.py", info.filename)), None)
+    record = next((info for info in files if info.filename.endswith(".dist-info/RECORD")), None)
+    if finder is None or record is None or any(name not in files[finder] for name in (b"MAPPING", b"PathFinder")):
+        return
+    files[finder] += BEFORE_FOLDERS.encode()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(files[finder]).digest()).rstrip(b"=").decode()
+    line = f"{finder.filename},sha256={digest},{len(files[finder])}"
+    files[record] = re.sub(rf"{re.escape(finder.filename)},.*", line, files[record].decode()).encode()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info, content in files.items():
+            archive.writestr(info, content)
+
+
+def check_setuptools() -> None:
+    """End with the reason where setuptools is too old to understand pyproject.toml, which it reads later."""
+    if int(setuptools.__version__.partition(".")[0]) < NEEDS_SETUPTOOLS:
+        needed = f"needs setuptools>={NEEDS_SETUPTOOLS}, here is {setuptools.__version__}"
+        raise SystemExit(f"drivestack: {needed}: pip install -U setuptools")
+
+
 def main() -> None:
+    check_setuptools()
     # An interpreter of an environment that is not activated has its ninja beside it.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
     os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
@@ -341,7 +408,11 @@ def main() -> None:
         package_dir={"drivestack": "."},
         packages=["drivestack", *(f"drivestack.{name}" for name in packages)],
         ext_modules=extensions or [Extension("drivestack.ops._C", [])],  # without any, nothing would report why
-        cmdclass={"build_ext": build_command(outcomes), "build_py": BuildWithoutSetup},
+        cmdclass={
+            "build_ext": build_command(outcomes),
+            "build_py": BuildWithoutSetup,
+            "editable_wheel": editable_command(),
+        },
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, OutputError
 from .files import atomic_path
-from .finite import is_finite
+from .finite import not_finite
 from .weight_files import read_state_dict
 from .weight_hints import Mismatch, hint
 from .weight_names import StateDict, fit_prefix, names_in, plain_keys, some, unwrapped, weights_of
@@ -182,7 +182,7 @@ def load_state(
 
 def check_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError naming the tensors with NaN or infinity, unless the model's are infinite there as well."""
-    bad = [key for key, value in state.items() if not is_finite(value) and not _same_infinities(value, own.get(key))]
+    bad = [key for key in not_finite(state) if not _same_infinities(state[key], own.get(key))]
     if bad:
         raise CheckpointError(
             f"{source}: {len(bad)} of {len(state)} tensors hold NaN or infinity: {some(bad)}; the training diverged or "
@@ -199,26 +199,33 @@ def _same_infinities(value: Tensor, own: Tensor | None) -> bool:
 
 def left_on_meta(model: nn.Module, given: Mapping[str, Tensor]) -> list[str]:
     """Parameters and buffers on the meta device for which there is no value in ``given`` (plain names)."""
-    stored = model.state_dict(keep_vars=True)
-    names = {id(stored[key]): plain for plain, key in names_in(model).items()}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    filled = {id(stored[key]) for plain, key in names_in(model).items() if plain in given}
-    return [names.get(id(value), name) for name, value in tensors if value.is_meta and id(value) not in filled]
+    if not any(value.is_meta for _, value in tensors):
+        return []
+    own = model.state_dict(keep_vars=True)
+    names = names_in(model, own)
+    published = {id(own[key]): plain for plain, key in names.items()}
+    filled = {id(own[key]) for plain, key in names.items() if plain in given}
+    return [published.get(id(value), name) for name, value in tensors if value.is_meta and id(value) not in filled]
 
 
 def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy values, by plain names, into the model; where it is on the meta device, they become its tensors."""
     own = model.state_dict(keep_vars=True)
-    names = names_in(model)
+    names = names_in(model, own)
     copied = {names[plain]: value for plain, value in values.items() if not own[names[plain]].is_meta}
-    model.load_state_dict(copied, strict=False)
+    if copied:
+        model.load_state_dict(copied, strict=False)
     made: dict[int, Tensor] = {}  # a tensor with two names stays one
+    assigned = {}
     for plain, value in values.items():
         empty = own[names[plain]]
-        if empty.is_meta and id(empty) not in made:
+        if not empty.is_meta:
+            continue
+        if id(empty) not in made:
             tensor = value.detach().to(empty.dtype, copy=True).contiguous()
             made[id(empty)] = nn.Parameter(tensor, empty.requires_grad) if isinstance(empty, nn.Parameter) else tensor
-    assigned = {names[plain]: made[id(own[names[plain]])] for plain in values if own[names[plain]].is_meta}
+        assigned[names[plain]] = made[id(empty)]
     if assigned:
         model.load_state_dict(assigned, strict=False, assign=True)
 

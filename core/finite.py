@@ -17,13 +17,19 @@ def is_finite(values: Tensor) -> bool:
     """
     if values.is_meta or not (values.is_floating_point() or values.is_complex()):
         return True
-    # Sums of less than 32 bits would overflow; float8 has no sum at all.
-    total = values.sum() if values.dtype.itemsize >= 4 else values.float().sum()
-    return bool(total.isfinite()) or bool(values.to(torch.promote_types(total.dtype, values.dtype)).isfinite().all())
+    return bool(_total(values).isfinite()) or bool(values.to(_total(values).dtype).isfinite().all())
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum of the values, of 32 bits at least: fewer would overflow, and float8 has no sum at all."""
+    return values.sum() if values.dtype.itemsize >= 4 else values.float().sum()
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or infinity."""
+    real = [values for values in state.values() if values.is_floating_point() and not values.is_meta]
+    if real and bool(torch.stack([_total(values).double().cpu() for values in real]).isfinite().all()):
+        return [name for name, values in state.items() if values.is_complex() and not is_finite(values)]
     return [name for name, values in state.items() if not is_finite(values)]
 
 

@@ -26,6 +26,9 @@ COPIES_PER_BYTE = 16
 SMALL_BYTES = 1 << 24  # what any file may make
 
 
+PICKLE_ERRORS = (*LIBRARY_ERRORS, SystemError)  # NumPy's for a state that it cannot read
+
+
 class Allowed:
     """A function that a pickle may call. Nothing in a pickle can change it, as it could a bare function or class."""
 
@@ -44,21 +47,58 @@ class Allowed:
         raise pickle.UnpicklingError("it sets the state of a function")
 
 
+class Limits:
+    """What one file may do: copy no more than it could hold, and make no dtype that reads outside of its array."""
+
+    def __init__(self, file_bytes: int) -> None:
+        self.left = SMALL_BYTES + COPIES_PER_BYTE * file_bytes
+        self._dtypes: list[np.dtype] = []
+
+    def copying(self, kind: Callable[..., Any]) -> Allowed:
+        """``kind`` (list, bytes, ...) of something that is there already."""
+
+        def make(*arguments: Any) -> Any:
+            for argument in arguments[:1]:
+                if not hasattr(argument, "__len__"):  # bytes(10**12)
+                    raise pickle.UnpicklingError(f"it makes {kind.__name__} of {str(argument)[:40]}")
+                self.left -= 8 * len(argument)
+            if self.left < 0:
+                raise pickle.UnpicklingError("it copies far more than the file holds")
+            return kind(*arguments)
+
+        return Allowed(make)
+
+    def dtype(self, name: Any, align: bool = False, copy: bool = False) -> np.dtype:
+        """What numpy.dtype makes of a name. Its state is set later, so it is looked at again in the end."""
+        if isinstance(name, bytes):
+            name = name.decode("ascii")
+        if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
+            raise pickle.UnpicklingError(f"it asks for the dtype {str(name)[:40]!r}")
+        self._dtypes.append(np.dtype(name, copy=True))
+        return self._dtypes[-1]
+
+    def check_dtypes(self) -> None:
+        """Raises pickle.UnpicklingError for a dtype that the file has given fields, objects or another size."""
+        for made in self._dtypes:
+            sound_dtype(made)
+
+
+_PLAIN_DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]\d{0,6}(\[\w{1,6}\])?|[a-z]{3,10}\d{0,3}")
+
+
+def sound_dtype(dtype: Any) -> np.dtype:
+    """The dtype itself. Raises pickle.UnpicklingError for fields, arrays, objects and impossible sizes."""
+    plain = isinstance(dtype, np.dtype) and dtype.fields is None and dtype.subdtype is None and dtype.itemsize >= 0
+    if not plain or dtype.flags != np.dtype(dtype.char).flags:
+        raise pickle.UnpicklingError("it has a dtype with fields or of an impossible size")
+    return dtype
+
+
 # ---- NumPy -----------------------------------------------------------------------------------------------------------
 
 _rebuild_array = np.empty(0).__reduce__()[0]
 _rebuild_scalar = np.float64(0).__reduce__()[0]
 _array_from_buffer = np.empty(1).__reduce_ex__(5)[0]
-_PLAIN_DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]\d{0,6}(\[\w{1,6}\])?|[a-z]{3,10}\d{0,3}")
-
-
-def numpy_dtype(name: Any, align: bool = False, copy: bool = False) -> np.dtype:
-    """What numpy.dtype makes of a name."""
-    if isinstance(name, bytes):
-        name = name.decode("ascii")
-    if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
-        raise pickle.UnpicklingError(f"it asks for the dtype {str(name)[:40]!r}")
-    return np.dtype(name, copy=True)
 
 
 def empty_array(kind: Any, shape: Any, letter: Any) -> np.ndarray:
@@ -70,14 +110,19 @@ def empty_array(kind: Any, shape: Any, letter: Any) -> np.ndarray:
 
 def _array(shape: Any, dtype: Any = "f8", buffer: Any = None, *more: Any) -> np.ndarray:
     """numpy.ndarray with values."""
-    if buffer is None or np.dtype(dtype).hasobject:
+    dtype = np.dtype(dtype) if isinstance(dtype, str) else sound_dtype(dtype)
+    if buffer is None or dtype.hasobject or sound_dtype(dtype).itemsize == 0:
         raise pickle.UnpicklingError(f"it makes an array of shape {str(shape)[:40]} without its values")
     return np.ndarray(shape, dtype, buffer, *more)
 
 
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    return _array_from_buffer(buffer, sound_dtype(dtype), shape, order)
+
+
 def numpy_scalar(dtype: np.dtype, value: Any = None) -> Any:
     """A NumPy scalar from its bytes."""
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(value, bytes | str):
+    if sound_dtype(dtype).hasobject or not isinstance(value, bytes | str):
         raise pickle.UnpicklingError("it makes a NumPy scalar of something other than bytes")
     return _rebuild_scalar(dtype, value)
 
@@ -93,38 +138,14 @@ ndarray = Allowed(_array)
 encode_latin1 = Allowed(_latin1)
 
 
-def numpy_names() -> dict[tuple[str, str], Any]:
+def numpy_names(limits: Limits) -> dict[tuple[str, str], Any]:
     """What pickles of arrays, dtypes and scalars name, for NumPy 1 and 2."""
-    names: dict[tuple[str, str], Any] = {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): Allowed(numpy_dtype)}
-    for kind in vars(np.dtypes).values():
-        if isinstance(kind, type) and issubclass(kind, np.dtype):
-            names["numpy.dtypes", kind.__name__] = Allowed(kind)
+    names: dict[tuple[str, str], Any] = {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): Allowed(limits.dtype)}
     for core in ("numpy.core", "numpy._core"):
         names[core + ".multiarray", "_reconstruct"] = Allowed(empty_array)
         names[core + ".multiarray", "scalar"] = Allowed(numpy_scalar)
-        names[core + ".numeric", "_frombuffer"] = Allowed(_array_from_buffer)
+        names[core + ".numeric", "_frombuffer"] = Allowed(_from_buffer)
     return names
-
-
-class Budget:
-    """Counts what constructors copy, so that a small file cannot fill the memory by repeating itself."""
-
-    def __init__(self, file_bytes: int) -> None:
-        self.left = SMALL_BYTES + COPIES_PER_BYTE * file_bytes
-
-    def copying(self, kind: Callable[..., Any]) -> Allowed:
-        """``kind`` (list, bytes, ...) of something that is there already."""
-
-        def make(*arguments: Any) -> Any:
-            for argument in arguments[:1]:
-                if not hasattr(argument, "__len__"):  # bytes(10**12)
-                    raise pickle.UnpicklingError(f"it makes {kind.__name__} of {str(argument)[:40]}")
-                self.left -= 8 * len(argument)
-            if self.left < 0:
-                raise pickle.UnpicklingError("it copies far more than the file holds")
-            return kind(*arguments)
-
-        return Allowed(make)
 
 
 # ---- lengths before memory -------------------------------------------------------------------------------------------
@@ -195,11 +216,11 @@ class AllowListUnpickler(pickle.Unpickler):
         return found
 
 
-def _plain_data(file_bytes: int) -> dict[tuple[str, str], Any]:
-    budget, names = Budget(file_bytes), numpy_names()
+def _plain_data(limits: Limits) -> dict[tuple[str, str], Any]:
+    names = numpy_names(limits)
     names["_codecs", "encode"] = encode_latin1
     for kind in (set, frozenset, bytes, bytearray, list, dict, tuple):
-        names["builtins", kind.__name__] = names["__builtin__", kind.__name__] = budget.copying(kind)
+        names["builtins", kind.__name__] = names["__builtin__", kind.__name__] = limits.copying(kind)
     names["builtins", "complex"] = names["__builtin__", "complex"] = Allowed(complex)
     return names
 
@@ -217,12 +238,15 @@ def load_pickle(path: str | Path) -> Any:
                 raise EOFError("it is empty")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 check_lengths(data)
-            return AllowListUnpickler(stream, _plain_data(size)).load()
+            limits = Limits(size)
+            content = AllowListUnpickler(stream, _plain_data(limits)).load()
+            limits.check_dtypes()
+            return content
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a pickle file") from None
     except pickle.UnpicklingError as error:
         raise DataError(_refusal(path, str(error))) from None
-    except LIBRARY_ERRORS as error:
+    except PICKLE_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: broken or truncated pickle ({reason}); fetch or make the file again") from None
 

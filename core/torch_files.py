@@ -23,15 +23,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from .errors import LIBRARY_ERRORS
-from .pickles import Allowed, AllowListUnpickler, Budget, check_lengths, encode_latin1, numpy_names
+from .pickles import PICKLE_ERRORS, Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MOST_DIMENSIONS = 25
 MOST_INFLATED = 8  # times the file, of an archive that somebody compressed
 CHUNK_BYTES = 1 << 22
-READ_ERRORS = (*LIBRARY_ERRORS, OSError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
+READ_ERRORS = (*PICKLE_ERRORS, OSError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
 """What reading a broken file may raise."""
 
 
@@ -221,10 +220,6 @@ def _size(sizes: Any = ()) -> torch.Size:
     return torch.Size(sizes)
 
 
-def _quantised(*_: Any) -> Any:
-    raise QuantisedError("quantised tensors")
-
-
 def _history_method(owner: Any, name: Any) -> Any:
     """``getattr``, which MMEngine's checkpoints use to name the methods of HistoryBuffer, and only that."""
     if owner is not _IGNORED:
@@ -251,6 +246,7 @@ class _ENTRIES(Entries, metaclass=_Unchanging):
 
 
 _TENSOR, _PARAMETER = Allowed(_parameter), Allowed(_parameter)
+QUANTISED = ("torch._utils._rebuild_qtensor", "torch.QInt8Storage", "torch.QUInt8Storage", "torch.QInt32Storage")
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -285,7 +281,6 @@ def _torch_names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v3"): Allowed(_tensor_of_type),
         ("torch._utils", "_rebuild_parameter"): Allowed(_parameter),
         ("torch._utils", "_rebuild_parameter_with_state"): Allowed(_parameter),
-        ("torch._utils", "_rebuild_qtensor"): Allowed(_quantised),
         ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_tensor_with_attributes),
         ("collections", "OrderedDict"): Allowed(_entries),
         ("collections", "Counter"): Allowed(_counter),
@@ -307,11 +302,11 @@ class _TensorUnpickler:
         self._load = load
         self._storages: dict[str, torch.UntypedStorage] = {}
         self.numel_of: dict[str, int] = {}
-        budget = Budget(file_bytes)
-        self._allowed = numpy_names() | _torch_names()
+        self._limits = Limits(file_bytes)
+        self._allowed = numpy_names(self._limits) | _torch_names()
         for kind in (set, frozenset, bytearray, list, dict, tuple):
-            self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = budget.copying(
-                kind
+            self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = (
+                self._limits.copying(kind)
             )
 
     def load(self, content: bytes) -> Any:
@@ -319,10 +314,13 @@ class _TensorUnpickler:
         unpickler = AllowListUnpickler(io.BytesIO(content), self._allowed, encoding="utf-8")
         unpickler.persistent_load = self._storage  # type: ignore[method-assign]
         try:
-            return unpickler.load()
+            found = unpickler.load()
+            self._limits.check_dtypes()
+            return found
         except pickle.UnpicklingError as error:
             if str(error).startswith("it names "):
-                raise UnreadObjectError(str(error).removeprefix("it names ")) from None
+                name = str(error).removeprefix("it names ")
+                raise (QuantisedError if name in QUANTISED else UnreadObjectError)(name) from None
             raise
 
     def _storage(self, stated: Any) -> _Storage:

@@ -52,15 +52,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def names_in(model: nn.Module) -> dict[str, str]:
-    """Plain name -> key in ``model.state_dict()``, in its order."""
+def names_in(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Plain name -> key in ``state``, which is ``model.state_dict()``, in its order."""
     parallel = [
         f"{name}.module." if name else "module."
         for name, module in model.named_modules()
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     ]
     found = {}
-    for key in model.state_dict():
+    for key in state:
         plain = key
         for prefix in reversed(parallel):  # inner ones first: the outer ones' prefixes stay as they are
             if plain.startswith(prefix):
@@ -72,7 +72,7 @@ def names_in(model: nn.Module) -> dict[str, str]:
 def weights_of(model: nn.Module) -> StateDict:
     """``model.state_dict()`` under plain names: what is written into files."""
     state = model.state_dict()
-    return {plain: state[key] for plain, key in names_in(model).items()}
+    return {plain: state[key] for plain, key in names_in(model, state).items()}
 
 
 def fit_prefix(
@@ -85,7 +85,7 @@ def fit_prefix(
     checkpoint's may belong as well, as an encoder's alone do. ``module.`` inside keys, of a part that was wrapped by
     DistributedDataParallel, is left out where the model has none.
     """
-    own = names_in(model).keys()
+    own = weights_of(model).keys()
     if any(".module." in key and key not in own for key in state):
         bare = {key if key in own else key.replace(".module.", "."): value for key, value in state.items()}
         state = bare if len(bare) == len(state) else state

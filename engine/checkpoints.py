@@ -27,7 +27,7 @@ from ..core.checkpoint import check_finite, save_safetensors
 from ..core.errors import CheckpointError, DataError
 from ..core.files import atomic_path, file_name
 from ..core.finite import not_finite
-from ..core.weight_files import is_safetensors, read_pth
+from ..core.weight_files import is_safetensors, read_pth, read_safetensors
 
 logger = logging.getLogger("drivestack")
 
@@ -183,7 +183,7 @@ def safe_loaders() -> Iterator[None]:
     """
 
     def load_from_local(path: str, map_location: Any) -> Any:
-        return read_pth(Path(path))
+        return read_safetensors(Path(path)) if is_safetensors(Path(path)) else read_pth(Path(path))
 
     def load_from_afar(path: str, map_location: Any) -> Any:
         raise CheckpointError(f"{path}: download the file, check where it comes from, and name the local copy.")

@@ -20,6 +20,7 @@ from ..bev.map.resample import resample_bev
 from ..core.answers import LaneGraph
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
+from ..core.finite import check_answer
 from ..core.labels import LaneTargets
 from ..core.registries import MODELS
 from ..geometry import BevGrid
@@ -285,7 +286,7 @@ class LaneTopologyHead(nn.Module):
     @torch.no_grad()
     def predict(self, outputs: LaneOutputs, batch: Batch) -> list[LaneGraph]:
         """One graph per sample: lanes best first, and the elements' boxes in the front image as it lies on disk; none
-        where the frame lacks the front camera."""
+        where the frame lacks the front camera. Raises PredictionError where one is not finite."""
         elements = self.element_maps.peaks(outputs.elements, self.max_elements)
         lane_element = self.relate(outputs, elements).sigmoid()
         scores, order = outputs.logits[-1].sigmoid().sort(dim=1, descending=True, stable=True)
@@ -302,6 +303,7 @@ class LaneTopologyHead(nn.Module):
                 outputs.lane_lane[b, kept[:, None], kept].sigmoid(),
                 lane_element[b, kept],
             )
+            check_answer("lanes", token, *(arrays if shown[b] else (*arrays[:2], arrays[5])))
             graph = LaneGraph(token, *(x.cpu().numpy() for x in arrays))
             found.append(graph if shown[b] else without_elements(graph))
         return found

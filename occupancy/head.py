@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..bev.map.resample import resample_bev, sample_bev
 from ..core.answers import OccupancyGrid
 from ..core.batch import Batch, BevFeatures
+from ..core.finite import check_answer
 from ..core.labels import OccupancyTargets
 from ..core.registries import MODELS
 from ..geometry import OCC3D_GRID, BevGrid
@@ -134,11 +135,16 @@ class OccupancyHead(nn.Module):
         return self.column_logits(columns.flatten(0, 2)).unflatten(0, columns.shape[:3])
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[OccupancyGrid]:
-        """The class of every voxel, one grid per sample; a few rows at a time, as all logits are 46 MB."""
+        """The class of every voxel, one grid per sample; a few rows at a time, as all logits are 46 MB.
+
+        Raises PredictionError for logits that are not finite.
+        """
         found = []
         for features, token in zip(outputs, batch.tokens):
             rows = self._unfolded(features[None])[0].split(20)
             # max rather than argmax, which takes twice as long
-            classes = [self.column_logits(slab.flatten(0, 1)).max(-1).indices.to(torch.uint8) for slab in rows]
-            found.append(OccupancyGrid(token, torch.cat(classes).view(GRID.shape).cpu().numpy()))
+            best = [self.column_logits(slab.flatten(0, 1)).max(-1) for slab in rows]
+            check_answer("occupancy", token, *(slab.values for slab in best))
+            classes = torch.cat([slab.indices.to(torch.uint8) for slab in best])
+            found.append(OccupancyGrid(token, classes.view(GRID.shape).cpu().numpy()))
         return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -195,3 +198,62 @@ def test_a_broken_compiler_leaves_the_reference(small_copy: Path, tmp_path: Path
     assert code == 0  # as in an installation
     assert "CPU kernels not built: the build failed" in said and "use their slow PyTorch implementation" in said
     assert not record["cpu"]["built"] and record["cuda"]["reason"] == "DRIVESTACK_CUDA=0"
+
+
+def editable_wheel(folder: Path, package: Path) -> Path:
+    """A wheel as setuptools makes it for an editable installation of the package."""
+    editable = pytest.importorskip("setuptools.command.editable_wheel")
+    finder = editable._finder_template("drivestack finder", {"drivestack": str(package)}, {})
+    wheel = folder / "drivestack-0.1.0-0.editable-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("__editable___drivestack_0_1_0_finder.py", finder)
+        archive.writestr("drivestack-0.1.0.dist-info/METADATA", "Name: drivestack\n")
+        archive.writestr(
+            "drivestack-0.1.0.dist-info/RECORD",
+            "__editable___drivestack_0_1_0_finder.py,sha256=x,1\ndrivestack-0.1.0.dist-info/METADATA,sha256=y,17\n",
+        )
+    return wheel
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"), [("folder", "installed"), ("package", "in the way"), ("nothing", "installed")]
+)
+def test_a_folder_called_drivestack_does_not_hide_an_editable_installation(
+    build: ModuleType, tmp_path: Path, beside: str, expected: str
+) -> None:
+    package, site, here = tmp_path / "checkout", tmp_path / "site", tmp_path / "here"
+    for folder in (package, site, here):
+        folder.mkdir()
+    (package / "__init__.py").write_text("print('installed')\n", encoding="utf-8")
+    if beside != "nothing":
+        (here / "drivestack").mkdir()
+    if beside == "package":
+        (here / "drivestack" / "__init__.py").write_text("print('in the way')\n", encoding="utf-8")
+    wheel = editable_wheel(tmp_path, package)
+    build.extend_finder(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = f"import sys; sys.path.append({str(site)!r}); import __editable___drivestack_0_1_0_finder as finder; "
+    command = [sys.executable, "-S", "-c", code + "finder.install(); import drivestack"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == expected, done.stderr
+
+
+def test_the_record_of_an_extended_wheel_is_right(build: ModuleType, tmp_path: Path) -> None:
+    wheel = editable_wheel(tmp_path, tmp_path)
+    build.extend_finder(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read("__editable___drivestack_0_1_0_finder.py")
+        lines = archive.read("drivestack-0.1.0.dist-info/RECORD").decode().splitlines()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+    assert lines[0] == f"__editable___drivestack_0_1_0_finder.py,sha256={digest},{len(content)}"
+    assert lines[1].startswith("drivestack-0.1.0.dist-info/METADATA,sha256=y")
+
+
+def test_old_setuptools_is_named_in_one_line(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.check_setuptools()
+    monkeypatch.setattr(build.setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit) as left:
+        build.main()
+    assert left.value.code == "drivestack: needs setuptools>=77, here is 65.5.0: pip install -U setuptools"

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.answers import Detections
+from ...core.finite import check_answer
 from ...core.registries import MODELS
 from ..map.bev_map import init_attention_module
 from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
@@ -245,13 +246,14 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, outs: QueryOutputs, tokens: Sequence[str]) -> list[Detections]:
-        """Detections of the last layer's first group, one per sample."""
+        """Detections of the last layer's first group, one per sample. Raises PredictionError if they are not finite."""
         per_group = outs.cls_logits.shape[2] // outs.groups
         found = []
         for b, token in enumerate(tokens):
             logits, codes = outs.cls_logits[-1, b, :per_group].float(), outs.box_codes[-1, b, :per_group].float()
             if outs.valid is not None:
                 logits, codes = logits[outs.valid[b]], codes[outs.valid[b]]
+            check_answer("boxes", token, logits, codes)
             boxes, scores, labels = (x.cpu().numpy() for x in self.coder.decode(logits, codes))
             found.append(Detections(token, boxes, scores, labels))
         return found

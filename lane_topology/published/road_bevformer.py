@@ -20,6 +20,7 @@ from ...bev.published.ego_motion import images_from_ego
 from ...core.answers import LaneGraph, SceneAnswer
 from ...core.batch import Batch
 from ...core.errors import ConfigError
+from ...core.finite import check_answer
 from ...core.registries import MODELS
 from ...data_tools.clips.can_bus import can_bus_of_pose
 from ..curves import fit_lines, sample_curves
@@ -49,6 +50,7 @@ def lane_graph(
         points, scores = points[order], scores[order]
     boxes, element_scores, attributes = elements
     arrays = (points, scores, boxes, attributes, element_scores, lane_lane, lane_element)
+    check_answer("lanes", token, *arrays)
     return LaneGraph(token, *(x.detach().cpu().numpy() for x in arrays))
 
 

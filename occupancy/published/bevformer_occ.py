@@ -24,6 +24,7 @@ from ...bev.published.recurrent_map import RecurrentBevMap
 from ...core.answers import OccupancyGrid, SceneAnswer
 from ...core.batch import Batch
 from ...core.errors import ConfigError
+from ...core.finite import check_answer
 from ...core.labels import OccupancyTargets
 from ...core.published_keys import keep_published_keys
 from ...core.registries import MODELS
@@ -156,6 +157,8 @@ class BEVFormerOcc(RecurrentBev):
         maps, states = self.next_maps(batch, memory)
         answers = []
         for b, token in enumerate(batch.tokens):  # one at a time: all logits of a sample are 46 MB
-            classes = self.voxel_head(maps[b : b + 1])[0].max(-1).indices.to(torch.uint8)
+            best = self.voxel_head(maps[b : b + 1])[0].max(-1)
+            check_answer("occupancy", token, best.values)
+            classes = best.indices.to(torch.uint8)
             answers.append(SceneAnswer(token, occupancy=OccupancyGrid(token, classes.cpu().numpy())))
         return answers, states
