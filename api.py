@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from .core.errors import ConfigError, DataError, DrivestackError
+from .core.errors import ConfigError, DrivestackError
 from .core.frames import Annotations, Frame
 from .core.rig import Camera, Rig
 from .data_tools.readers.registry import Conventions, DataSource, register_reader
@@ -326,11 +326,11 @@ def evaluate(
     """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
 
     data: frames with labels, or where they come from. tasks: default all tasks of the model that the data have labels
-    for. out: folder for the submissions. class_range_m: radius within which boxes of a class count, where it is
-    neither the config's nor nuScenes'. run: batch_size, num_workers, progress.
-    Raises DataError where the data have labels for none of the tasks.
+    for; what is left out is logged. out: folder for the submissions. class_range_m: radius within which boxes of a
+    class count, where it is neither the config's nor nuScenes'. run: batch_size, num_workers, progress.
+    Raises DataError where the data have labels for none of the tasks, or labels that cannot be used, before predicting.
     """
-    from .tasks.base import GroundTruth, Task
+    from .tasks.base import GroundTruth, Task, labelled
     from .tasks.boxes import Boxes
     from .tasks.registry import TASKS
     from .tasks.run import class_ranges_m, score_frames
@@ -340,16 +340,7 @@ def evaluate(
     if "boxes" in chosen:
         chosen["boxes"] = Boxes(model.class_names, class_ranges_m(model.config, class_range_m))
     if tasks is None:
-        labelled = {}
-        for name, task in chosen.items():
-            try:
-                task.demand(truth)
-            except DataError:
-                continue
-            labelled[name] = task
-        if not labelled:
-            raise DataError(f"the data have labels for none of {', '.join(chosen)}")
-        chosen = labelled
+        chosen = labelled(chosen, truth)
     device = str(next(model.model.parameters()).device)
     return score_frames(
         model.config,

@@ -42,12 +42,13 @@ PARTS = ("inputs", "kills", "folders")
 
 
 def code_state() -> str:
-    """A hash of the package's own files."""
-    root = Path(drivestack.__file__).parent
+    """A hash of the package's own files and of those that make and judge the inputs."""
+    root, aside = Path(drivestack.__file__).parent, ("tests", "docs", "benchmarks", ".venv", "build", "runs")
+    parts = [entry for entry in root.iterdir() if entry.name not in aside] + [Path(__file__).parent / "fault_checks"]
+    files = [path for part in parts for path in ([part] if part.is_file() else part.rglob("*.py"))]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in ("tests", "docs", "benchmarks", ".venv", "build", "runs"):
-            digest.update(path.read_bytes())
+    for path in sorted(path for path in files if path.suffix == ".py"):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -56,7 +57,7 @@ def open_work(work: Path, seed: int) -> None:
     state, note = f"{code_state()} seed {seed}", work / "state.txt"
     if note.exists() and note.read_text() != state:
         print("results of other code or another seed are removed", flush=True)
-        for path in [*work.glob("*.jsonl"), work / "faults"]:
+        for path in [*work.glob("*.jsonl"), work / "faults", work / "base"]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     note.write_text(state)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import remove_stale_files
 from .options import (
     METRIC_VERSIONS,
     TASKS,
@@ -20,8 +23,10 @@ from .options import (
     source,
     verb,
 )
+from .outputs import check_outputs, writing
 
 if TYPE_CHECKING:
+    from ..core.answers import SceneAnswer
     from ..core.frames import Frame
     from ..tasks.base import GroundTruth, Predictions, Task
 
@@ -76,7 +81,7 @@ def _tasks(
     megabytes = given.get("max_mb")
     ranges = dict(parse_override(text) for text in given.get("class_range", ()))
     for name, radius in ranges.items():
-        if not isinstance(radius, (int, float)) or radius <= 0:
+        if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
             raise ConfigError(f"--class-range {name}={radius}: write a radius in metres, for example {name}=50")
     lanes = Lanes(
         team=read_team(options.team) if given.get("team") else NOBODY,
@@ -93,9 +98,14 @@ class _Run:
     """A model and the frames to run it on, as the options name them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
-        from ..tasks.run import class_names, class_ranges_m, load_model
+        from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
 
+        if options.device is not None:
+            parse_device(options.device)
+        if options.perturb_calibration is not None:
+            perturb_calibration([], options.perturb_calibration)
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
@@ -106,13 +116,14 @@ class _Run:
 
     def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels are written one frame at a time."""
-        from ..core.files import check_writable
         from ..data_tools.clips.perturb import perturb_calibration
         from ..tasks.registry import Occupancy
         from ..tasks.run import predict_frames
 
-        for path in paths.values():
-            check_writable(path)
+        if "occupancy" in paths:
+            folder = Occupancy.folder(paths["occupancy"])
+            check_outputs(folders=[folder])
+            remove_stale_files(folder)
         how, frames = self.options.perturb_calibration, self.frames
         seen = frames if how is None else perturb_calibration(frames, how)
         voxels = self.chosen["occupancy"]
@@ -162,10 +173,18 @@ def add_predict(verbs: Any) -> None:
 
 
 def _run_predict(options: argparse.Namespace) -> int:
-    from ..tasks.registry import places
+    from ..tasks.registry import ENDINGS, places
 
+    if options.out and Path(options.out).suffix in ENDINGS and not os.path.isdir(options.out):
+        check_outputs([options.out])
+    else:
+        check_outputs(folders=[options.out or "."])
     run = _Run(options)
-    run.write(places(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"), run.tasks))
+    out = Path(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"))
+    paths = places(out, run.tasks)
+    folders = [] if out in paths.values() else [out]
+    with writing(f"predict {options.config}", paths.values(), folders):
+        run.write(paths)
     return 0
 
 
@@ -188,14 +207,32 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import in_folder
 
+    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
+    check_outputs(folders=[out])
     run = _Run(options)
     truth = GroundTruth(run.source, run.frames)
-    for task in run.tasks:  # before the work
-        run.chosen[task].demand(truth)
-    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
+    _demand({task: run.chosen[task] for task in run.tasks}, truth)  # before the work
     paths = in_folder(out, run.tasks)
-    run.write(paths)
-    return _score_all(run.chosen, paths, truth, out)
+    scores = [out / run.chosen[task].scores_file for task in run.tasks]
+    with writing(f"evaluate {options.config}", [*paths.values(), *scores], [out]):
+        run.write(paths)
+        return _score_all(run.chosen, paths, truth, out)
+
+
+def _demand(chosen: Mapping[str, Task], truth: GroundTruth) -> None:
+    """What the tasks' ``demand`` raises; where only some lack labels the message names those that can be scored."""
+    from ..core.errors import NoLabelsError
+
+    usable, missing = [], []
+    for name, task in chosen.items():
+        try:
+            task.demand(truth)
+        except NoLabelsError as error:
+            missing.append(str(error))
+        else:
+            usable.append(name)
+    if missing:
+        raise NoLabelsError(missing[0] + (f", or choose --tasks {' '.join(usable)}" if usable else ""))
 
 
 def _score_all(chosen: dict[str, Task], paths: dict[str, Path], truth: GroundTruth, out: Path | None) -> int:
@@ -232,10 +269,15 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.registry import find
 
     paths, chosen = find(options.path, options.tasks), _tasks(options)
+    if options.out:
+        out = Path(options.out)
+        check_outputs([out / chosen[name].scores_file for name in paths], [out])
     truth = GroundTruth(known_source(options))
-    for name in paths:
-        chosen[name].demand(truth)
-    return _score_all(chosen, paths, truth, Path(options.out) if options.out else None)
+    _demand({name: chosen[name] for name in paths}, truth)
+    code = _score_all(chosen, paths, truth, Path(options.out) if options.out else None)
+    for name, path in paths.items():
+        _print_oddities(chosen[name], path, truth)
+    return code
 
 
 def add_check(verbs: Any) -> None:
@@ -285,7 +327,14 @@ def _report(task: Task, path: Path, truth: GroundTruth | None, limit: int, count
     elif counted:
         scope = f"it holds {counted} samples, which were not compared with the split's tables"
     print(f"{path} is valid; {scope}")
+    _print_oddities(task, path, truth)
     return True
+
+
+def _print_oddities(task: Task, path: Path, truth: GroundTruth | None) -> None:
+    """What the benchmark takes and nobody means."""
+    for oddity in task.oddities(path, truth):
+        print(f"warning: {path}: {oddity}", file=sys.stderr)
 
 
 def add_visualize(verbs: Any) -> None:
@@ -317,7 +366,7 @@ def add_visualize(verbs: Any) -> None:
 
 
 def _run_visualize(options: argparse.Namespace) -> int:
-    from ..core.files import check_writable
+    from ..tasks.base import GroundTruth, refuse
     from ..tasks.registry import answer_reader, find
     from ..tasks.run import choose_frames
     from ..view.clips import check_clip_path
@@ -326,14 +375,20 @@ def _run_visualize(options: argparse.Namespace) -> int:
 
     if options.clip:
         check_clip_path(options.clip)
-    check_writable(Path(options.out) / "picture.png")
+    check_outputs([options.clip] if options.clip else [], [options.out])
+    remove_stale_files(Path(options.out))
     where = known_source(options)
-    frames = choose_frames(where.read(), options.scene, options.sample, options.max)
     paths: dict[str, Path] = {}
     for path in options.submission:
         paths |= find(path)
-    names = _class_names(options, frames)
-    read = answer_reader(_tasks(options, names), paths, frames, names, where.split)
+    truth = GroundTruth(where)
+    frames = choose_frames(truth.frames, options.scene, options.sample, options.max)
+    names = _class_names(options, truth.frames)
+    chosen = _tasks(options, names)
+    for name, path in paths.items():
+        refuse(path, chosen[name].drawing_problems(path, truth, frames))
+    read = answer_reader(chosen, paths, frames, names, where.split)
+    _print_undrawn(frames, read, list(paths))
     written = draw_pictures(frames, read, names, Path(options.out), options.score_threshold)
     print(f"wrote {len(written)} pictures to {options.out}")
     if options.clip:
@@ -341,6 +396,18 @@ def _run_visualize(options: argparse.Namespace) -> int:
         render_answer_clip(frames, read, names, options.clip, view)
         print(f"wrote {options.clip}")
     return 0
+
+
+def _print_undrawn(frames: Sequence[Frame], read: Callable[[Frame], SceneAnswer], tasks: Sequence[str]) -> None:
+    """Pictures show labels alone where a submission says nothing about a sample."""
+    for task in tasks:
+        bare = [frame.token for frame in frames if getattr(read(frame), task) is None]
+        if bare:
+            print(
+                f"warning: {len(bare)} of {len(frames)} pictures have no {task} of the submission, which holds nothing "
+                f"for them (sample {bare[0]})",
+                file=sys.stderr,
+            )
 
 
 def _class_names(options: argparse.Namespace, frames: Sequence[Frame]) -> list[str]:

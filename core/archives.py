@@ -155,8 +155,8 @@ class ArrayFile:
         if len(content) != header.nbytes:
             state = "ends too early" if len(content) < header.nbytes else "is longer than its header says"
             raise self._wrong(f"array {name}, {header}, {state}")
-        order = "F" if header.fortran_order else "C"
-        return np.frombuffer(bytearray(content), header.dtype).reshape(header.shape, order=order)
+        flat = np.frombuffer(bytearray(content), header.dtype)
+        return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
     def _wrong(self, problem: str) -> DrivestackError:
         return self._kind(f"{self.place}: {problem}; {self._fix}")

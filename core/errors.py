@@ -18,6 +18,10 @@ class DataError(DrivestackError):
     """A data set is missing, incomplete or unreadable."""
 
 
+class NoLabelsError(DataError):
+    """The data have no labels of a task, or not on every frame; those of other tasks can be scored."""
+
+
 class ConfigError(DrivestackError):
     """A config file or an override cannot be used."""
 

@@ -114,8 +114,8 @@ class OccupancyTargets:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> OccupancyTargets:
         """``change`` of every tensor that is there."""
-        grids = (getattr(self, f.name) for f in fields(self))
-        return OccupancyTargets(*(None if grid is None else change(grid) for grid in grids))
+        masks = (None if mask is None else change(mask) for mask in (self.mask_lidar, self.mask_camera))
+        return OccupancyTargets(change(self.semantics), *masks)
 
     def to(self, device: torch.device | str) -> OccupancyTargets:
         return self.map(lambda grid: grid.to(device))

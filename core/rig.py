@@ -19,6 +19,7 @@ from ..geometry import PinholeCamera
 from .cameras import front_camera
 from .errors import DataError
 from .frames import Annotations, CameraView, Frame
+from .images import rgb_pixels
 from .labels import LaneLabels
 
 
@@ -95,8 +96,9 @@ class Rig(Mapping[str, Camera]):
         """A keyframe of this rig.
 
         images: by camera name, or in the rig's order: paths, uint8 arrays [H, W, 3] in RGB, PIL images, or tensors
-        (uint8 or 0..1, [3, H, W] or [H, W, 3]); None for a camera that has no image now: it is masked. global_from_ego: [4, 4], where the car is; identity if left out.
-        Raises DataError for a missing or surplus image, or one that is none of these.
+        (uint8 or 0..1, [3, H, W] or [H, W, 3]); None for a camera that has no image now: it is masked. global_from_ego:
+        [4, 4], where the car is; identity if left out. Raises DataError for a missing or surplus image, or one that is
+        none of these.
         """
         pose = np.eye(4) if global_from_ego is None else np.array(global_from_ego, dtype=np.float64)
         views = []
@@ -162,7 +164,10 @@ def as_image(image: Any, camera: str) -> tuple[str, NDArray[np.uint8] | None]:
             tensor = (tensor * 255).round().to(torch.uint8)
         array = tensor.numpy()
     elif hasattr(image, "convert"):  # PIL
-        array = np.asarray(image.convert("RGB"))
+        try:
+            array = rgb_pixels(image)
+        except ValueError as error:
+            raise DataError(f"camera {camera}: {error}") from None
     else:
         array = np.asarray(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:

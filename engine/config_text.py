@@ -47,15 +47,15 @@ def _plain(value: Any) -> Any:
 
 
 def import_types(node: Any) -> None:
-    """Replace every ``type="package.module.Name"`` below ``node`` by what it names.
+    """Replace every ``type="package.module.Name"`` below ``node``, and ``collate_fn``, by what it names.
 
     A name that cannot be imported stays: it may be a key of MMEngine's registries (``"mmdet.ResNet"``).
     """
-    if isinstance(node, dict):
-        name = node.get("type")
+    for key in ("type", "collate_fn") if isinstance(node, dict) else ():
+        name = node.get(key)
         if isinstance(name, str) and "." in name:
             module, _, attribute = name.rpartition(".")
             with suppress(ModuleNotFoundError, AttributeError):
-                node["type"] = getattr(importlib.import_module(module), attribute)
+                node[key] = getattr(importlib.import_module(module), attribute)
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
         import_types(child)

@@ -24,7 +24,8 @@ _OTHER_RANK = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)
 def workers_die_quietly() -> Iterator[None]:
     """Within, a dead loader worker is noticed when its next batch is awaited (within 5 s), and nowhere else.
 
-    torch raises from a SIGCHLD handler, in whatever line runs just then: a model's, or a checkpoint's being written.
+    torch raises from a SIGCHLD handler, in whatever line runs just then: a model's, or a checkpoint's being written. It
+    sets the handler when workers start, so this is for the time after.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
@@ -50,10 +51,7 @@ def reading(samples: Callable[[], str], workers_option: str, again: str) -> Iter
     except (*LIBRARY_ERRORS, OSError, ImportError) as error:
         text = _original(error)
         if _DEAD_WORKER.search(text):
-            raise DataError(
-                f"a loader worker was killed while {samples()} were read ({text.rstrip('. ')}), most likely for "
-                f"memory: lower {workers_option}, or give the machine more memory or /dev/shm; {again}"
-            ) from error
+            raise _dead_worker(samples(), text, workers_option, again) from error
         raise DataError(f"{samples()} cannot be read: {text}; look at these samples, then {again}") from error
 
 
@@ -71,6 +69,8 @@ def computing(
         raise
     except LIBRARY_ERRORS as error:
         text = _original(error)
+        if _DEAD_WORKER.search(text):  # outside the main thread torch's handler stays
+            raise _dead_worker(where(), text, "the number of loader workers", again) from error
         if _NO_MEMORY.search(text):
             advice = f"lower {batch_option} or the image size, or use precision bf16"
         elif _OTHER_RANK.search(text):
@@ -80,6 +80,13 @@ def computing(
         else:
             advice = "parts of the config (channels, sizes, classes) may not fit one another; --debug shows where"
         raise kind(f"{where()}: the model failed: {text}; {advice}; {again}") from error
+
+
+def _dead_worker(samples: str, text: str, workers_option: str, again: str) -> DataError:
+    return DataError(
+        f"{samples}: a loader worker was killed ({text.rstrip('. ')}), most likely for memory: lower {workers_option} "
+        f"or give the machine more memory or /dev/shm; {again}"
+    )
 
 
 def bad_parameters(model: nn.Module, limit: int = 3) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from torch import Tensor
 
 from ..core.errors import TrainingError
@@ -74,6 +74,17 @@ class KeepCheckpoints(Hook):
         names = [path.name for path in saved_checkpoints(folder)]
         for name in names[names.index(f"iter_{iteration}.pth") + self.keep :]:
             (folder / name).unlink()
+
+
+class AverageWeights(EMAHook):
+    """MMEngine's moving average of the weights, moved by steps of the optimiser: so it does not depend on how many
+    iterations (and processes) share a step."""
+
+    def after_train_iter(
+        self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if (runner.iter + 1) % runner.train_loop.window == 0:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
 
 @HOOKS.register_module()

@@ -24,6 +24,7 @@ from ..core.signals import Held, hold_termination
 from .failures import bad_parameters, computing, reading, workers_die_quietly
 
 AGAIN = "--resume goes on from the last checkpoint"
+WORKERS = "train_dataloader.num_workers"
 SHOWN = 4  # samples in a message
 
 
@@ -87,15 +88,15 @@ class ResumableTrainLoop(BaseLoop):
         return self.runner.model
 
     def _iterate(self, held: Held, deadline: float) -> None:
+        with reading(self._samples, WORKERS, AGAIN):
+            batches = iter(self.dataloader)  # draws a random number, so before the first reseed
         with workers_die_quietly():
-            with reading(self._samples, "train_dataloader.num_workers", AGAIN):
-                batches = iter(self.dataloader)  # draws a random number, so before the first reseed
             try:
                 while self.iter < self.max_iters and not self.stop_training:
                     self.runner.model.train()
                     reseed(self.runner.seed, self.iter, get_rank())
                     start = time.monotonic()
-                    with reading(self._samples, "train_dataloader.num_workers", AGAIN):
+                    with reading(self._samples, WORKERS, AGAIN):
                         batch = next(batches)
                     self.data_time_s = time.monotonic() - start
                     self._run_iteration(batch)

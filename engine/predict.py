@@ -45,15 +45,15 @@ class Predictor(Protocol):
     def eval(self) -> nn.Module: ...
 
 
-def check_inputs(model: nn.Module, dataset: Any) -> None:
+def check_inputs(model: Any, dataset: Any) -> None:
     """Compare a dataset's cameras and range with the model's, where both state them; see PerceptionModel.check_inputs.
 
     The range counts where there are boxes to learn or to find.
     """
     check, names = getattr(model, "check_inputs", None), getattr(dataset, "camera_names", None)
     if check is not None and names:
-        has_boxes = "boxes" in getattr(model, "tasks", ()) and getattr(dataset, "classes", ())
-        check(names, dataset.pc_range if has_boxes else None)
+        tasks: tuple[str, ...] = getattr(model, "tasks", ())
+        check(names, dataset.pc_range if "boxes" in tasks and dataset.classes else None)
 
 
 def precision_context(precision: str, device: torch.device) -> Any:
@@ -95,8 +95,10 @@ def predict(
     memory: Any = None
     model_s = 0.0
     start = time.monotonic()
+    with reading(lambda: "the first samples", "--workers", "then run it again"):
+        batches = iter(loader)
     with ProgressDisplay("predict", len(dataset), unit="samples", shown=progress) as display, workers_die_quietly():
-        for batch in _batches(loader, dataset, sampler):
+        for batch in _batches(batches, dataset, sampler, batch_size):
             began = time.monotonic()
             with computing(partial(_named, batch.tokens), "--batch-size", "then run it again", ModelError):
                 batch = batch.to(device)
@@ -111,17 +113,15 @@ def predict(
     return found
 
 
-def _batches(loader: DataLoader, dataset: ClipDataset, sampler: SceneOrderSampler) -> Iterator[Batch]:
+def _batches(batches: Iterator[Batch], dataset: ClipDataset, sampler: SceneOrderSampler, size: int) -> Iterator[Batch]:
     """All batches; a DataError names the samples that cannot be read, and the option for loader workers."""
-    done, size = 0, loader.batch_size or 1
+    done = 0
     tokens = getattr(dataset, "tokens", None)
 
     def samples() -> str:
         places = sampler.indices[done : done + size].tolist()
         return _named([tokens[place] if tokens else place for place in places])
 
-    with reading(samples, "--workers", "then run it again"):
-        batches = iter(loader)
     while done < len(sampler):
         with reading(samples, "--workers", "then run it again"):
             batch = next(batches)

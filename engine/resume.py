@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..core.errors import CheckpointError
-from .config_check import KEYS, shown
+from .config_check import KEYS, scheduler_list, shown
 
 Settings = dict[str, Any]
 
@@ -37,6 +37,7 @@ RATES = ("optim_wrapper.optimizer.*", "optim_wrapper.paramwise_cfg.*", "optim_wr
 """Entries that the learning rates and other values of the parameter groups follow from."""
 
 COUNTED = ("train_dataloader.batch_size", "optim_wrapper.accumulative_counts")  # compared as sizes
+NAMED = ("type", "collate_fn")  # classes and functions, in a written config by their dotted names
 ABSENT = "not set"
 
 
@@ -58,6 +59,7 @@ def run_settings(config: Mapping[str, Any], seed: int, world_size: int, dataset:
     """The settings of a run about to start."""
     loader = config["train_dataloader"]
     stored = {key: plain_settings(config.get(key)) for key in STORED}
+    stored["param_scheduler"] = plain_settings(scheduler_list(config.get("param_scheduler")))
     stored["train_dataloader"] = {key: plain_settings(loader[key]) for key in ("dataset", "sampler")}
     return {
         "config": stored,
@@ -226,7 +228,7 @@ def plain_settings(value: Any) -> Any:
     Classes and functions are their names, wherever their modules are; other objects are the names of their classes.
     """
     if isinstance(value, Mapping):
-        return {str(key): _type_name(item) if key == "type" else plain_settings(item) for key, item in value.items()}
+        return {str(key): _type_name(item) if key in NAMED else plain_settings(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         items = [plain_settings(item) for item in value]
         is_foreign = len(items) > 3 and not isinstance(value[0], (bool, int, float, str, list, tuple, Mapping))

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from ..core.checkpoint import load_checkpoint, load_state
-from ..core.errors import CheckpointError, TrainingError, library_errors
+from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
 from ..core.weight_names import weights_of
 from . import checkpoints
@@ -75,11 +76,12 @@ class TrainRunner(Runner):
             method = getattr(hook, fn_name, None)
             if method is None:
                 continue
-            if type(hook).__module__.startswith(own):
+            if type(hook).__module__.startswith(own) and not isinstance(hook, EMAHook):
                 method(self, **kwargs)
                 continue
             fix = "see custom_hooks and ema of the config; --debug shows where"
-            with library_errors(TrainingError, f"hook {type(hook).__name__}.{fn_name}", fix):
+            kind = ConfigError if fn_name == "before_run" else TrainingError
+            with library_errors(kind, f"hook {type(hook).__name__}.{fn_name}", fix):
                 method(self, **kwargs)
 
     def dump_config(self) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import EMAHook, ParamSchedulerHook
+from mmengine.hooks import ParamSchedulerHook
 from mmengine.visualization import Visualizer
 
 from ..core.errors import CheckpointError, ConfigError, DataError
@@ -23,7 +23,7 @@ from ..core.weights import weights_file
 from . import checkpoints
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
-from .hooks import KeepCheckpoints, LogProgress
+from .hooks import AverageWeights, KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
 from .predict import check_inputs
@@ -126,7 +126,7 @@ def _run(
             validation = Validation(evaluate, **config.validation)
         hooks.append(validation)
     if config.get("ema"):
-        hooks.append(dict(type=EMAHook, **config.ema))
+        hooks.append(dict(type=AverageWeights, **config.ema))
     hooks += config.get("custom_hooks") or []
     train_cfg = dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=_whole_windows(config))
     with building("model or custom_hooks"):
@@ -199,6 +199,11 @@ def _check(config: Config, seed: int, max_minutes: float | None, evaluate: Evalu
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes: must not be negative, got {max_minutes!r}.")
     _whole_windows(config)
+    for key in ("batch_sampler", "num_batch_per_epoch"):
+        if config.train_dataloader.get(key) is not None:
+            raise ConfigError(
+                f"train_dataloader.{key}: training cannot resume with it; remove it, use ResumableSampler."
+            )
     if config.get("validation") and evaluate is None:
         raise ConfigError(
             "the config has validation, but train() was given no evaluate function: pass one (evaluate=...), or set "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..core.answers import Detections, SceneAnswer
-from ..core.errors import SubmissionError
+from ..core.errors import NoLabelsError, SubmissionError
 from ..core.frames import Frame
+from ..core.ids import ids_apart
 from ..data_tools.readers.registry import DataSource
 
 Reader = Callable[[Frame], Any]
@@ -69,8 +71,11 @@ class Task(Protocol):
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
         """Every broken rule; without a ground truth missing and foreign samples are not reported."""
 
+    def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
+        """What a valid submission says that the physical world does not have; it is scored all the same."""
+
     def demand(self, truth: GroundTruth) -> None:
-        """Raises DataError or ConfigError, naming what is missing, if this task cannot be scored there."""
+        """Raises DataError or ConfigError, naming what is missing or unusable, if this task cannot be scored there."""
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         """Scores of the submission; ``progress`` shows how far it is where that takes long.
@@ -84,8 +89,46 @@ class Task(Protocol):
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
         """The few numbers that stand for the task, such as NDS: for logs and for choosing the best checkpoint."""
 
+    def drawing_problems(self, path: Path, truth: GroundTruth, frames: Sequence[Frame]) -> list[str]:
+        """What keeps a submission from being drawn: broken rules, and samples that ``truth``, the split, does not have.
+
+        Unlike in ``check`` samples may be missing. frames: those that are drawn; voxels are looked at there alone.
+        """
+
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         """Raises SubmissionError for a file that cannot be read."""
+
+
+def labelled(chosen: Mapping[str, Task], truth: GroundTruth) -> dict[str, Task]:
+    """The tasks that the data have labels for; what is left out is logged with the reason.
+
+    Raises NoLabelsError where that is every task, and whatever else ``demand`` does: labels that are there, but cannot
+    be used, are an error.
+    """
+    usable, reasons = {}, {}
+    for name, task in chosen.items():
+        try:
+            task.demand(truth)
+        except NoLabelsError as error:
+            reasons[name] = str(error)
+        else:
+            usable[name] = task
+    if not usable:
+        raise NoLabelsError(f"the data have labels for none of {', '.join(chosen)}: {next(iter(reasons.values()), '')}")
+    for name, reason in reasons.items():
+        getLogger("drivestack").info("%s are not scored: %s", name, reason)
+    return usable
+
+
+def foreign(found: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """A line where samples of a submission are not of the split, which could not be drawn without a word."""
+    found, expected = list(found), set(expected)
+    if apart := ids_apart(found, expected):
+        return [apart]
+    strange = [token for token in found if token not in expected]
+    if not strange:
+        return []
+    return [f"{len(strange)} of its {len(found)} samples are not of the split, such as {strange[0]}; name their split"]
 
 
 def refuse(path: Path, problems: Sequence[str]) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..bev.evaluation import nuscenes_metrics, nuscenes_official, nuscenes_rules
+from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
 from ..bev.evaluation.nuscenes_metrics import DETECTION_CVPR_2019, DetectionSettings
 from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
 from ..bev.evaluation.nuscenes_submission import CLASS_RANGE_M, NuScenesSubmission, read_detections
-from ..core.errors import ConfigError, DataError
+from ..bev.evaluation.oddities import all_far_away, oddities
+from ..core.errors import ConfigError, NoLabelsError
 from ..core.frames import Frame
-from .base import GroundTruth, Predictions, Reader
+from .base import GroundTruth, Predictions, Reader, foreign, refuse
 
 OTHER_RANGE_M = 50.0
 """Default radius around the car within which classes that are not nuScenes' are scored."""
@@ -81,25 +83,50 @@ class Boxes:
         return detection_settings(names, self.class_range_m)
 
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
-        tokens = None if truth is None else truth.tokens
-        return [str(problem) for problem in nuscenes_rules.check_submission(path, tokens, self._classes(truth))]
+        tokens, classes = None if truth is None else truth.tokens, self._classes(truth)
+        problems = [str(problem) for problem in nuscenes_rules.check_submission(path, tokens, classes)]
+        if (
+            truth is not None
+            and not problems
+            and (far := all_far_away(read_submission(path, tokens, classes), truth.frames))
+        ):
+            return [far]
+        return problems
+
+    def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
+        return oddities(read_submission(path, None, self._classes(truth)), [] if truth is None else truth.frames)
 
     def demand(self, truth: GroundTruth) -> None:
         if self.official:
             nuscenes_official.require_devkit()
-            self._official_split(truth)
+            root, version, split = self._official_split(truth)
+            nuscenes_official.check_split(Path(root) / version, split)
         if not any(frame.annotations is not None and len(frame.annotations) for frame in truth.frames):
-            raise DataError(f"{truth.source} has no annotations; score a labelled split")
-        settings = self.settings(truth)
-        names = {name for frame in truth.frames if frame.annotations is not None for name in frame.annotations.names}
-        if not names & set(settings.class_range_m):
-            raise DataError(
-                f"{truth.source}: no label is of the classes {', '.join(settings.class_range_m)}; it has "
-                f"{', '.join(sorted(names - {''})) or 'none that is a class'}"
-            )
+            raise NoLabelsError(f"{truth.source} has no annotations; score a labelled split")
+        self._demand_classes(truth)
+        if self.official:
+            nuscenes_official.check_attributes(root, version, truth.tokens)
 
-    @staticmethod
-    def _official_split(truth: GroundTruth) -> tuple[str, str, str]:
+    def _demand_classes(self, truth: GroundTruth) -> None:
+        """Raises DataError, naming what is there, where no label is of a class that is scored."""
+        settings = self.settings(truth)
+        notes = [frame.annotations for frame in truth.frames if frame.annotations is not None]
+        names = {name for own in notes for name in own.names}
+        if names & set(settings.class_range_m):
+            return
+        categories = sorted({category for own in notes for category in own.categories} - {""})
+        found = f"classes {', '.join(sorted(names - {''})[:20])}" if names - {""} else "no class"
+        if categories:
+            found += f", of the categories {', '.join(categories[:20])}{', ...' * (len(categories) > 20)}"
+        raise NoLabelsError(
+            f"{truth.source}: no label is of the classes that are scored ({', '.join(settings.class_range_m)}); its "
+            f"labels have {found}: name the categories as nuScenes does (vehicle.car, human.pedestrian.adult, ...), or "
+            "score them as own classes (docs/own_data.md)"
+        )
+
+    def _official_split(self, truth: GroundTruth) -> tuple[str, str, str]:
+        if self.class_range_m:
+            raise ConfigError("--official scores nuScenes' classes within nuScenes' ranges: leave --class-range out")
         version = truth.source.options.get("version")
         if truth.source.reader != "nuscenes" or version is None or len(truth.source.roots) != 1:
             raise ConfigError(
@@ -109,8 +136,28 @@ class Boxes:
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         if self.official:
+            refuse(path, self.check(path, truth))
             return nuscenes_official.evaluate_official(path, *self._official_split(truth), truth.tokens)
-        return nuscenes_metrics.evaluate_submission(path, truth.frames, self.settings(truth))
+        settings = self.settings(truth)
+        boxes = read_submission(path, truth.tokens, settings.class_names)
+        self._demand_known_ranges(boxes, truth)
+        refuse(path, [far] if (far := all_far_away(boxes, truth.frames)) else [])
+        return nuscenes_metrics.evaluate(truth.frames, boxes, settings)
+
+    def _demand_known_ranges(self, boxes: Mapping[str, ScoredBoxes], truth: GroundTruth) -> None:
+        """Raises ConfigError for the range of a class that nobody names: its AP of 0 would lower the mean."""
+        named = {*self.class_names, *CLASS_RANGE_M, *(name for own in boxes.values() for name in own.names)}
+        notes = [frame.annotations for frame in truth.frames if frame.annotations is not None]
+        named |= {name for own in notes for name in own.names}
+        if unknown := [name for name in self.class_range_m if name not in named]:
+            known = ", ".join(sorted(named - {""}))
+            raise ConfigError(
+                f"class range of {unknown[0]!r}: neither labels nor submission have it; there are {known}"
+            )
+
+    def drawing_problems(self, path: Path, truth: GroundTruth, frames: Sequence[Frame]) -> list[str]:
+        problems = [str(problem) for problem in nuscenes_rules.check_submission(path, None, self._classes(truth))]
+        return problems or foreign(read_submission(path, None, self._classes(truth)), truth.tokens)
 
     def table(self, scores: dict[str, Any]) -> list[str]:
         return nuscenes_metrics.table(scores)

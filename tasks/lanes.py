@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.answers import LaneGraph
+from ..core.errors import DataError
 from ..core.frames import Frame
 from ..core.progress import ProgressDisplay
 from ..data_tools.readers.openlane_files import Identifier, identifier_of
 from ..lane_topology.evaluation import evaluate, rules, submission
-from .base import GroundTruth, Predictions, Reader, refuse
+from .base import GroundTruth, Predictions, Reader, foreign, refuse
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,30 @@ class Lanes:
         return rules.check_submission(path, expected, self.max_bytes)
 
     def _identifiers(self, truth: GroundTruth) -> dict[str, Identifier]:
-        """By sample token."""
-        return {frame.token: identifier_of(frame, truth.split) for frame in truth.frames}
+        """By sample token. Raises DataError where two samples have one: a submission could hold one of them only."""
+        found = {frame.token: identifier_of(frame, truth.split) for frame in truth.frames}
+        tokens: dict[Identifier, str] = {}
+        for token, identifier in found.items():
+            if (other := tokens.setdefault(identifier, token)) != token:
+                raise DataError(
+                    f"{truth.source}: samples {other} and {token} are both {'/'.join(identifier)} (split, scene, time) "
+                    "to OpenLane-V2; score one folder at a time, or give the scenes names of their own"
+                )
+        return found
 
     def demand(self, truth: GroundTruth) -> None:
         evaluate.check_labels(truth.frames)
+        self._identifiers(truth)
+
+    def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
+        return rules.oddities(submission.read_predictions(path))
+
+    def drawing_problems(self, path: Path, truth: GroundTruth, frames: Sequence[Frame]) -> list[str]:
+        problems = rules.check_submission(path)
+        if problems:
+            return problems
+        expected = ["/".join(identifier) for identifier in self._identifiers(truth).values()]
+        return foreign(["/".join(identifier) for identifier in submission.read_predictions(path)], expected)
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         refuse(path, self.check(path, truth))

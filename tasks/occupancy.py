@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from ..core.answers import OccupancyGrid, SceneAnswer
 from ..core.frames import Frame
 from ..core.progress import ProgressDisplay
+from ..data_tools.labels.voxel_layouts import has_openocc_numbers
 from ..occupancy.evaluation import evaluate, rules, submission
-from .base import GroundTruth, Predictions, Reader, refuse
+from .base import GroundTruth, Predictions, Reader, foreign, refuse
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,16 @@ class Occupancy:
         return keep
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
-        submission.pack(self.folder(path), path, [frame.token for frame in predictions.frames])
-        return f"voxels, also in {self.folder(path)}/"
+        """Voxels of samples that an earlier run left in the folder are removed; what else lies there stays, said."""
+        folder, tokens = self.folder(path), [frame.token for frame in predictions.frames]
+        others = submission.clear_stale(folder, tokens)
+        submission.pack(folder, path, tokens)
+        text = f"voxels, also in {folder}/"
+        if others:
+            text += (
+                f", where {len(others)} files are not of this run and stay ({others[0]}{', ...' * (len(others) > 1)})"
+            )
+        return text
 
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return rules.check_submission(path, None if truth is None else truth.tokens, num_samples=self.num_samples)
@@ -53,6 +62,24 @@ class Occupancy:
         with ProgressDisplay("score occupancy", len(truth.frames), unit="samples", shown=progress) as display:
             return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read, on_sample=display.advance)
 
+    def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
+        found = submission.VoxelFiles(path)
+        numbered = [token for token in found.tokens if has_openocc_numbers(found.read(token))]
+        if not numbered:
+            return []
+        return [
+            f"{len(numbered)} of {len(found)} samples have no voxel of class 17 (free) and mostly 16 (vegetation), "
+            f"such as {numbered[0]}; these look like OpenOcc's class numbers"
+        ]
+
+    def drawing_problems(self, path: Path, truth: GroundTruth, frames: Sequence[Frame]) -> list[str]:
+        found = submission.VoxelFiles(path)
+        problems = [f"{name}: {reason}" for name, reason in found.strange.items()]
+        problems += [f"sample {token}: {count} files; keep one" for token, count in found.repeated.items()]
+        problems += foreign(found.tokens, map(submission.sample_name, truth.tokens))
+        drawn = [frame.token for frame in frames if frame.token in found]
+        return problems + [problem for token in drawn for problem in rules.faults(found, token, strict=False)]
+
     def table(self, scores: dict[str, Any]) -> list[str]:
         return evaluate.table(scores)
 
@@ -62,5 +89,4 @@ class Occupancy:
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         found = submission.VoxelFiles(path)
-        held = set(found.tokens)
-        return lambda frame: OccupancyGrid(frame.token, found.read(frame.token)) if frame.token in held else None
+        return lambda frame: OccupancyGrid(frame.token, found.read(frame.token)) if frame.token in found else None

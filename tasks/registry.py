@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..core.answers import SceneAnswer
 from ..core.errors import ConfigError, SubmissionError
+from ..core.file_kinds import kind_of_file
 from ..core.frames import Frame
 from .base import Task
 from .boxes import Boxes
@@ -23,6 +24,18 @@ from .occupancy import Occupancy
 TASKS: dict[str, type[Task]] = {"boxes": Boxes, "occupancy": Occupancy, "lanes": Lanes}
 """By name, in the order in which they are reported."""
 ENDINGS = {".json": "boxes", ".npz": "occupancy", ".zip": "occupancy", ".pkl": "lanes", ".pickle": "lanes"}
+
+_FOREIGN = {
+    ".bin": "Waymo (their arrays are scored by bev.evaluation.waymo_metrics)",
+    ".pb": "Waymo (their arrays are scored by bev.evaluation.waymo_metrics)",
+    ".tfrecord": "Waymo: data, not predictions",
+    ".feather": "Argoverse 2",
+    ".parquet": "Waymo 2.0 or Argoverse 2",
+}
+_OTHER_ENDINGS = {
+    *_FOREIGN, ".txt", ".csv", ".jsonl", ".yaml", ".yml", ".npy", ".pth", ".pt", ".safetensors", ".tar", ".gz", ".tgz",
+    ".png", ".jpg", ".gif", ".mp4", ".h5", ".7z", ".rar",
+}  # fmt: skip
 
 
 def in_folder(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
@@ -37,6 +50,9 @@ def places(out: str | Path, tasks: Sequence[str]) -> dict[str, Path]:
     """
     out = Path(out)
     kind = None if out.is_dir() else ENDINGS.get(out.suffix)
+    if kind is None and not out.is_dir() and out.suffix.lower() in _OTHER_ENDINGS:
+        known = ", ".join(f"{ending} {task}" for ending, task in ENDINGS.items() if ending not in (".npz", ".pickle"))
+        raise ConfigError(f"{out} ends like a file of none of the tasks ({known}); name a folder, or one of these")
     if kind is None:
         return in_folder(out, tasks)
     if list(tasks) != [kind] or out.suffix == ".npz":
@@ -59,7 +75,12 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
             if not path.exists():
                 raise SubmissionError(f"{path}: no such file or folder; check the path")
             known = ", ".join(kind.file for kind in TASKS.values())
-            raise SubmissionError(f"{path}: unknown kind of submission; choose with --tasks, or name it like {known}")
+            if path.suffix in _FOREIGN:
+                raise SubmissionError(f"{path}: is a file of {_FOREIGN[path.suffix]}; submissions here are {known}")
+            kind = (held := kind_of_file(path)) and f" ({held})"
+            raise SubmissionError(
+                f"{path}: unknown kind of submission{kind}; choose with --tasks, or name it like {known}"
+            )
         return {task: path}
     found = {task: file for task, file in in_folder(path, list(TASKS)).items() if file.exists()}
     if "occupancy" not in found and (path / "occupancy").is_dir():

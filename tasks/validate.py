@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from ..core.errors import DataError
-from .base import GroundTruth, Task
+from .base import GroundTruth, Task, labelled
 from .boxes import Boxes
 from .lanes import Lanes
 from .occupancy import Occupancy
@@ -28,16 +27,7 @@ def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]
     truth = GroundTruth(source_of(config))
     boxes = Boxes(class_names(config), class_ranges_m(config))
     tasks: dict[str, Task] = {"boxes": boxes, "occupancy": Occupancy(), "lanes": Lanes()}
-    usable, reasons = {}, []
-    for name, task in tasks.items():
-        try:
-            task.demand(truth)
-        except DataError as error:
-            reasons.append(str(error))
-        else:
-            usable[name] = task
-    if not usable:
-        raise DataError(f"validation: the test data have no labels to score; {reasons[0]}")
+    usable = labelled(tasks, truth)
 
     def evaluate(model: nn.Module, iteration: int) -> dict[str, float]:
         perception = cast("PerceptionModel", model)

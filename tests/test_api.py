@@ -116,6 +116,19 @@ def test_cameras_are_known_by_name(model, rig, images) -> None:
     same(model(images, turned, reset=True), model(images, rig, reset=True))
 
 
+def test_a_camera_without_an_image_is_masked(model, rig, images) -> None:
+    """The same as a rig without it, and the drive goes on when the camera is back."""
+    five = drivestack.Rig({name: rig[name] for name in rig if name != "CAM_FRONT_LEFT"})
+    expected = model({name: images[name] for name in five}, five, reset=True)
+    same(model(images | {"CAM_FRONT_LEFT": None}, rig, reset=True), expected, atol=1e-4)
+    whole = model(images, rig)
+    assert len(whole.lanes.element_names) > 0
+    blind = model(images | {"CAM_FRONT": None}, rig)
+    assert len(blind.lanes.element_names) == 0 and len(blind.lanes) == len(whole.lanes)
+    with pytest.raises(DataError, match="no image of any camera"):
+        model(dict.fromkeys(rig), rig)
+
+
 def test_batches_of_rigs(model, rig, images) -> None:
     three = drivestack.Rig({name: rig[name] for name in list(rig)[:3]})
     few = {name: images[name] for name in three}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -160,3 +163,98 @@ def test_the_worker_of_the_model_benchmark_runs_a_frame_and_a_step(
     turns = worker.turns()
     for name in ("frame float32", "prepared bfloat16", "train float32"):
         turns[name]()
+
+
+@pytest.fixture(scope="module")
+def fault_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+def fault_figures(repository_root: Path, work: Path, *options: str) -> tuple[dict, str]:
+    """In a new interpreter: forks of one with threads may hang."""
+    out = work / "figures.json"
+    command = [sys.executable, "benchmarks/faults.py", "--quick", "--work", str(work / "work"), "--out", str(out)]
+    done = subprocess.run([*command, *options], cwd=repository_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks and /proc")
+def test_damaged_inputs_are_reproducible_and_a_run_goes_on(repository_root: Path, fault_work: Path) -> None:
+    options = ("--parts", "inputs", "--kinds", "tables", "boxes", "lanes", "safetensors", "set")
+    found, text = fault_figures(repository_root, fault_work, *options)
+    for kind, counts in found["inputs"].items():
+        assert counts["inputs"] == 5, kind
+        assert counts["refused"] + counts["invalid"] + counts["success"] == 5, text
+    notes = fault_work / "work" / "inputs-tables.jsonl"
+    before = notes.read_text().splitlines()
+    notes.write_text("\n".join(before[:2]) + "\n")  # as if it had been stopped
+    again, _ = fault_figures(repository_root, fault_work, "--parts", "inputs", "--kinds", "tables")
+    keys = ("index", "outcome", "verb")
+    assert [[json.loads(line)[key] for key in keys] for line in notes.read_text().splitlines()] == [
+        [json.loads(line)[key] for key in keys] for line in before
+    ]
+    assert again["inputs"]["tables"]["inputs"] == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "outcome"),
+    [
+        (0, "predict 1/2 samples  eta 0:01\n", "success"),
+        (2, "warning: a camera is missing\nerror: x.json: broken; fetch it again\n", "refused"),
+        (2, "error: x.json: broken\nmore of it\n", "many lines"),
+        (2, "error: x.json: MemoryError; fetch it again\n", "memory"),
+        (2, "error: unexpected KeyError: 'a'; please report it\n", "unexpected"),
+        (1, "error: x.json is invalid\n", "invalid"),
+        (70, "Traceback (most recent call last):\nKeyError: 'a'\n", "traceback"),
+        (-signal.SIGSEGV, "", "crash"),
+        (-signal.SIGXCPU, "", "hang"),
+    ],
+)
+def test_an_ending_is_judged(
+    repository_root: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: str, outcome: str
+) -> None:
+    monkeypatch.syspath_prepend(repository_root / "benchmarks")
+    child = importlib.import_module("fault_checks.child")
+    job = child.Input(["check-submission", "x.json"], "")
+    assert child.judge(job, code, error, 0.0) == outcome
+    assert child.judge(job, 0, "", child.MEMORY_LIMIT_MB + 1.0) == "memory"
+
+
+def test_faults_of_an_input_are_seen(repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that misbehaves in every way, in a new interpreter."""
+    program = tmp_path / "misbehave.py"
+    program.write_text(MISBEHAVE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository_root / "benchmarks"), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == [
+        "traceback", "crash", "memory", "payload", "escaped", "exit code", "refused", "success", "hang"
+    ]  # fmt: skip
+
+
+MISBEHAVE = """
+import os
+from pathlib import Path
+from fault_checks import child
+from drivestack.core.errors import DataError
+
+child.CPU_LIMIT_S, child.MEMORY_LIMIT_MB = 1, 200
+
+def fail(how):
+    if how == "traceback": {}["a"]
+    if how == "crash": os.kill(os.getpid(), 11)
+    if how == "memory": bytearray(b"x") * (300 << 20)
+    if how == "payload": Path("../../../../canary").touch()
+    if how == "escaped": Path("../../../../EVIL").touch()
+    if how == "exit code": raise SystemExit(3)
+    if how == "refused": raise DataError("no such file")
+    while how == "hang": pass
+
+WAYS = ["traceback", "crash", "memory", "payload", "escaped", "exit code", "refused", "success", "hang"]
+make = lambda index, folder, canary: child.Input(["fail", WAYS[index]], "", usual_s=0)
+for _, _, outcome in child.run_all(range(len(WAYS)), make, Path("scratch").absolute(), {"fail": fail}):
+    print(outcome.kind)
+"""

@@ -76,9 +76,9 @@ def render_answers(
     voxel_class_names: of labels and answers in voxels, the last being free; default those of the label file's data set,
     Occ3D-nuScenes or Occ3D-Waymo. voxel_grid: where the voxels lie in the EGO frame.
     ``view.score_threshold`` holds for boxes, lanes and traffic elements. The elements belong to the frame's front
-    camera (core/cameras.py). With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all by default.
-    Raises DataError if an image, LiDAR or label file of the frame is missing or unreadable, or an answer has a class or
-    grid other than these.
+    camera (core/cameras.py). With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all
+    by default. Raises DataError if an image, LiDAR or label file of the frame is missing or unreadable, or an answer
+    has a class or grid other than these.
     """
     canvas = _Canvas(frame, answer, class_names, view or View(), voxel_class_names, voxel_grid)
     return np.asarray(canvas.draw().reduce(OVERSAMPLING))

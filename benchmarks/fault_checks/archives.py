@@ -215,8 +215,10 @@ def mutate_zip(rng: random.Random, data: bytes, canary: str, others: list[bytes]
         members = [(name, archive.read(name)) for name in archive.namelist()]
     at = rng.randrange(len(members))
     name, inner = members[at]
-    way = rng.choice(("npz", "npz", "npz", "npz", "name", "more", "twice", "delete", "encrypted", "method", "crc", "bomb",
-                      "nested", "offset", "comment", "link"))  # fmt: skip
+    way = rng.choice(
+        ("npz", "npz", "npz", "npz", "name", "more", "twice", "delete", "encrypted", "method", "crc", "bomb", "nested",
+         "offset", "comment", "link")
+    )  # fmt: skip
     text = f"zip: {way} {name}"
     if way == "npz":
         members[at], text = (name, mutate_npz(rng, inner, canary, others)[0]), f"zip: member {name} damaged"
@@ -238,9 +240,10 @@ def mutate_zip(rng: random.Random, data: bytes, canary: str, others: list[bytes]
     packed = bytearray(_zip_of(members, link=at if way == "link" else -1))
     if way in ("encrypted", "method", "crc", "offset"):
         place = packed.rfind(b"PK\x01\x02")
-        low, high = {"encrypted": (8, 10), "method": (10, 12), "crc": (16, 20), "offset": (42, 46)}[way]
         local = packed.rfind(b"PK\x03\x04")
-        for start in (place + low, local + {8: 6, 10: 8, 16: 14, 42: 26}[low]) if place >= 0 else ():
+        # of the field in the central directory, and in the member's own header (offset: its name's length)
+        central_at, local_at = {"encrypted": (8, 6), "method": (10, 8), "crc": (16, 14), "offset": (42, 26)}[way]
+        for start in (place + central_at, local + local_at) if place >= 0 else ():
             packed[start] = {"encrypted": 1, "method": rng.choice((1, 12, 14, 99))}.get(way, rng.randrange(256))
     if way == "comment":
         packed += rng.randbytes(100)

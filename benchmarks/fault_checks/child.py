@@ -81,7 +81,7 @@ class Outcome:
         if self.kind == "traceback" and own:
             file, line, function = own[-1]
             return f"{file}:{line} {function}: {last.partition(':')[0]}"
-        return re.sub(r"\S*/\S+", "PATH", last)[:100]
+        return re.sub(r"(?<![\w.])/\S+", "PATH", last)[:120]
 
 
 Functions = dict[str, Callable[..., object]]

@@ -35,8 +35,8 @@ def _of_submission(rng: random.Random, base: Base, path: Path) -> Input:
         return Input(["check-submission", str(path), *source(base.root)], "", [path])
     if draw < 0.98:
         return Input(["score", str(path), *source(base.root)], "", [path], usual_s=0.5)
-    return Input(["visualize", "--submission", str(path), *source(base.root), "--max", "1", "--out", "out/pictures"], "",
-                 [path], DRAW_S)  # fmt: skip
+    arguments = ["visualize", "--submission", str(path), *source(base.root), "--max", "1", "--out", "out/pictures"]
+    return Input(arguments, "", [path], DRAW_S)
 
 
 def boxes(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:

@@ -112,6 +112,7 @@ def run_kind(kind: str, seed: int, count: int, base: Base, work: Path) -> Iterat
                 "seconds": round(outcome.seconds, 3),
                 "peak_mb": round(outcome.peak_mb),
                 "verb": job.arguments[0],
+                "late": outcome.kind == "refused" and " samples  eta" in outcome.err,
             }
             if outcome.kind in FAULTS:
                 row |= {"place": outcome.place, "change": job.change[:300]}
@@ -134,7 +135,10 @@ def _keep(job: Input, outcome: Outcome, folder: Path) -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of a kind's outcomes, the largest time and memory, faults by place with one example each."""
+    """Counts of a kind's outcomes, the largest time and memory, faults by place with one example each.
+
+    late: refused after predictions had begun, which is right for images alone: they are opened one by one.
+    """
     counts = Counter(row["outcome"] for row in rows)
     places: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -144,6 +148,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "inputs": len(rows),
         "refused": counts["refused"],
+        "late": sum(row["late"] for row in rows),
         "invalid": counts["invalid"],
         "success": counts["success"],
         **{fault: counts[fault] for fault in FAULTS},
@@ -155,7 +160,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(kinds: dict[str, dict[str, Any]]) -> list[str]:
     """One line per kind."""
-    columns = ("inputs", "refused", "invalid", "success", *FAULTS, "longest_s", "largest_mb")
+    columns = ("inputs", "refused", "late", "invalid", "success", *FAULTS, "longest_s", "largest_mb")
     lines = [["kind", *columns]]
     lines += [[kind, *(f"{found[column]:g}" for column in columns)] for kind, found in kinds.items()]
     widths = [max(map(len, column)) for column in zip(*lines)]

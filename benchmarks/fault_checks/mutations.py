@@ -224,7 +224,7 @@ def alike(rng: random.Random, old: Any) -> Any:
     if isinstance(old, bool):
         return not old
     if isinstance(old, (int, float, np.number)):
-        number = float(old)
+        number = float(old) if abs(old) < 1e300 else 0.0
         scaled = [number * scale for scale in (-1, 0, 1e-9, 1e3, 1e6, 1e12)] + [number + 1, rng.gauss(0, 100)]
         chosen: Any = rng.choice([*scaled, str(old), [old], *NUMBERS])
         if isinstance(old, int) and isinstance(chosen, float) and math.isfinite(chosen) and rng.random() < 0.7:

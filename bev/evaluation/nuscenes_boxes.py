@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import SubmissionError
+from ...core.errors import SubmissionError, library_errors
 from ...geometry import quaternion_to_matrix, yaw_of
-from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, check_submission
+from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, MAX_FILE_BYTES, MAX_NUMBER, check_submission
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,12 @@ def read_submission(
     if problems:
         more = f" (and {len(problems) - 1} more; see `drivestack check-submission`)" if len(problems) > 1 else ""
         raise SubmissionError(f"{path}: {problems[0]}{more}")
-    results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
-    return {token: _scored(msgspec.convert(boxes, list[_Box])) for token, boxes in results.items()}
+    with library_errors(SubmissionError, path, "write it again with `drivestack predict`"):
+        try:
+            results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+            return {token: _scored(msgspec.convert(boxes, list[_Box])) for token, boxes in results.items()}
+        except msgspec.MsgspecError as error:
+            raise ValueError(str(error)) from None
 
 
 def _quick(
@@ -98,6 +102,8 @@ def _quick(
     decoder = msgspec.json.Decoder(list[_Box])
     found = {}
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return None
         content = path.read_bytes()
         file = msgspec.json.decode(content, type=_File)
         for token, raw in file.results.items():
@@ -107,7 +113,7 @@ def _quick(
             if not {(box.detection_name, box.attribute_name) for box in boxes} <= allowed:
                 return None
             found[token] = _scored(boxes)
-    except (OSError, msgspec.DecodeError, ValueError):
+    except (OSError, msgspec.DecodeError, ValueError, OverflowError, RecursionError, MemoryError):
         return None
     # Of two equal keys the decoder keeps the last. A file without such has a list per sample and four per box.
     twice = content.count(b"[") != len(found) + 4 * sum(map(len, found.values()))
@@ -133,6 +139,8 @@ def _scored(boxes: list[_Box]) -> ScoredBoxes:
     numbers = (found.scores, found.centre_global_m, found.size_lwh_m, found.yaw_rad, found.velocity_global_mps)
     if not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("a number is not finite")
+    if any((np.abs(values) > MAX_NUMBER).any() for values in numbers[1:]):
+        raise ValueError("a number is beyond any map")
     if (found.scores < 0).any() or (size_wlh <= 0).any() or (np.abs(np.linalg.norm(rotation, axis=1) - 1) > 1e-3).any():
         raise ValueError("a score, a size or a quaternion breaks the rules")
     return found

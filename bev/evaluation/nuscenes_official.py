@@ -14,13 +14,13 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ConfigError, DataError, SubmissionError
+from ...core.errors import ConfigError, DataError, SubmissionError, library_errors
 from ...core.files import write_json
-from .nuscenes_rules import check_submission
+from .nuscenes_rules import CLASS_ATTRIBUTES, check_submission
 
 INSTALL = "pip install 'drivestack[eval]' && pip install --no-deps nuscenes-devkit==1.2.0"
 _ERRORS: Mapping[str, str] = {
@@ -31,6 +31,7 @@ _ERRORS: Mapping[str, str] = {
     "attr_err": "mAAE",
 }
 """The devkit's names of the errors, and the published ones."""
+_DEVKIT_SPLITS = ("train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track")
 
 
 def require_devkit() -> None:
@@ -39,6 +40,44 @@ def require_devkit() -> None:
         import nuscenes.eval.detection.evaluate  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"--official needs nuscenes-devkit ({error}); install it: {INSTALL}") from None
+
+
+def check_split(set_path: str | os.PathLike[str], split: str) -> None:
+    """Raises ConfigError where the devkit does not score this split of this version.
+
+    It goes by the version's name: train, val, train_detect, train_track of versions that end in "trainval", mini_train
+    and mini_val of "mini", test of "test". Splits of a set's own splits.json go with any.
+    """
+    version, ending = Path(set_path).name, _ending(split)
+    if split in _DEVKIT_SPLITS and not version.endswith(ending):
+        fitting = [name for name in _DEVKIT_SPLITS if version.endswith(_ending(name))]
+        instead = f"score {', '.join(fitting)} of it, or " if fitting else ""
+        raise ConfigError(
+            f"--official: nuscenes-devkit does not score split {split!r} of {set_path}, only of versions that end in "
+            f"{ending!r}; {instead}leave --official out: our own metric gives the devkit's numbers"
+        )
+
+
+def _ending(split: str) -> str:
+    return "mini" if split.startswith("mini_") else "test" if split == "test" else "trainval"
+
+
+def check_attributes(dataroot: str | os.PathLike[str], version: str, tokens: Iterable[str]) -> None:
+    """Raises DataError for a labelled object of these samples with several attributes, or one that nuScenes has not."""
+    folder, wanted = Path(dataroot) / version, set(tokens)
+    with library_errors(DataError, folder, "extract or write the tables again"):
+        names = {row["token"]: row["name"] for row in json.loads((folder / "attribute.json").read_bytes())}
+        rows = json.loads((folder / "sample_annotation.json").read_bytes())
+        known = {name for held in CLASS_ATTRIBUTES.values() for name in held}
+        for row in rows:
+            own = row["attribute_tokens"]
+            if row["sample_token"] in wanted and (len(own) > 1 or any(names.get(token) not in known for token in own)):
+                found = ", ".join(str(names.get(token, token)) for token in own)
+                raise DataError(
+                    f"{folder / 'sample_annotation.json'}: object {row['token']} has the attributes {found}; "
+                    f"nuscenes-devkit takes none or one of {', '.join(sorted(known))}: correct it, or leave "
+                    "--official out"
+                )
 
 
 def evaluate_official(
@@ -54,10 +93,12 @@ def evaluate_official(
     tokens: the split's sample tokens. The set may hold only some scenes of the split (the devkit scores those present);
     it must hold annotations. Returns and writes what ``nuscenes_metrics.evaluate_submission`` does.
 
-    Raises ConfigError where the devkit is not installed, SubmissionError if the file breaks a rule, DataError if the
-    devkit cannot load the set, or it has no labels.
+    Raises ConfigError where the devkit is not installed or does not score this split, SubmissionError if the file
+    breaks a rule, DataError if the devkit cannot load or score the set, or it has no labels.
     """
     require_devkit()
+    set_path = Path(dataroot) / version
+    check_split(set_path, split)
     problems = check_submission(submission_path, tokens)
     if problems:
         more = f" (and {len(problems) - 1} more; see `drivestack check-submission`)" if len(problems) > 1 else ""
@@ -67,18 +108,18 @@ def evaluate_official(
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.detection.evaluate import DetectionEval
 
-    set_path = Path(dataroot) / version
     config = config_factory("detection_cvpr_2019")
     with tempfile.TemporaryDirectory() as scratch, _silenced():
-        try:
+        with _devkit(f"nuscenes-devkit cannot load {set_path}", "correct or remake the set"):
             nusc = NuScenes(version=version, dataroot=str(dataroot), verbose=False)
-        except (AssertionError, OSError, ValueError, KeyError) as error:
-            raise DataError(f"nuscenes-devkit cannot load {set_path}: {error}; correct or remake the set") from error
-        if not any(nusc.get("sample", token)["anns"] for token in tokens):
+            labelled = any(nusc.get("sample", token)["anns"] for token in tokens)
+        if not labelled:
             raise DataError(f"split {split!r} of {set_path} has no annotations; score a labelled split")
         readable = _with_a_box(submission_path, Path(scratch))
-        evaluation = DetectionEval(nusc, config, str(readable), split, scratch, verbose=False)
-        metrics, _ = evaluation.evaluate()
+        fix = "correct the set, or leave --official out: our own metric gives the devkit's numbers"
+        with _devkit(f"nuscenes-devkit cannot score split {split!r} of {set_path}", fix):
+            evaluation = DetectionEval(nusc, config, str(readable), split, scratch, verbose=False)
+            metrics, _ = evaluation.evaluate()
     scores = summary(metrics.serialize())
     scores["num_ground_truths"] = _count(evaluation.gt_boxes)
     scores["num_predictions"] = _count(evaluation.pred_boxes)
@@ -86,6 +127,16 @@ def evaluate_official(
     if out_dir is not None:
         write_json(Path(out_dir) / "metrics_summary.json", scores, indent=2)
     return scores
+
+
+@contextlib.contextmanager
+def _devkit(where: str, fix: str) -> Iterator[None]:
+    """Within, only the devkit runs, which raises bare Exceptions about a set: each becomes one line."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or "no reason given"
+        raise DataError(f"{where}: {type(error).__name__}: {text}; {fix}") from error
 
 
 @contextlib.contextmanager

@@ -8,14 +8,21 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import DataError
+from ...core.file_kinds import kind_of_file
+from ...core.ids import ids_apart
 
 MAX_BOXES_PER_SAMPLE = 500
+MAX_NUMBER = 1e9
+"""Of metres and m/s: with larger ones scores are no numbers, in the devkit too."""
+MAX_FILE_BYTES = 8_000_000_000
+"""Above what the 28,130 samples of the largest split need with 500 boxes each."""
 
 _VEHICLE = ("vehicle.moving", "vehicle.parked", "vehicle.stopped")
 _CYCLE = ("cycle.with_rider", "cycle.without_rider")
@@ -69,36 +76,13 @@ def check_submission(
     are not reported. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
     Raises DataError if the file cannot be opened.
     """
-    repeated: list[str] = []
-
-    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated.extend(key for key in content if keys.count(key) > 1)
-        return content
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read submission {path}: {error.strerror}; check the path") from error
-    except UnicodeDecodeError:
-        return [Problem("the file is not UTF-8 text", "submit the JSON file itself, not an archive")]
-    try:
-        content = json.loads(text, object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
-        truncated = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated")
-        reason = "the file ends too early (truncated)" if truncated and text.strip() else "not JSON"
-        return [
-            Problem(
-                f"{reason}: {error.msg} at line {error.lineno} column {error.colno}",
-                "write the file again with `drivestack predict`",
-            )
-        ]
+    content, problems = _read(Path(path))
+    if content is None:
+        return problems
     if not isinstance(content, dict):
         return [Problem("the file holds no JSON object", "write {'meta': {...}, 'results': {...}}")]
-
-    problems = [Problem(f"key {key!r} appears twice", "write each key once") for key in repeated]
+    if other := _other_task(content):
+        return [Problem(f"the file holds {other}", "give the file of detections, results: sample token -> boxes")]
     problems += _check_meta(content.get("meta"))
     if not isinstance(content.get("results"), dict):
         state = "missing" if "results" not in content else "not an object"
@@ -110,6 +94,61 @@ def check_submission(
     for token, boxes in results.items():
         problems += _check_sample(token, boxes, attributes)
     return problems
+
+
+def _read(path: Path) -> tuple[Any, list[Problem]]:
+    """The content, None where it is no JSON, and what is wrong with the file itself."""
+    repeated: list[str] = []
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return content
+
+    again = "write the file again with `drivestack predict`"
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            size = f"{path.stat().st_size / 1e9:.1f} GB, more than {MAX_FILE_BYTES / 1e9:.0f}"
+            return None, [Problem(f"the file has {size}", "keep the best boxes of each sample")]
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read submission {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError:
+        kind = kind_of_file(path)
+        return None, [Problem(f"the file is {kind or 'not UTF-8 text'}", "submit the JSON file itself, not an archive")]
+    try:
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        truncated = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated")
+        reason = "the file ends too early (truncated)" if truncated and text.strip() else "not JSON"
+        return None, [Problem(f"{reason}: {error.msg} at line {error.lineno} column {error.colno}", again)]
+    except RecursionError:
+        return None, [Problem("its objects are nested too deeply", again)]
+    except (ValueError, MemoryError) as error:  # a number of thousands of digits, among others
+        return None, [Problem(f"not JSON that can be read: {str(error)[:200] or type(error).__name__}", again)]
+    problems = [Problem(f"key {_short(key)} appears twice", "write each key once") for key in dict.fromkeys(repeated)]
+    if content is None:
+        return None, [*problems, Problem("the file holds no JSON object", "write {'meta': {...}, 'results': {...}}")]
+    return content, problems
+
+
+def _other_task(content: Mapping[str, Any]) -> str:
+    """What the file is a submission of, if not of detections."""
+    results = content.get("results")
+    if not isinstance(results, dict):
+        known = {"images", "annotations", "categories"}
+        return "a COCO data set, not detections of nuScenes" if known <= content.keys() else ""
+    first = next((boxes for boxes in results.values() if boxes), None)
+    if isinstance(first, dict) and "predictions" in first:
+        return "a submission of OpenLane-V2 (frames with 'predictions'; its files are pickles), not nuScenes detections"
+    box = first[0] if isinstance(first, list) else None
+    if isinstance(box, dict) and "detection_name" not in box:
+        if "tracking_name" in box:
+            return "nuScenes tracking results (tracking_name, tracking_id), not detections (detection_name)"
+        if "forecast_boxes" in box or "prediction" in box:
+            return "nuScenes forecasts, not detections (detection_name)"
+    return ""
 
 
 def _check_meta(meta: Any) -> list[Problem]:
@@ -139,7 +178,9 @@ def _check_tokens(results: dict[str, Any], expected: list[str]) -> list[Problem]
         for token in results
         if token not in wanted
     ]
-    return missing + extra
+    apart = ids_apart(list(results), expected)
+    first = [Problem(*apart.rsplit("; ", 1))] if apart else []
+    return [*first, *missing, *extra]
 
 
 def _check_sample(token: str, boxes: Any, attributes: Mapping[str, tuple[str, ...]]) -> list[Problem]:
@@ -166,6 +207,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
 def _box_faults(
     token: str, box: dict[str, Any], attributes: Mapping[str, tuple[str, ...]]
 ) -> list[tuple[str, str, str]]:
@@ -177,10 +225,14 @@ def _box_faults(
             faults.append((name, "is missing", f"give {length} numbers"))
         elif not isinstance(value, list) or len(value) != length or not all(map(_is_number, value)):
             faults.append((name, f"is {_short(value)}", f"give a list of {length} numbers"))
-        elif not all(map(math.isfinite, value)):
-            faults.append((name, f"holds NaN or infinity: {value}", "drop the box or fix the model"))
+        elif not all(map(_is_finite, value)):
+            faults.append((name, f"holds NaN or infinity: {_short(value)}", "drop the box or fix the model"))
+        elif max(map(abs, value)) > MAX_NUMBER:
+            faults.append((name, f"is beyond any map: {_short(value)}", "give metres and m/s, or fix the model"))
         elif name == "size" and min(value) <= 0:
-            faults.append((name, f"is not positive: {value}", "give width, length, height in metres, all above 0"))
+            faults.append(
+                (name, f"is not positive: {_short(value)}", "give width, length, height in metres, all above 0")
+            )
         elif name == "rotation" and abs(math.hypot(*value) - 1) > 1e-3:
             message = f"is a quaternion of length {math.hypot(*value):.4g}"
             faults.append((name, message, "normalise (w, x, y, z) to length 1"))
@@ -190,10 +242,10 @@ def _box_faults(
         faults.append(("detection_score", "is missing", "give a number"))
     elif not _is_number(score):
         faults.append(("detection_score", f"is {_short(score)}", "give a number"))
-    elif not math.isfinite(score):
-        faults.append(("detection_score", f"is {score}", "drop the box or fix the model"))
+    elif not _is_finite(score):
+        faults.append(("detection_score", f"is {_short(score)}", "drop the box or fix the model"))
     elif score < 0:
-        faults.append(("detection_score", f"is {score}, negative", "give confidences from 0 to 1"))
+        faults.append(("detection_score", f"is {_short(score)}, negative", "give confidences from 0 to 1"))
 
     if box.get("sample_token") != token:
         message = f"is {_short(box.get('sample_token'))}, not the token it is listed under"
@@ -212,5 +264,8 @@ def _box_faults(
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

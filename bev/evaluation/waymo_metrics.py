@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from logging import getLogger
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +37,7 @@ from scipy.sparse.csgraph import connected_components
 from shapely import area, intersection, polygons
 
 from ...core.errors import DataError
+from ...core.ids import ids_apart
 from ...geometry import box_corners_bev, wrap_angle
 
 Floats = NDArray[np.float64]
@@ -120,10 +122,13 @@ def evaluate_waymo(
     (matched among themselves), at LEVEL_1 and LEVEL_2 (which includes LEVEL_1). A breakdown without true positives
     scores 0. Formulas and sources: see the top of this file.
 
-    Raises DataError if an array has the wrong shape or a value out of its domain.
+    Raises DataError if an array has the wrong shape or a value out of its domain, or if predictions and ground truths
+    have no frame in common; where most of the predictions' frames have no ground truth a warning is logged, since
+    ids may differ, or those frames be empty.
     """
     pd_box, pd_type, pd_frame = _boxes(predictions, "predictions")
     gt_box, gt_type, gt_frame = _boxes(ground_truths, "ground truths")
+    _check_meeting(pd_frame, gt_frame)
     scores = _column(predictions.scores, "scores of predictions", len(pd_box)).astype(np.float32)
     if not np.all((scores >= 0) & (scores <= 1)):
         raise DataError("scores of predictions: must be numbers in [0, 1]; apply a sigmoid, drop NaN")
@@ -362,6 +367,20 @@ def _boxes(rows: WaymoPredictions | WaymoGroundTruths, what: str) -> tuple[Float
     if not np.isin(types, list(OBJECT_TYPES)).all():
         raise DataError(f"types of {what}: must be of {dict(OBJECT_TYPES)}; map or drop others")
     return boxes[:, :7], types.astype(np.int64), _column(rows.frames, f"frames of {what}", len(boxes))
+
+
+def _check_meeting(predicted: NDArray, labelled: NDArray) -> None:
+    """Frame ids of predictions [n] and ground truths [m] must meet: boxes of other frames match nothing."""
+    found, expected = (set(ids.astype(str).tolist()) for ids in (predicted, labelled))
+    if apart := ids_apart(found, expected, "predicted frames"):
+        raise DataError(f"frames of predictions: {apart}")
+    strange = found - expected
+    if len(strange) > len(found) / 2:
+        missing = f", and {len(expected - found)} labelled frames no prediction" * bool(expected - found)
+        getLogger("drivestack").warning(
+            "%d of %d predicted frames have no ground truth, such as %s%s; if they are not empty, the ids differ",
+            len(strange), len(found), min(strange), missing,
+        )  # fmt: skip
 
 
 def _column(values: ArrayLike, what: str, length: int) -> NDArray:

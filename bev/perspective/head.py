@@ -408,8 +408,8 @@ class NuscenesDD3D(nn.Module):
         """Boxes B x [m, 9] in the BEV frame of all N views together, their 3D scores [m] and labels [m].
 
         intrinsics [B, N, 3, 3]; bev_from_camera [B, N, 4, 4]; camera_valid B x N: a camera that a frame lacks gives
-        none; left out: all are there. The speed points along the heading. For proposals.PerspectiveProposals, which suppresses duplicates
-        between the views.
+        none; left out: all are there. The speed points along the heading. For proposals.PerspectiveProposals, which
+        suppresses duplicates between the views.
         """
         batch, num_cameras = intrinsics.shape[:2]
         boxes: list[list[Tensor]] = [[] for _ in range(batch)]

@@ -225,10 +225,10 @@ class ClipDataset(Dataset):
             present = {view.name for view in frame.cameras}
             absent = [name for name in self.camera_names if name not in present]
             if len(absent) == len(self.camera_names):
-                has = f"it has {', '.join(sorted(present))}" if present else "it has none at all"
+                place = f"sample {frame.token} (scene {frame.scene_name})"
                 raise DataError(
-                    f"sample {frame.token} (scene {frame.scene_name}): none of the cameras "
-                    f"{', '.join(self.camera_names)}; {has}: leave the sample out, or correct camera_names"
+                    f"{place}: none of the cameras {', '.join(self.camera_names)}; it has "
+                    f"{', '.join(sorted(present))}: leave the sample out, or correct camera_names"
                 )
             for name in absent:
                 missing[name] += 1
@@ -273,7 +273,10 @@ class ClipDataset(Dataset):
     def _occupancy(self, frame: Frame) -> OccupancyTargets | None:
         if "occupancy" not in self.tasks or not frame.occupancy_path:
             return None
-        labels = read_occupancy(frame.occupancy_path)
+        try:
+            labels = read_occupancy(frame.occupancy_path)
+        except DataError as error:
+            raise DataError(f"sample {frame.token}: {error}") from error
         grids = (labels.semantics, labels.mask_lidar, labels.mask_camera)
         return OccupancyTargets(*(None if grid is None else torch.from_numpy(grid) for grid in grids))
 

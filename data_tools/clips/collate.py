@@ -115,7 +115,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         can_bus=stack("can_bus") if with_poses else None,
         frames=[sample.frame for sample in samples],
         camera_names=[sample.camera_names for sample in samples],
-        camera_valid=[tuple(own.tolist()) for own in sizes[:, first.frame_offsets.index(0)].any(-1)],
+        camera_valid=[tuple(own) for own in sizes[:, first.frame_offsets.index(0), :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
     )
 

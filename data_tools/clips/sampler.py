@@ -51,8 +51,10 @@ class ResumableSampler(Sampler):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if run_length < 1:
-            raise ValueError(f"run_length must be at least 1, got {run_length}")
+        if type(run_length) is not int or run_length < 1:
+            raise ValueError(f"sampler.run_length must be a whole number from 1 on, got {run_length!r}")
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise ValueError(f"sampler.seed must be a whole number from 0 on, got {seed!r}")
         default_rank, default_world_size = get_dist_info()
         self.scenes = scene_runs(dataset.scene_tokens)
         self.size = len(dataset.scene_tokens)

@@ -22,6 +22,7 @@ from ...core.archives import ArrayFile, ArrayHeader
 from ...core.errors import DataError
 from ...core.files import atomic_path
 from ...core.labels import ELEMENT_ATTRIBUTES, LaneLabels, OccupancyLabels
+from ...core.physics import MAX_DISTANCE_M
 from ...geometry import OCC3D_GRID
 from .voxel_layouts import has_openocc_numbers, known_grid, occ3d_numbers
 
@@ -198,6 +199,9 @@ def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] |
             raise wrong(f"lane {i} has points {list(line.shape)}", fix)
         if not np.isfinite(line).all():
             raise wrong(f"lane {i} has points that are not finite", "make the label again, or remove the lane")
+        if np.abs(line).max() > MAX_DISTANCE_M:
+            fix = "lanes are in metres around the car, in its EGO frame: make the label again"
+            raise wrong(f"lane {i} has a point {np.abs(line).max():.4g} m from the car", fix)
     n, k = len(labels.centrelines), len(labels.attributes)
     expected = {"is_connector": (n,), "elements_xyxy_px": (k, 4), "lane_lane": (n, n), "lane_element": (n, k)}
     for name, shape in expected.items():

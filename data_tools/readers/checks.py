@@ -5,7 +5,8 @@ Here: what one frame or camera shows by itself. What a whole set shows (times, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ MAX_MOUNTING_M = 20.0
 MIN_UP = 0.7
 """Cosine of the angle between the EGO frame's z axis and the global one: about 45 degrees."""
 INT64 = 2**63
+_MAX_COORDINATE_M = 1e9
 
 
 def check_frames(frames: Iterable[Frame]) -> None:
@@ -33,66 +35,107 @@ def check_frames(frames: Iterable[Frame]) -> None:
     Raises DataError naming sample, camera or box, path and fix at the first that fails.
     """
     frames = list(frames)
+    names: set[tuple[str, str]] = set()
     for frame in frames:
-        _check_names(frame)
-        _check_poses(frame)
-        _check_mountings(frame)
+        _check_names(frame, names)
         if frame.annotations is not None:
             check_label_shapes(frame.annotations, f"sample {frame.token}")
+    if frames:
+        poses = _Poses.of(frames)
+        _check_poses(poses)
+        _check_mountings(poses)
     check_world(frames)
 
 
 def rigid_problem(poses: NDArray[np.float64]) -> tuple[int, str] | None:
     """Index and description of the first of the poses [k, 4, 4] that is not a finite rigid transform, or None."""
-    finite = np.all(np.isfinite(poses), axis=(1, 2))
+    finite = np.all(np.abs(poses) < _MAX_COORDINATE_M, axis=(1, 2))  # NaN fails too
     rotation = np.where(finite[:, None, None], poses, np.eye(4))[:, :3, :3]
     error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max((1, 2))
     proper = (error < 1e-3) & (np.linalg.det(rotation) > 0)
     for i in np.flatnonzero(~(finite & proper)):
-        return int(i), "has a NaN or infinite entry" if not finite[i] else "is not a rotation and translation"
+        return int(i), "has a NaN, infinite or absurd entry" if not finite[i] else "is not a rotation and translation"
     return None
 
 
-def _check_names(frame: Frame) -> None:
-    """Tokens may have parts ("split/segment/time"), each of which becomes a folder or file."""
-    if not isinstance(frame.token, str):
-        raise DataError(f"sample {str(frame.token)[:100]!r}: a token must be a text; write it as one")
-    for what, text in (("sample token", frame.token), ("scene token", frame.scene_token)):
-        for part in str(text).split("/") if text else ():
-            file_name(part, what)
-    if frame.scene_name:
-        file_name(frame.scene_name, f"scene name of sample {frame.token}")
-    for view in frame.cameras:
-        file_name(view.name, f"camera name of sample {frame.token}")
-    for what, time in (("sample", frame.timestamp_us), *((f"camera {v.name}", v.timestamp_us) for v in frame.cameras)):
-        if not -INT64 <= time < INT64:
-            raise DataError(f"sample {frame.token}: time of {what} is {time:.3g} microseconds; correct its timestamp")
-
-
-def _check_poses(frame: Frame) -> None:
+def _check_names(frame: Frame, known: set[tuple[str, str]]) -> None:
+    """Tokens may have parts ("split/segment/time"), each of which becomes a folder or file; known: checked before."""
+    if not isinstance(frame.token, str) or not isinstance(frame.scene_token, str):
+        raise DataError(f"sample {str(frame.token)[:100]!r}: tokens must be texts; write them as such")
     if not frame.cameras:
         raise DataError(f"sample {frame.token}: no camera; a frame needs at least one image")
-    poses = [frame.ego_from_bev, frame.global_from_ego]
-    names = ["ego_from_bev", "global_from_ego"]
+    wanted = [("sample token", part) for part in frame.token.split("/") if frame.token]
+    wanted += [("scene token", part) for part in frame.scene_token.split("/") if frame.scene_token]
+    wanted += [("scene name", frame.scene_name)] if frame.scene_name else []
+    for what, text in (*wanted, *(("camera name", view.name) for view in frame.cameras)):
+        if (what, text) not in known:
+            file_name(text, f"sample {frame.token[:100]}: {what}")
+            known.add((what, text))
     for view in frame.cameras:
-        poses += [view.ego_from_camera, view.global_from_ego]
-        names += ["ego_from_camera", "global_from_ego"]
-    for name, matrix in zip(names, poses):
-        if np.shape(matrix) != (4, 4):
-            raise DataError(f"sample {frame.token}: {name} has shape {np.shape(matrix)}, expected (4, 4)")
-    stacked = np.stack(poses).astype(np.float64)
-    if problem := rigid_problem(stacked):
-        i, what = problem
+        width, height = view.image_size_px
+        if not (width <= MAX_SIDE_PX and height <= MAX_SIDE_PX):
+            raise DataError(
+                f"sample {frame.token}, camera {view.name} ({view.source}): image size {width} x {height} is over "
+                f"{MAX_SIDE_PX} pixels; correct it"
+            )
+        if not -INT64 <= view.timestamp_us < INT64:
+            raise DataError(f"sample {frame.token}, camera {view.name}: timestamp_us is no time; give microseconds")
+    if not -INT64 <= frame.timestamp_us < INT64:
+        raise DataError(f"sample {frame.token}: timestamp_us is no time; give microseconds")
+
+
+@dataclass(frozen=True)
+class _Poses:
+    """All poses of some frames. F frames, N cameras of all frames together."""
+
+    frames: Sequence[Frame]
+    frame_of_camera: NDArray[np.int64]
+    """[N]"""
+    by_name: dict[str, NDArray[np.float64]]
+    """ego_from_bev, global_from_ego: [F, 4, 4]; ego_from_camera, camera's global_from_ego: [N, 4, 4]."""
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> _Poses:
+        counts = [len(frame.cameras) for frame in frames]
+        of_frame: dict[str, list] = {
+            "ego_from_bev": [frame.ego_from_bev for frame in frames],
+            "global_from_ego": [frame.global_from_ego for frame in frames],
+            "ego_from_camera": [view.ego_from_camera for frame in frames for view in frame.cameras],
+            "global_from_ego of a camera": [view.global_from_ego for frame in frames for view in frame.cameras],
+        }
+        self = cls(frames, np.repeat(np.arange(len(frames)), counts), {})
+        for name, matrices in of_frame.items():
+            for i, matrix in enumerate(matrices):
+                if np.shape(matrix) != (4, 4):
+                    shape = np.shape(matrix)
+                    raise DataError(f"{self.place(name, i)}: {name} has shape {shape}, expected (4, 4); give a pose")
+            self.by_name[name] = np.array(matrices, dtype=np.float64)
+        return self
+
+    def place(self, name: str, i: int) -> str:
+        """Words for pose i of that name."""
+        if name in ("ego_from_bev", "global_from_ego"):
+            return f"sample {self.frames[i].token}"
+        frame = int(self.frame_of_camera[i])
+        view = self.frames[frame].cameras[i - int(np.searchsorted(self.frame_of_camera, frame))]
+        return f"sample {self.frames[frame].token}, camera {view.name} ({view.source})"
+
+
+def _check_poses(poses: _Poses) -> None:
+    for name, matrices in poses.by_name.items():
+        if problem := rigid_problem(matrices):
+            i, what = problem
+            raise DataError(
+                f"{poses.place(name, i)}: pose {name} {what}: {matrices[i].tolist()}; "
+                "correct the calibration or ego pose of this sample"
+            )
+    # of the keyframe only: the cameras' own may be split between mounting and ego pose at will
+    turned = poses.by_name["global_from_ego"][:, :3, :3]
+    for i in np.flatnonzero(turned[:, 2, 2] < MIN_UP)[:1]:
+        tilt = np.degrees(np.arccos(np.clip(turned[i, 2, 2], -1, 1)))
         raise DataError(
-            f"{_place(frame, i)}: pose {names[i]} {what}: {poses[i].tolist()}; "
-            "correct the calibration or ego pose of this sample"
-        )
-    up = stacked[1, 2, 2]  # of the keyframe: the cameras' own may be split between mounting and ego pose at will
-    if up < MIN_UP:
-        tilt = np.degrees(np.arccos(np.clip(up, -1, 1)))
-        raise DataError(
-            f"sample {frame.token}: pose global_from_ego tilts the car by {tilt:.0f} degrees: "
-            + orientation_fix(stacked[1, :3, :3])
+            f"sample {poses.frames[i].token}: pose global_from_ego tilts the car by {tilt:.0f} degrees: "
+            + orientation_fix(turned[i])
         )
 
 
@@ -108,41 +151,29 @@ def other_quaternion_order(rotations: NDArray[np.float64]) -> NDArray[np.float64
     return quaternion_to_matrix(matrix_to_quaternion(rotations)[..., [3, 0, 1, 2]])
 
 
-def _place(frame: Frame, i: int) -> str:
-    """Words for pose i of ``_check_poses``."""
-    if i < 2:
-        return f"sample {frame.token}"
-    view = frame.cameras[(i - 2) // 2]
-    return f"sample {frame.token}, camera {view.name} ({view.source})"
-
-
-def _check_mountings(frame: Frame) -> None:
-    mounted = np.stack([view.ego_from_camera for view in frame.cameras])  # [N, 4, 4]
-    for view, distance_m in zip(frame.cameras, np.linalg.norm(mounted[:, :3, 3], axis=1)):
-        if distance_m > MAX_MOUNTING_M:
-            raise DataError(
-                f"sample {frame.token}, camera {view.name} ({view.source}): ego_from_camera lies {distance_m:.1f} m "
-                "from the car's origin; give metres, and the pose of the camera on the car, not in the world"
-            )
-        if not (0 < view.camera.width_px <= MAX_SIDE_PX and 0 < view.camera.height_px <= MAX_SIDE_PX):
-            raise DataError(
-                f"sample {frame.token}, camera {view.name} ({view.source}): image size {view.camera.width_px} x "
-                f"{view.camera.height_px} is over {MAX_SIDE_PX} pixels; correct it"
-            )
-    # The image's v axis points down. If every pose does so only when it is inverted, the file holds the inverses.
-    down, down_inverted = -mounted[:, 2, 1], -mounted[:, 1, 2]
-    if np.all(down_inverted > MIN_UP) and not np.all(down > MIN_UP):
+def _check_mountings(poses: _Poses) -> None:
+    name = "ego_from_camera"
+    mounted, frame = poses.by_name[name], poses.frame_of_camera  # [N, 4, 4], [N]
+    distance_m = np.linalg.norm(mounted[:, :3, 3], axis=1)
+    for i in np.flatnonzero(distance_m > MAX_MOUNTING_M)[:1]:
         raise DataError(
-            f"sample {frame.token}: the poses of its cameras are inverted (camera_from_ego): as given, images lie on "
-            "their side, inverted they stand upright; give ego_from_camera"
+            f"{poses.place(name, int(i))}: ego_from_camera lies {distance_m[i]:.1f} m from the car's origin; give "
+            "metres, and the pose of the camera on the car, not in the world"
         )
-    if np.all(down < -MIN_UP) and np.all(mounted[:, 2, 2] < MIN_UP):
-        warn_once(f"sample {frame.token}: all cameras are upside down; images are used as they are")
-    if np.all(mounted[:, 2, 2] > MIN_UP):
-        warn_once(
-            f"sample {frame.token}: all cameras look at the sky; camera frames are x right, y down, z ahead: check "
-            "ego_from_camera"
+    every = lambda flags: np.logical_and.reduceat(flags, np.searchsorted(frame, np.arange(len(poses.frames))))  # [F]
+    # The image's v axis points down. If every pose does so only when it is inverted, the file holds the inverses.
+    down, down_inverted, sky = -mounted[:, 2, 1], -mounted[:, 1, 2], mounted[:, 2, 2]
+    for i in np.flatnonzero(every(down_inverted > MIN_UP) & ~every(down > MIN_UP))[:1]:
+        raise DataError(
+            f"sample {poses.frames[i].token}: the poses of its cameras are inverted (camera_from_ego): as given, "
+            "images lie on their side, inverted they stand upright; give ego_from_camera"
         )
+    for flags, what in (
+        (every(down < -MIN_UP), "all cameras are upside down; images are used as they are (check ego_from_camera)"),
+        (every(sky > MIN_UP), "all cameras look at the sky; camera frames are x right, y down, z ahead"),
+    ):
+        if flags.any():
+            warn_once(f"sample {poses.frames[int(flags.argmax())].token}: {what}")
 
 
 def check_label_shapes(notes: Annotations, where: str) -> None:

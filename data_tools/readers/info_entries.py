@@ -5,6 +5,7 @@ Shapes: n boxes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,12 +100,26 @@ def old_boxes(info: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.
     velocity = boxes[:, 7:9] if boxes.shape[1] == 9 else np.full((n, 2), np.nan)  # some carry them in the boxes
     if info.get("gt_velocity") is not None:
         velocity = np.asarray(info["gt_velocity"], dtype=np.float64).reshape(-1, 2)
-    names = [str(name) for name in info["gt_names"]]
+    names = _names(info["gt_names"])
     if boxes.shape[1] not in (7, 9) or len(names) != n or len(velocity) != n:
         raise ValueError(
             f"gt_boxes {list(boxes.shape)}, {len(names)} gt_names, {len(velocity)} gt_velocity: give one row per object"
         )
     return boxes[:, :7], velocity, names
+
+
+def _names(values: Any) -> list[str]:
+    """Class names as texts; a damaged NumPy array may hold letters that no text can."""
+    stored = np.asarray(values)
+    if stored.dtype.kind == "U" and stored.size and np.ascontiguousarray(stored).view(np.uint32).max() > sys.maxunicode:
+        raise ValueError("gt_names holds letters that do not exist")
+    return [str(name) for name in stored.ravel()]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"tokens and names are texts, not {str(value)[:60]!r}")
+    return value
 
 
 def _annotations(
@@ -177,9 +192,9 @@ def frame_of_mmdet3d(info: dict, reader: EntryReader) -> Frame:
             [o["num_radar_pts"] for o in objects] if counted["num_radar_pts"] else None,
         )
     return Frame(
-        token=info["token"],
-        scene_token=info.get("scene_token", ""),
-        scene_name=info.get("scene_name", ""),
+        token=_text(info["token"]),
+        scene_token=_text(info.get("scene_token", "")),
+        scene_name=_text(info.get("scene_name", "")),
         timestamp_us=reader.time_us(info["timestamp"]),
         cameras=tuple(views),
         ego_from_bev=np.eye(4) if ego_from_lidar is None else ego_from_lidar,
@@ -242,8 +257,8 @@ def frame_of_infos(info: dict, reader: EntryReader) -> Frame:
     lidar_path = info.get("lidar_path")
     occupancy = info.get("occ_gt_path")
     return Frame(
-        token=info["token"],
-        scene_token=info.get("scene_token", ""),
+        token=_text(info["token"]),
+        scene_token=_text(info.get("scene_token", "")),
         scene_name="",
         timestamp_us=reader.time_us(info["timestamp"]),
         cameras=tuple(views),

@@ -97,7 +97,10 @@ def read_info_pickle(
     frames = []
     for number, info in enumerate(entries):
         where = f"{path}: sample {str(info.get('token', f'number {number}'))[:100]}: unusable entry of {key}"
-        with library_errors(DataError, where, "make the infos again with the converter of its layout"):
+        with (
+            library_errors(DataError, where, "make the infos again with the converter of its layout"),
+            np.errstate(over="ignore", invalid="ignore"),  # the checks name what is not finite
+        ):
             frames.append(layouts[key](info, reader))
     reader.lenses.report()
     if not names and any(frame.annotations for frame in frames) and key == "data_list":

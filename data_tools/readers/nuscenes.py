@@ -89,7 +89,8 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     """
     tables = read_tables(dataroot, version, split)
     try:
-        frames = _Joiner(tables, Path(dataroot), Path(dataroot) / version).frames()
+        with np.errstate(over="ignore", invalid="ignore"):  # the checks name what is not finite
+            frames = _Joiner(tables, Path(dataroot), Path(dataroot) / version).frames()
     except KeyError as error:
         raise DataError(
             f"{Path(dataroot) / version}: the tables do not fit together (missing key or token {error}); "

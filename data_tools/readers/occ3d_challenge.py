@@ -66,7 +66,7 @@ def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] 
             raise DataError(f"{path}: scene {scene[:100]} is no mapping of samples; fetch the file again")
         for token, entry in entries.items():
             where = f"{path}: sample {token[:100]} (scene {scene[:100]}): unusable entry"
-            with library_errors(DataError, where, "fetch the file again"):
+            with library_errors(DataError, where, "fetch the file again"), np.errstate(over="ignore", invalid="ignore"):
                 frames.append(_frame(Path(root), scene, token, entry, rig))
     rig.lenses.report()
     frames = link_frames(frames)

@@ -81,7 +81,10 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
         for part in identifier:
             file_name(part, f"{file}: part of a frame's identifier")
         place = f"{file}, frame {'/'.join(identifier)}"
-        with library_errors(DataError, f"{place}: unusable entry", "fetch or collect it again"):
+        with (
+            library_errors(DataError, f"{place}: unusable entry", "fetch or collect it again"),
+            np.errstate(over="ignore", invalid="ignore"),  # the checks name what is not finite
+        ):
             frames.append(_frame(identifier, entry, _ordered(identifier, entry, rig, place), root, rig, place))
     rig.lenses.report()
     frames = link_frames(frames)

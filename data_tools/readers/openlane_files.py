@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -126,31 +128,58 @@ def read_collection(path: str | Path) -> dict[Identifier, dict[str, Any]]:
 def lane_labels(frame: Mapping[str, Any], place: str) -> LaneLabels | None:
     """Labels of a frame of a collection; None where it has none (the test split).
 
+    Of the collections of lane segments (2024: lane_segment, topology_lsls, topology_lste) the centrelines, of 10
+    points, and their topology are read, which is logged once; ``segment_labels`` reads all that they hold.
     Raises DataError naming the place, for a lane of one point or a matrix of the wrong size among others.
     """
     if "annotation" not in frame:
         return None
     try:
         entry = frame["annotation"]
-        lanes, boxes, attributes = entry["lane_centerline"], *_elements(entry)
+        points, lane_lane, lane_element = "points", "topology_lclc", "topology_lcte"
+        lanes = entry.get("lane_centerline")
+        if lanes is None and "lane_segment" in entry:
+            _log_segments()
+            lanes, points, lane_lane, lane_element = (
+                entry["lane_segment"],
+                "centerline",
+                "topology_lsls",
+                "topology_lste",
+            )
+        elif lanes is None:
+            raise KeyError("lane_centerline")
+        boxes, attributes = _elements(entry)
         labels = LaneLabels(
-            [np.asarray(lane["points"], np.float32) for lane in lanes],
+            [np.asarray(lane[points], np.float32) for lane in lanes],
             np.array([lane.get("is_intersection_or_connector", False) for lane in lanes], bool),
             boxes,
             attributes,
-            _matrix(entry["topology_lclc"], len(lanes), len(lanes)),
-            _matrix(entry["topology_lcte"], len(lanes), len(attributes)),
+            _matrix(entry[lane_lane], len(lanes), len(lanes)),
+            _matrix(entry[lane_element], len(lanes), len(attributes)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except LIBRARY_ERRORS as error:
         raise DataError(f"{place}: broken annotation ({type(error).__name__}: {error}); collect it again") from None
     check_lanes(labels, place)
     return labels
 
 
+@cache
+def _log_segments() -> None:
+    getLogger("drivestack").info(
+        "these are lane segments of OpenLane-V2: their centrelines, of 10 points, and topology are read as lanes "
+        "(scores of whole segments: lane_topology.evaluation.segments)"
+    )
+
+
 def segment_labels(frame: Mapping[str, Any], place: str) -> LaneSegments | None:
-    """Lane segments and areas of a frame of a ``segments`` collection; None where it has no labels."""
+    """Lane segments and areas of a frame of a ``segments`` collection; None where it has no labels.
+
+    Raises DataError naming the place for a broken entry, and a frame of the other layout, which ``lane_labels`` reads.
+    """
     if "annotation" not in frame:
         return None
+    if "lane_segment" not in frame["annotation"] and "lane_centerline" in frame["annotation"]:
+        raise DataError(f"{place}: holds centrelines, not lane segments; read it with lane_labels, or collect segments")
     try:
         entry = frame["annotation"]
         lanes, areas = entry["lane_segment"], entry["area"]
@@ -173,7 +202,7 @@ def segment_labels(frame: Mapping[str, Any], place: str) -> LaneSegments | None:
             np.array([lane["right_laneline_type"] for lane in lanes], np.int64),
             np.array([lane["is_intersection_or_connector"] for lane in lanes], bool),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except LIBRARY_ERRORS as error:
         raise DataError(f"{place}: broken annotation ({type(error).__name__}: {error}); collect it again") from None
 
 
@@ -297,8 +326,10 @@ def _elements(entry: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def _matrix(values: Any, rows: int, columns: int) -> NDArray[np.int8]:
-    """An empty list says nothing of its shape."""
-    values = np.asarray(values, np.int8)
+    """An empty list says nothing of its shape; what is neither 0 nor 1 is left for ``check_lanes`` to name."""
+    values = np.asarray(values)
+    if not values.size or np.isin(values, (0, 1)).all():
+        values = values.astype(np.int8)
     return values.reshape(rows, columns) if values.size == 0 == rows * columns else values
 
 

@@ -89,7 +89,7 @@ def _check_drive(frames: Sequence[Frame]) -> None:
     if not before:
         return
     first, last = np.array(before).T
-    time_us = np.array([frame.timestamp_us for frame in frames], dtype=np.int64)
+    time_us = np.array([frame.timestamp_us for frame in frames], dtype=np.float64)
     poses = np.stack([frame.global_from_ego for frame in frames])
     gap_us = time_us[last] - time_us[first]
     gap_s = gap_us * 1e-6

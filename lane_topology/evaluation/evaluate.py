@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.answers import LaneGraph
-from ...core.errors import DataError
+from ...core.errors import NoLabelsError
 from ...core.frames import Frame
 from ...core.labels import ELEMENT_ATTRIBUTES, LaneLabels
 from ...data_tools.labels.files import check_lanes
@@ -46,11 +46,11 @@ def _thinned(labels: LaneLabels) -> LaneLabels:
 
 
 def check_labels(frames: Sequence[Frame]) -> None:
-    """Raises DataError, naming the sample, if a frame has no lane labels or unusable ones, or there is no frame."""
+    """Raises NoLabelsError, naming the sample, if a frame has no lane labels, DataError if it has unusable ones."""
     bare = [frame for frame in frames if frame.lanes is None]
     if bare or not frames:
         where = f"sample {bare[0].token}: no lane labels" if bare else "no frame at all"
-        raise DataError(f"{where} ({len(bare)} of {len(frames)} frames have none); score a split that is labelled")
+        raise NoLabelsError(f"{where} ({len(bare)} of {len(frames)} frames have none); score a split that is labelled")
     for frame in frames:
         if frame.lanes is not None:
             check_lanes(frame.lanes, f"sample {frame.token}")

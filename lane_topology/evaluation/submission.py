@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.answers import LaneGraph
-from ...core.errors import DataError, SubmissionError
+from ...core.errors import LIBRARY_ERRORS, DataError, SubmissionError, library_errors
+from ...core.file_kinds import kind_of_file
 from ...core.pickles import load_pickle, write_pickle
 from ...data_tools.readers.openlane_files import Identifier
 
@@ -55,7 +56,7 @@ def read_team(path: str | os.PathLike[str]) -> Team:
     names = [f.name for f in fields(Team)]
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SubmissionError(f"{path}: cannot be read as JSON ({error}); write {', '.join(names)}") from None
     if not isinstance(content, dict) or set(content) != set(names):
         raise SubmissionError(f"{path}: must be an object of {', '.join(names)}, all of them and nothing else")
@@ -111,8 +112,14 @@ def read_content(path: str | os.PathLike[str]) -> Any:
 
     Raises SubmissionError for a file that cannot be read or holds anything but containers and arrays.
     """
+    kind = kind_of_file(path)
+    if kind not in ("", "a pickle"):
+        raise SubmissionError(
+            f"{path}: is {kind}; submissions of lanes are pickles: name the right file, or its --tasks"
+        )
     try:
-        return load_pickle(Path(path))
+        with library_errors(SubmissionError, path, "write it again with `drivestack predict`"):
+            return load_pickle(Path(path))
     except DataError as error:
         raise SubmissionError(str(error)) from None
 
@@ -129,7 +136,7 @@ def read_predictions(path: str | os.PathLike[str]) -> dict[Identifier, LaneGraph
             identifier: graph_of("/".join(identifier), entry["predictions"])
             for identifier, entry in content["results"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except LIBRARY_ERRORS as error:
         raise SubmissionError(
             f"{path}: not an OpenLane-V2 submission ({type(error).__name__}: {error}); check_submission names the fault"
         ) from None

@@ -77,7 +77,8 @@ class BevConstructor(RecurrentBevMap):
         levels: [B, N, C, h, w], finest first; image_from_ego [B, N, 4, 4]; image_size_px [B, N, 2] (height, width)
         inside padded_size (height, width); can_bus [B, 18], needed with ``use_can_bus``: [0:3] position, [3:7]
         quaternion, [-2] yaw in radians, [-1] in degrees, all of the world; previous [B, C, num_y, num_x]: the last
-        frame's map; camera_ids: see BevMap. Raises ConfigError for more cameras than embeddings, ValueError where can_bus is missing.
+        frame's map; camera_ids: see BevMap. Raises ConfigError for more cameras than embeddings, ValueError where
+        can_bus is missing.
         """
         if self.can_bus_mlp is not None and can_bus is None:
             raise ValueError("a model with use_can_bus needs the CAN-bus numbers of each sample")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
+from ...core.errors import DataError, NoLabelsError
 from ...core.frames import Frame
 from ...core.labels import OccupancyLabels
 from ...data_tools.labels.files import read_occupancy
@@ -85,13 +85,16 @@ def masks_of(frame: Frame, num_classes: int = len(OCC3D_NUSCENES)) -> tuple[str,
 
 
 def check_labels(frames: Sequence[Frame], num_classes: int = len(OCC3D_NUSCENES), read: bool = False) -> None:
-    """Raises DataError, naming the sample or file, if a frame has no voxel labels, or, with ``read``, unusable ones."""
+    """Raises NoLabelsError, naming the sample, if a frame has no voxel labels; with ``read`` DataError, naming the
+    file, if it has unusable ones."""
     bare = [frame.token for frame in frames if not frame.occupancy_path]
     place = "gts/<scene>/<sample>/labels.npz"
     if len(bare) == len(frames):
-        raise DataError(f"none of the {len(frames)} frames has voxel labels ({place}); score a split that is labelled")
+        raise NoLabelsError(
+            f"none of the {len(frames)} frames has voxel labels ({place}); score a split that is labelled"
+        )
     if bare:
-        raise DataError(
+        raise NoLabelsError(
             f"sample {bare[0]}: no voxel labels ({len(bare)} of {len(frames)} frames have none); fetch or generate "
             f"{place} again"
         )

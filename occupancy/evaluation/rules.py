@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...core.errors import SubmissionError
+from ...core.ids import ids_apart
 from ...data_tools.labels.voxel_layouts import known_grid
 from ...geometry import OCC3D_GRID
 from ..classes import OCC3D_NUSCENES
-from .submission import VoxelFiles
+from .submission import VoxelFiles, sample_name
 
 SPLIT_SAMPLES = {"train": 28130, "val": 6019, "test": 6008}
 """Keyframes of the nuScenes splits; the challenge's server takes the test split."""
@@ -37,8 +38,8 @@ def check_submission(
     problems += [f"sample {token}: {count} files; keep one" for token, count in found.repeated.items()]
     names = set(found.tokens)
     if expected_tokens is not None:
-        expected = set(expected_tokens)
-        problems += _meeting(names, expected)
+        expected = {sample_name(token) for token in expected_tokens}
+        problems += [apart] if (apart := ids_apart(names, expected)) else []
         problems += [f"sample {t}: no file; predict it" for t in sorted(expected - names)]
         problems += [f"sample {t}: not of this split; remove its file" for t in sorted(names - expected)]
     elif not names:
@@ -46,21 +47,16 @@ def check_submission(
     elif num_samples not in (None, len(names)):
         problems.append(f"{len(names)} samples, but the split has {num_samples}; predict every keyframe of it")
     for token in found.tokens:
-        try:
-            problems += [f"sample {token}: {problem}" for problem in _faults(found, token, num_classes, strict)]
-        except SubmissionError as error:
-            problems.append(f"sample {token}: {error}")
+        problems += faults(found, token, num_classes, strict)
     return problems
 
 
-def _meeting(names: set[str], expected: set[str]) -> list[str]:
-    """What to say first where no sample is of the split: then the list that follows has one cause."""
-    if not names or not expected or names & expected:
-        return []
-    return [
-        f"none of its {len(names)} samples is one of the {len(expected)} of the split: it has {min(names)}, the split "
-        f"{min(expected)}; name the split that was predicted, and the files by sample token"
-    ]
+def faults(found: VoxelFiles, token: str, num_classes: int = len(OCC3D_NUSCENES), strict: bool = True) -> list[str]:
+    """Problems of one sample's file; see ``check_submission``."""
+    try:
+        return [f"sample {token}: {problem}" for problem in _faults(found, token, num_classes, strict)]
+    except SubmissionError as error:
+        return [f"sample {token}: {error}"]
 
 
 def _faults(found: VoxelFiles, token: str, num_classes: int, strict: bool) -> list[str]:

@@ -24,14 +24,51 @@ MAX_SAMPLE_BYTES = 1 << 27
 """Of one sample's file: 134 MB; a grid of bytes has 0.6 MB before it is packed."""
 _ARRAYS = ("arr_0", "pred")
 _SUFFIXES = (".npz", ".npy")
+_OURS = b"written by drivestack"
+"""Comment of the zip file that an .npz is: a later run may replace it."""
+
+
+def sample_name(token: str) -> str:
+    """Of a sample's file, without its ending; the parts of tokens such as "val/00492/3159" are joined by "_".
+
+    Raises DataError for a token that cannot name a file (core.files.file_name).
+    """
+    return "_".join(file_name(part, f"sample token {token!r}:") for part in str(token).split("/"))
 
 
 def write_grid(folder: str | os.PathLike[str], grid: OccupancyGrid) -> Path:
     """Write one keyframe's voxels, atomically. Raises DataError for a token that cannot name a file."""
-    path = Path(folder) / f"{file_name(grid.token, 'sample token')}.npz"
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, grid.semantics.astype(np.uint8))
+    path = Path(folder) / f"{sample_name(grid.token)}.npz"
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, grid.semantics.astype(np.uint8))
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = _OURS
     return path
+
+
+def clear_stale(folder: str | os.PathLike[str], tokens: Iterable[str]) -> list[str]:
+    """Remove voxels that an earlier run left in ``folder`` for samples other than ``tokens``.
+
+    Only files that bear the mark of ``write_grid`` go. Returns the names of the others, which stay.
+    """
+    wanted = {f"{sample_name(token)}.npz" for token in tokens}
+    others = []
+    for path in sorted(Path(folder).iterdir()):
+        if path.name in wanted:
+            continue
+        if path.suffix == ".npz" and path.is_file() and _is_ours(path):
+            path.unlink()
+        else:
+            others.append(path.name)
+    return others
+
+
+def _is_ours(path: Path) -> bool:
+    """The comment stands at the very end of a zip file."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(_OURS), 0))
+        return file.read() == _OURS
 
 
 def pack(folder: str | os.PathLike[str], path: str | os.PathLike[str], tokens: Iterable[str]) -> None:
@@ -42,7 +79,7 @@ def pack(folder: str | os.PathLike[str], path: str | os.PathLike[str], tokens: I
     folder = Path(folder)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for token in tokens:
-            source = folder / f"{token}.npz"
+            source = folder / f"{sample_name(token)}.npz"
             if not source.is_file():
                 raise SubmissionError(f"{folder}: no file for sample {token}; predict it first (the rest is kept)")
             archive.write(source, f"{folder.name}/{source.name}")
@@ -96,14 +133,18 @@ class VoxelFiles:
 
     @property
     def tokens(self) -> list[str]:
+        """Samples, by the names of their files (``sample_name``)."""
         return list(self._by_token)
+
+    def __contains__(self, token: str) -> bool:
+        return sample_name(token) in self._by_token
 
     def __len__(self) -> int:
         return len(self._by_token)
 
     def name(self, token: str) -> str:
         """Of the sample's file."""
-        return self._by_token[token]
+        return self._by_token[sample_name(token)]
 
     def header(self, token: str) -> tuple[str, ArrayHeader]:
         """The name of a sample's array, its shape and dtype, before it is read. Raises as ``read``."""
@@ -121,9 +162,9 @@ class VoxelFiles:
     @contextmanager
     def _open(self, token: str) -> Iterator[tuple[ArrayFile, str]]:
         """The file of a sample, and which of its arrays is the prediction."""
-        if token not in self._by_token:
+        if token not in self:
             raise SubmissionError(f"{self.path}: no file for sample {token}")
-        name = self._by_token[token]
+        name = self.name(token)
         place, fix = f"{self.path}: {name}", "write it again"
         source: Path | bytes = self.path / name
         if self._archive is not None:

@@ -282,9 +282,17 @@ def test_places_and_find(tmp_path: Path) -> None:
     for ending, task in ENDINGS.items():
         assert find(f"x{ending}") == {task: Path(f"x{ending}")}
     assert find("x.bin", ["lanes"]) == {"lanes": Path("x.bin")}
-    (tmp_path / "t.bin").touch()
-    with pytest.raises(SubmissionError, match=r"t\.bin: unknown kind of submission; choose with --tasks"):
-        find(tmp_path / "t.bin")
+    with pytest.raises(ConfigError, match=r"x\.txt ends like a file of none of the tasks \(\.json boxes, \.zip occ"):
+        places("x.txt", ["boxes"])
+    (tmp_path / "t.dat").write_bytes(b"\x1f\x8b")
+    with pytest.raises(
+        SubmissionError, match=r"t\.dat: unknown kind of submission \(a gzip archive\); choose with --ta"
+    ):
+        find(tmp_path / "t.dat")
+    for ending, owner in ((".bin", "Waymo"), (".feather", "Argoverse 2")):
+        (tmp_path / f"t{ending}").touch()
+        with pytest.raises(SubmissionError, match=rf"t\{ending}: is a file of {owner}.*; submissions here are"):
+            find(tmp_path / f"t{ending}")
     (tmp_path / "t.npz").touch()
     assert find(tmp_path) == {"occupancy": tmp_path}
     with pytest.raises(SubmissionError, match=r"holds no submission\.json"):

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -21,6 +22,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from drivestack.core.signals import terminate_as_exception
 from drivestack.data_tools.clips.sampler import ResumableSampler
 from drivestack.engine.optim import PrecisionOptimWrapper
 from drivestack.engine.train import train
@@ -86,6 +88,14 @@ class DumpWeights(Hook):
         torch.save(runner.bare_model.state_dict(), Path(runner.work_dir) / f"rank{runner.rank}.pt")
 
 
+class RecordSamples(Hook):
+    """Each rank's samples, a line per iteration, across restarts."""
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        with (Path(runner.work_dir) / f"samples{runner.rank}.txt").open("a") as file:
+            file.write(" ".join(data_batch.tokens) + "\n")
+
+
 def toy_config(
     max_iters: int, batch_size: int = 4, precision: str = "fp32", noise: float = 0.1, **model: object
 ) -> Config:
@@ -134,6 +144,9 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--interval", type=int, default=5)
     parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--flat", action="store_true", help="no schedule, and each rank's samples recorded")
+    parser.add_argument("--also", nargs=2, metavar=("WORK_DIR", "MAX_ITERS"), help="train once more, from its start")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = toy_config(
@@ -142,7 +155,15 @@ def main() -> None:
     config.checkpoint.interval = options.interval
     if options.validate:
         config.validation = dict(interval=4, metric="score")
-    path = train(config, options.work_dir, resume=options.resume, evaluate=score_on_rank_0)
+    config.train_dataloader.num_workers = options.workers
+    if options.flat:
+        config.param_scheduler = None
+        config.custom_hooks.append(dict(type=RecordSamples))
+    with terminate_as_exception():
+        path = train(config, options.work_dir, resume=options.resume, evaluate=score_on_rank_0)
+        if options.also:
+            config.train_cfg.max_iters = int(options.also[1])
+            train(config, options.also[0], evaluate=score_on_rank_0)
     sys.stdout.write(f"{os.environ.get('RANK', '0')} {path}\n")
 
 

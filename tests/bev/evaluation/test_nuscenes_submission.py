@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from drivestack.bev.evaluation.nuscenes_boxes import read_submission
+from drivestack.bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
 from drivestack.bev.evaluation.nuscenes_rules import check_submission
 from drivestack.bev.evaluation.nuscenes_submission import (
     CAMERA_META,
@@ -18,6 +19,7 @@ from drivestack.bev.evaluation.nuscenes_submission import (
     attribute_of,
     read_detections,
 )
+from drivestack.bev.evaluation.oddities import all_far_away, oddities
 from drivestack.core.answers import Detections
 from drivestack.core.errors import DataError, SubmissionError
 from drivestack.core.frames import Frame
@@ -229,6 +231,9 @@ BROKEN = {
     "unhashable class": (change((*BOX, "detection_name"), []), ["detection_name", "[]"]),
     "unknown attribute": (change((*BOX, "attribute_name"), "vehicle.flying"), ["attribute_name", "flying"]),
     "attribute missing": (change((*BOX, "attribute_name"), ...), ["attribute_name", "is missing"]),
+    "number of 400 digits": (change((*BOX, "translation"), [10**400, 0, 0]), ["translation", "NaN or infinity"]),
+    "score of 400 digits": (change((*BOX, "detection_score"), 10**400), ["detection_score", "is 1000"]),
+    "beyond any map": (change((*BOX, "velocity"), [1e300, 0]), ["velocity", "beyond any map"]),
     "attribute of another class": (
         change((*BOX, "attribute_name"), "cycle.with_rider"),
         ["attribute_name", "a car cannot have", "vehicle.moving"],
@@ -290,6 +295,96 @@ def test_files_that_are_not_a_submission(tmp_path: Path, text: str, fragment: st
     assert fragment in str(problem)
     with pytest.raises(SubmissionError, match=re.escape(str(problem))):
         read_submission(path, ["a", "b"])
+
+
+NESTED = "[" * 100_000
+BIG = "1" * 5000
+META = json.dumps(dict(CAMERA_META))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (NESTED.encode(), "nested too deeply"),
+        (f'{{"meta": {META}, "results": {{"a": {NESTED}}}}}'.encode(), "nested too deeply"),
+        (f'{{"meta": {META}, "results": {BIG}}}'.encode(), "not JSON that can be read"),
+        (b"PK\x03\x04\xff\xfe", "the file is a zip archive"),
+        (b"\x80\x04\x95\xff", "the file is a pickle"),
+        (b"null", "holds no JSON object"),
+        (b'{"images": [], "annotations": [], "categories": []}', "a COCO data set"),
+    ],
+)
+def test_files_of_another_kind_or_of_absurd_depth(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "submission.json"
+    path.write_bytes(content)
+    problems = check_submission(path, ["a"])
+    assert message in str(problems[0]) and max(len(str(problem)) for problem in problems) < 500
+    with pytest.raises(SubmissionError, match=re.escape(message)):
+        read_submission(path, ["a"])
+
+
+def test_submissions_of_other_tasks_are_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "submission.json"
+    tracking = [{"sample_token": "a", "tracking_id": "1", "tracking_name": "car", "tracking_score": 0.5}] * 9
+    path.write_text(json.dumps({"meta": dict(CAMERA_META), "results": {"a": tracking}}))
+    (problem,) = check_submission(path, ["a"])
+    assert "nuScenes tracking results (tracking_name, tracking_id), not detections" in str(problem)
+    path.write_text(json.dumps({"results": {"val/1/2": {"predictions": {}}}}))
+    (problem,) = check_submission(path, ["a"])
+    assert "a submission of OpenLane-V2" in str(problem)
+
+
+def test_many_equal_keys_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "submission.json"
+    keys = ", ".join(f'"{i % 20_000}": []' for i in range(40_000))
+    path.write_text(f'{{"meta": {META}, "results": {{{keys}}}}}')
+    start = time.process_time()
+    assert "appears twice" in str(check_submission(path)[0])
+    assert time.process_time() - start < 10
+
+
+def test_ids_that_do_not_meet_are_one_statement(tmp_path: Path) -> None:
+    path = tmp_path / "submission.json"
+    path.write_text(json.dumps({"meta": dict(CAMERA_META), "results": {"mini1": [], "mini2": []}}))
+    first, *others = check_submission(path, ["val1", "val2", "val3"])
+    assert str(first).startswith(
+        "none of its 2 samples is one of the 3 of the split: it has 'mini1', the split 'val1'; n"
+    )
+    assert len(others) == 5
+
+
+def many_cars(**wrong: object) -> dict[str, ScoredBoxes]:
+    n = 24
+    columns = {
+        "names": ["car"] * n,
+        "scores": np.full(n, 0.5),
+        "centre_global_m": np.tile([600.0, 1600.0, 1.0], (n, 1)),
+        "size_lwh_m": np.tile([4.5, 1.9, 1.6], (n, 1)),
+        "yaw_rad": np.zeros(n),
+        "velocity_global_mps": np.zeros((n, 2)),
+        "attributes": [""] * n,
+    }
+    return {"a": ScoredBoxes(**columns | wrong)}
+
+
+def test_oddities_are_counted_and_harmless_things_are_not() -> None:
+    frames = [make_frame("a", global_from_ego=pose(np.eye(3), [600.0, 1590.0, 0.0]))]
+    assert oddities(many_cars(), frames) == [] == oddities(many_cars()) and all_far_away(many_cars(), frames) == ""
+    fast = np.zeros((24, 2))
+    fast[5] = 300, 400
+    (line,) = oddities(many_cars(velocity_global_mps=fast), frames)
+    assert line == "1 of 24 boxes are faster than 100 m/s (sample a, box 5: car, 500 m/s); velocity is in m/s"
+    wide = np.tile([1.9, 4.5, 1.6], (24, 1))
+    (line,) = oddities(many_cars(size_lwh_m=wide), frames)
+    assert line.startswith("24 of 24 vehicles are wider than long; size is width, length, height")
+    assert oddities(many_cars(size_lwh_m=wide, names=["pedestrian"] * 24), frames) == []
+    local = many_cars(centre_global_m=np.tile([10.0, -5.0, 1.0], (24, 1)), scores=np.full(24, 1.5))
+    far, score = oddities(local, frames)
+    assert far.startswith("24 of 24 boxes are farther from their sample's car than 1000 m (sample a, box 0: car, 17")
+    assert score.startswith("24 of 24 boxes are of a score above 1 (sample a, box 0: car, 1.5); scores are")
+    assert all_far_away(local, frames).startswith(
+        "all 24 boxes lie farther than 1000 m from their sample's car, the ne"
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

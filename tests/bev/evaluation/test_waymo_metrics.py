@@ -82,16 +82,29 @@ def test_perfect_predictions_score_one(truths: WaymoGroundTruths, tolerant: bool
 def test_nothing_found_or_nothing_there_scores_zero(truths: WaymoGroundTruths, tolerant: bool) -> None:
     no_predictions = WaymoPredictions([], [], [], [])
     no_truths = WaymoGroundTruths([], [], [], [])
-    elsewhere = replace(perfect(truths), frames=np.full(len(truths.frames), "c"))
     for predictions, ground_truths in (
         (no_predictions, truths),
         (perfect(truths), no_truths),
         (no_predictions, no_truths),
-        (elsewhere, truths),
     ):
         scores = evaluate_waymo(predictions, ground_truths, tolerant)
         assert {(s.ap, s.aph, s.apl) for s in scores.values()} == {(0, 0, 0)}
-    assert scores[VEHICLE].false_positives[0] == scores[VEHICLE].false_negatives[0] == 24
+
+
+def test_frame_ids_that_do_not_meet_are_named(truths: WaymoGroundTruths, caplog) -> None:
+    elsewhere = replace(perfect(truths), frames=np.full(len(truths.frames), "1553629304"))
+    message = "none of its 1 predicted frames is one of the 2 of the split: it has '1553629304', the split 'a'"
+    with pytest.raises(DataError, match=f"frames of predictions: {message}"):
+        evaluate_waymo(elsewhere, truths)
+    mixed = np.where(np.arange(len(truths.frames)) % 3, np.asarray(truths.frames).astype("U10"), "a")
+    mixed[:3] = ["x1", "x2", "x3"]
+    assert not caplog.records
+    evaluate_waymo(replace(perfect(truths), frames=mixed), truths)
+    (record,) = caplog.records
+    assert "3 of 5 predicted frames have no ground truth, such as x1; if they are not empty" in record.message
+    numbers = {name: index for index, name in enumerate(sorted(set(truths.frames)))}
+    with pytest.raises(DataError, match="frames of predictions"):
+        evaluate_waymo(replace(perfect(truths), frames=[numbers[name] for name in truths.frames]), truths)
 
 
 @BOTH

@@ -10,7 +10,7 @@ import pytest
 from drivestack.core.answers import LaneGraph
 from drivestack.core.errors import SubmissionError
 from drivestack.lane_topology.evaluation.countries import is_country
-from drivestack.lane_topology.evaluation.rules import check_content, check_submission
+from drivestack.lane_topology.evaluation.rules import check_content, check_submission, oddities
 from drivestack.lane_topology.evaluation.submission import Team, read_predictions, write_pickle, write_submission
 
 TEAM = Team("lanes", ("Ada", "Blaise"), "a@b.cc", "none", "AT")
@@ -142,11 +142,61 @@ def test_each_broken_rule_is_named(content, fault):
 
 def test_missing_and_foreign_frames(content):
     problems = check_content(content, [("val", "00001", "1")])
-    assert problems == [
+    assert problems[0].startswith("none of its 1 frames is one of the 1 of the split: it has 'val/00001/315970', the")
+    assert problems[1:] == [
         "frame val/00001/1: missing; predict it",
         "frame val/00001/315970: not of this split; remove it",
     ]
     assert check_content([]) == ["the file holds no dict; write it with write_submission"]
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit(*LANE, "confidence", value=HUGE), "confidence 1000"),
+        (edit(*LANE, "confidence", value=np.complex128(1)), "is no finite number"),
+        (edit(*LANE, "points", value=np.full((2, 3), 1e300)), "points are not all finite numbers"),
+        (edit(*ELEMENT, "attribute", value=HUGE), "it must be an int of 0..12"),
+        (edit(*LANE, "id", value=np.zeros((50, 50))), "is no int"),
+        (edit("country / region", value="x" * 10**6), "is not in ISO 3166-1"),
+        (edit("results", ("a" * 10**6, "b", "c"), value=3), "has no dict"),
+    ],
+)
+def test_absurd_entries_are_named_in_short_lines(content, change, message):
+    change(content)
+    problems = check_content(content)
+    assert any(message in problem for problem in problems), problems
+    assert max(map(len, problems)) < 500
+
+
+def test_lane_segments_are_named_for_what_they_are(content):
+    lines = {side: np.zeros((10, 3)) for side in ("centerline", "left_laneline", "right_laneline")}
+    segments = {"lane_segment": [{"id": 1, "confidence": 0.5, **lines}], "area": [], "traffic_element": []}
+    content["results"][KEY] = {"predictions": segments | {"topology_lsls": np.zeros((1, 1))}}
+    (problem,) = check_content(content, [KEY])
+    assert "hold lane segments (lane_segment, area, topology_lsls, topology_lste)" in problem
+    assert "evaluate_segments" in problem
+
+
+def test_oddities_are_counted(content):
+    found = {KEY: graph(), ("val", "00001", "2"): graph(seed=1)}
+    assert oddities(found) == []
+    found[KEY].centrelines[1, 3, 0] = 5000
+    found[KEY].lane_scores[0] = 1.5
+    assert oddities(found) == [
+        "1 of 6 lanes reach farther than 1000 m (frame val/00001/315970, lane_centerline 1); points are metres in the "
+        "frame's own vehicle frame",
+        "1 of 2 frames have confidences outside of 0..1, such as frame val/00001/315970; write probabilities",
+    ]
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "x.json").write_text(' {"meta": {}}')
+    with pytest.raises(SubmissionError, match=r"x\.json: is a JSON file; submissions of lanes are pickles"):
+        check_submission(tmp_path / "x.json")
 
 
 def test_unreadable_files(tmp_path):

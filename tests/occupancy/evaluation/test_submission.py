@@ -18,7 +18,7 @@ from drivestack.occupancy.classes import OPENOCC
 from drivestack.occupancy.evaluation import submission
 from drivestack.occupancy.evaluation.evaluate import check_labels, evaluate, ray_origins, table
 from drivestack.occupancy.evaluation.rules import check_submission
-from drivestack.occupancy.evaluation.submission import VoxelFiles, pack, write_grid
+from drivestack.occupancy.evaluation.submission import VoxelFiles, clear_stale, pack, write_grid
 
 SHAPE = (200, 200, 16)
 
@@ -130,7 +130,32 @@ def test_bombs_are_named_by_their_headers(tmp_path: Path, monkeypatch: pytest.Mo
 def test_samples_of_another_split_are_one_statement(tmp_path: Path):
     write_grid(tmp_path, grid("theirs"))
     problems = check_submission(tmp_path, ["ours", "own"])
-    assert problems[0].startswith("none of its 1 samples is one of the 2 of the split: it has theirs, the split ours;")
+    assert problems[0].startswith(
+        "none of its 1 samples is one of the 2 of the split: it has 'theirs', the split 'ours';"
+    )
+
+
+def test_voxels_of_an_earlier_split_go_and_other_peoples_stay(tmp_path: Path):
+    folder, path = tmp_path / "occupancy", tmp_path / "occupancy.zip"
+    for token in ("old", "both"):
+        write_grid(folder, grid(token))
+    np.savez_compressed(folder / "theirs.npz", grid("theirs").semantics)
+    (folder / "notes.txt").write_text("mine")
+    write_grid(folder, grid("val/00001/3159"))
+    tokens = ["both", "val/00001/3159"]
+    assert clear_stale(folder, tokens) == ["notes.txt", "theirs.npz"]
+    assert sorted(p.name for p in folder.iterdir()) == ["both.npz", "notes.txt", "theirs.npz", "val_00001_3159.npz"]
+    pack(folder, path, tokens)
+    assert check_submission(path, tokens) == []
+    np.testing.assert_array_equal(VoxelFiles(path).read("val/00001/3159"), grid("").semantics)
+    assert clear_stale(folder, []) == ["notes.txt", "theirs.npz"]
+
+
+@pytest.mark.parametrize("token", ["../../../EVIL", "/etc/x", "a/../../b", "", ".hidden", "a\nb"])
+def test_tokens_that_lead_elsewhere_are_refused(token: str, tmp_path: Path):
+    with pytest.raises(DataError, match=r"sample token .* cannot name a file"):
+        write_grid(tmp_path / "occupancy", grid(token))
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_one_samples_file_is_no_submission(tmp_path: Path):
