@@ -152,7 +152,7 @@ def test_what_is_no_literal_stands_as_text(config_file: Path, tmp_path: Path) ->
         ("load_from = 'w.pth'", "load_from: .*--load-from"),
         ("val_dataloader = dict(x=1)", "val_dataloader: .*use validation"),
         ("sizes = [3]", r"sizes: nothing reads this key; set model\.sizes"),
-        ("from mmengine import Config\nspeed = 3", "speed: nothing reads this key; remove it"),
+        ("from mmengine import Config\nwheelbase = 3", "wheelbase: nothing reads this key; remove it"),
     ],
 )
 def test_keys_that_nothing_reads_are_refused(config_file: Path, line: str, words: str) -> None:
@@ -181,7 +181,10 @@ def test_changing_what_a_base_has_copied_already_is_refused(tmp_path: Path, chan
         ("log_interval=True", "log_interval: must be a whole number from 1 on, got True"),
         ("checkpoint={'keep': 0}", "checkpoint.keep: must be a whole number"),
         ("train_cfg={'max_iters': 1e9}", "train_cfg.max_iters: must be a whole number"),
-        ("train_dataloader={'num_workers': 1000000}", "num_workers: must be a whole number from 0 to 1024"),
+        (
+            "train_dataloader={'num_workers': 1000000}",
+            "train_dataloader.num_workers: must be a whole number from 0",
+        ),
         ("optim_wrapper={'optimizer': {'lr': 'fast'}}", "optim_wrapper.optimizer.lr: must be a finite number"),
         ("param_scheduler=(1,2)", "param_scheduler.0: must be a dict, got 1"),
         ("param_scheduler=3", "param_scheduler: must be a list of dicts, got 3"),

@@ -35,11 +35,8 @@ class Spoilt(ToyDataset):
         if item[1] == 10:
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise {
-                "key": KeyError("camera"),
-                "file": FileNotFoundError(2, "no such file", "a.jpg"),
-                "torch": RuntimeError("x"),
-            }[self.how]
+            missing = FileNotFoundError(2, "no such file", "a.jpg")
+            raise {"key": KeyError("camera"), "file": missing, "torch": RuntimeError("x")}[self.how]
         return super().__getitem__(item)
 
 
@@ -144,7 +141,7 @@ def test_weights_that_are_not_finite_are_never_saved(toy: Any, tmp_path: Path) -
 def test_modules_of_the_config_that_are_not_there_are_named(toy: Any, tmp_path: Path) -> None:
     config = toy.toy_config(2)
     config.activation_checkpointing = ["backbone"]
-    with pytest.raises(ConfigError, match=r"activation_checkpointing: the model has no module 'backbone'; it has net"):
+    with pytest.raises(ConfigError, match=r"activation_checkpointing: .*no module 'backbone'; it has .*net"):
         train(config, tmp_path)
 
 
@@ -166,12 +163,16 @@ def test_a_second_training_in_one_folder_is_refused(toy: Any, tmp_path: Path) ->
 
 
 def test_errors_from_workers_lose_their_traceback() -> None:
-    text = "Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  f\nKeyError: 'a'"
-    with pytest.raises(DataError, match="^samples a cannot be read: KeyError: 'a'; .*again$"):
-        with reading(lambda: "samples a", "--workers", "again"):
-            raise KeyError(text)
-    with pytest.raises(ModelError, match="another process of this run may have stopped"):
-        with computing(lambda: "here", "--batch-size", "again", ModelError):
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    with pytest.raises(ConfigError, match="^own$"), reading(lambda: "samples a", "--workers", "again"):
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  f\n"
+    with (
+        pytest.raises(DataError, match=r"^samples a cannot be read: ValueError: bad; .*again$"),
+        reading(lambda: "samples a", "--workers", "again"),
+    ):
+        raise ValueError(text + "ValueError: bad")
+    with (
+        pytest.raises(ModelError, match="another process of this run may have stopped"),
+        computing(lambda: "here", "--batch-size", "again", ModelError),
+    ):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with pytest.raises(ConfigError, match=r"^own$"), reading(lambda: "samples a", "--workers", "again"):
         raise ConfigError("own")
