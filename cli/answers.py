@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import remove_stale_files
 from .options import (
     METRIC_VERSIONS,
     TASKS,
@@ -20,6 +22,7 @@ from .options import (
     source,
     verb,
 )
+from .outputs import check_outputs, writing
 
 if TYPE_CHECKING:
     from ..core.frames import Frame
@@ -93,9 +96,14 @@ class _Run:
     """A model and the frames to run it on, as the options name them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
-        from ..tasks.run import class_names, class_ranges_m, load_model
+        from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
 
+        if options.device is not None:
+            parse_device(options.device)
+        if options.perturb_calibration is not None:
+            perturb_calibration([], options.perturb_calibration)
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
@@ -106,13 +114,14 @@ class _Run:
 
     def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels are written one frame at a time."""
-        from ..core.files import check_writable
         from ..data_tools.clips.perturb import perturb_calibration
         from ..tasks.registry import Occupancy
         from ..tasks.run import predict_frames
 
-        for path in paths.values():
-            check_writable(path)
+        if "occupancy" in paths:
+            folder = Occupancy.folder(paths["occupancy"])
+            check_outputs(folders=[folder])
+            remove_stale_files(folder)
         how, frames = self.options.perturb_calibration, self.frames
         seen = frames if how is None else perturb_calibration(frames, how)
         voxels = self.chosen["occupancy"]
@@ -162,10 +171,18 @@ def add_predict(verbs: Any) -> None:
 
 
 def _run_predict(options: argparse.Namespace) -> int:
-    from ..tasks.registry import places
+    from ..tasks.registry import ENDINGS, places
 
+    if options.out and Path(options.out).suffix in ENDINGS and not os.path.isdir(options.out):
+        check_outputs([options.out])
+    else:
+        check_outputs(folders=[options.out or "."])
     run = _Run(options)
-    run.write(places(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"), run.tasks))
+    out = Path(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"))
+    paths = places(out, run.tasks)
+    folders = [] if out in paths.values() else [out]
+    with writing(f"predict {options.config}", paths.values(), folders):
+        run.write(paths)
     return 0
 
 
@@ -188,14 +205,17 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import in_folder
 
+    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
+    check_outputs(folders=[out])
     run = _Run(options)
     truth = GroundTruth(run.source, run.frames)
     for task in run.tasks:  # before the work
         run.chosen[task].demand(truth)
-    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
     paths = in_folder(out, run.tasks)
-    run.write(paths)
-    return _score_all(run.chosen, paths, truth, out)
+    scores = [out / run.chosen[task].scores_file for task in run.tasks]
+    with writing(f"evaluate {options.config}", [*paths.values(), *scores], [out]):
+        run.write(paths)
+        return _score_all(run.chosen, paths, truth, out)
 
 
 def _score_all(chosen: dict[str, Task], paths: dict[str, Path], truth: GroundTruth, out: Path | None) -> int:
@@ -232,6 +252,9 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.registry import find
 
     paths, chosen = find(options.path, options.tasks), _tasks(options)
+    if options.out:
+        out = Path(options.out)
+        check_outputs([out / chosen[name].scores_file for name in paths], [out])
     truth = GroundTruth(known_source(options))
     for name in paths:
         chosen[name].demand(truth)
@@ -317,7 +340,6 @@ def add_visualize(verbs: Any) -> None:
 
 
 def _run_visualize(options: argparse.Namespace) -> int:
-    from ..core.files import check_writable
     from ..tasks.registry import answer_reader, find
     from ..tasks.run import choose_frames
     from ..view.clips import check_clip_path
@@ -326,7 +348,8 @@ def _run_visualize(options: argparse.Namespace) -> int:
 
     if options.clip:
         check_clip_path(options.clip)
-    check_writable(Path(options.out) / "picture.png")
+    check_outputs([options.clip] if options.clip else [], [options.out])
+    remove_stale_files(Path(options.out))
     where = known_source(options)
     frames = choose_frames(where.read(), options.scene, options.sample, options.max)
     paths: dict[str, Path] = {}

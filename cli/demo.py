@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, SubmissionError
-from ..core.files import check_writable, write_json
+from ..core.files import remove_stale_files, write_json
 from ..core.frames import Frame
 from ..core.weights import FOLDER
 from ..data_tools.readers.registry import DataSource
 from ..tasks.base import GroundTruth, Predictions, Task
 from ..tasks.run import class_names, load_model, parse_device, predict_frames
+from .outputs import check_outputs
 
 logger = logging.getLogger("drivestack")
 
 DEMO_CONFIG = "perception_tiny_synthetic"
 DEMO_WEIGHTS = FOLDER / f"{DEMO_CONFIG}.safetensors"
 VERSION, SPLIT = "v1.0-trainval", "val"
-CLIP = "clip.gif"
+METRICS, PICTURES, CLIP = "metrics.json", "pictures", "clip.gif"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def run_demo(
 
     weights: None runs random ones, the baseline. perturbation: see data_tools.clips.perturb. num_pictures: with 0
     there is no clip either.
-    Raises DataError, CheckpointError, ConfigError, SubmissionError.
+    Raises OutputError, DataError, CheckpointError, ConfigError, SubmissionError, before the work as far as can be.
     """
     from ..data_tools.clips.perturb import perturb_calibration
     from ..engine.config import load_config
@@ -80,8 +81,8 @@ def run_demo(
     every: dict[str, Task] = {"boxes": Boxes(names), "occupancy": voxels, "lanes": Lanes()}
     chosen = {task: every[task] for task in model.tasks}
     paths = in_folder(out, model.tasks)
-    for path in paths.values():
-        check_writable(path)
+    voxel_folders = [voxels.folder(paths["occupancy"])] if "occupancy" in paths else []
+    check_outputs([*paths.values(), out / METRICS, out / CLIP], [out, out / PICTURES, *voxel_folders])
 
     with _timed(times_s, "total"):
         data = out / recipe.folder
@@ -122,7 +123,7 @@ def run_demo(
             "data": recipe.folder,
         },
     }
-    write_json(out / "metrics.json", result, indent=2)
+    write_json(out / METRICS, result, indent=2)
     return result
 
 
@@ -169,7 +170,8 @@ def _draw(
     from ..view.picture import draw_pictures, render_answer_clip
 
     shown = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
-    pictures = draw_pictures(shown, answer_of, names, out / "pictures", score_threshold)
+    remove_stale_files(out / PICTURES)
+    pictures = draw_pictures(shown, answer_of, names, out / PICTURES, score_threshold)
     if pictures:
         scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
         view = View(camera_width_px=320, score_threshold=score_threshold)

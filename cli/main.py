@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, DataError
 from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score, add_visualize
 from .border import run_verb
 from .options import above_zero, add_config, at_least_zero, positive, seed_number, share, verb
+from .outputs import check_outputs, writing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,19 +153,21 @@ def _run_demo(options: argparse.Namespace) -> int:
 
     sizes = {"num_scenes": options.scenes, "keyframes_per_scene": options.keyframes}
     recipe = replace(DemoRecipe(), **{key: value for key, value in sizes.items() if value is not None})
-    result = run_demo(
-        options.out,
-        recipe,
-        options.config or DEMO_CONFIG,
-        None if options.random_weights else options.weights or DEMO_WEIGHTS,
-        options.perturb_calibration,
-        options.device,
-        options.workers,
-        options.pictures,
-        options.score_threshold,
-        say=lambda line: print(line, flush=True),
-    )
-    out, times_s, files = Path(options.out), result["times"], result["files"]
+    out = Path(options.out)
+    with writing("demo", folders=[out]):
+        result = run_demo(
+            options.out,
+            recipe,
+            options.config or DEMO_CONFIG,
+            None if options.random_weights else options.weights or DEMO_WEIGHTS,
+            options.perturb_calibration,
+            options.device,
+            options.workers,
+            options.pictures,
+            options.score_threshold,
+            say=lambda line: print(line, flush=True),
+        )
+    times_s, files = result["times"], result["files"]
     print(f"\nscores      {out / 'metrics.json'}")
     print("submissions " + ", ".join(str(out / name) for name in files["submissions"].values()) + " (valid)")
     if files["pictures"]:
@@ -302,6 +305,7 @@ def _run_export(options: argparse.Namespace) -> int:
         raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
     if Path(options.out).suffix != ".safetensors":
         raise ConfigError(f"{options.out}: the name must end in .safetensors")
+    check_outputs([options.out])
     notes = dict(note.split("=", 1) for note in options.note)
     dtype = torch.float16 if options.half else torch.float32
     path = export_weights(options.checkpoint, options.out, notes, dtype)

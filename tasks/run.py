@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import ConfigError, DataError
+from ..core.files import check_writable
+from ..core.folders import folder_lock
 from ..core.frames import Frame
 from ..core.weights import weights_file
 from ..data_tools.readers.registry import DataSource
@@ -141,8 +143,11 @@ def score_frames(
 
     for task in chosen.values():
         task.demand(truth)
-    with tempfile.TemporaryDirectory(prefix="drivestack_") as scratch:
-        paths = in_folder(out or Path(scratch), list(chosen))
+    place = tempfile.TemporaryDirectory(prefix="drivestack_") if out is None else folder_lock(out, "evaluate")
+    with place as folder:
+        paths = in_folder(Path(folder), list(chosen))
+        for path in paths.values():
+            check_writable(path)
         if isinstance(voxels := chosen.get("occupancy"), Occupancy):
             run["keep"] = voxels.keep(paths["occupancy"])
         predictions = predict_frames(config, model, truth.frames, tasks=list(chosen), **run)

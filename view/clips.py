@@ -94,3 +94,8 @@ def _write_mp4(pictures: list[Image.Image], path: Path, frames_per_second: float
     for picture in pictures:
         writer.write(np.ascontiguousarray(np.asarray(picture)[:height, :width, ::-1]))
     writer.release()
+    written = cv2.VideoCapture(str(path))  # the writer reports no error, not even of a full disk
+    count = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+    written.release()
+    if count != len(pictures):
+        raise OSError(f"{count} of {len(pictures)} pictures of the mp4 could be written; name the clip .gif")

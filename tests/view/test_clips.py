@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from drivestack.core.errors import DataError
+from drivestack.core.errors import DataError, OutputError
 from drivestack.view.clips import check_clip_path, save_clip
 from drivestack.view.colours import CLASS_COLOURS, FIXED_COLOURS, Palette
 
@@ -92,3 +93,16 @@ def test_another_ending_is_refused_before_a_picture_is_asked_for(tmp_path: Path)
         check_clip_path("clip")
     with pytest.raises(DataError, match="no frames"):
         save_clip([], tmp_path / "clip.gif", 0.5)
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.mp4"])
+def test_a_full_disk_leaves_no_half_clip(tmp_path: Path, name: str) -> None:
+    pictures = [Image.fromarray(photograph(i, (400, 300))) for i in range(4)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"{name}: cannot be written \(File too large"):
+            save_clip(pictures, tmp_path / name, 0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
