@@ -178,10 +178,12 @@ def segment_labels(frame: Mapping[str, Any], place: str) -> LaneSegments | None:
     """
     if "annotation" not in frame:
         return None
-    if "lane_segment" not in frame["annotation"] and "lane_centerline" in frame["annotation"]:
-        raise DataError(f"{place}: holds centrelines, not lane segments; read it with lane_labels, or collect segments")
     try:
         entry = frame["annotation"]
+        if "lane_segment" not in entry and "lane_centerline" in entry:
+            raise DataError(
+                f"{place}: holds centrelines, not lane segments; read it with lane_labels, or collect segments"
+            )
         lanes, areas = entry["lane_segment"], entry["area"]
         boxes, attributes = _elements(entry)
         lines = {
