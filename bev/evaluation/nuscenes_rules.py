@@ -179,8 +179,8 @@ def _check_tokens(results: dict[str, Any], expected: list[str]) -> list[Problem]
         if token not in wanted
     ]
     apart = ids_apart(list(results), expected)
-    first = [Problem(*apart.rsplit("; ", 1))] if apart else []
-    return [*first, *missing, *extra]
+    message, _, fix = apart.rpartition("; ")
+    return [*([Problem(message, fix)] if apart else []), *missing, *extra]
 
 
 def _check_sample(token: str, boxes: Any, attributes: Mapping[str, tuple[str, ...]]) -> list[Problem]:
@@ -265,7 +265,7 @@ def _box_faults(
 
 def _short(value: Any) -> str:
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())  # arrays have lines
     except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

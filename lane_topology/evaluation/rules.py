@@ -82,7 +82,7 @@ def _name(key: Any) -> str:
 
 def _short(value: Any) -> str:
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())  # arrays have lines
     except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
