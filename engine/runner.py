@@ -84,7 +84,7 @@ class TrainRunner(Runner):
                 method(self, **kwargs)
 
     def _maybe_compile(self, target: str) -> None:
-        """Compile what the loop calls, the model itself: Runner compiles its ``train_step``, which nothing calls here."""
+        """Compile the model, which the loop calls: Runner compiles its ``train_step``, which nothing calls here."""
         options = self.cfg.get("compile", False)
         if options is not False:
             with building("compile"):
