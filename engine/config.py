@@ -188,8 +188,9 @@ def _within_memory() -> Iterator[None]:
 
     def count(module: nn.Module, name: str, parameter: torch.Tensor | None) -> None:
         nonlocal used_bytes
-        if parameter is not None and parameter.device.type == "cpu":
-            used_bytes += parameter.nbytes
+        if parameter is None or parameter.device.type != "cpu":
+            return
+        used_bytes += parameter.nbytes
         if used_bytes > total_bytes:
             raise ConfigError(
                 f"model: {type(module).__name__}.{name} of {tuple(parameter.shape)} brings the parameters to "

@@ -21,7 +21,7 @@ from ..core.errors import CheckpointError, ConfigError, TrainingError, library_e
 from ..core.files import atomic_path, write_json
 from ..core.weight_names import weights_of
 from . import checkpoints
-from .config import KEYS, build_model, task_names
+from .config import KEYS, build_model, building, task_names
 from .config_text import config_text, read_config_text
 from .fine_tune import fine_tune
 from .loop import local_device
@@ -83,6 +83,13 @@ class TrainRunner(Runner):
             kind = ConfigError if fn_name == "before_run" else TrainingError
             with library_errors(kind, f"hook {type(hook).__name__}.{fn_name}", fix):
                 method(self, **kwargs)
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the model, which the loop calls: Runner compiles its ``train_step``, which nothing calls here."""
+        options = self.cfg.get("compile", False)
+        if options is not False:
+            with building("compile"):
+                self.bare_model.compile(**({} if options is True else options))
 
     def dump_config(self) -> None:
         """Not yet: Runner calls this before it is known whether the run can begin."""

@@ -286,9 +286,9 @@ def _check_start(resume: bool | str | Path, load_from: str | Path | None, fine_t
     """Refuse options that exclude one another and files that are not there, before anything is written."""
     if load_from and fine_tune:
         raise ConfigError(f"load_from {load_from} and fine_tune {fine_tune}: give one of them.")
-    if load_from or fine_tune:
-        weights_file(load_from or fine_tune)
-    if resume not in (False, True, "auto") and not Path(resume).is_file():
+    if weights := load_from or fine_tune:
+        weights_file(weights)
+    if not isinstance(resume, bool) and resume != "auto" and not Path(resume).is_file():
         raise CheckpointError(f"{resume}: no such checkpoint to resume from.")
 
 

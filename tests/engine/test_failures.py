@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drivestack.core.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from drivestack.core.folders import folder_lock
-from drivestack.engine.checkpoints import latest_checkpoint
+from drivestack.engine.checkpoints import latest_checkpoint, read_checkpoint
 from drivestack.engine.failures import computing, reading
 from drivestack.engine.train import train
 from support.toy_training import ToyDataset, ToyModel
@@ -176,3 +176,17 @@ def test_errors_from_workers_lose_their_traceback() -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     with pytest.raises(ConfigError, match=r"^own$"), reading(lambda: "samples a", "--workers", "again"):
         raise ConfigError("own")
+
+
+def test_compile_acts_on_what_the_loop_calls(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(3)
+    config.compile = dict(backend="eager")
+    compiled = train(config, tmp_path / "compiled")
+    for name, value in read_checkpoint(train(toy.toy_config(3), tmp_path / "plain"))["state_dict"].items():
+        torch.testing.assert_close(read_checkpoint(compiled)["state_dict"][name], value)
+    config.compile = dict(backend="nosuch")
+    with pytest.raises((TrainingError, ConfigError), match="nosuch"):
+        train(config, tmp_path / "wrong")
+    config.compile = dict(fast=True)
+    with pytest.raises(ConfigError, match=r"compile of the config cannot be built: .*'fast'"):
+        train(config, tmp_path / "wrong")
