@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine import registry as mmengine
 
-
 SCOPE = "drivestack"
 
 
