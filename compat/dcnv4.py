@@ -136,7 +136,10 @@ class DCNv4(nn.Module):
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """``input`` [N, H * W, C], ``shape`` (H, W); without it the map is square. Returns [N, Ho * Wo, C]."""
         n, tokens, _ = input.shape
-        side = math.isqrt(tokens)
+        if isinstance(tokens, Tensor):  # in torch.jit.trace, which would keep a number as a constant
+            side = tokens.double().sqrt().round().long()
+        else:
+            side = math.isqrt(tokens)
         height, width = (side, side) if shape is None else shape
         if height * width != tokens:
             raise ValueError(f"{tokens} tokens are not a map of {height} x {width}; give shape=(H, W)")

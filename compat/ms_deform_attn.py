@@ -97,7 +97,8 @@ class _DeformableAttention(nn.Module):
         Reference points of two numbers are (x, y); the offsets are in cells of the level. Of four: boxes (x, y, width,
         height); an offset of P cells reaches half the box.
         """
-        shapes = shapes.tolist() if isinstance(shapes, Tensor) else shapes
+        if isinstance(shapes, Tensor) and not torch.jit.is_tracing():  # a trace keeps them, for other shapes later
+            shapes = shapes.tolist()
         value = run_linear(self.value_proj, value)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
@@ -109,7 +110,7 @@ class _DeformableAttention(nn.Module):
         if numbers not in (2, 4):
             raise ValueError(f"reference_points must have 2 or 4 numbers each, got {list(reference_points.shape)}")
         if numbers == 4:
-            size = torch.tensor([(w, h) for h, w in shapes], dtype=reference_points.dtype, device=value.device)
+            size = torch.as_tensor(shapes).flip(-1).to(value.device, reference_points.dtype)  # [L, 2] width, height
             reach = reference_points[..., 2:] * size * (0.5 / self.num_points)  # cells per unit of offset
             offsets = offsets * reach[:, :, None, :, None]
         points = reference_points[..., :2].unsqueeze(3)  # [B, Q, L, 1, 2]

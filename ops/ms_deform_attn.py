@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .dispatch.calls import run
+from .dispatch.checks import check_filled
 from .dispatch.operators import MS_DEFORM_ATTN, MS_DEFORM_ATTN_FUSED
+from .dispatch.traced import run_of_shapes, traced_shapes
 
 Shapes = Sequence[Sequence[int]] | Tensor
 
@@ -52,6 +54,8 @@ def ms_deform_attn(
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
         BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
+    if backend is None and (traced := traced_shapes(spatial_shapes)) is not None:
+        return run_of_shapes(MS_DEFORM_ATTN, value, traced, sampling_locations, attention_weights)
     flat_shapes = [side for shape in shape_pairs(spatial_shapes) for side in shape]
     return run(MS_DEFORM_ATTN, backend, value, flat_shapes, sampling_locations, attention_weights)
 
@@ -92,7 +96,11 @@ def ms_deform_attn_fused(
         ValueError: shapes that do not fit, with the shapes. TypeError: dtypes that do not.
         BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
+    if backend is None and level_starts is None and (traced := traced_shapes(spatial_shapes)) is not None:
+        return run_of_shapes(MS_DEFORM_ATTN_FUSED, value, traced, reference_points, offsets, logits, level_mean)
     if level_starts is not None and len(level_starts) != len(spatial_shapes):
         raise ValueError(f"ms_deform_attn_fused: {len(level_starts)} level_starts for {len(spatial_shapes)} levels")
     levels = flat_levels(spatial_shapes, level_starts)
+    if level_starts is None:
+        check_filled(MS_DEFORM_ATTN_FUSED.name, value, levels)
     return run(MS_DEFORM_ATTN_FUSED, backend, value, levels, reference_points, offsets, logits, level_mean)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .dispatch.calls import run
 from .dispatch.operators import SPATIAL_CROSS_ATTENTION
+from .dispatch.traced import run_of_shapes, traced_shapes
 from .ms_deform_attn import flat_levels
 
 
@@ -44,5 +45,7 @@ def spatial_cross_attention(
         ValueError: shapes that do not fit, with the shapes; reference points that require a gradient.
         TypeError: dtypes that do not fit. BackendUnavailableError: backend "cpp" or "cuda" without such a kernel.
     """
+    if backend is None and (traced := traced_shapes(spatial_shapes)) is not None:
+        return run_of_shapes(SPATIAL_CROSS_ATTENTION, value, traced, reference_points, visible, offsets, logits)
     levels = flat_levels(spatial_shapes)
     return run(SPATIAL_CROSS_ATTENTION, backend, value, levels, reference_points, visible, offsets, logits)

@@ -199,6 +199,16 @@ def _check_queries(
         )
 
 
+def check_filled(op: str, value: Tensor, levels: Sequence[int]) -> None:
+    """ValueError where levels that follow each other leave tokens of a value [B, S, M, D] over."""
+    tokens = sum(h * w for h, w, _ in triples_of(levels))
+    if isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] > tokens:
+        raise ValueError(
+            f"{op}: spatial_shapes {[(h, w) for h, w, _ in triples_of(levels)]} hold {tokens} tokens but value has "
+            f"{value.shape[1]}; shapes fit the levels of value, or level_starts says where each begins"
+        )
+
+
 def check_ms_deform_attn_fused(
     op: str,
     value: Tensor,
