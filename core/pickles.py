@@ -34,6 +34,7 @@ class Allowed:
     """A function that a pickle may call. Nothing in a pickle can change it, as it could a bare function or class."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)
@@ -71,9 +72,9 @@ class Limits:
 
 # ---- NumPy -----------------------------------------------------------------------------------------------------------
 
-_rebuild_array = np.empty(0).__reduce__()[0]
-_rebuild_scalar = np.float64(0).__reduce__()[0]
-_array_from_buffer = np.empty(1).__reduce_ex__(5)[0]
+_rebuild_array: Any = np.empty(0).__reduce__()[0]
+_rebuild_scalar: Any = np.float64(0).__reduce__()[0]
+_array_from_buffer: Any = np.empty(1).__reduce_ex__(5)[0]
 
 
 _PLAIN_DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]\d{0,6}(\[\w{1,6}\])?|[a-z]{3,10}\d{0,3}")
@@ -103,7 +104,8 @@ class Dtype:
             if not _UNIT.fullmatch(unit) or type(count) is not int or not 0 < count < 10**6:
                 raise pickle.UnpicklingError("it has times of an unknown unit")
             self.real = np.dtype(f"{self.real.kind}8[{count}{unit}]")
-        self.real = self.real.newbyteorder(order if isinstance(order, str) else order.decode("ascii"))
+        named: Any = order if isinstance(order, str) else order.decode("ascii")
+        self.real = self.real.newbyteorder(named)
 
 
 def _real(dtype: Any) -> np.dtype:
@@ -270,7 +272,7 @@ def load_pickle(path: str | Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a pickle file") from None
     except pickle.UnpicklingError as error:
-        raise DataError(_refusal(path, str(error))) from None
+        raise DataError(_refusal(path, " ".join(str(error).split()))) from None
     except PICKLE_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: broken or truncated pickle ({reason}); fetch or make the file again") from None
