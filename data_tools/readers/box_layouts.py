@@ -69,9 +69,8 @@ def _by_heading(boxes: NDArray[np.float64], velocity_mps: NDArray[np.float64]) -
     if moving.sum() < MIN_WITNESSES:
         return None
     along = np.arctan2(velocity_mps[moving, 1], velocity_mps[moving, 0])
-    cosine = {
-        layout: float(np.median(np.cos(from_layout(boxes[moving], layout)[:, 6] - along))) for layout in BOX_LAYOUTS
-    }
-    if abs(cosine["lwh"] - cosine["wlh"]) < _CLEAR_COSINE:
+    along_heading = lambda layout: float(np.median(np.cos(from_layout(boxes[moving], layout)[:, 6] - along)))
+    new, old = along_heading("lwh"), along_heading("wlh")
+    if abs(new - old) < _CLEAR_COSINE:
         return None
-    return "lwh" if cosine["lwh"] > cosine["wlh"] else "wlh"
+    return "lwh" if new > old else "wlh"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ...core.errors import DataError
+
+_MAX_PART = 250  # letters; file systems take 255 bytes
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -16,10 +19,10 @@ def is_windows_path(text: str) -> bool:
 def portable_path(text: str) -> PurePosixPath:
     """A path out of a file, with slashes; one of Windows loses its drive letter and becomes relative.
 
-    Raises TypeError for anything but a text.
+    Raises DataError for what no file system takes as a path.
     """
-    if not isinstance(text, str) or "\0" in text:
-        raise TypeError(f"a path must be a text, got {str(text)[:60]!r}")
+    if not isinstance(text, str) or "\0" in text or max(map(len, re.split(r"[\\/]", text))) > _MAX_PART:
+        raise DataError(f"{str(text)[:60]!r} cannot be the path of a file; correct the entry that names it")
     if not is_windows_path(text):
         return PurePosixPath(text)
     path = PureWindowsPath(text)

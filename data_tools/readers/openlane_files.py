@@ -99,7 +99,8 @@ def collect(
         folder = Path(root) / split / segment
         path = folder / "info" / f"{timestamp}{'-ls' if segments else ''}.json"
         try:
-            frame = _arrays(_read_json(path), point_interval)
+            with np.errstate(over="ignore", invalid="ignore"):  # check_lanes names what is not finite
+                frame = _arrays(_read_json(path), point_interval)
             if with_sd_map and "annotation" in frame:
                 frame["sensor"]["sd_map"] = _sd_map(_read_json(folder / "sdmap.json"), frame["pose"])
         except (*LIBRARY_ERRORS, OSError) as error:

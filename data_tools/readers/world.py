@@ -181,7 +181,7 @@ class _Boxes:
         return np.einsum("nji,nj->ni", poses[:, :3, :3], self.centre_global_m - poses[:, :3, 3])
 
 
-def _first(boxes: _Boxes, bad: NDArray[np.bool_], what: str, fix: str) -> None:
+def _first(boxes: _Boxes, bad: NDArray[np.bool_] | np.bool_, what: str, fix: str) -> None:
     for i in np.flatnonzero(bad)[:1]:
         raise DataError(f"{boxes.place(int(i))}: {what}; {fix}")
 

@@ -199,8 +199,9 @@ def test_paths_below_a_root(tmp_path):
     for text in ("imgs/a.jpg", "imgs\\a.jpg", ".\\imgs\\a.jpg", "C:\\x y\\imgs\\a.jpg", "c:/x/imgs/a.jpg"):
         assert path_below(tmp_path, text) == tmp_path / "imgs" / "a.jpg", text
     assert path_below(tmp_path, "/abs/a.jpg") == Path("/abs/a.jpg")
-    with pytest.raises(TypeError, match="a path must be a text, got '3'"):
-        path_below(tmp_path, 3)
+    for text in (3, "a\0b", "x" * 300 + ".jpg"):
+        with pytest.raises(DataError, match="cannot be the path of a file"):
+            path_below(tmp_path, text)
 
 
 def test_other_pickles_are_named(tmp_path):
