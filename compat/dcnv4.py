@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone.cpu.linear import Linear
+from ..backbone.cpu.linear import run_linear
 from ..backbone.internimage.dcnv3_layer import at_window_centres, depthwise_padding
 from ..ops import dcnv4, ms_deform_attn, packed_width
 from .ms_deform_attn import MSDeformAttn
@@ -107,10 +107,10 @@ class DCNv4(nn.Module):
             dw_pad = depthwise_padding(dw_kernel_size, kernel_size, pad, dilation)
             self.dw_crop = max(-dw_pad, 0)
             self.offset_mask_dw = nn.Conv2d(channels, channels, dw_kernel_size, stride, max(dw_pad, 0), groups=channels)
-        self.offset_mask = Linear(channels, packed_width(group, kernel_size, bool(remove_center)))
+        self.offset_mask = nn.Linear(channels, packed_width(group, kernel_size, bool(remove_center)))
         if not without_pointwise:
-            self.value_proj = Linear(channels, channels)
-            self.output_proj = Linear(channels, channels, bias=output_bias)
+            self.value_proj = nn.Linear(channels, channels)
+            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
@@ -141,10 +141,10 @@ class DCNv4(nn.Module):
         if height * width != tokens:
             raise ValueError(f"{tokens} tokens are not a map of {height} x {width}; give shape=(H, W)")
         image = input.reshape(n, height, width, self.channels)
-        value = image if self.without_pointwise else self.value_proj(image)
+        value = image if self.without_pointwise else run_linear(self.value_proj, image)
         y = dcnv4(
             value,
-            self.offset_mask(self._guide(image)),
+            run_linear(self.offset_mask, self._guide(image)),
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.pad,
@@ -158,7 +158,7 @@ class DCNv4(nn.Module):
             gate = gate.to(y.dtype).repeat_interleave(self.group_channels, -1)
             y = torch.lerp(y, at_window_centres(value, self.kernel_size, self.stride, self.pad, self.dilation), gate)
         y = y.flatten(1, 2)
-        return y if self.without_pointwise else self.output_proj(y)
+        return y if self.without_pointwise else run_linear(self.output_proj, y)
 
 
 class FlashDeformAttnFunction:

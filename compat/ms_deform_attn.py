@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbone.cpu.linear import Linear
+from ..backbone.cpu.linear import run_linear
 from ..bev.map.attention import star_offsets
 from ..ops import ms_deform_attn, ms_deform_attn_fused
 
@@ -72,10 +72,10 @@ class _DeformableAttention(nn.Module):
                 raise ValueError(f"{total} channels of the {name} are not a multiple of {num_heads} heads")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = Linear(channels, samples * 2)
-        self.attention_weights = Linear(channels, samples)
-        self.value_proj = Linear(channels, value_channels)
-        self.output_proj = Linear(value_channels, channels)
+        self.sampling_offsets = nn.Linear(channels, samples * 2)
+        self.attention_weights = nn.Linear(channels, samples)
+        self.value_proj = nn.Linear(channels, value_channels)
+        self.output_proj = nn.Linear(value_channels, channels)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -98,13 +98,13 @@ class _DeformableAttention(nn.Module):
         height); an offset of P cells reaches half the box.
         """
         shapes = shapes.tolist() if isinstance(shapes, Tensor) else shapes
-        value = self.value_proj(value)
+        value = run_linear(self.value_proj, value)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
         layout = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))
-        logits = self.attention_weights(query).unflatten(-1, layout)
+        offsets = run_linear(self.sampling_offsets, query).unflatten(-1, (*layout, 2))
+        logits = run_linear(self.attention_weights, query).unflatten(-1, layout)
         numbers = reference_points.shape[-1]
         if numbers not in (2, 4):
             raise ValueError(f"reference_points must have 2 or 4 numbers each, got {list(reference_points.shape)}")
@@ -113,7 +113,7 @@ class _DeformableAttention(nn.Module):
             reach = reference_points[..., 2:] * size * (0.5 / self.num_points)  # cells per unit of offset
             offsets = offsets * reach[:, :, None, :, None]
         points = reference_points[..., :2].unsqueeze(3)  # [B, Q, L, 1, 2]
-        return self.output_proj(ms_deform_attn_fused(value, shapes, points, offsets, logits))
+        return run_linear(self.output_proj, ms_deform_attn_fused(value, shapes, points, offsets, logits))
 
 
 class MSDeformAttn(_DeformableAttention):

@@ -7,6 +7,7 @@ compared with the file before memory is taken.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -48,11 +49,10 @@ class Allowed:
 
 
 class Limits:
-    """What one file may do: copy no more than it could hold, and make no dtype that reads outside of its array."""
+    """Counts what constructors copy, so that a small file cannot fill the memory by repeating itself."""
 
     def __init__(self, file_bytes: int) -> None:
         self.left = SMALL_BYTES + COPIES_PER_BYTE * file_bytes
-        self._dtypes: list[np.dtype] = []
 
     def copying(self, kind: Callable[..., Any]) -> Allowed:
         """``kind`` (list, bytes, ...) of something that is there already."""
@@ -68,31 +68,6 @@ class Limits:
 
         return Allowed(make)
 
-    def dtype(self, name: Any, align: bool = False, copy: bool = False) -> np.dtype:
-        """What numpy.dtype makes of a name. Its state is set later, so it is looked at again in the end."""
-        if isinstance(name, bytes):
-            name = name.decode("ascii")
-        if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
-            raise pickle.UnpicklingError(f"it asks for the dtype {str(name)[:40]!r}")
-        self._dtypes.append(np.dtype(name, copy=True))
-        return self._dtypes[-1]
-
-    def check_dtypes(self) -> None:
-        """Raises pickle.UnpicklingError for a dtype that the file has given fields, objects or another size."""
-        for made in self._dtypes:
-            sound_dtype(made)
-
-
-_PLAIN_DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]\d{0,6}(\[\w{1,6}\])?|[a-z]{3,10}\d{0,3}")
-
-
-def sound_dtype(dtype: Any) -> np.dtype:
-    """The dtype itself. Raises pickle.UnpicklingError for fields, arrays, objects and impossible sizes."""
-    plain = isinstance(dtype, np.dtype) and dtype.fields is None and dtype.subdtype is None and dtype.itemsize >= 0
-    if not plain or dtype.flags != np.dtype(dtype.char).flags:
-        raise pickle.UnpicklingError("it has a dtype with fields or of an impossible size")
-    return dtype
-
 
 # ---- NumPy -----------------------------------------------------------------------------------------------------------
 
@@ -101,30 +76,83 @@ _rebuild_scalar = np.float64(0).__reduce__()[0]
 _array_from_buffer = np.empty(1).__reduce_ex__(5)[0]
 
 
+_PLAIN_DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]\d{0,6}(\[\w{1,6}\])?|[a-z]{3,10}\d{0,3}")
+_UNIT = re.compile(r"[a-zA-Z]{1,7}")
+
+
+class Dtype:
+    """Stands in for a dtype while a pickle loads: the state that a file gives to a real one can make NumPy crash."""
+
+    __slots__ = ("real",)
+
+    def __init__(self, name: Any, align: bool = False, copy: bool = False) -> None:
+        if isinstance(name, bytes):
+            name = name.decode("ascii")
+        if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
+            raise pickle.UnpicklingError(f"it asks for the dtype {str(name)[:40]!r}")
+        self.real = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        """(version, byte order, None, None, None, item size, alignment, flags[, unit of time])."""
+        _, order, array, names, fields, size, _, _, *more = state
+        if (array, names, fields) != (None, None, None) or size not in (-1, self.real.itemsize):
+            raise pickle.UnpicklingError("it has a dtype with fields, or of a size that its name does not have")
+        if more and self.real.kind in "mM":
+            unit, count, *_ = more[0][1]
+            unit = unit.decode("ascii") if isinstance(unit, bytes) else unit
+            if not _UNIT.fullmatch(unit) or type(count) is not int or not 0 < count < 10**6:
+                raise pickle.UnpicklingError("it has times of an unknown unit")
+            self.real = np.dtype(f"{self.real.kind}8[{count}{unit}]")
+        self.real = self.real.newbyteorder(order if isinstance(order, str) else order.decode("ascii"))
+
+
+def _real(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, Dtype):
+        raise pickle.UnpicklingError("it has an array without a dtype")
+    return dtype.real
+
+
+class PickledArray(np.ndarray):
+    """An array whose values come later, with as many of them as its shape says, which NumPy checks for numbers only."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, columns_first, values = state
+        real = dtype if isinstance(dtype, np.dtype) else _real(dtype)  # a real one: a copy in this process
+        if real.hasobject and not (isinstance(values, list) and len(values) == math.prod(shape)):
+            raise pickle.UnpicklingError("it has an array of objects with another number of them than its shape says")
+        super().__setstate__((version, shape, real, columns_first, values))
+
+    def __reduce__(self) -> Any:
+        return self.view(np.ndarray).__reduce__()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.view(np.ndarray).__reduce_ex__(protocol)
+
+
 def empty_array(kind: Any, shape: Any, letter: Any) -> np.ndarray:
-    """The array of no values that NumPy fills afterwards, from bytes whose number it checks."""
+    """The array of no values that is filled afterwards."""
     if kind is not ndarray or shape not in ((0,), [0]):
         raise pickle.UnpicklingError(f"it makes an array of shape {str(shape)[:40]} without its values")
-    return _rebuild_array(np.ndarray, (0,), b"b")
+    return _rebuild_array(PickledArray, (0,), b"b")
 
 
-def _array(shape: Any, dtype: Any = "f8", buffer: Any = None, *more: Any) -> np.ndarray:
+def _array(shape: Any, dtype: Any = None, buffer: Any = None, *more: Any) -> np.ndarray:
     """numpy.ndarray with values."""
-    dtype = np.dtype(dtype) if isinstance(dtype, str) else sound_dtype(dtype)
-    if buffer is None or dtype.hasobject or sound_dtype(dtype).itemsize == 0:
+    real = Dtype(dtype).real if isinstance(dtype, str) else _real(dtype)
+    if buffer is None or real.hasobject or real.itemsize == 0:
         raise pickle.UnpicklingError(f"it makes an array of shape {str(shape)[:40]} without its values")
-    return np.ndarray(shape, dtype, buffer, *more)
+    return np.ndarray(shape, real, buffer, *more)
 
 
 def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    return _array_from_buffer(buffer, sound_dtype(dtype), shape, order)
+    return _array_from_buffer(buffer, _real(dtype), shape, order)
 
 
-def numpy_scalar(dtype: np.dtype, value: Any = None) -> Any:
+def numpy_scalar(dtype: Any, value: Any = None) -> Any:
     """A NumPy scalar from its bytes."""
-    if sound_dtype(dtype).hasobject or not isinstance(value, bytes | str):
+    if _real(dtype).hasobject or not isinstance(value, bytes | str):
         raise pickle.UnpicklingError("it makes a NumPy scalar of something other than bytes")
-    return _rebuild_scalar(dtype, value)
+    return _rebuild_scalar(_real(dtype), value)
 
 
 def _latin1(text: str, encoding: str = "") -> bytes:
@@ -138,9 +166,9 @@ ndarray = Allowed(_array)
 encode_latin1 = Allowed(_latin1)
 
 
-def numpy_names(limits: Limits) -> dict[tuple[str, str], Any]:
+def numpy_names() -> dict[tuple[str, str], Any]:
     """What pickles of arrays, dtypes and scalars name, for NumPy 1 and 2."""
-    names: dict[tuple[str, str], Any] = {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): Allowed(limits.dtype)}
+    names: dict[tuple[str, str], Any] = {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): Allowed(Dtype)}
     for core in ("numpy.core", "numpy._core"):
         names[core + ".multiarray", "_reconstruct"] = Allowed(empty_array)
         names[core + ".multiarray", "scalar"] = Allowed(numpy_scalar)
@@ -217,7 +245,7 @@ class AllowListUnpickler(pickle.Unpickler):
 
 
 def _plain_data(limits: Limits) -> dict[tuple[str, str], Any]:
-    names = numpy_names(limits)
+    names = numpy_names()
     names["_codecs", "encode"] = encode_latin1
     for kind in (set, frozenset, bytes, bytearray, list, dict, tuple):
         names["builtins", kind.__name__] = names["__builtin__", kind.__name__] = limits.copying(kind)
@@ -238,10 +266,7 @@ def load_pickle(path: str | Path) -> Any:
                 raise EOFError("it is empty")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 check_lengths(data)
-            limits = Limits(size)
-            content = AllowListUnpickler(stream, _plain_data(limits)).load()
-            limits.check_dtypes()
-            return content
+            return AllowListUnpickler(stream, _plain_data(Limits(size))).load()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a pickle file") from None
     except pickle.UnpicklingError as error:

@@ -302,11 +302,11 @@ class _TensorUnpickler:
         self._load = load
         self._storages: dict[str, torch.UntypedStorage] = {}
         self.numel_of: dict[str, int] = {}
-        self._limits = Limits(file_bytes)
-        self._allowed = numpy_names(self._limits) | _torch_names()
+        limits = Limits(file_bytes)
+        self._allowed = numpy_names() | _torch_names()
         for kind in (set, frozenset, bytearray, list, dict, tuple):
-            self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = (
-                self._limits.copying(kind)
+            self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = limits.copying(
+                kind
             )
 
     def load(self, content: bytes) -> Any:
@@ -314,9 +314,7 @@ class _TensorUnpickler:
         unpickler = AllowListUnpickler(io.BytesIO(content), self._allowed, encoding="utf-8")
         unpickler.persistent_load = self._storage  # type: ignore[method-assign]
         try:
-            found = unpickler.load()
-            self._limits.check_dtypes()
-            return found
+            return unpickler.load()
         except pickle.UnpicklingError as error:
             if str(error).startswith("it names "):
                 name = str(error).removeprefix("it names ")

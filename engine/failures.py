@@ -89,6 +89,13 @@ def _dead_worker(samples: str, text: str, workers_option: str, again: str) -> Da
     )
 
 
+def end_workers(batches: object) -> None:
+    """End the loader workers of a DataLoader's iterator, also where a traceback still holds it."""
+    shut_down = getattr(batches, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+
+
 def bad_parameters(model: nn.Module, limit: int = 3) -> list[str]:
     """Names of parameters and buffers that hold NaN or infinity, the first ``limit``."""
     named = [*model.named_parameters(), *model.named_buffers()]

@@ -77,8 +77,10 @@ class KeepCheckpoints(Hook):
 
 
 class AverageWeights(EMAHook):
-    """MMEngine's moving average of the weights, moved by steps of the optimiser: so it does not depend on how many
-    iterations (and processes) share a step."""
+    """MMEngine's moving average of the weights, moved by steps of the optimiser.
+
+    So it does not depend on how many iterations, and processes, share a step.
+    """
 
     def after_train_iter(
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError, TrainingError
 from ..core.registries import LOOPS
 from ..core.signals import Held, hold_termination
-from .failures import bad_parameters, computing, reading, workers_die_quietly
+from .failures import bad_parameters, computing, end_workers, reading, workers_die_quietly
 
 AGAIN = "--resume goes on from the last checkpoint"
 WORKERS = "train_dataloader.num_workers"
@@ -107,7 +107,7 @@ class ResumableTrainLoop(BaseLoop):
                 if not (held.requested and self.iter % self.window == 0):  # the signal has ended the workers, too
                     raise
             finally:
-                del batches  # ends the workers, also where a traceback keeps this frame
+                end_workers(batches)
 
     def _samples(self) -> str:
         """The samples of this iteration, named for a message."""

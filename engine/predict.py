@@ -20,7 +20,7 @@ from ..core.progress import ProgressDisplay
 from ..data_tools.clips.clip_dataset import ClipDataset
 from ..data_tools.clips.collate import collate_clips
 from ..data_tools.clips.sampler import SceneOrderSampler
-from .failures import computing, reading, workers_die_quietly
+from .failures import computing, end_workers, reading, workers_die_quietly
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -122,11 +122,14 @@ def _batches(batches: Iterator[Batch], dataset: ClipDataset, sampler: SceneOrder
         places = sampler.indices[done : done + size].tolist()
         return _named([tokens[place] if tokens else place for place in places])
 
-    while done < len(sampler):
-        with reading(samples, "--workers", "then run it again"):
-            batch = next(batches)
-        yield batch
-        done += size
+    try:
+        while done < len(sampler):
+            with reading(samples, "--workers", "then run it again"):
+                batch = next(batches)
+            yield batch
+            done += size
+    finally:
+        end_workers(batches)
 
 
 def _named(tokens: Sequence[Any]) -> str:

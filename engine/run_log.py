@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.files import write_errors
 
 
 class RunLog:
@@ -27,7 +28,7 @@ class RunLog:
 
     def write(self, record: Mapping[str, Any], group: str = "train") -> None:
         """``record`` holds ``iter`` and values; the numbers among them, also one mapping deep, become curves."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._events is None:
             return

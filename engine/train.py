@@ -201,9 +201,7 @@ def _check(config: Config, seed: int, max_minutes: float | None, evaluate: Evalu
     _whole_windows(config)
     for key in ("batch_sampler", "num_batch_per_epoch"):
         if config.train_dataloader.get(key) is not None:
-            raise ConfigError(
-                f"train_dataloader.{key}: training cannot resume with it; remove it, use ResumableSampler."
-            )
+            raise ConfigError(f"train_dataloader.{key}: training cannot resume with it; remove it.")
     if config.get("validation") and evaluate is None:
         raise ConfigError(
             "the config has validation, but train() was given no evaluate function: pass one (evaluate=...), or set "

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import DrivestackError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, check_writable, sync_files, write_errors
+from ..core.folders import file_lock
 from ..ops.dispatch import registration  # noqa: F401  (defines the operators)
 from ..ops.reference import compute_dtype, output_size
 
@@ -279,6 +282,7 @@ def export_onnx(
 
     Raises:
         ExportError: packages are missing, the model is in training mode, or the plugins cannot do what it needs.
+        OutputError: `file` cannot be written.
         ValueError: unknown `operators_as`, or an opset below 18.
     """
     if operators_as not in _DECOMPOSITIONS:
@@ -291,6 +295,8 @@ def export_onnx(
             f"exporting to ONNX needs {' and '.join(missing)}: pip install 'drivestack[export]' "
             f"(or pip install {' '.join(missing)})"
         )
+    if file is not None:
+        check_writable(file)
     if model.training:
         raise ExportError("the model is in training mode: call model.eval() before exporting it")
     with torch.no_grad():
@@ -312,8 +318,25 @@ def export_onnx(
     if file is not None:
         tensors = [*exported.state_dict.values(), *(c for c in exported.constants.values() if isinstance(c, Tensor))]
         if sum(t.nbytes for t in tensors) > LARGEST_FILE_BYTES:
-            program.save(file, external_data=True)
+            _save_in_two(program, Path(file))
         else:
             with atomic_path(file) as temporary:
                 program.save(temporary, external_data=False)
     return program
+
+
+def _save_in_two(program: torch.onnx.ONNXProgram, file: Path) -> None:
+    """Model and weights, FILE.data, which is put in place first; neither is ever there by halves."""
+    with file_lock(file, "ONNX export"):
+        folder = file.absolute().with_name(f".{file.name}.drivestack-tmp")
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed run
+        folder.mkdir()
+        try:
+            with write_errors(file):
+                program.save(folder / file.name, external_data=True)
+                parts = sorted(folder.iterdir(), key=lambda part: part.name == file.name)
+                sync_files(parts)
+                for part in parts:
+                    part.replace(file.absolute().with_name(part.name))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

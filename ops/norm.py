@@ -5,6 +5,7 @@ short. The kernels here make one pass. Where autograd, compilers or other device
 are the better choice: `backbone.internimage.layers` calls these for inference only.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,13 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch.backend import use_kernel
+from .dispatch.library import count_flops, define, implement
 
 _NORM = "Tensor weight, Tensor bias, float eps, bool gelu"
-torch.library.define("drivestack::layer_norm", f"(Tensor x, {_NORM}, Tensor? residual) -> Tensor")
-torch.library.define(
-    "drivestack::depthwise_norm",
-    f"(Tensor x, Tensor kernel, Tensor kernel_bias, {_NORM}, int stride, int padding) -> Tensor",
-)
+define("layer_norm", f"(Tensor x, {_NORM}, Tensor? residual) -> Tensor")
+define("depthwise_norm", f"(Tensor x, Tensor kernel, Tensor kernel_bias, {_NORM}, int stride, int padding) -> Tensor")
 
 
 def layer_norm_reference(
@@ -47,13 +46,21 @@ def depthwise_norm_reference(
     return layer_norm_reference(y.permute(0, 2, 3, 1).contiguous(), weight, bias, eps, gelu)
 
 
-@torch.library.register_fake("drivestack::layer_norm")
-def _(x: Tensor, *_: Any) -> Tensor:
+def _depthwise_shape(x: Tensor, kernel: Tensor, stride: int, padding: int) -> tuple[int, ...]:
+    n, height, width, channels = x.shape
+    rows, columns = ((size + 2 * padding - kernel.shape[-1]) // stride + 1 for size in (height, width))
+    return n, rows, columns, channels
+
+
+def _depthwise_flops(x: Tensor, kernel: Tensor, *rest: Any) -> int:
+    return 2 * math.prod(_depthwise_shape(x, kernel, *rest[-2:])) * kernel[0].numel()
+
+
+def _layer_norm_fake(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("drivestack::depthwise_norm")
-def _(
+def _depthwise_norm_fake(
     x: Tensor,
     kernel: Tensor,
     kernel_bias: Tensor,
@@ -64,13 +71,15 @@ def _(
     stride: int,
     padding: int,
 ) -> Tensor:
-    n, height, width, channels = x.shape
-    out = [(size + 2 * padding - kernel.shape[-1]) // stride + 1 for size in (height, width)]
-    return x.new_empty((n, *out, channels))
+    return x.new_empty(_depthwise_shape(x, kernel, stride, padding))
 
 
 for _name, _reference in (("layer_norm", layer_norm_reference), ("depthwise_norm", depthwise_norm_reference)):
-    torch.library.impl(f"drivestack::{_name}", "CompositeExplicitAutograd", _reference)
+    implement(_name, "CompositeExplicitAutograd", _reference)
+implement("layer_norm", "fake", _layer_norm_fake)
+implement("depthwise_norm", "fake", _depthwise_norm_fake)
+count_flops("layer_norm", lambda *_: 0)  # as PyTorch counts its own
+count_flops("depthwise_norm", _depthwise_flops)
 
 
 def layer_norm(

@@ -6,17 +6,18 @@ tells them whether their weights will change again.
 
 from __future__ import annotations
 
+import collections
 import copy
-import itertools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
 from ..internimage.layers import DepthwiseBranch
-from .linear import Linear, PackedConv2d, PackedLinear
+from .batch_norms import fold_batch_norms
+from .linear import PackedConv2d, PackedLinear
+from .plain import is_plain
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,57 +29,49 @@ def prepare_inference(model: Model) -> Model:
     - Layers over the same input run as one (DCNv3's offsets and masks, the offsets and weights of an attention).
     - On CPUs, weights are packed for oneDNN on the first call, once per dtype: under autocast without a cast per call.
 
+    Only plain modules are changed, of which the order is certain: layers with hooks, adapters or parametrisations,
+    pruned, quantised and shared ones stay what they are, and work. Quantise or adapt a model before it is prepared:
+    what looks for `nn.Linear` later finds none.
+
     The copy follows later changes of the model's weights in no way, has other state-dict keys and takes about twice the
     memory of its weights on a CPU. It compiles and exports like the model.
     """
     # what is made under inference_mode has no version counter, by which the packed layers notice changed weights
     with torch.inference_mode(False), torch.no_grad():
-        model = copy.deepcopy(model).eval().requires_grad_(False)
-        for module in list(model.modules()):
-            fold_batch_norms(module)
+        model = copy.deepcopy(model, _computed_tensors(model)).eval().requires_grad_(False)
+        fold_batch_norms(model)
+        shared = _shared_modules(model)
         for module in list(model.modules()):
             for change in ("fold_scales", "join_projections"):
-                if hasattr(module, change):
+                if hasattr(module, change) and not any(id(part) in shared for part in module.modules()):
                     getattr(module, change)()
         _replace(model)
     return model
 
 
-def fold_batch_norms(parent: nn.Module) -> int:
-    """Fold BatchNorms among a module's direct children into the convolutions before them, in place; how many.
+def _computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """Copies of what deepcopy refuses: tensors computed from parameters (pruning, weight norm), by identity."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    return {id(x): x.detach().clone() for x in attributes if isinstance(x, Tensor) and not x.is_leaf}
 
-    A BatchNorm belongs to the convolution before it in an ``nn.Sequential``, and to ``conv<i>`` if it is called
-    ``bn<i>``. Both must be in evaluation mode.
-    """
-    children = dict(parent.named_children())
-    if isinstance(parent, nn.Sequential):
-        pairs = list(itertools.pairwise(children))
-    else:
-        pairs = [(name.replace("bn", "conv", 1), name) for name in children if name.startswith("bn")]
-    folded = 0
-    for conv_name, norm_name in pairs:
-        conv, holder, key = children.get(conv_name), parent, norm_name
-        norm = children[norm_name]
-        if isinstance(norm, nn.Sequential) and len(norm):  # a norm, then maybe another layout: layers.build_norm
-            holder, key, norm = norm, "0", norm[0]
-        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-            setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-            setattr(holder, key, nn.Identity())
-            folded += 1
-    return folded
+
+def _shared_modules(model: nn.Module) -> set[int]:
+    """Identities of the modules that stand in several places of the model."""
+    counts = collections.Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    return {identity for identity, count in counts.items() if count > 1}
 
 
 def _replace(parent: nn.Module) -> None:
-    packers: dict[type[nn.Module], Callable[..., nn.Module]] = {
-        nn.Linear: PackedLinear,
-        Linear: PackedLinear,
-        nn.Conv2d: PackedConv2d,
-    }
+    packers: dict[type[nn.Module], Callable[..., nn.Module]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
     if isinstance(parent, DepthwiseBranch) and parent.one_pass:
         return  # an operator of its own
     for name, child in list(parent.named_children()):
         packer = packers.get(type(child))
-        if packer is None or (isinstance(child, nn.Conv2d) and child.padding_mode != "zeros"):
+        if packer is None:
             _replace(child)
-        elif not isinstance(child.padding if isinstance(child, nn.Conv2d) else (), str):
+        elif is_plain(child, type(child)) and (packer is PackedLinear or _zero_padded(child)):
             setattr(parent, name, packer(child))
+
+
+def _zero_padded(conv: nn.Module) -> bool:
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

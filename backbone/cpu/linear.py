@@ -2,8 +2,9 @@
 
 PyTorch sends float32 matrix products on x86 to MKL, which takes its AVX2 path on AMD processors: on those with AVX-512
 oneDNN does the same in half the time. It also fuses what follows, and keeps weights in its own layout (`Packed*`, made
-by `inference.prepare_inference`), which saves a copy of all weights per call on any x86 processor. Elsewhere (other
-devices and dtypes, torch.compile, torch.export, tracing) these are PyTorch's own layers.
+by `inference.prepare_inference`), which saves a copy of all weights per call on any x86 processor. Modules call their
+linear layers, which are PyTorch's own class, through `run_linear`. Elsewhere (other devices and dtypes, torch.compile,
+torch.export, tracing, layers that are not plain) these are PyTorch's own calls.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+
+from .plain import inference_on_cpu, is_exact_gelu, is_ordinary, is_plain
 
 CONVOLUTION_PAYS = 1 << 23  # multiplications; below, its set-up costs more than it saves
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
@@ -39,7 +41,7 @@ def _onednn(signature: str) -> Any:
 
 
 @functools.cache
-def _dtype_served(dtype: torch.dtype) -> bool:
+def _dtype_supported(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -53,60 +55,54 @@ def _mkl_lags() -> bool:
     return "AuthenticAMD" in vendor and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def _ordinary(x: Tensor) -> bool:
-    """True for a plain CPU tensor outside tracing and forward-mode differentiation."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and x.device.type == "cpu"
-        and x.numel() > 0
-        and not torch.jit.is_tracing()
-        and forward_ad._current_level < 0
-    )
-
-
-def inference_on_cpu(x: Tensor) -> bool:
-    """Whether operators without a gradient may take this input."""
-    return not torch.is_grad_enabled() and _ordinary(x)
-
-
-def _finish(x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-    if activation is not None:
-        x = F.gelu(x) if activation == "gelu" else F.relu(x)
-    return x if residual is None else residual + x
-
-
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` as a 1 x 1 convolution over one long channels-last column: oneDNN in both directions."""
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, C, rows, 1]
     return F.conv2d(column, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear`, behind it an optional activation (None, "gelu": exact, or "relu") or a residual to be added."""
+def _product(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, for a plain `nn.Linear` by the quickest matrix product."""
+    if not (is_ordinary(x) and is_plain(layer, nn.Linear)):
+        return layer(x)
+    weight, bias = layer.weight, layer.bias
+    if weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
+        return layer(x)
+    if torch.is_autocast_enabled("cpu"):
+        if not torch.is_grad_enabled():
+            # Autocast keeps all its half-precision weights until its context ends: cold memory, page by page. Cast
+            # just before they are needed, they take the same warm place one after the other.
+            dtype = torch.get_autocast_dtype("cpu")
+            return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+    elif x.dtype == torch.float32 and _mkl_lags():
+        if torch.is_grad_enabled():
+            if x.numel() * weight.shape[0] >= CONVOLUTION_PAYS:
+                return _as_convolution(x, weight, bias)
+        elif x.dim() > 1:
+            operator = _onednn(_LINEAR)
+            if operator is not None:
+                return operator(x, weight, bias, "none", [], "")
+    return layer(x)
 
-    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        return _finish(self._product(x), activation, residual)
 
-    def _product(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if weight.dtype != torch.float32 or not _ordinary(x):
-            return F.linear(x, weight, bias)
-        if torch.is_autocast_enabled("cpu"):
-            if not torch.is_grad_enabled():
-                # Autocast keeps all its half-precision weights until its context ends: cold memory, page by page. Cast
-                # just before they are needed, they take the same warm place one after the other.
-                dtype = torch.get_autocast_dtype("cpu")
-                return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
-        elif x.dtype == torch.float32 and _mkl_lags():
-            if torch.is_grad_enabled():
-                if x.numel() * weight.shape[0] >= CONVOLUTION_PAYS:
-                    return _as_convolution(x, weight, bias)
-            elif x.dim() > 1:
-                operator = _onednn(_LINEAR)
-                if operator is not None:
-                    return operator(x, weight, bias, "none", [], "")
-        return F.linear(x, weight, bias)
+def run_linear(
+    layer: nn.Module, x: Tensor, activation: nn.Module | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """``residual + activation(layer(x))``, in fewer steps where ``layer`` and ``activation`` are plain modules.
+
+    ``layer`` may be anything that is called with one argument: an adapter, a quantised layer, a hooked one.
+    """
+    if type(layer) is PackedLinear and inference_on_cpu(x) and is_plain(layer, PackedLinear):
+        if activation is None:
+            return layer.fused(x, None, residual)
+        if is_exact_gelu(activation):
+            return layer.fused(x, "gelu", residual)
+        if is_plain(activation, nn.ReLU):
+            return layer.fused(x, "relu", residual)
+    y = _product(layer, x)
+    if activation is not None:
+        y = activation(y)
+    return y if residual is None else residual + y
 
 
 class _Packed(nn.Module):
@@ -131,7 +127,7 @@ class _Packed(nn.Module):
             return None
         operator, autocast = _onednn(self.signature), torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-        if operator is None or not _dtype_served(dtype) or not (autocast or dtype == self.weight.dtype):
+        if operator is None or not _dtype_supported(dtype) or not (autocast or dtype == self.weight.dtype):
             return None
         # buffers may still be replaced or rewritten: load_state_dict, .to()
         state = (self.weight.data_ptr(), self.weight._version, None if self.bias is None else self.bias._version)
@@ -159,15 +155,34 @@ class PackedLinear(_Packed):
     def _pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused(x)
+
+    def fused(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """The product, behind it an activation (None, "gelu": exact, or "relu"), then a residual to be added."""
         packed = self._for_input(x) if x.dim() > 1 else None
         if packed is None:
-            return _finish(F.linear(x, self.weight, self.bias), activation, residual)
-        operator, x, weight, bias = packed
-        if activation is None and residual is not None and residual.dtype == x.dtype:
-            return operator.binary(x, residual.contiguous(), weight, bias, "add")
-        name, algorithm = ACTIVATIONS[activation]
-        return _finish(operator(x, weight, bias, name, [], algorithm), None, residual)
+            y = F.linear(x, self.weight, self.bias)
+            if activation is not None:
+                y = F.gelu(y) if activation == "gelu" else F.relu(y)
+        else:
+            operator, x, weight, bias = packed
+            if activation is None and residual is not None and residual.dtype == x.dtype:
+                return operator.binary(x, residual.contiguous(), weight, bias, "add")
+            name, algorithm = ACTIVATIONS[activation]
+            y = operator(x, weight, bias, name, [], algorithm)
+        return y if residual is None else residual + y
+
+
+def joinable(*layers: nn.Module) -> bool:
+    """Whether `PackedLinear` gives what these layers give one by one."""
+    first = layers[0]
+    return all(
+        is_plain(layer, nn.Linear)
+        and layer.weight.dtype == first.weight.dtype
+        and (layer.bias is None) == (first.bias is None)
+        for layer in layers
+    )
 
 
 class PackedConv2d(_Packed):
@@ -177,6 +192,7 @@ class PackedConv2d(_Packed):
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer.weight, layer.bias)
+        self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
         self.padding, self.stride, self.dilation, self.groups = (
             layer.padding,
             layer.stride,

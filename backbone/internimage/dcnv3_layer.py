@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import dcnv3
-from ..cpu.linear import Linear, PackedLinear
+from ..cpu.linear import PackedLinear, joinable, run_linear
 from .layers import DepthwiseBranch
 
 
@@ -104,10 +104,10 @@ class DCNv3(nn.Module):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
         self.center_feature_scale = center_feature_scale
         self.dw_conv = DepthwiseBranch(channels, dw_kernel_size, stride, max(dw_pad, 0), norm_layer, act_layer)
-        self.offset = Linear(channels, group * self.num_taps * 2)
-        self.mask = Linear(channels, group * self.num_taps)
-        self.input_proj = Linear(channels, channels)
-        self.output_proj = Linear(channels, channels)
+        self.offset = nn.Linear(channels, group * self.num_taps * 2)
+        self.mask = nn.Linear(channels, group * self.num_taps)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
         self.offset_mask: PackedLinear | None = None
         self.reset_parameters()
 
@@ -122,19 +122,28 @@ class DCNv3(nn.Module):
 
     def join_projections(self) -> None:
         """For inference, see `prepare_inference`: one product gives offsets and masks, read in place."""
-        self.offset_mask = PackedLinear(self.offset, self.mask)
-        del self.offset, self.mask
+        if joinable(self.offset, self.mask):
+            self.offset_mask = PackedLinear(self.offset, self.mask)
+            del self.offset, self.mask
 
     def _offsets_and_logits(self, guide: Tensor) -> tuple[Tensor, Tensor]:
         """[N, Ho, Wo, G*K*2] in pixels and [N, Ho, Wo, G*K] before the softmax."""
         if self.offset_mask is None:
-            return self.offset(guide), self.mask(guide)
+            return run_linear(self.offset, guide), run_linear(self.mask, guide)
         taps = self.group * self.num_taps
-        return self.offset_mask(guide).split((2 * taps, taps), -1)
+        return run_linear(self.offset_mask, guide).split((2 * taps, taps), -1)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[N, H, W, C] -> [N, Ho, Wo, C]; a residual of the result's shape is added."""
-        value = self.input_proj(x)  # [N, H, W, C]
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, H, W, C] -> [N, Ho, Wo, C]."""
+        return run_linear(self.output_proj, self._aggregate(x))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual + self(x)``, without a pass over the map of its own where that can be."""
+        return run_linear(self.output_proj, self._aggregate(x), residual=residual)
+
+    def _aggregate(self, x: Tensor) -> Tensor:
+        """What the output projection gets, [N, Ho, Wo, C]."""
+        value = run_linear(self.input_proj, x)  # [N, H, W, C]
         seen = x[:, self.dw_crop : -self.dw_crop, self.dw_crop : -self.dw_crop] if self.dw_crop else x
         guide = self.dw_conv(seen)  # [N, Ho, Wo, C]
         offset, logits = self._offsets_and_logits(guide)
@@ -157,4 +166,4 @@ class DCNv3(nn.Module):
             grouped = (*guide.shape[:3], self.group, -1)
             centre = at_window_centres(value, self.kernel_size, self.stride, self.pad, self.dilation).reshape(grouped)
             y = torch.lerp(y.view(grouped), centre, gate.to(y.dtype)).flatten(3)
-        return self.output_proj(y, residual=residual)
+        return y

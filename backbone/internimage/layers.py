@@ -11,11 +11,12 @@ Shape legend: N images, H height, W width, C channels.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from ...ops.norm import depthwise_norm, layer_norm
-from ..cpu.linear import Linear, inference_on_cpu
+from ..cpu.linear import run_linear
+from ..cpu.plain import inference_on_cpu, is_exact_gelu, is_plain
 
 LAYER_NORM_EPS = 1e-6
 ACTIVATIONS = {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}
@@ -66,24 +67,47 @@ def build_norm(channels: int, norm_layer: str = "LN", *, source: str = "NHWC", t
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last axis, with an exact GELU and optionally with a residual."""
+    """`nn.LayerNorm` over the last axis, by a kernel for inference on CPUs."""
 
-    def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        if inference_on_cpu(x):
-            fits = residual is None or residual.dtype == x.dtype
-            y = layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu, residual=residual if fits else None)
-            return y if fits else residual + y
-        y = super().forward(x)
-        y = F.gelu(y) if gelu else y
-        return y if residual is None else residual + y
+    def forward(self, x: Tensor) -> Tensor:
+        if inference_on_cpu(x) and self.takes(x.dtype):
+            return layer_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether the kernel does what PyTorch's norm does with inputs of this dtype."""
+        if self.weight is None or self.bias is None or self.weight.dtype != self.bias.dtype:
+            return False
+        return self.weight.dtype == dtype or (self.weight.dtype == torch.float32 and dtype.itemsize == 2)
+
+    def fused(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """The norm, then exact GELU, then a residual added, in one pass; for inference where `norm_of` finds it."""
+        if residual is None or residual.dtype == x.dtype:
+            return layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu, residual=residual)
+        return residual + layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu)
 
 
-def norm_and_activate(norm: nn.Sequential, act: nn.Module, x: Tensor) -> Tensor:
-    """A norm of `build_norm` and the activation behind it, in one pass where they are LayerNorm and GELU."""
-    joined = type(act) is nn.GELU and any(isinstance(part, LayerNorm) for part in norm)
+def norm_of(norm: nn.Module, x: Tensor) -> LayerNorm | None:
+    """The LayerNorm in a norm of `build_norm` that may be computed in one pass with what stands around it, or None."""
+    if not (inference_on_cpu(x) and is_plain(norm, nn.Sequential)):
+        return None
+    found = None
     for part in norm:
-        x = part(x, gelu=True) if joined and isinstance(part, LayerNorm) else part(x)
-    return x if joined else act(x)
+        if found is None and is_plain(part, LayerNorm) and part.takes(x.dtype):
+            found = part
+        elif not is_plain(part, ToChannelsLast, ToChannelsFirst):
+            return None
+    return found
+
+
+def norm_and_activate(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """A norm of `build_norm` and the activation behind it, in one pass where they are LayerNorm and GELU."""
+    layer = norm_of(norm, x) if is_exact_gelu(act) else None
+    if layer is None:
+        return act(norm(x))
+    for part in norm:
+        x = layer.fused(x, gelu=True) if part is layer else part(x)
+    return x
 
 
 class DepthwiseBranch(nn.Sequential):
@@ -107,9 +131,10 @@ class DepthwiseBranch(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, act = self
-        if not (self.one_pass and inference_on_cpu(x)):
+        scale = self._scale(x) if self.one_pass else None
+        if scale is None:
             return norm_and_activate(norm, act, conv(x.permute(0, 3, 1, 2)))
-        scale, gelu = norm[1], type(act) is nn.GELU
+        gelu = is_exact_gelu(act)
         y = depthwise_norm(
             x,
             conv.weight,
@@ -123,27 +148,40 @@ class DepthwiseBranch(nn.Sequential):
         )
         return y if gelu else act(y)
 
+    def _scale(self, x: Tensor) -> LayerNorm | None:
+        """The norm, where convolution and norm are what the kernel computes."""
+        conv, norm, _ = self
+        if not is_plain(conv, nn.Conv2d) or conv.bias is None:
+            return None
+        if conv.weight.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
+            return None
+        window = (conv.groups, conv.padding_mode, *conv.dilation, conv.stride[1])
+        if window != (conv.in_channels, "zeros", 1, 1, conv.stride[0]) or isinstance(conv.padding, str):
+            return None
+        return norm_of(norm, x)
+
 
 class MLP(nn.Module):
     """Two linear layers with an activation between, over the last axis ([..., C] -> [..., C])."""
 
     def __init__(self, channels: int, hidden_channels: int, act_layer: str = "GELU", drop: float = 0.0):
         super().__init__()
-        self.fc1 = Linear(channels, hidden_channels)
+        self.fc1 = nn.Linear(channels, hidden_channels)
         self.act = build_activation(act_layer)
-        self.fc2 = Linear(hidden_channels, channels)
+        self.fc2 = nn.Linear(hidden_channels, channels)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The residual, if there is one, is added to the result."""
-        if type(self.act) is nn.GELU:
-            x = self.fc1(x, "gelu")  # [..., 4C]
-        else:
-            x = self.act(self.fc1(x))
-        if self.training:  # dropout stands before the sum
-            y = self.drop(self.fc2(self.drop(x)))
-            return y if residual is None else residual + y
-        return self.fc2(x, residual=residual)  # [..., C]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(run_linear(self.fc2, self._hidden(x)))  # [..., C]
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual + self(x)``, without a pass over the map of its own where that can be."""
+        if is_plain(self.drop, nn.Dropout) and not self.drop.training:
+            return run_linear(self.fc2, self._hidden(x), residual=residual)
+        return residual + self.drop(run_linear(self.fc2, self._hidden(x)))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return self.drop(run_linear(self.fc1, x, self.act))  # [..., 4C]
 
 
 class Stem(nn.Module):

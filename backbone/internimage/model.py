@@ -25,10 +25,11 @@ from torchvision.ops import StochasticDepth
 from ...core.checkpoint import load_checkpoint
 from ...core.registries import MODELS
 from ...core.weight_names import StateDict
+from ..cpu.plain import inference_on_cpu, is_plain
 from ..features import FeatureInfo, validate_out_indices
 from .conversion import adapt_internimage, describe_internimage
 from .dcnv3_layer import DCNv3
-from .layers import MLP, Downsample, Stem, build_norm
+from .layers import MLP, Downsample, LayerNorm, Stem, build_norm, norm_of
 
 NUM_LEVELS = 4
 
@@ -85,14 +86,16 @@ class InternImageLayer(nn.Module):
     def _residual(
         self, x: Tensor, branch: nn.Module, norm: nn.Module, out_norm: nn.Module | None, gamma: Tensor | None
     ) -> Tensor:
-        whole = gamma is None and not (self.training and isinstance(self.drop_path, StochasticDepth))
+        joined = gamma is None and inference_on_cpu(x) and self._keeps_all_rows()
         if self.post_norm:
-            if whole:
-                return norm[0](branch(x), residual=x)
-            y = norm(branch(x))
+            y = branch(x)
+            layer = norm_of(norm, y) if joined and len(norm) == 1 else None
+            if layer is not None:
+                return layer.fused(y, residual=x)
+            y = norm(y)
         else:
-            if whole and out_norm is None:
-                return branch(norm(x), residual=x)
+            if joined and out_norm is None and is_plain(branch, DCNv3, MLP):
+                return branch.add_to(x, norm(x))
             y = branch(norm(x))
             if out_norm is not None and gamma is None:
                 y = out_norm(y)
@@ -100,19 +103,33 @@ class InternImageLayer(nn.Module):
             y = gamma * y
         return x + self.drop_path(y)
 
+    def _keeps_all_rows(self) -> bool:
+        """Whether nothing would happen in `drop_path`, nor anybody notice that it is not called."""
+        return is_plain(self.drop_path, nn.Identity) or (
+            is_plain(self.drop_path, StochasticDepth) and not self.drop_path.training
+        )
+
     def fold_scales(self) -> None:
         """For inference, see `prepare_inference`: the branch scales go into the layer before them."""
-        if self.gamma1 is None:
-            return
-        for gamma, norm, last in (
-            (self.gamma1, self.norm1[0], self.dcn.output_proj),
-            (self.gamma2, self.norm2[0], self.mlp.fc2),
-        ):
-            scaled = norm if self.post_norm else last
-            scaled.weight.copy_(scaled.weight * (gamma if self.post_norm else gamma[:, None]))
-            scaled.bias.copy_(scaled.bias * gamma)
-        self.gamma1 = self.gamma2 = None
-        self.res_post_norm1 = self.res_post_norm2 = None  # unused beside branch scales, see above
+        if self.gamma1 is not None and self._fold(self.gamma1, self.norm1, self.dcn, "output_proj"):
+            self.gamma1 = self.res_post_norm1 = None  # the norm is unused beside branch scales, see above
+        if self.gamma2 is not None and self._fold(self.gamma2, self.norm2, self.mlp, "fc2"):
+            self.gamma2 = self.res_post_norm2 = None
+
+    def _fold(self, gamma: Tensor, norm: nn.Module, branch: nn.Module, last_of_branch: str) -> bool:
+        """Fold a scale into the norm or layer before it; whether that was possible."""
+        if self.post_norm:
+            if not (is_plain(norm, nn.Sequential) and len(norm) == 1 and is_plain(norm[0], LayerNorm)):
+                return False
+            scaled, rows = norm[0], gamma
+        else:
+            if not (is_plain(branch, DCNv3, MLP) and is_plain(getattr(branch, last_of_branch), nn.Linear)):
+                return False
+            scaled, rows = getattr(branch, last_of_branch), gamma[:, None]
+        # new parameters: the old ones may be tied to those of another layer
+        scaled.weight = nn.Parameter(scaled.weight * rows, requires_grad=False)
+        scaled.bias = nn.Parameter(scaled.bias * gamma, requires_grad=False)
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._residual(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)

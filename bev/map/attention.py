@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...backbone.cpu.linear import Linear, PackedLinear
+from ...backbone.cpu.linear import PackedLinear, joinable, run_linear
 from ...ops import ms_deform_attn_fused, spatial_cross_attention
 
 Shapes = Sequence[tuple[int, int]]
@@ -56,12 +56,12 @@ class DeformableAttention(nn.Module):
             raise ValueError(f"embed_dims {embed_dims} is not a multiple of num_heads {num_heads}")
         self.num_heads, self.num_maps, self.num_points = num_heads, num_maps, num_points
         samples = num_heads * num_maps * num_points
-        self.sampling_offsets = Linear(query_dims or embed_dims, samples * 2)
-        self.attention_weights = Linear(query_dims or embed_dims, samples)
-        self.value_proj = Linear(embed_dims, embed_dims)
+        self.sampling_offsets = nn.Linear(query_dims or embed_dims, samples * 2)
+        self.attention_weights = nn.Linear(query_dims or embed_dims, samples)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
         self.offsets_and_logits: PackedLinear | None = None
         if dropout is not None:
-            self.output_proj = Linear(embed_dims, embed_dims)
+            self.output_proj = nn.Linear(embed_dims, embed_dims)
             self.dropout = nn.Dropout(dropout)
         self.init_weights()
 
@@ -79,25 +79,26 @@ class DeformableAttention(nn.Module):
 
     def join_projections(self) -> None:
         """For inference, see `backbone.cpu.inference`: one product gives offsets and logits, read in place."""
-        self.offsets_and_logits = PackedLinear(self.sampling_offsets, self.attention_weights)
-        del self.sampling_offsets, self.attention_weights
+        if joinable(self.sampling_offsets, self.attention_weights):
+            self.offsets_and_logits = PackedLinear(self.sampling_offsets, self.attention_weights)
+            del self.sampling_offsets, self.attention_weights
 
     def _predict(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets in cells [B, Q, M, L, P, 2] and attention logits [B, Q, M, L, P] of queries [B, Q, C]."""
         layout = (self.num_heads, self.num_maps, self.num_points)
         if self.offsets_and_logits is None:
-            offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
+            offsets, logits = run_linear(self.sampling_offsets, query), run_linear(self.attention_weights, query)
         else:
             samples = math.prod(layout)
-            offsets, logits = self.offsets_and_logits(query).split((2 * samples, samples), -1)
+            offsets, logits = run_linear(self.offsets_and_logits, query).split((2 * samples, samples), -1)
         return offsets.unflatten(-1, (*layout, 2)), logits.unflatten(-1, layout)
 
     def _values(self, value: Tensor) -> Tensor:
         """Projected values of the heads: [..., S, C] -> [..., S, M, C / M]."""
-        return self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        return run_linear(self.value_proj, value).unflatten(-1, (self.num_heads, -1))
 
     def _project(self, output: Tensor, identity: Tensor) -> Tensor:
-        return identity + self.dropout(self.output_proj(output))
+        return identity + self.dropout(run_linear(self.output_proj, output))
 
 
 class BevDeformableAttention(DeformableAttention):
@@ -219,7 +220,7 @@ class SpatialCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.deformable_attention = MSDeformableAttention3D(embed_dims, num_heads, num_levels, num_points)
-        self.output_proj = Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
         self.dropout = nn.Dropout(dropout)
         self.init_weights()
 
@@ -241,4 +242,4 @@ class SpatialCrossAttention(nn.Module):
         the query) added.
         """
         answer = self.deformable_attention(query, value, spatial_shapes, reference_points, visible)
-        return (query if identity is None else identity) + self.dropout(self.output_proj(answer))
+        return (query if identity is None else identity) + self.dropout(run_linear(self.output_proj, answer))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...backbone.cpu.linear import Linear
+from ...backbone.cpu.linear import run_linear
+from ...backbone.cpu.plain import is_ordinary, is_plain
 from ...backbone.internimage.layers import LayerNorm
 from ...geometry import BevGrid
 from .attention import Shapes, SpatialCrossAttention, TemporalSelfAttention
@@ -68,13 +69,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, embed_dims: int, ffn_dims: int, dropout: float = 0.1) -> None:
         super().__init__()
-        first = nn.Sequential(Linear(embed_dims, ffn_dims), nn.ReLU(inplace=True), nn.Dropout(dropout))
-        self.layers = nn.Sequential(first, Linear(ffn_dims, embed_dims), nn.Dropout(dropout))
+        first = nn.Sequential(nn.Linear(embed_dims, ffn_dims), nn.ReLU(inplace=True), nn.Dropout(dropout))
+        self.layers = nn.Sequential(first, nn.Linear(ffn_dims, embed_dims), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
-        first, contract, last_drop = self.layers
-        expand, drop = first[0], first[2]
-        return x + last_drop(contract(drop(expand(x, "relu"))))
+        as_built = is_plain(self.layers, nn.Sequential) and is_plain(self.layers[0], nn.Sequential)
+        if not (as_built and len(self.layers) == len(self.layers[0]) == 3 and is_ordinary(x)):
+            return x + self.layers(x)
+        (expand, act, drop), contract, last_drop = self.layers
+        return x + last_drop(run_linear(contract, drop(run_linear(expand, x, act))))
 
 
 class BevEncoderLayer(nn.Module):

@@ -202,8 +202,17 @@ def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] |
         if np.abs(line).max() > MAX_DISTANCE_M:
             fix = "lanes are in metres around the car, in its EGO frame: make the label again"
             raise wrong(f"lane {i} has a point {np.abs(line).max():.4g} m from the car", fix)
+    if labels.attributes.ndim != 1:
+        raise wrong(
+            f"attributes is {list(labels.attributes.shape)}", "one number for each traffic element: make it again"
+        )
     n, k = len(labels.centrelines), len(labels.attributes)
-    expected = {"is_connector": (n,), "elements_xyxy_px": (k, 4), "lane_lane": (n, n), "lane_element": (n, k)}
+    expected = {
+        "is_connector": (n,),
+        "elements_xyxy_px": (k, 4),
+        "lane_lane": (n, n),
+        "lane_element": (n, k),
+    }
     for name, shape in expected.items():
         found = getattr(labels, name).shape
         if found != shape:

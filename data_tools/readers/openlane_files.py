@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
+from ...core.cameras import front_view
 from ...core.errors import LIBRARY_ERRORS, DataError
 from ...core.files import file_name, write_json
 from ...core.frames import Frame
@@ -178,10 +179,12 @@ def segment_labels(frame: Mapping[str, Any], place: str) -> LaneSegments | None:
     """
     if "annotation" not in frame:
         return None
-    if "lane_segment" not in frame["annotation"] and "lane_centerline" in frame["annotation"]:
-        raise DataError(f"{place}: holds centrelines, not lane segments; read it with lane_labels, or collect segments")
     try:
         entry = frame["annotation"]
+        if "lane_segment" not in entry and "lane_centerline" in entry:
+            raise DataError(
+                f"{place}: holds centrelines, not lane segments; read it with lane_labels, or collect segments"
+            )
         lanes, areas = entry["lane_segment"], entry["area"]
         boxes, attributes = _elements(entry)
         lines = {
@@ -211,11 +214,11 @@ def write_frame(root: str | Path, split: str, frame: Frame, front_camera: str | 
 
     Segment is the scene's name, timestamp that of the keyframe. Images stay where they are: ``image_path`` is theirs,
     and ``image_size_px`` [width, height], which official files lack, stands beside it.
-    front_camera: the one that shows the traffic elements; default: the first of the frame.
+    front_camera: the one that shows the traffic elements; default: the one that looks ahead, else the first.
     Raises ValueError if the frame has no such camera.
     """
     names = [view.name for view in frame.cameras]
-    front = names[0] if front_camera is None else front_camera
+    front = (front_view(frame.cameras) or frame.cameras[0]).name if front_camera is None else front_camera
     if front not in names:
         raise ValueError(f"no camera {front!r} among {', '.join(names)}")
     identifier = (split, frame.scene_name, str(frame.timestamp_us))

@@ -52,7 +52,7 @@ class Reader:
         return tuple(inspect.signature(self.read).parameters)[1:]
 
 
-_READERS: dict[str, Reader] = {}
+_READERS: dict[str, Reader] = globals().get("_READERS", {})  # kept when this file is reloaded
 _BUILT_IN = {
     "nuscenes": "nuscenes",
     "nuscenes_infos": "info_pickle",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import registration  # noqa: F401  (defines the operators)
+from .library import implement
 from .operators import OPERATORS, Operator
 from .registration import refuse_vmap
 
@@ -32,7 +33,7 @@ class _Callable:
 def call(name: str, *inputs: Any) -> Any:
     """Operator `name`, or `name_backward`, with the inputs of its schema."""
     operator = _CALLABLES[name]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a traced program cannot hold a Python function
         return operator.overload(*inputs)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return operator.function.apply(*inputs)
@@ -113,7 +114,7 @@ def _callable(name: str, tensors: tuple[int, ...], derivative: Callable) -> _Cal
     }
     function = type(f"drivestack_{name}", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
     made = _Callable(overload, tensors, function)
-    torch.library.impl(f"drivestack::{name}", "Autograd", lambda *inputs: _apply(made, inputs))
+    implement(name, "Autograd", lambda *inputs: _apply(made, inputs))
     return made
 
 

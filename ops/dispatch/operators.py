@@ -41,6 +41,8 @@ class Operator:
     """check(name for messages, *inputs) raises ValueError or TypeError for what does not fit."""
     reference: Callable[..., Tensor]
     output_shape: Callable[..., tuple[int, ...]]
+    samples: Callable[..., int]
+    """Bilinear samples, times the channels of each: what the work of a call is proportional to."""
     differentiated: tuple[str, str, str]
     """What the backward operator gives gradients to, in its order."""
     autocast: tuple[str, ...]
@@ -111,6 +113,16 @@ def _attention_shape(value: Tensor, *rest: Any) -> tuple[int, ...]:
     return value.shape[0], weights.shape[1], value.shape[-2] * value.shape[-1]
 
 
+def _dcnv3_samples(value: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> int:
+    return mask.numel() * (value.shape[3] // window[8])
+
+
+def _attention_samples(value: Tensor, *rest: Any) -> int:
+    """With cameras, as if all of them saw every query: which do is in the values of a tensor."""
+    weights = [t for t in rest if isinstance(t, Tensor)][-1]  # or logits
+    return weights.numel() * value.shape[-1] * (value.shape[1] if value.dim() == 5 else 1)
+
+
 def _reference_point_gradient(levels: Sequence[int], reference_points: Tensor, grad_offsets: Tensor) -> Tensor:
     """Gradient to reference points [B or 1, Q, L or 1, R, 2] from the one to offsets [B, Q, M, L, P, 2] in cells."""
     per_level = grad_offsets.sum(2).unbind(2)  # L times [B, Q, P, 2]
@@ -154,6 +166,7 @@ DCNV3 = Operator(
     check=check_dcnv3,
     reference=_dcnv3,
     output_shape=_dcnv3_shape,
+    samples=_dcnv3_samples,
     differentiated=("value", "offset", "mask"),
     autocast=("value", "offset", "mask"),
     paired=("offset", "mask"),
@@ -165,6 +178,7 @@ MS_DEFORM_ATTN = Operator(
     check=check_ms_deform_attn,
     reference=_ms_deform_attn,
     output_shape=_attention_shape,
+    samples=_attention_samples,
     differentiated=("value", "sampling_locations", "attention_weights"),
     autocast=("value",),
     wide=("sampling_locations", "attention_weights"),
@@ -175,6 +189,7 @@ MS_DEFORM_ATTN_FUSED = Operator(
     check=check_ms_deform_attn_fused,
     reference=_ms_deform_attn_fused,
     output_shape=_attention_shape,
+    samples=_attention_samples,
     differentiated=("value", "offsets", "logits"),
     autocast=("value", "offsets", "logits"),
     paired=("offsets", "logits"),
@@ -187,6 +202,7 @@ SPATIAL_CROSS_ATTENTION = Operator(
     check=check_spatial_cross_attention,
     reference=_spatial_cross_attention,
     output_shape=_attention_shape,
+    samples=_attention_samples,
     differentiated=("value", "offsets", "logits"),
     autocast=("value", "offsets", "logits"),
     paired=("offsets", "logits"),

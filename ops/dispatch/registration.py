@@ -12,7 +12,12 @@ from typing import Any, NoReturn
 import torch
 
 from .backend import use_kernel
+from .library import count_flops, define, implement
 from .operators import OPERATORS, Operator
+
+# Five multiplications with their additions: four corners, and the weight of the sample; as `dcnv3_flops` of InternImage's
+# get_flops.py. Backward: as much for the values, and again for positions and weights, as PyTorch counts convolutions.
+FLOPS_PER_SAMPLE = 2 * 5
 
 
 def _without_kernel(operator: Operator, backward: bool) -> Callable:
@@ -72,18 +77,20 @@ def refuse_vmap(qualified: str) -> Callable:
 
 
 def _register(operator: Operator) -> None:
-    forward, backward = f"drivestack::{operator.name}", f"drivestack::{operator.name}_backward"
+    forward, backward = operator.name, f"{operator.name}_backward"
     tags = (torch.Tag.pt2_compliant_tag,)
-    torch.library.define(forward, f"({operator.schema}) -> Tensor", tags=tags)
-    torch.library.define(backward, f"({operator.backward_schema}) -> (Tensor, Tensor, Tensor)", tags=tags)
-    torch.library.impl(forward, "CompositeExplicitAutograd", _without_kernel(operator, False))
-    torch.library.impl(backward, "CompositeExplicitAutograd", _without_kernel(operator, True))
-    torch.library.register_fake(forward, _fake_forward(operator))
-    torch.library.register_fake(backward, _fake_backward(operator))
+    define(forward, f"({operator.schema}) -> Tensor", tags)
+    define(backward, f"({operator.backward_schema}) -> (Tensor, Tensor, Tensor)", tags)
+    implement(forward, "CompositeExplicitAutograd", _without_kernel(operator, False))
+    implement(backward, "CompositeExplicitAutograd", _without_kernel(operator, True))
+    implement(forward, "fake", _fake_forward(operator))
+    implement(backward, "fake", _fake_backward(operator))
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        torch.library.impl(forward, key, _autocast_rule(operator, device, getattr(torch._C.DispatchKey, key)))
-    for qualified in (operator.name, f"{operator.name}_backward"):
-        torch.library.register_vmap(f"drivestack::{qualified}", refuse_vmap(qualified))
+        implement(forward, key, _autocast_rule(operator, device, getattr(torch._C.DispatchKey, key)))
+    for name in (forward, backward):
+        implement(name, "vmap", refuse_vmap(name))
+    count_flops(forward, lambda *inputs: FLOPS_PER_SAMPLE * operator.samples(*inputs))
+    count_flops(backward, lambda _, *inputs: 2 * FLOPS_PER_SAMPLE * operator.samples(*inputs))
 
 
 for _operator in OPERATORS.values():

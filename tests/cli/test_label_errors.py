@@ -111,6 +111,87 @@ def test_training_on_openlane_files(root, tmp_path, capsys):
     assert line.startswith(f"error: sample {'/'.join(key)}, camera CAM_BACK: {tmp_path}/nowhere.jpg: image is missing;")
 
 
+@pytest.fixture
+def judged(root: Path, submission: Path, tmp_path: Path) -> Callable[..., str]:
+    """The one line with which ``score`` refuses the boxes on a changed copy of the set; nothing may be predicted."""
+
+    def refused(capsys, change: Callable[[Path], None], *options: str, version: str = "v1.0-trainval") -> str:
+        folder = shutil.copytree(root, tmp_path / "judged", symlinks=True)
+        tables = folder / "v1.0-trainval"
+        change(tables)
+        tables.rename(folder / version)
+        source = ["--dataroot", str(folder), "--version", version, "--split", "val"]
+        return failure(["score", str(submission), *source, *options], capsys)
+
+    return refused
+
+
+def rewrite(tables: Path, name: str, change: Callable[[dict], object]) -> None:
+    path = tables / f"{name}.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        change(row)
+    path.write_text(json.dumps(rows))
+
+
+def test_categories_of_ones_own_are_named(judged, capsys):
+    own = lambda row: row.update(name=row["name"].split(".")[-1])
+    line = judged(capsys, lambda tables: rewrite(tables, "category", own))
+    assert "no label is of the classes that are scored (car, truck, bus," in line
+    assert "of the categories " in line and "name the categories as nuScenes does (vehicle.car," in line
+
+
+def test_versions_that_the_devkit_does_not_score_are_named(judged, capsys):
+    pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed")
+    line = judged(capsys, lambda tables: None, "--official", version="v1.0-mine")
+    assert "nuscenes-devkit does not score split 'val'" in line and "only of versions that end in 'trainval'" in line
+    assert "leave --official out" in line
+
+
+def test_objects_of_two_attributes_are_named(judged, capsys):
+    pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed")
+    twice = lambda row: row.update(attribute_tokens=row["attribute_tokens"] * 2)
+    line = judged(capsys, lambda tables: rewrite(tables, "sample_annotation", twice), "--official")
+    assert "sample_annotation.json: object " in line and " has the attributes " in line
+    assert "nuscenes-devkit takes none or one of cycle.with_rider" in line
+
+
+def test_what_the_devkit_raises_is_one_line(judged, capsys):
+    pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed")
+    line = judged(capsys, lambda tables: (tables / "map.json").write_text("[]"), "--official")
+    assert "nuscenes-devkit cannot load" in line and "IndexError" in line and line.endswith("correct or remake the set")
+
+
+def test_a_range_of_a_class_that_nobody_names(root, submission, source, capsys):
+    line = failure(["score", str(submission), *source(root), "--class-range", "pedstrian=20"], capsys)
+    assert "class range of 'pedstrian': neither labels nor submission have it; there are barrier" in line
+    for wrong in ("inf", "-3", "True"):
+        line = failure(["score", str(submission), *source(root), "--class-range", f"car={wrong}"], capsys)
+        assert "write a radius in metres" in line
+
+
+def test_submissions_are_checked_before_they_are_drawn(root, submission, source, tmp_path, capsys):
+    drawn = ["visualize", *source(root), "--out", str(tmp_path / "pictures"), "--max", "1", "--submission"]
+    content = json.loads(submission.read_text())
+    token = sorted(content["results"])[0]
+    content["results"][token][0]["size"] = [1, -1, 1]
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    assert "size: is not positive" in failure([*drawn, str(tmp_path / "broken.json")], capsys)
+    content["results"] = {"elsewhere": []}
+    (tmp_path / "foreign.json").write_text(json.dumps(content))
+    line = failure([*drawn, str(tmp_path / "foreign.json")], capsys)
+    assert "none of its 1 samples is one of the 4 of the split: it has 'elsewhere'" in line
+    voxels = tmp_path / "voxels"
+    voxels.mkdir()
+    np.savez(voxels / f"{token}.npz", np.zeros((200, 200, 16)))
+    line = failure([*drawn, str(voxels), "--sample", token], capsys)
+    assert f"sample {token}: dtype float64; write voxels.astype(numpy.uint8)" in line
+    (voxels / "theirs.npz").write_bytes(b"")
+    line = failure([*drawn, str(voxels)], capsys)
+    assert "1 of its 2 samples are not of the split, such as theirs" in line
+    assert not (tmp_path / "pictures").exists()
+
+
 class Broken(Dataset):
     def __len__(self) -> int:
         return 1

@@ -254,3 +254,10 @@ def test_the_next_run_into_a_folder_removes_what_a_killed_one_left(tmp_path: Pat
     with folder_lock(tmp_path / "out", "next") as out:
         write_json(out / "other.json", 1)
     assert [path.name for path in out.iterdir()] == ["other.json"]
+
+
+def test_the_log_of_a_run_names_itself_on_a_full_disk(tmp_path: Path, small_disk: None) -> None:
+    from drivestack.engine.run_log import RunLog
+
+    with pytest.raises(OutputError, match=r"log\.jsonl: cannot be written \(File too large"):
+        RunLog(tmp_path).write({"iter": 1, "text": "x" * BIG})

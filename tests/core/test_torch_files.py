@@ -231,6 +231,26 @@ def test_plain_pickles_of_every_protocol(tmp_path, protocol: int) -> None:
     assert found["when"] == content["when"]
 
 
+def test_arrays_of_objects_have_as_many_as_their_shape_says(tmp_path) -> None:
+    class Lies:
+        def __reduce__(self) -> Any:
+            made, arguments, state = np.array([None, "a"], object).__reduce__()
+            return made, arguments, (state[0], (100_000,), *state[2:])
+
+    for protocol in (2, 4):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(Lies(), protocol))
+        with pytest.raises(DrivestackError, match="another number of them than its shape says"):
+            load_pickle(tmp_path / "a.pkl")
+
+
+def test_arrays_of_pickles_are_pickled_as_plain_ones(tmp_path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(np.eye(3), 4))
+    found = load_pickle(tmp_path / "a.pkl")
+    again = pickle.loads(pickle.dumps({"a": found, "row": found[0]}))
+    assert type(again["a"]) is np.ndarray and (again["a"] == np.eye(3)).all()
+    assert torch.equal(torch.from_numpy(found), torch.eye(3, dtype=torch.float64))
+
+
 def test_python_is_not_killed_by_a_deep_tuple(tmp_path) -> None:
     """Hashing a tuple inside a hundred thousand others would overflow the stack of C."""
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02}N" + b"\x85" * 300_000 + b"Ns.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from drivestack.core.errors import ConfigError
+from drivestack.engine import config_variables
 from drivestack.engine.config import KEYS, build_dataset, build_model, config_names, load_config, task_names
 from drivestack.engine.config_text import config_text
 
@@ -142,3 +143,85 @@ def test_what_is_no_literal_stands_as_text(config_file: Path, tmp_path: Path) ->
     loaded = load_config(tmp_path / "config.py")
     assert loaded.test_dataset.source.frames[0].startswith("<object object")
     assert loaded.test_dataset.type == "mmdet.NotHere"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("log_intervall = 5", "log_intervall: nothing reads this key; did you mean log_interval?"),
+        ("load_from = 'w.pth'", "load_from: .*--load-from"),
+        ("val_dataloader = dict(x=1)", "val_dataloader: .*use validation"),
+        ("sizes = [3]", r"sizes: nothing reads this key; set model\.sizes"),
+        ("from mmengine import Config\nwheelbase = 3", "wheelbase: nothing reads this key; remove it"),
+    ],
+)
+def test_keys_that_nothing_reads_are_refused(config_file: Path, line: str, words: str) -> None:
+    config_file.write_text(f"{config_file.read_text()}{line}\n")
+    with pytest.raises(ConfigError, match=rf"mine\.py: {words}"):
+        load_config(config_file)
+
+
+@pytest.mark.parametrize("change", ["pc_range = [0]", "source['root'] = 'x'", "source.update(root='x')"])
+def test_changing_what_a_base_has_copied_already_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from mmengine.config import read_base\n"
+        "with read_base():\n    from drivestack.configs.boxes.bevformerv2_tiny_synthetic import *\n" + change
+    )
+    with pytest.raises(ConfigError, match=r"(pc_range|source): nothing reads this key"):
+        load_config(path)
+    path.write_text(path.read_text() + "\ntest_dataset.update(pc_range=pc_range, source=source)\n")
+    load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=[1]", r"model: must be a dict, got \[1\]"),
+        ("log_interval=True", "log_interval: must be a whole number from 1 on, got True"),
+        ("checkpoint={'keep': 0}", "checkpoint.keep: must be a whole number"),
+        ("train_cfg={'max_iters': 1e9}", "train_cfg.max_iters: must be a whole number"),
+        (
+            "train_dataloader={'num_workers': 1000000}",
+            "train_dataloader.num_workers: must be a whole number from 0",
+        ),
+        ("optim_wrapper={'optimizer': {'lr': 'fast'}}", "optim_wrapper.optimizer.lr: must be a finite number"),
+        ("param_scheduler=(1,2)", "param_scheduler.0: must be a dict, got 1"),
+        ("param_scheduler=3", "param_scheduler: must be a list of dicts, got 3"),
+        ("param_scheduler=[{'type': 'LinearLR', 'by_epoch': True}]", "param_scheduler.0.by_epoch=True: .*iterations"),
+        ("param_scheduler={'type': 'LinearLR', 'end': 'late'}", "param_scheduler.0.end: must be a whole number"),
+        ("param_scheduler=[{'type': 'ReduceOnPlateauLR', 'monitor': 'x'}]", "param_scheduler.0: .*would never act"),
+        ("custom_hooks=[5]", "custom_hooks: must be a list of dicts"),
+        ("ema=(1,2)", "ema: must be a dict, or None"),
+        ("tensorboard='no'", "tensorboard: must be True or False"),
+        ("seed=-1", "seed: must be a whole number"),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_named_when_the_config_is_read(config_file: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{words}"):
+        load_config(config_file, [override])
+
+
+def test_configs_that_import_themselves_or_never_end_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "from mmengine.config import read_base\nwith read_base():\n    from .{} import *\n"
+    for name, base in (("a", "b"), ("b", "c"), ("c", "a"), ("own", "own")):
+        (tmp_path / f"{name}.py").write_text(head.format(base))
+    with pytest.raises(ConfigError, match=r"c\.py: imports itself \(a\.py -> b\.py -> c\.py -> a\.py\)"):
+        load_config(tmp_path / "a.py")
+    with pytest.raises(ConfigError, match=r"own\.py: imports itself"):
+        load_config(tmp_path / "own.py")
+    monkeypatch.setattr(config_variables, "READING_CPU_S", 0.2)
+    (tmp_path / "endless.py").write_text("from torch.nn import Linear\nwhile True:\n    pass\n")
+    with pytest.raises(ConfigError, match=r"endless\.py: still not read"):
+        load_config(tmp_path / "endless.py")
+    (tmp_path / "leaves.py").write_text("from torch.nn import Linear\nimport sys\nsys.exit(3)\n")
+    with pytest.raises(ConfigError, match=r"leaves\.py: cannot be read"):
+        load_config(tmp_path / "leaves.py")
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_fills_it(config_file: Path) -> None:
+    config_file.write_text(
+        "from torch.nn import Linear\nmodel = dict(type=Linear, in_features=2**20, out_features=2**20)\n"
+    )
+    with pytest.raises(ConfigError, match="model"):
+        build_model(load_config(config_file))

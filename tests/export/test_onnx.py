@@ -260,3 +260,18 @@ def test_an_exported_program_keeps_the_operators(monkeypatch):
     monkeypatch.setenv("DRIVESTACK_OPS_BACKEND", "reference")
     exported = torch.export.export(DCNv3(8, group=2).eval(), (normal(1, 6, 6, 8),))
     assert "drivestack.dcnv3" in str(exported.graph)
+
+
+@needs_onnx
+def test_a_large_model_is_written_in_two_files_and_whole(tmp_path, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE_BYTES", 0)
+    layer, x = nn.Linear(64, 64).eval(), normal(2, 64)
+    file = tmp_path / "new" / "model.onnx"
+    (file.parent / ".model.onnx.drivestack-tmp").mkdir(parents=True)  # of a killed run
+    export_onnx(layer, (x,), file)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    session = onnxruntime.InferenceSession(file)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), layer(x).detach(), atol=2e-5, rtol=1e-4)

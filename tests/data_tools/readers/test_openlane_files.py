@@ -59,6 +59,42 @@ def assert_same(found, expected, place="") -> None:
         assert found == expected, place
 
 
+def test_lane_segments_are_read_as_lanes_with_their_topology(caplog):
+    line = lambda y: np.stack([np.linspace(0, 40, 10), np.full(10, y), np.zeros(10)], 1).astype(np.float32)
+    sides = {"left_laneline": line(2), "right_laneline": line(-2), "left_laneline_type": 1, "right_laneline_type": 2}
+    segments = [
+        {"id": i, "centerline": line(y), "is_intersection_or_connector": i > 0, **sides} for i, y in enumerate((0, 4))
+    ]
+    annotation = {
+        "lane_segment": segments,
+        "area": [],
+        "traffic_element": [{"id": 9, "points": np.array([[1.0, 2], [3, 4]]), "attribute": 2, "category": 1}],
+        "topology_lsls": np.array([[0, 1], [0, 0]]),
+        "topology_lste": np.array([[1], [0]]),
+    }
+    labels = lane_labels({"annotation": annotation}, "x")
+    np.testing.assert_array_equal(labels.centrelines, [line(0), line(4)])
+    np.testing.assert_array_equal(labels.lane_lane, [[0, 1], [0, 0]])
+    np.testing.assert_array_equal(labels.lane_element, [[1], [0]])
+    assert labels.is_connector.tolist() == [False, True] and labels.attributes.tolist() == [2]
+    assert len(segment_labels({"annotation": annotation}, "x").left) == 2
+    with pytest.raises(DataError, match="x: holds centrelines, not lane segments; read it with lane_labels"):
+        segment_labels({"annotation": {"lane_centerline": []}}, "x")
+    with pytest.raises(DataError, match=r"x: broken annotation \(KeyError: 'lane_centerline'\)"):
+        lane_labels({"annotation": {}}, "x")
+    for wrong in (256, 0.5, -1):  # none of which may become 0 or 1 on its way into 8 bits
+        broken = annotation | {"topology_lsls": np.array([[0, wrong], [0, 0]])}
+        with pytest.raises(DataError, match=r"lane_lane \(topology_lclc\) holds .* at \[0, 1\]"):
+            lane_labels({"annotation": broken}, "x")
+
+
+@pytest.mark.parametrize("annotation", [5, None, [], {"lane_segment": 3}])
+def test_broken_annotations_are_named(annotation):
+    for read in (lane_labels, segment_labels):
+        with pytest.raises(DataError, match="place: broken annotation"):
+            read({"annotation": annotation}, "place")
+
+
 @pytest.mark.parametrize(
     ("case", "options"),
     [
