@@ -61,6 +61,20 @@ def _settings(cls: Callable[..., Settings], value: Settings | Mapping[str, Any])
         raise ConfigError(f"{getattr(cls, '__name__', cls)}: {error}") from None
 
 
+def _checked_range(pc_range: Sequence[float]) -> tuple[float, ...]:
+    """x, y, z from and to, in metres. Raises ConfigError for anything else."""
+    try:
+        values = tuple(map(float, pc_range))
+    except (TypeError, ValueError, OverflowError):
+        values = ()
+    if len(values) != 6 or not np.isfinite(values).all() or any(low >= high for low, high in zip(values, values[3:])):
+        raise ConfigError(
+            f"pc_range {str(pc_range)[:80]}: write six finite numbers in metres, x y z from and x y z to, each from "
+            "below its to"
+        )
+    return values
+
+
 @DATASETS.register_module()
 class ClipDataset(Dataset):
     """Clips around every keyframe of one or several data sets.
@@ -144,7 +158,7 @@ class ClipDataset(Dataset):
         self.image = _settings(ImageSettings, image)
         self.photometric = None if photometric is None else _settings(PhotometricSettings, photometric)
         self.bda = None if bda is None else _settings(BdaSettings, bda)
-        self.pc_range, self.use_valid_flag = tuple(pc_range), use_valid_flag
+        self.pc_range, self.use_valid_flag = _checked_range(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
         self.tasks = tuple(name for name, wanted in (("occupancy", occupancy), ("lanes", lanes)) if wanted)

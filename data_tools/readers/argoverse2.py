@@ -58,7 +58,7 @@ def read_map(path: str | Path, lane_types: tuple[str, ...] = ("VEHICLE", "BUS"))
     try:
         lanes = [lane for lane in _read(path, "lane_segments") if lane["lane_type"] in lane_types]
         return {int(lane["id"]): _lane(lane) for lane in lanes}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except LIBRARY_ERRORS as error:
         raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
 
 
@@ -67,7 +67,7 @@ def read_areas(path: str | Path) -> list[NDArray[np.float64]]:
     areas = _read(path, "drivable_areas")
     try:
         return [_points(area["area_boundary"]) for area in areas]
-    except (KeyError, TypeError) as error:
+    except LIBRARY_ERRORS as error:
         raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
 
 
@@ -195,12 +195,15 @@ def _read(path: str | Path, part: str) -> list[dict[str, Any]]:
         return list(json.loads(Path(path).read_text(encoding="utf-8"))[part].values())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the map of an Argoverse 2 log") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except LIBRARY_ERRORS as error:
         raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
 
 
 def _points(entries: list[dict[str, float]]) -> NDArray[np.float64]:
-    return np.array([[p["x"], p["y"], p["z"]] for p in entries])
+    points = np.array([[p["x"], p["y"], p["z"]] for p in entries], np.float64)
+    if not np.isfinite(points).all():
+        raise ValueError("a point that is not finite")
+    return points
 
 
 def _lane(entry: Mapping[str, Any]) -> MapLane:

@@ -141,7 +141,12 @@ class DataSource:
 
     @property
     def roots(self) -> list[str | Path]:
-        return [self.root] if isinstance(self.root, (str, Path)) else list(self.root)
+        roots = self.root if isinstance(self.root, (list, tuple)) else [self.root]
+        if wrong := [root for root in roots if not isinstance(root, (str, Path))]:
+            raise ConfigError(
+                f"root {wrong[0]!r:.60} of a data set is no path; write the folder's name, or a list of them"
+            )
+        return list(roots)
 
     @property
     def split(self) -> str:

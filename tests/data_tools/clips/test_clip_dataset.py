@@ -277,3 +277,11 @@ def test_a_broken_image_is_named_when_its_clip_is_asked_for(own_root, classes):
     dataset = ClipDataset(classes=classes, frames=frames, image=IMAGE, frame_offsets=(-1, 0))
     with pytest.raises(DataError, match="sample scene-0103-0, camera CAM_BACK"):
         dataset[1]  # as history
+
+
+@pytest.mark.parametrize(
+    "pc_range", ["nan", (1, 2, 3), (-50, -50, -5, 50, -60, 3), (-50, -50, -5, 50, float("inf"), 3)]
+)
+def test_a_range_that_is_none_is_refused(build, pc_range) -> None:
+    with pytest.raises(ConfigError, match=r"pc_range .*six finite numbers"):
+        build(pc_range=pc_range)

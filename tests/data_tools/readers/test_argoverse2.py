@@ -75,6 +75,16 @@ def test_a_map_of_another_kind_is_refused(tmp_path):
         read_map(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("number", [10**400, float("nan"), "east", None])
+def test_a_map_with_a_point_that_is_none_is_refused(tmp_path, number):
+    path = write_map(tmp_path / "map.json")
+    content = json.loads(path.read_text())
+    content["lane_segments"]["0"]["left_lane_boundary"][1]["x"] = number
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"map\.json: no Argoverse 2 map"):
+        read_map(path)
+
+
 def test_a_real_log_passes_through_encoding_and_evaluation(repository_root: Path):
     found = sorted(repository_root.parent.glob("shared/real/argoverse2_log/map/log_map_archive_*.json"))
     if not found:

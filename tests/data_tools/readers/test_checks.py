@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drivestack.core.errors import DataError
+from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.data_tools.readers.checks import check_frames
 from drivestack.data_tools.readers.registry import DataSource
@@ -251,3 +251,9 @@ def test_all_frames_of_a_benchmark_are_checked_in_seconds():
     begin = time.process_time()
     check_frames(many)
     assert time.process_time() - begin < 3.0  # 1,000 frames of 9 boxes; measured 0.1 s
+
+
+@pytest.mark.parametrize("root", [10**30, ["data", None], {"a": 1}])
+def test_a_root_that_is_no_path_is_refused(root) -> None:
+    with pytest.raises(ConfigError, match=r"root .* is no path"):
+        DataSource("nuscenes", root, {"version": "v1.0-mini", "split": "mini_val"}).read()
