@@ -291,8 +291,8 @@ class ClipDataset(Dataset):
             labels = read_occupancy(frame.occupancy_path)
         except DataError as error:
             raise DataError(f"sample {frame.token}: {error}") from error
-        grids = (labels.semantics, labels.mask_lidar, labels.mask_camera)
-        return OccupancyTargets(*(None if grid is None else torch.from_numpy(grid) for grid in grids))
+        masks = (None if mask is None else torch.from_numpy(mask) for mask in (labels.mask_lidar, labels.mask_camera))
+        return OccupancyTargets(torch.from_numpy(labels.semantics), *masks)
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out."""
