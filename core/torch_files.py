@@ -158,7 +158,8 @@ def _fill(storage: torch.UntypedStorage, stream: IO[bytes]) -> None:
     if storage.nbytes() == 0:
         stream.read(1 if isinstance(stream, zipfile.ZipExtFile) else 0)
         return
-    buffer = memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+    values: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    buffer = memoryview(values)
     done = 0
     while done < len(buffer):
         count = stream.readinto(buffer[done : done + CHUNK_BYTES])  # type: ignore[attr-defined]

@@ -146,7 +146,7 @@ def _classes(mismatch: Mismatch) -> str:
 
 def _sizes(mismatch: Mismatch) -> str:
     """What is configured to another number."""
-    found = {}
+    found: dict[str, str] = {}
     for key in mismatch.wrong_shape:
         have, want = mismatch.state[key].shape, mismatch.own[key].shape
         name = next((name for pattern, name in COUNTS if pattern.search(key)), None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drivestack.core.errors import ConfigError
+from drivestack.core.errors import ConfigError, PredictionError
 from drivestack.core.frames import CameraView
 from drivestack.core.registries import MODELS
 from drivestack.geometry import PinholeCamera
@@ -150,3 +150,13 @@ def test_boxes_return_to_the_image_on_disk():
     boxes = boxes_on_disk(torch.tensor([[100.0, 10, 120, 50], [-8.0, 20, 30, 190]]), batch, 0, 0)
     expected = torch.tensor([[400.0, 160, 480, 320], [0, 200, 120, 880]])
     torch.testing.assert_close(boxes, expected)
+
+
+def test_lanes_that_are_not_finite_are_no_answer(head):
+    features, levels, batch = toy.scenes(2)
+    head.eval()
+    with torch.no_grad():
+        outputs = head(features, levels, batch)
+        outputs.logits[-1, 1, 3] = float("nan")
+        with pytest.raises(PredictionError, match="the model's lanes are NaN or infinite"):
+            head.predict(outputs, batch)

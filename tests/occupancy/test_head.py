@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from drivestack.core.batch import BevFeatures
-from drivestack.core.errors import ConfigError
+from drivestack.core.errors import ConfigError, PredictionError
 from drivestack.core.labels import OccupancyTargets
 from drivestack.geometry import BevGrid
 from drivestack.occupancy.head import OccupancyHead
@@ -118,3 +118,12 @@ def test_what_cannot_work_is_said():
         head(loss_weights={"focal": 1.0})
     with pytest.raises(ConfigError, match="3 class_weights for 18 classes"):
         head(class_weights=[1.0, 1.0, 1.0])
+
+
+def test_features_that_are_not_finite_are_no_answer():
+    net = head().eval()
+    broken = features()
+    broken.bev[1, 3, 20, 20] = float("nan")
+    labels = Labels([None, None])
+    with pytest.raises(PredictionError, match="sample b: the model's occupancy are NaN or infinite"), torch.no_grad():
+        net.predict(net(broken, [], labels), labels)

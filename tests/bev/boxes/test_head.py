@@ -9,6 +9,7 @@ import torch
 from drivestack.bev.boxes.box_coder import encode_boxes
 from drivestack.bev.boxes.head import BoxHead, ExtraQueries, QueryOutputs
 from drivestack.bev.map.bev_map import BevMap
+from drivestack.core.errors import PredictionError
 from drivestack.core.published_keys import published_name
 from drivestack.geometry import boxes_from_legacy
 from support.maps import tokens_of
@@ -246,3 +247,11 @@ def test_found_boxes_may_lie_ten_metres_beside_the_range_unless_stated():
     assert tiny_head().coder.post_center_range == (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
     assert tiny_head(pc_range=(-10, -20, -5, 30, 40, 3)).coder.post_center_range == (-20, -30, -10, 40, 50, 10)
     assert tiny_head(post_center_range=[0, 0, 0, 1, 1, 1]).coder.post_center_range == (0, 0, 0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_no_empty_answer(value: float) -> None:
+    outs = random_outputs(groups=1, batch=2)
+    outs.box_codes.data[-1, 1, 3, 0] = value
+    with pytest.raises(PredictionError, match="sample b: the model's boxes are NaN or infinite"):
+        tiny_head().eval().predict(outs, ["a", "b"])

@@ -66,13 +66,15 @@ def make_frames(folder: Path, count: int) -> list[Frame]:
             path = folder / f"{i}_{k}.png"
             Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
             ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.5, 0.0, 1.5])
-            views.append(CameraView(f"C{k}", camera, ego_from_camera, global_from_ego, i, image_path=str(path)))
+            views.append(
+                CameraView(f"C{k}", camera, ego_from_camera, global_from_ego, 500_000 * i, image_path=str(path))
+            )
         frames.append(
             Frame(
                 token=f"f{i}",
                 scene_token="s",
                 scene_name="scene",
-                timestamp_us=i,
+                timestamp_us=500_000 * i,
                 cameras=tuple(views),
                 ego_from_bev=ego_from_bev,
                 global_from_ego=global_from_ego,
