@@ -12,6 +12,7 @@ import collections
 import inspect
 import itertools
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -131,7 +132,7 @@ def fold_batch_norms(model: nn.Module) -> int:
     """Fold BatchNorms into the convolutions before them, in place, see `foldable_pairs`; how many."""
     pairs = foldable_pairs(model)
     for conv, norm in pairs:
-        folded = fuse_conv_bn_eval(model.get_submodule(conv), model.get_submodule(norm))
-        model.set_submodule(conv, folded)
+        layer = cast(nn.Conv2d, model.get_submodule(conv))
+        model.set_submodule(conv, fuse_conv_bn_eval(layer, model.get_submodule(norm)))
         model.set_submodule(norm, nn.Identity())
     return len(pairs)

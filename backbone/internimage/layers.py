@@ -11,6 +11,8 @@ Shape legend: N images, H height, W width, C channels.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -91,10 +93,10 @@ def norm_of(norm: nn.Module, x: Tensor) -> LayerNorm | None:
     """The LayerNorm in a norm of `build_norm` that may be computed in one pass with what stands around it, or None."""
     if not (inference_on_cpu(x) and is_plain(norm, nn.Sequential)):
         return None
-    found = None
-    for part in norm:
+    found: LayerNorm | None = None
+    for part in cast(nn.Sequential, norm):
         if found is None and is_plain(part, LayerNorm) and part.takes(x.dtype):
-            found = part
+            found = cast(LayerNorm, part)
         elif not is_plain(part, ToChannelsLast, ToChannelsFirst):
             return None
     return found
@@ -105,7 +107,7 @@ def norm_and_activate(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     layer = norm_of(norm, x) if is_exact_gelu(act) else None
     if layer is None:
         return act(norm(x))
-    for part in norm:
+    for part in cast(nn.Sequential, norm):
         x = layer.fused(x, gelu=True) if part is layer else part(x)
     return x
 
@@ -150,7 +152,7 @@ class DepthwiseBranch(nn.Sequential):
 
     def _scale(self, x: Tensor) -> LayerNorm | None:
         """The norm, where convolution and norm are what the kernel computes."""
-        conv, norm, _ = self
+        conv, norm = cast(nn.Conv2d, self[0]), self[1]
         if not is_plain(conv, nn.Conv2d) or conv.bias is None:
             return None
         if conv.weight.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):

@@ -76,8 +76,8 @@ class FeedForward(nn.Module):
         as_built = is_plain(self.layers, nn.Sequential) and is_plain(self.layers[0], nn.Sequential)
         if not (as_built and len(self.layers) == len(self.layers[0]) == 3 and is_ordinary(x)):
             return x + self.layers(x)
-        (expand, act, drop), contract, last_drop = self.layers
-        return x + last_drop(run_linear(contract, drop(run_linear(expand, x, act))))
+        first, contract, last_drop = self.layers
+        return x + last_drop(run_linear(contract, first[2](run_linear(first[0], x, first[1]))))
 
 
 class BevEncoderLayer(nn.Module):
