@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ...core.cameras import CAMERA_ORDER, in_published_order
+from ...core.cameras import CAMERA_ORDER, front_by_name, in_published_order
 from ...core.errors import DataError
 
 logger = logging.getLogger("drivestack")
@@ -21,11 +21,13 @@ _NUSCENES_SIZE_PX = (1600, 900)
 
 
 def camera_order(names: Iterable[str]) -> list[str]:
-    """Camera names as every reader orders them: CAMERA_ORDER, then the others alphabetically.
+    """Camera names as every reader orders them: CAMERA_ORDER, then the others alphabetically, the front one first.
 
-    That is also the order of Argoverse 2's ring cameras, front centre first.
+    The front one by its name (core/cameras.py): Argoverse 2's ring cameras have it first then, too.
     """
-    return list(in_published_order(sorted(names)))
+    names = set(names)
+    front = front_by_name(names)
+    return list(in_published_order(sorted(names, key=lambda name: (name != front, name))))
 
 
 class ImageSizes:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.cameras import front_by_name
+from ...core.cameras import cameras_of, front_camera_of
 from ...core.errors import DataError, library_errors
 from ...core.files import file_name
 from ...core.frames import CameraView, Frame
@@ -67,16 +67,17 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
     the split ``train``, and in the others every twentieth of the official 201, which scores are made with. A collection
     holds what it was collected with.
 
-    A frame's token is "split/segment/timestamp" (``identifier_of``), its scene "split/segment". The first camera is
-    the front one: CAM_FRONT, ring_front_center, or the one that a segment lists first. Frames without annotation, as in
-    the test split, have ``lanes`` None.
+    A frame's token is "split/segment/timestamp" (``identifier_of``), its scene "split/segment". The traffic
+    elements lie in the front camera (core/cameras.py), which a frame may lack. Frames without annotation, as in the
+    test split, have ``lanes`` None.
 
-    Raises DataError naming the file, the frame and the field: a file that is missing or not of the format, a frame
-    without the front camera, an unusable calibration or pose, labels that ``check_lanes`` refuses.
+    Raises DataError naming the file, the frame and the field: a file that is missing or not of the format, an unusable
+    calibration or pose, labels that ``check_lanes`` refuses.
     """
     root = Path(root)
-    rig = _Rig(ImageSizes(), LensNotes(str(root)), {})
+    rig = _Rig(ImageSizes(), LensNotes(str(root)))
     frames: list[Frame] = []
+    places: list[str] = []
     for identifier, (entry, file) in _entries(root, split, point_interval).items():
         for part in identifier:
             file_name(part, f"{file}: part of a frame's identifier")
@@ -85,7 +86,9 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
             library_errors(DataError, f"{place}: unusable entry", "fetch or collect it again"),
             np.errstate(over="ignore", invalid="ignore"),  # the checks name what is not finite
         ):
-            frames.append(_frame(identifier, entry, _ordered(identifier, entry, rig, place), root, rig, place))
+            frames.append(_frame(identifier, entry, root, rig, place))
+        places.append(place)
+    _check_labels(frames, places)
     rig.lenses.report()
     frames = link_frames(frames)
     check_frames(frames)
@@ -97,21 +100,14 @@ class _Rig(NamedTuple):
 
     sizes: ImageSizes
     lenses: LensNotes
-    fronts: dict[tuple[str, str], str]
-    """Name of the front camera, by split and segment."""
 
 
-def _ordered(identifier: Identifier, entry: Mapping[str, Any], rig: _Rig, place: str) -> list[str]:
-    """Names of the cameras of a frame, the front one first."""
-    listed = [camera for camera in entry["sensor"] if camera != "sd_map"]
-    known = front_by_name(listed) or (listed[0] if listed else "the first")
-    front = rig.fronts.setdefault(identifier[:2], known)
-    if front not in listed:
-        raise DataError(
-            f"{place}: no front camera {front!r} among [{', '.join(listed)}]; the traffic elements lie in it: "
-            "fetch the info file again, or leave the frame out"
-        )
-    return [front, *(camera for camera in camera_order(listed) if camera != front)]
+def _check_labels(frames: Sequence[Frame], places: Sequence[str]) -> None:
+    front = front_camera_of(frames, cameras_of(frames))
+    for frame, place in zip(frames, places):
+        if frame.lanes is not None:
+            sizes = [view.image_size_px for view in frame.cameras if view.name == front]
+            check_lanes(frame.lanes, place, sizes[0] if sizes else None)
 
 
 def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identifier, tuple[Mapping[str, Any], str]]:
@@ -142,14 +138,12 @@ def _entries(root: Path, split: str | Path, interval: int | None) -> dict[Identi
     return found
 
 
-def _frame(
-    identifier: Identifier, entry: Mapping[str, Any], cameras: Sequence[str], root: Path, rig: _Rig, place: str
-) -> Frame:
+def _frame(identifier: Identifier, entry: Mapping[str, Any], root: Path, rig: _Rig, place: str) -> Frame:
     time = int(entry["timestamp"])
     timestamp_us = time // 1000 if time >= _NANOSECONDS_FROM else time
     global_from_ego = pose(entry["pose"]["rotation"], entry["pose"]["translation"])
     views = []
-    for camera in cameras:
+    for camera in camera_order(name for name in entry["sensor"] if name != "sd_map"):
         sensor = entry["sensor"][camera]
         path = path_below(root, sensor["image_path"])
         intrinsic = sensor["intrinsic"]
@@ -161,9 +155,6 @@ def _frame(
             raise DataError(f"{place}: camera {camera}: {error}; correct its calibration") from None
         rig.lenses.add(camera, pinhole, intrinsic, ("K",))
         views.append(CameraView(camera, pinhole, ego_from_camera, global_from_ego, timestamp_us, str(path)))
-    lanes = lane_labels(entry, place)
-    if lanes is not None:
-        check_lanes(lanes, place, (views[0].camera.width_px, views[0].camera.height_px))
     return Frame(
         token="/".join(identifier),
         scene_token="/".join(identifier[:2]),
@@ -171,7 +162,7 @@ def _frame(
         timestamp_us=timestamp_us,
         cameras=tuple(views),
         global_from_ego=global_from_ego,
-        lanes=lanes,
+        lanes=lane_labels(entry, place),
     )
 
 

@@ -288,8 +288,8 @@ def test_missing_frames_and_cameras_are_named(rig_a, tmp_path, capsys):
     collection = collect(rig_a, keys, point_interval=20)
     del collection[keys[1]]["sensor"]["ring_front_center"]
     write_collection(tmp_path / "c.pkl", collection)
-    with pytest.raises(DataError, match=r"c\.pkl, frame val/00007/1500000: no front camera 'ring_front_center' among"):
-        read_openlane(rig_a, tmp_path / "c.pkl")
+    bare = read_openlane(rig_a, tmp_path / "c.pkl")[1]  # its elements are left out where the clips are made
+    assert "ring_front_center" not in [view.name for view in bare.cameras]
     del collection[keys[1]]["sensor"]
     write_collection(tmp_path / "c.pkl", collection)
     with pytest.raises(DataError, match=r"c\.pkl, frame val/00007/1500000: unusable entry: KeyError: 'sensor'"):
