@@ -10,6 +10,7 @@ import pytest
 
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Annotations, CameraView, Frame
+from drivestack.core.once import forget_warnings
 from drivestack.data_tools.readers.checks import check_frames
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.geometry import PinholeCamera, invert_pose, matrix_to_quaternion, pose, quaternion_to_matrix, rotation_z
@@ -257,3 +258,20 @@ def test_all_frames_of_a_benchmark_are_checked_in_seconds():
 def test_a_root_that_is_no_path_is_refused(root) -> None:
     with pytest.raises(ConfigError, match=r"root .* is no path"):
         DataSource("nuscenes", root, {"version": "v1.0-mini", "split": "mini_val"}).read()
+
+
+def test_a_single_fast_track_in_a_large_set_is_warned_of(caplog):
+    frames = drive(count=160, turn=0.0)
+
+    def with_speed(speed_mps: float) -> list[Frame]:
+        notes = frames[0].annotations
+        assert notes is not None
+        velocity = notes.velocity_global_mps.copy()
+        velocity[0] = speed_mps, 0
+        return [replace(frames[0], annotations=replace(notes, velocity_global_mps=velocity)), *frames[1:]]
+
+    forget_warnings()
+    check_frames(with_speed(150.0))
+    assert "150 m/s, over 100 (1 of 1440 objects" in caplog.text
+    with pytest.raises(DataError, match=r"5e\+03 m/s, over 100; give m/s"):
+        check_frames(with_speed(5000.0))
