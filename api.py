@@ -53,7 +53,7 @@ __all__ = [
 
 def list_models() -> list[str]:
     """Names that ``load`` finds with weights; other configs: ``drivestack.engine.config.config_names()``."""
-    from .core.weights import shipped_weights
+    from .core.weights.shipped import shipped_weights
 
     return list(shipped_weights())
 
@@ -89,7 +89,7 @@ def load(
 
 def _find_model(name: str | Path) -> tuple[str, Path | None]:
     """Config and weights that a name stands for."""
-    from .core.weights import shipped_weights
+    from .core.weights.shipped import shipped_weights
     from .engine.checkpoints import latest_checkpoint
 
     folder = Path(name)

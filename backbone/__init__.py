@@ -1,7 +1,7 @@
 """Image encoders and their parts: InternImage, ResNet, FPN, checkpoints, layer-wise learning rates."""
 
 from ..core.checkpoint import LoadReport, load_checkpoint, load_state, save_safetensors
-from ..core.weight_files import read_state_dict
+from ..core.weights.files import read_state_dict
 from .builder import internimage
 from .cpu.inference import prepare_inference
 from .features import FeatureInfo

@@ -17,7 +17,7 @@ from torchvision.ops import deform_conv2d
 
 from ..core.checkpoint import load_checkpoint
 from ..core.registries import MODELS
-from ..core.weight_names import StateDict
+from ..core.weights.names import StateDict
 from .features import FeatureInfo, validate_out_indices
 
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
-from ..core.published_keys import keep_published_keys, published_name
 from ..core.registries import MODELS
+from ..core.weights.published_keys import keep_published_keys, published_name
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder

@@ -16,7 +16,7 @@ from typing import Any
 from ..core.errors import DataError, SubmissionError
 from ..core.files import remove_stale_files, write_json
 from ..core.frames import Frame
-from ..core.weights import FOLDER
+from ..core.weights.shipped import FOLDER
 from ..data_tools.readers.registry import DataSource
 from ..tasks.base import GroundTruth, Predictions, Task
 from ..tasks.run import class_names, load_model, parse_device, predict_frames
@@ -198,6 +198,6 @@ def _header(weights: str | Path | None) -> dict[str, str]:
     """The notes of a safetensors file about its origin: command, seed, commit, data."""
     if weights is None or Path(weights).suffix != ".safetensors":
         return {}
-    from ..core.weight_files import read_metadata
+    from ..core.weights.files import read_metadata
 
     return read_metadata(weights)

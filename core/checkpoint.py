@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .errors import CheckpointError, OutputError
 from .files import atomic_path
 from .finite import not_finite
-from .weight_files import read_state_dict
-from .weight_hints import Mismatch, hint
-from .weight_names import StateDict, fit_prefix, names_in, plain_keys, some, unwrapped, weights_of
+from .weights.files import read_state_dict
+from .weights.hints import Mismatch, hint
+from .weights.names import StateDict, fit_prefix, names_in, plain_keys, some, unwrapped, weights_of
 
 logger = logging.getLogger("drivestack")
 

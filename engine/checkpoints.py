@@ -27,7 +27,7 @@ from ..core.checkpoint import check_finite, save_safetensors
 from ..core.errors import CheckpointError, DataError
 from ..core.files import atomic_path, file_name
 from ..core.finite import not_finite
-from ..core.weight_files import is_safetensors, read_pth, read_safetensors
+from ..core.weights.files import is_safetensors, read_pth, read_safetensors
 
 logger = logging.getLogger("drivestack")
 

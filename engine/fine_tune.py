@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from ..core.checkpoint import check_finite, left_on_meta, put
 from ..core.errors import CheckpointError
-from ..core.published_keys import own_name
-from ..core.weight_files import find_weights_file, is_safetensors, read_metadata, read_pth, read_state_dict
-from ..core.weight_names import StateDict, fit_prefix, unwrapped, weights_of
+from ..core.weights.files import find_weights_file, is_safetensors, read_metadata, read_pth, read_state_dict
+from ..core.weights.names import StateDict, fit_prefix, unwrapped, weights_of
+from ..core.weights.published_keys import own_name
 from .config import load_config, shipped_configs, task_names
 
 ENCODERS = ("img_backbone.", "backbone.")

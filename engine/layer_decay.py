@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..backbone.internimage.composite import CBInternImage
 from ..backbone.internimage.model import InternImage
 from ..core.errors import ConfigError
-from ..core.published_keys import published_name
 from ..core.registries import OPTIM_WRAPPER_CONSTRUCTORS
+from ..core.weights.published_keys import published_name
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 STEM = -1

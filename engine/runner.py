@@ -19,7 +19,7 @@ from torch import nn
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
-from ..core.weight_names import weights_of
+from ..core.weights.names import weights_of
 from . import checkpoints
 from .config import KEYS, build_model, building, task_names
 from .config_text import config_text, read_config_text

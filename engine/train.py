@@ -19,7 +19,7 @@ from mmengine.visualization import Visualizer
 
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.folders import folder_lock
-from ..core.weights import weights_file
+from ..core.weights.shipped import weights_file
 from . import checkpoints
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown

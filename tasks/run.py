@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import check_writable
 from ..core.folders import folder_lock
 from ..core.frames import Frame
-from ..core.weights import weights_file
+from ..core.weights.shipped import weights_file
 from ..data_tools.readers.registry import DataSource
 from .base import GroundTruth, Predictions, Task
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...core.checkpoint import load_checkpoint
 from ...core.registries import MODELS
-from ...core.weight_names import StateDict
+from ...core.weights.names import StateDict
 from ..features import FeatureInfo
 from .model import NUM_LEVELS, InternImage
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
-from ...core.weight_names import StateDict
+from ...core.weights.names import StateDict
 from .variants import VARIANTS
 
 CLASSIFICATION_PREFIXES = (

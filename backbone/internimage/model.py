@@ -24,7 +24,7 @@ from torchvision.ops import StochasticDepth
 
 from ...core.checkpoint import load_checkpoint
 from ...core.registries import MODELS
-from ...core.weight_names import StateDict
+from ...core.weights.names import StateDict
 from ..cpu.plain import inference_on_cpu, is_plain
 from ..features import FeatureInfo, validate_out_indices
 from .conversion import adapt_internimage, describe_internimage

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ...core.answers import SceneAnswer
 from ...core.batch import Batch
 from ...core.errors import ConfigError
-from ...core.published_keys import keep_published_keys
 from ...core.registries import MODELS
+from ...core.weights.published_keys import keep_published_keys
 from ..bevformer_v2 import PUBLISHED_KEYS
 from ..map.gridmask import GridMask
 from ..map.history import evaluation_mode

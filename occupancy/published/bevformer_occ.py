@@ -26,8 +26,8 @@ from ...core.batch import Batch
 from ...core.errors import ConfigError
 from ...core.finite import check_answer
 from ...core.labels import OccupancyTargets
-from ...core.published_keys import keep_published_keys
 from ...core.registries import MODELS
+from ...core.weights.published_keys import keep_published_keys
 from ...geometry import OCC3D_GRID
 from ..losses import VoxelLoss
 from .voxel_decoders import voxel_predictor, voxel_trunk

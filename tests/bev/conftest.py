@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from drivestack.core.published_keys import published_name
+from drivestack.core.weights.published_keys import published_name
 
 
 class Case:

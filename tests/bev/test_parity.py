@@ -17,7 +17,7 @@ from drivestack.bev.perspective.head import NuscenesDD3D
 from drivestack.core.batch import Batch
 from drivestack.core.frames import Frame
 from drivestack.core.labels import MonoTargets
-from drivestack.core.published_keys import published_name
+from drivestack.core.weights.published_keys import published_name
 from drivestack.geometry import boxes_from_legacy
 
 

@@ -24,7 +24,7 @@ from drivestack.backbone import (
 )
 from drivestack.backbone.internimage.conversion import read_class_rows
 from drivestack.core.errors import CheckpointError
-from drivestack.core.weight_files import read_metadata
+from drivestack.core.weights.files import read_metadata
 
 TINY = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
 

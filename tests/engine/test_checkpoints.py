@@ -12,7 +12,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from drivestack.core.errors import CheckpointError
-from drivestack.core.weight_files import read_metadata, read_state_dict
+from drivestack.core.weights.files import read_metadata, read_state_dict
 from drivestack.engine import checkpoints
 from drivestack.engine.train import train
 

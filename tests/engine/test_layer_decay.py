@@ -9,7 +9,7 @@ from torch import nn
 
 from drivestack.backbone import VARIANTS, CBInternImage, InternImage, ResNet, internimage
 from drivestack.core.errors import ConfigError
-from drivestack.core.published_keys import keep_published_keys
+from drivestack.core.weights.published_keys import keep_published_keys
 from drivestack.engine.layer_decay import (
     LayerDecayOptimizerConstructor,
     classification_policies,

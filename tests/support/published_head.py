@@ -6,7 +6,7 @@ from torch import nn
 
 from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.map.bev_map import BevMap
-from drivestack.core.published_keys import keep_published_keys
+from drivestack.core.weights.published_keys import keep_published_keys
 
 
 class PublishedHead(nn.Module):

@@ -10,7 +10,7 @@ from drivestack.bev.boxes.box_coder import encode_boxes
 from drivestack.bev.boxes.head import BoxHead, ExtraQueries, QueryOutputs
 from drivestack.bev.map.bev_map import BevMap
 from drivestack.core.errors import PredictionError
-from drivestack.core.published_keys import published_name
+from drivestack.core.weights.published_keys import published_name
 from drivestack.geometry import boxes_from_legacy
 from support.maps import tokens_of
 from support.published_head import PublishedHead

@@ -12,8 +12,8 @@ from drivestack.bev.boxes.head import BoxHead
 from drivestack.bev.map.bev_map import BevMap
 from drivestack.bev.published.recurrent_map import RecurrentBevMap
 from drivestack.core.errors import ConfigError
-from drivestack.core.published_keys import published_name
 from drivestack.core.registries import MODELS
+from drivestack.core.weights.published_keys import published_name
 from support.maps import tokens_of
 from support.published_head import PublishedHead
 

@@ -17,7 +17,7 @@ from drivestack.bev.published.recurrent_map import RecurrentBevMap
 from drivestack.core.batch import Batch
 from drivestack.core.errors import ConfigError
 from drivestack.core.frames import Frame
-from drivestack.core.published_keys import published_name
+from drivestack.core.weights.published_keys import published_name
 from drivestack.engine.config import build_model, load_config
 from drivestack.geometry import boxes_from_legacy
 from support.maps import map_of, tokens_of

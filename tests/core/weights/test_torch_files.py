@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from drivestack.core.errors import CheckpointError, DrivestackError
 from drivestack.core.pickles import load_pickle
-from drivestack.core.torch_files import read_torch_file
-from drivestack.core.weight_files import read_pth
+from drivestack.core.weights.files import read_pth
+from drivestack.core.weights.torch_files import read_torch_file
 
 BASE = torch.arange(24.0).reshape(4, 6)
 CONTENT: dict[str, Any] = {

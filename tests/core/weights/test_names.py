@@ -11,8 +11,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from drivestack.core.checkpoint import load_checkpoint, load_state, save_safetensors
 from drivestack.core.errors import CheckpointError
-from drivestack.core.weight_files import read_state_dict
-from drivestack.core.weight_names import plain_key, unwrapped, weights_of
+from drivestack.core.weights.files import read_state_dict
+from drivestack.core.weights.names import plain_key, unwrapped, weights_of
 
 
 class Detector(nn.Module):

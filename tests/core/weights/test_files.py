@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from drivestack.core.checkpoint import load_checkpoint, save_safetensors
 from drivestack.core.errors import CheckpointError, DrivestackError
-from drivestack.core.weight_files import read_pth, read_state_dict
-from drivestack.core.weights import weights_file
+from drivestack.core.weights.files import read_pth, read_state_dict
+from drivestack.core.weights.shipped import weights_file
 
 
 def network() -> nn.Sequential:

@@ -23,7 +23,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from .pickles import PICKLE_ERRORS, Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
+from ..pickles import PICKLE_ERRORS, Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, DataError
-from .files import file_name
+from ..errors import CheckpointError, DataError
+from ..files import file_name
+from .names import StateDict, plain_keys, some
 from .torch_files import READ_ERRORS, QuantisedError, UnreadObjectError, read_torch_file
-from .weight_names import StateDict, plain_keys, some
 
 logger = logging.getLogger("drivestack")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .weight_names import other_prefixes, some
+from .names import other_prefixes, some
 
 ENCODERS = ("img_backbone.", "backbone.")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")

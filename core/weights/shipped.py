@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
-FOLDER = Path(__file__).resolve().parents[1] / "weights"
+FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
 
 def shipped_weights() -> dict[str, Path]:
@@ -22,7 +22,7 @@ def weights_file(name_or_path: str | os.PathLike[str]) -> Path:
     if not path.is_file() and str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     if path.is_dir():
-        from .weight_files import find_weights_file  # PyTorch: names alone need none
+        from .files import find_weights_file  # PyTorch: names alone need none
 
         return find_weights_file(path)
     if not path.is_file():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from drivestack.core.published_keys import keep_published_keys, published_name, renamed
+from drivestack.core.weights.published_keys import keep_published_keys, published_name, renamed
 
 
 class Map(nn.Module):

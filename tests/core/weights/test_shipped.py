@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drivestack.core.errors import CheckpointError
-from drivestack.core.weights import shipped_weights, weights_file
+from drivestack.core.weights.shipped import shipped_weights, weights_file
 
 
 def test_a_name_stands_for_shipped_weights_unless_a_file_has_it(tmp_path, monkeypatch) -> None:
