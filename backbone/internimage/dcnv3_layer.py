@@ -122,7 +122,7 @@ class DCNv3(nn.Module):
 
     def join_projections(self) -> None:
         """For inference, see `prepare_inference`: one product gives offsets and masks, read in place."""
-        if joinable(self.offset, self.mask):
+        if self.offset_mask is None and joinable(self.offset, self.mask):
             self.offset_mask = PackedLinear(self.offset, self.mask)
             del self.offset, self.mask
 

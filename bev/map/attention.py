@@ -79,7 +79,7 @@ class DeformableAttention(nn.Module):
 
     def join_projections(self) -> None:
         """For inference, see `backbone.cpu.inference`: one product gives offsets and logits, read in place."""
-        if joinable(self.sampling_offsets, self.attention_weights):
+        if self.offsets_and_logits is None and joinable(self.sampling_offsets, self.attention_weights):
             self.offsets_and_logits = PackedLinear(self.sampling_offsets, self.attention_weights)
             del self.sampling_offsets, self.attention_weights
 

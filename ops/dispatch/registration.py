@@ -15,8 +15,8 @@ from .backend import use_kernel
 from .library import count_flops, define, implement
 from .operators import OPERATORS, Operator
 
-# Five multiplications with their additions: four corners, and the weight of the sample; InternImage's get_flops.py
-# counts so too. Backward: as much for the values, and again for positions and weights, as PyTorch counts convolutions.
+# Five multiplications with their additions: four corners, and the weight of the sample, as get_flops.py of InternImage
+# counts. Backward: as much for the values, and again for positions and weights, as PyTorch counts convolutions.
 FLOPS_PER_SAMPLE = 2 * 5
 
 

@@ -72,6 +72,13 @@ def test_prepared_models_can_be_copied_and_pickled_after_use():
             assert torch.equal(other(images), expected)
 
 
+def test_a_prepared_model_may_be_prepared_again():
+    prepared = prepare_inference(spread(InternImageClassifier(**TINY, layer_scale=0.5)))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        close(prepare_inference(prepared)(images), prepared(images))
+
+
 def test_batch_norms_fold_into_convolutions():
     resnet = spread(ResNet(depth=50, base_channels=8, stage_with_dcn=(False, False, True, False)))
     neck, fusion = FPN(in_channels=(32, 64, 128, 256), out_channels=8, num_outs=4), ResNetFusion(8, 8, 16, 2)

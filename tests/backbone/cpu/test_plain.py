@@ -175,8 +175,8 @@ def test_adapters_on_every_linear_layer_equal_merged_weights(case, processor, pr
         adapters.append(LoRA(layer))
         return adapters[-1]
 
-    if replace_linears(model, adapt) == 0:
-        pytest.skip("no linear layers")
+    count = sum(type(module) is nn.Linear for module in model.modules())
+    assert replace_linears(model, adapt) == count
     following = iter(adapters)
 
     def merge(layer: nn.Linear) -> nn.Module:
