@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import LIBRARY_ERRORS, ConfigError, DrivestackError
 from ..core.registries import DATASETS, MODELS
+from ..core.signals import Terminated
 from .config_check import KEYS, check_types, dotted_leaves, unread
 from .config_text import import_types
 from .config_variables import load_with_variables, read_source, time_limit, unread_names
@@ -78,7 +79,7 @@ def _read(path: Path, variables: Mapping[str, Any]) -> Config:
             _import_all(config._cfg_dict)
             import_types(config._cfg_dict)
         names = unread_names(source)
-    except DrivestackError:
+    except (DrivestackError, Terminated):
         raise
     except (Exception, SystemExit) as error:  # a config is code: whatever it raises, the reader needs the file's name
         change = f" with {', '.join(f'{key}={value!r}' for key, value in variables.items())}" if variables else ""

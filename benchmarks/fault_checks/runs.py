@@ -204,9 +204,11 @@ def _open(path: Path) -> None:
                 raise ValueError("broken member")
     elif kind == ".pkl":
         load_pickle(path)
+    elif path.parent.name == "maps":
+        pass  # one colour of 10,000 x 10,000
     elif kind in (".jpg", ".png", ".gif"):
         with Image.open(path) as image:
-            image.load() if image.width < 10_000 else image.verify()  # the map is 100 MB
+            image.load()
     elif kind == ".py":
         compile(path.read_text(), str(path), "exec")
     elif path.stat().st_size == 0 and kind not in (".jsonl", ".log", ".txt", ".lock"):
@@ -235,6 +237,10 @@ def _digest(path: Path) -> str:
     elif path.suffix in (".zip", ".npz"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = b"".join(name.encode() + archive.read(name) for name in sorted(archive.namelist()))
+    elif path.suffix == ".safetensors":
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])  # its library writes the metadata in any order
+        data = json.dumps(header, sort_keys=True).encode() + data[8 + length :]
     elif path.suffix == ".json":
         data = json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from drivestack.core.errors import ConfigError
+from drivestack.core.signals import Terminated
 from drivestack.engine import config_variables
 from drivestack.engine.config import KEYS, build_dataset, build_model, config_names, load_config, task_names
 from drivestack.engine.config_text import config_text
@@ -225,3 +227,14 @@ def test_a_model_larger_than_memory_is_refused_before_it_fills_it(config_file: P
     )
     with pytest.raises(ConfigError, match="model"):
         build_model(load_config(config_file))
+
+
+def test_a_signal_while_a_config_is_read_is_no_error_of_the_config(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate(*_: object, **__: object) -> None:
+        raise Terminated(signal.SIGTERM)
+
+    monkeypatch.setattr("drivestack.engine.config.Config.fromfile", terminate)
+    with pytest.raises(Terminated):
+        load_config(config_file)
