@@ -32,6 +32,7 @@ from ..core.errors import DataError
 from ..core.frames import CameraView, Frame
 from ..data_tools.clips.images import load_image
 from ..data_tools.labels.files import WAYMO_SUFFIX, read_occupancy
+from ..data_tools.readers.lidar import read_lidar
 from ..geometry import OCC3D_GRID, PinholeCamera, VoxelGrid, invert_pose
 from ..occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from .boxes import Drawn, box_legend, labelled_boxes, predicted_boxes, save_picture
@@ -51,7 +52,6 @@ from .drawing import (
     plain_letters,
     shown,
 )
-from .lidar import read_lidar
 from .panels import Pixels, bev_panel, camera_rows, camera_tile
 from .topology import DrawnLanes, elements_above, elements_in_camera, lane_legend, lanes_above, lanes_in_camera
 from .voxels import Viewpoint, render_voxels

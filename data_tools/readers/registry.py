@@ -17,6 +17,7 @@ from typing import Any
 from ...core.errors import ConfigError, DataError
 from ...core.frames import Frame
 from .checks import check_frames
+from .lidar_check import check_lidar
 from .links import link_frames
 
 ReadFunction = Callable[..., "list[Frame]"]
@@ -66,7 +67,8 @@ _BUILT_IN = {
 def register_reader(name: str, summary: str = "", conventions: Conventions | None = None) -> Callable:
     """Decorator: make a function ``read(root, ...) -> list[Frame]`` known under a name.
 
-    The frames it returns are checked (checks.py) and linked in time by their scenes where it has not done so itself.
+    The frames it returns are checked (checks.py, lidar_check.py), and linked in time by their scenes where it has not
+    done so itself.
     A name that is taken is replaced: registering twice is no error, as happens when a file is read again.
     """
 
@@ -180,6 +182,7 @@ class DataSource:
         if len(frames) > 1 and not any(frame.prev_token or frame.next_token for frame in frames):
             frames = link_frames(frames)
         check_frames(frames)
+        check_lidar(frames)
         return frames
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
-from drivestack.view.lidar import read_lidar
+from drivestack.data_tools.readers.lidar import read_lidar
 
 
 def with_sweep(frame: Frame, path: Path, count: int, width: int) -> tuple[Frame, np.ndarray]:

@@ -1,4 +1,4 @@
-"""LiDAR sweeps for orientation in pictures: files of float32 points as nuScenes and most recorders write them.
+"""LiDAR sweeps, for pictures and as witnesses of labels: float32 points as nuScenes and most recorders write them.
 
 Shapes: n points.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError
-from ..core.frames import Frame
+from ...core.errors import DataError
+from ...core.frames import Frame
 
 _FARTHEST_M = 1000.0  # no LiDAR of a car reaches farther; other bytes read as floats do
 
