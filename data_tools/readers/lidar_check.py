@@ -24,7 +24,7 @@ FEWEST_POINTS = 10
 FARTHEST_M = 40.0
 MARGIN_M = 0.2
 """Added to each side of a box."""
-ENOUGH = 0.3
+ENOUGH = 0.7
 """Share of the stated points that must lie in the box of a witness."""
 
 
