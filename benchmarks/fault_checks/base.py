@@ -138,6 +138,20 @@ class Base:
         """The training checkpoint."""
         return torch.load(self.checkpoint, map_location="cpu", weights_only=False)  # written by this program
 
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """The training checkpoint with arrays for tensors, which mutations.py knows."""
+        return as_arrays(self.state)
+
+
+def as_arrays(node: Any) -> Any:
+    """A tree with arrays for its tensors."""
+    if isinstance(node, torch.Tensor):
+        return node.detach().float().numpy() if node.dtype == torch.bfloat16 else node.detach().numpy()
+    if isinstance(node, dict):
+        return {key: as_arrays(child) for key, child in node.items()}
+    return type(node)(map(as_arrays, node)) if type(node) in (list, tuple) else node
+
 
 def make_base(folder: Path) -> Base:
     """What is missing of the base is made; the whole takes about half a minute."""

@@ -232,9 +232,9 @@ def images(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     data, text = damaged_image(rng, Path(view.image_path).read_bytes())
     path = replace(root, relative, data)
     draw = rng.random()
-    if draw < 0.85:
+    if draw < 0.91:
         arguments = ["api.item", str(base.config), str(root), "0"]
-    elif draw < 0.98:
+    elif draw < 0.99:
         arguments = ["predict", str(base.config), str(base.weights), *source(root), "--out", "out/answers"]
     else:
         arguments = ["visualize", *source(root), "--sample", base.frames[0].token, "--out", "out/pictures"]

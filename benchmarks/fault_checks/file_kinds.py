@@ -92,11 +92,11 @@ def _of_weights(rng: random.Random, base: Base, path: Path, training: bool) -> I
     """A verb that reads weights. training: the file may be a whole training checkpoint."""
     config, draw = str(base.config), rng.random()
     train = ["train", config, "--work-dir", "out/run", "--set", "train_cfg.max_iters=3", *LIMIT]
-    if draw < 0.6:
+    if draw < 0.64:
         return Input(["api.load", config, str(path)], "", [path])
-    if draw < 0.65:
+    if draw < 0.68:
         return Input(["predict", config, str(path), *source(base.root), "--out", "out/answers"], "", [path], PREDICT_S)
-    if draw < 0.72:
+    if draw < 0.74:
         return Input([*train, rng.choice(("--load-from", "--fine-tune")), str(path)], "", [path], TRAIN_S)
     if training and draw < 0.8:
         return Input([*train, "--resume", str(path)], "", [path], TRAIN_S)
@@ -117,7 +117,7 @@ def checkpoint(rng: random.Random, base: Base, folder: Path, canary: str) -> Inp
     """A .pth file: of weights alone, or of a training run."""
     path = folder / "weights.pth"
     training = rng.random() < 0.6
-    state: dict[str, Any] = base.state if training else {"state_dict": base.state["state_dict"]}
+    state: dict[str, Any] = base.arrays if training else {"state_dict": base.arrays["state_dict"]}
     draw = rng.random()
     if draw < 0.25:
         original = base.checkpoint if training else base.folder / "toy.pth"
@@ -132,7 +132,7 @@ def checkpoint(rng: random.Random, base: Base, folder: Path, canary: str) -> Inp
         changed, text = mutate_bytes(rng, inner)
         data, text = _zip_with(rng, base.checkpoint, changed), f"data.pkl {text}"
     else:
-        changed_state, text = mutate_tree(rng, _arrays(state))
+        changed_state, text = mutate_tree(rng, state)
         out = io.BytesIO()
         torch.save(_tensors(changed_state), out, _use_new_zipfile_serialization=rng.random() < 0.9)
         data = out.getvalue()
@@ -140,15 +140,6 @@ def checkpoint(rng: random.Random, base: Base, folder: Path, canary: str) -> Inp
     job = _of_weights(rng, base, path, training)
     job.change = f"{'training' if training else 'weights'} {text}"
     return job
-
-
-def _arrays(node: Any) -> Any:
-    """Tensors as arrays, which mutations.py knows."""
-    if isinstance(node, torch.Tensor):
-        return node.detach().float().numpy() if node.dtype == torch.bfloat16 else node.detach().numpy()
-    if isinstance(node, dict):
-        return {key: _arrays(child) for key, child in node.items()}
-    return type(node)(_arrays(child) for child in node) if type(node) in (list, tuple) else node
 
 
 def _tensors(node: Any) -> Any:

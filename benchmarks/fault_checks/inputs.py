@@ -65,7 +65,8 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
 
 
 def prime(base: Base) -> None:
-    """Run everything once here, so that children find all modules imported."""
+    """Run and read everything once here, so that children find all modules imported and all contents read."""
+    _ = base.frames, base.table_bytes, base.infos, base.collection, base.lanes, base.arrays
     source = data_kinds.source(base.root)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for task in ("boxes", "occupancy", "lanes"):
