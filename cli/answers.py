@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,12 @@ from .options import (
     add_source,
     known_source,
     positive,
-    share,
     source,
     verb,
 )
 from .outputs import check_outputs, writing
 
 if TYPE_CHECKING:
-    from ..core.answers import SceneAnswer
-    from ..core.frames import Frame
     from ..tasks.base import GroundTruth, Predictions, Task
 
 INVALID_SUBMISSION = 1
@@ -67,7 +64,7 @@ def _add_class_range(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _tasks(
+def chosen_tasks(
     options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
 ) -> dict[str, Task]:
     """Every task, as the options want it; ``--class-range`` goes before ``class_range_m``, the config's."""
@@ -109,7 +106,7 @@ class _Run:
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
-        self.chosen = _tasks(options, class_names(self.config), class_ranges_m(self.config))
+        self.chosen = chosen_tasks(options, class_names(self.config), class_ranges_m(self.config))
         self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
         self.tasks = self.model.asked(options.tasks or None)
         self.frames = self.source.read()
@@ -268,13 +265,13 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import find
 
-    paths, chosen = find(options.path, options.tasks), _tasks(options)
-    if options.out:
-        out = Path(options.out)
-        check_outputs([out / chosen[name].scores_file for name in paths], [out])
-    truth = GroundTruth(known_source(options))
-    _demand({name: chosen[name] for name in paths}, truth)
-    code = _score_all(chosen, paths, truth, Path(options.out) if options.out else None)
+    paths, chosen = find(options.path, options.tasks), chosen_tasks(options)
+    out = Path(options.out) if options.out else None
+    files = [] if out is None else [out / chosen[name].scores_file for name in paths]
+    with writing(f"score {options.path}", files, [] if out is None else [out]):
+        truth = GroundTruth(known_source(options))
+        _demand({name: chosen[name] for name in paths}, truth)
+        code = _score_all(chosen, paths, truth, out)
     for name, path in paths.items():
         _print_oddities(chosen[name], path, truth)
     return code
@@ -300,7 +297,7 @@ def _run_check(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import Occupancy, find
 
-    paths, chosen = find(options.path, options.tasks), _tasks(options)
+    paths, chosen = find(options.path, options.tasks), chosen_tasks(options)
     named = None if list(paths) == ["occupancy"] and options.split and not options.dataroot else source(options)
     counted, voxels = None, chosen["occupancy"]
     if list(paths) == ["occupancy"] and named is None and isinstance(voxels, Occupancy):
@@ -335,84 +332,3 @@ def _print_oddities(task: Task, path: Path, truth: GroundTruth | None) -> None:
     """What the benchmark takes and nobody means."""
     for oddity in task.oddities(path, truth):
         print(f"warning: {path}: {oddity}", file=sys.stderr)
-
-
-def add_visualize(verbs: Any) -> None:
-    examples = [
-        "drivestack visualize --dataroot data/synthetic --version v1.0-trainval --split val --out pictures",
-        "drivestack visualize --dataroot data/nuscenes --version v1.0-mini --split mini_val \\",
-        "    --submission submission.json --scene scene-0103 --clip clip.gif",
-        "drivestack visualize --submission runs/answers --dataroot D --version v1.0-trainval --split val",
-    ]
-    summary = "draw boxes, lanes and voxels: labels, and predictions of submissions"
-    parser = verb(verbs, "visualize", _run_visualize, summary, examples)
-    add_source(parser)
-    parser.add_argument(
-        "--submission",
-        metavar="PATH",
-        action="append",
-        default=[],
-        help="draw what it holds too: a file, or a folder as predict writes it; repeatable",
-    )
-    parser.add_argument("--scene", metavar="NAME", help="this scene only")
-    parser.add_argument("--sample", metavar="TOKEN", action="append", default=[], help="this sample; repeatable")
-    parser.add_argument("--max", type=positive, default=10, metavar="N", help="pictures at most (default: %(default)s)")
-    parser.add_argument("--score-threshold", type=share, default=0.3, metavar="P", help="default: %(default)s")
-    parser.add_argument(
-        "--classes", nargs="+", metavar="CLASS", default=(), help="classes of the submission that no label has"
-    )
-    parser.add_argument("--out", metavar="DIR", default="pictures", help="folder of PNGs (default: %(default)s)")
-    parser.add_argument("--clip", metavar="FILE", help="also a .gif or .mp4 of the chosen frames")
-
-
-def _run_visualize(options: argparse.Namespace) -> int:
-    from ..tasks.base import GroundTruth, refuse
-    from ..tasks.registry import answer_reader, find
-    from ..tasks.run import choose_frames
-    from ..view.clips import check_clip_path
-    from ..view.drawing import View
-    from ..view.picture import draw_pictures, render_answer_clip
-
-    if options.clip:
-        check_clip_path(options.clip)
-    check_outputs([options.clip] if options.clip else [], [options.out])
-    remove_stale_files(Path(options.out))
-    where = known_source(options)
-    paths: dict[str, Path] = {}
-    for path in options.submission:
-        paths |= find(path)
-    truth = GroundTruth(where)
-    frames = choose_frames(truth.frames, options.scene, options.sample, options.max)
-    names = _class_names(options, truth.frames)
-    chosen = _tasks(options, names)
-    for name, path in paths.items():
-        refuse(path, chosen[name].drawing_problems(path, truth, frames))
-    read = answer_reader(chosen, paths, frames, names, where.split)
-    _print_undrawn(frames, read, list(paths))
-    written = draw_pictures(frames, read, names, Path(options.out), options.score_threshold)
-    print(f"wrote {len(written)} pictures to {options.out}")
-    if options.clip:
-        view = View(camera_width_px=360, score_threshold=options.score_threshold)
-        render_answer_clip(frames, read, names, options.clip, view)
-        print(f"wrote {options.clip}")
-    return 0
-
-
-def _print_undrawn(frames: Sequence[Frame], read: Callable[[Frame], SceneAnswer], tasks: Sequence[str]) -> None:
-    """Pictures show labels alone where a submission says nothing about a sample."""
-    for task in tasks:
-        bare = [frame.token for frame in frames if getattr(read(frame), task) is None]
-        if bare:
-            print(
-                f"warning: {len(bare)} of {len(frames)} pictures have no {task} of the submission, which holds nothing "
-                f"for them (sample {bare[0]})",
-                file=sys.stderr,
-            )
-
-
-def _class_names(options: argparse.Namespace, frames: Sequence[Frame]) -> list[str]:
-    """nuScenes' classes, and others: of the labels, and named by --classes."""
-    from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
-
-    labelled = {name for frame in frames if frame.annotations is not None for name in frame.annotations.names if name}
-    return list(dict.fromkeys([*CLASS_ATTRIBUTES, *options.classes, *sorted(labelled)]))

@@ -18,10 +18,11 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import ConfigError, DataError
-from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score, add_visualize
+from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score
 from .border import run_verb
 from .options import above_zero, add_config, at_least_zero, positive, seed_number, share, verb
-from .outputs import check_outputs, writing
+from .outputs import writing
+from .visualize import add_visualize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,10 +306,10 @@ def _run_export(options: argparse.Namespace) -> int:
         raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
     if Path(options.out).suffix != ".safetensors":
         raise ConfigError(f"{options.out}: the name must end in .safetensors")
-    check_outputs([options.out])
     notes = dict(note.split("=", 1) for note in options.note)
     dtype = torch.float16 if options.half else torch.float32
-    path = export_weights(options.checkpoint, options.out, notes, dtype)
+    with writing(f"export-weights {options.checkpoint}", [Path(options.out)]):
+        path = export_weights(options.checkpoint, options.out, notes, dtype)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
     return 0
 
