@@ -18,7 +18,8 @@ from .runs import Run, Verb, content, files_of, half_written, is_temporary, verb
 
 VERBS = ("synthesize", "train", "predict", "evaluate", "export-weights")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-EXITS = {signal.SIGTERM: (143,), signal.SIGINT: (130,)}
+EXITS = {signal.SIGTERM: (143,), signal.SIGINT: (130, -2)}
+"""-2 is 130 in a shell: CPython ends itself by SIGINT where that came during ``exec``, handled or not."""
 FAULTS = ("half-written", "not restarted", "not equal", "temporary left", "bad ending", "alive after")
 START_S = 1.0
 """A new interpreter is at work after this time, on an idle machine."""
@@ -86,7 +87,8 @@ def _one(
     row["half-written"] = half_written(scratch)
     row["alive after"] = len(alive)
     lines = [line for line in run.err.splitlines() if line and "eta" not in line and "loss" not in line]
-    wrong = fresh and not finished and (run.code not in (*EXITS[number], 0) or "Traceback" in run.err or len(lines) > 2)
+    right_exit = not fresh or finished or run.code == 0 or (run.code in EXITS[number] and bool(lines))
+    wrong = not right_exit or (fresh and ("Traceback" in run.err or len(lines) > 2))
     row["bad ending"] = f"exit {run.code}: {' | '.join(lines)[-300:]}" if wrong else ""
     again = Run(verb.command(place, again=True), scratch)
     again.wait()
