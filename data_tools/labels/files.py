@@ -227,7 +227,7 @@ def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] |
     for i, (attribute, box) in enumerate(zip(labels.attributes, labels.elements_xyxy_px)):
         if not 0 <= attribute < NUM_ATTRIBUTES:
             raise wrong(f"traffic element {i} has attribute {attribute}", f"it must be one of 0..{NUM_ATTRIBUTES - 1}")
-        text = f"traffic element {i} has the box {[round(float(x), 2) for x in box]}"
+        text = f"traffic element {i} has the box [{', '.join(f'{x:.6g}' for x in box)}]"
         if not np.isfinite(box).all():
             raise wrong(f"{text}, not finite", "make the label again, or remove the element with its column")
         if box[0] > box[2] or box[1] > box[3]:

@@ -175,6 +175,7 @@ def test_waymo_voxels_have_their_own_names_and_free_class(tmp_path: Path):
         ({"attributes": np.array([13])}, "traffic element 0 has attribute 13"),
         ({"elements_xyxy_px": np.array([[5, 6, 4, 9]], np.float32)}, r"traffic element 0 has the box .*, reversed"),
         ({"elements_xyxy_px": np.array([[5, 6, np.inf, 9]], np.float32)}, r"traffic element 0 has .*, not finite"),
+        ({"elements_xyxy_px": np.array([[5, 1.7e308, 9, 9]])}, r"traffic element 0 has .*1.7e\+308, 9, 9\], reversed"),
         ({"elements_xyxy_px": np.array([[5, 60, 8, 90]], np.float32)}, r".*, outside the front image of 80x50 pixels"),
         ({"elements_xyxy_px": np.zeros((1, 2), np.float32)}, r"elements_xyxy_px is \[1, 2\]"),
     ],

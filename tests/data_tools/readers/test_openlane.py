@@ -241,7 +241,7 @@ BROKEN = {
     "lcte size": (("annotation", "topology_lcte"), [[0], [1]], r"topology_lcte\) is \[2, 1\]; 2 lanes and 2 traffic"),
     "lclc value": (("annotation", "topology_lclc"), [[0, 7], [0, 0]], r"topology_lclc\) holds 7 at \[0, 1\]"),
     "attribute": ((*ELEMENT, "attribute"), 13, "traffic element 0 has attribute 13; it must be one of 0..12"),
-    "reversed": ((*ELEMENT, "points"), [[30, 5], [20, 9]], r"element 0 has the box \[30.0, 5.0, 20.0, 9.0\], reversed"),
+    "reversed": ((*ELEMENT, "points"), [[30, 5], [20, 9]], r"element 0 has the box \[30, 5, 20, 9\], reversed"),
     "outside": ((*ELEMENT, "points"), [[300, 5], [320, 9]], "outside the front image of .* pixels; boxes are"),
     "no points": (LANE, {"id": "1"}, r"not an OpenLane-V2 info file \(KeyError: 'points'\)"),
     "no pose": (("pose", "rotation"), [[1, 0, 0], [0, 1, 0], [0, 0, 2]], "not a rigid transform"),
