@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
-from ...core.errors import LIBRARY_ERRORS, DataError
+from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
 from ...core.frames import CameraView, Frame
 from ...core.labels import LaneLabels
 from ...geometry import PinholeCamera, invert_pose, pose, quaternion_to_matrix, transform_points
@@ -104,7 +104,7 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
     lanes = read_map(map_path(log))
     try:
         poses = _read_table(log / "city_SE3_egovehicle.feather")
-        times_ns, city_from_ego = poses["timestamp_ns"], _poses(poses)
+        times_ns, city_from_ego = _whole_numbers(poses["timestamp_ns"]), _poses(poses)
         mounted = _read_table(log / "calibration" / "egovehicle_SE3_sensor.feather")
         ego_from_sensor = dict(zip(mounted["sensor_name"], _poses(mounted)))
         optics = _read_table(log / "calibration" / "intrinsics.feather")
@@ -120,7 +120,7 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
         if name in cameras and all(key in optics for key in ("k1", "k2", "k3")):
             lenses.add(name, cameras[name], {"distortion": [optics[key][row] for key in ("k1", "k2", "k3")]})
     lenses.report()
-    images = {name: _image_times_ns(log, name) for name in CAMERAS}
+    images = {name: image_times_ns(log, name) for name in CAMERAS}
     frames = []
     for wanted_ns in np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9)):
         now = _nearest(times_ns, wanted_ns)
@@ -144,6 +144,12 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
     frames = link_frames(frames)
     check_frames(frames)
     return frames
+
+
+def _whole_numbers(times_ns: NDArray[Any]) -> NDArray[np.int64]:
+    if times_ns.dtype.kind not in "iu":
+        raise TypeError(f"timestamp_ns holds {times_ns.dtype}, not whole numbers")
+    return times_ns.astype(np.int64)
 
 
 def _check_times(times_ns: NDArray[np.int64], log: Path) -> None:
@@ -241,8 +247,10 @@ def _pinhole(table: Mapping[str, NDArray], row: int) -> PinholeCamera:
     return PinholeCamera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
 
 
-def _image_times_ns(log: Path, camera: str) -> NDArray[np.int64]:
-    return np.array(sorted(int(p.stem) for p in (log / "sensors" / "cameras" / camera).glob("*.jpg")), np.int64)
+def image_times_ns(log: Path, camera: str) -> NDArray[np.int64]:
+    folder = log / "sensors" / "cameras" / camera
+    with library_errors(DataError, folder, "name images by their time in nanoseconds, as in 315967812249927216.jpg"):
+        return np.array(sorted(int(path.stem) for path in folder.glob("*.jpg")), np.int64)
 
 
 def _nearest(times: NDArray[np.int64], wanted: int) -> int:

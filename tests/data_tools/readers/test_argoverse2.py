@@ -10,7 +10,7 @@ import torch
 from drivestack.core.answers import LaneGraph
 from drivestack.core.errors import DataError
 from drivestack.core.labels import LaneLabels
-from drivestack.data_tools.readers.argoverse2 import map_labels, read_map
+from drivestack.data_tools.readers.argoverse2 import image_times_ns, map_labels, read_log, read_map
 from drivestack.geometry import pose
 from drivestack.lane_topology.curves import fit_lines, sample_curves
 from drivestack.lane_topology.evaluation.fscore import fscore
@@ -83,6 +83,27 @@ def test_a_map_with_a_point_that_is_none_is_refused(tmp_path, number):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"map\.json: no Argoverse 2 map"):
         read_map(path)
+
+
+def test_times_that_are_no_whole_numbers_are_refused(tmp_path):
+    feather = pytest.importorskip("pyarrow.feather")
+    import pyarrow
+
+    (tmp_path / "map").mkdir()
+    write_map(tmp_path / "map/log_map_archive_x.json")
+    numbers = {key: [0.0, 0.0] for key in ("qx", "qy", "qz", "tx_m", "ty_m", "tz_m")} | {"qw": [1.0, 1.0]}
+    table = pyarrow.table({"timestamp_ns": ["315967000000000000", "315967000100000000"], **numbers})
+    feather.write_feather(table, str(tmp_path / "city_SE3_egovehicle.feather"))
+    with pytest.raises(DataError, match=r"broken calibration or poses \(TypeError: timestamp_ns holds .*whole numbers"):
+        read_log(tmp_path)
+
+
+def test_names_of_images_that_are_no_times_are_refused(tmp_path):
+    folder = tmp_path / "sensors/cameras/ring_front_center"
+    folder.mkdir(parents=True)
+    (folder / "front.jpg").touch()
+    with pytest.raises(DataError, match=r"ring_front_center: ValueError: .*front.*; name images by their time"):
+        image_times_ns(tmp_path, "ring_front_center")
 
 
 def test_a_real_log_passes_through_encoding_and_evaluation(repository_root: Path):
