@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..core.errors import DrivestackError, OutputError
-from ..core.signals import Terminated, terminate_as_exception
+from ..core.signals import Terminated, start_children_without_signals, terminate_as_exception
 
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -35,6 +35,7 @@ def run_verb(options: argparse.Namespace) -> int:
     """The exit code of ``options.run(options)``; errors, signals and a closed output end in one line."""
     with terminate_as_exception(), _any_letter(sys.stdout):
         try:
+            _import_torch()
             code = options.run(options)
             _flush(sys.stdout)
             return code
@@ -52,6 +53,12 @@ def run_verb(options: argparse.Namespace) -> int:
             return NO_READER
         except (Exception, SystemExit) as error:
             return _report(error, options.debug)
+
+
+def _import_torch() -> None:
+    """Every verb needs it; a signal that interrupts the start of its C++ parts would abort the process."""
+    with start_children_without_signals(), contextlib.suppress(Exception):  # the verb meets the exception again
+        import torch  # noqa: F401
 
 
 def _report(error: BaseException, debug: bool) -> int:
