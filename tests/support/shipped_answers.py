@@ -15,6 +15,7 @@ import torch
 
 from drivestack.core.answers import SceneAnswer
 from drivestack.core.batch import Batch
+from drivestack.core.cameras import CAMERA_ORDER
 from drivestack.core.checkpoint import load_checkpoint
 from drivestack.core.frames import CameraView, Frame
 from drivestack.engine.config import build_model, load_config
@@ -45,7 +46,7 @@ def batch() -> Batch:
     """One keyframe of six cameras around a car."""
     camera = PinholeCamera(np.array([[300.0, 0, WIDTH_PX / 2], [0, 300, 50], [0, 0, 1]]), WIDTH_PX, HEIGHT_PX)
     global_from_ego = pose(rotation_z(0.4), [600.0, 1200.0, 0.0])
-    names = ["CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT"]
+    names = CAMERA_ORDER  # camera embeddings go by name; when the answers were recorded they went by position
     mounted = [pose(rotation_z(-i * np.pi / 3) @ FORWARD, [0.5, 0.0, 1.5]) for i in range(len(names))]
     views = tuple(CameraView(name, camera, where, global_from_ego, 0) for name, where in zip(names, mounted))
     bev_from_camera = np.stack([invert_pose(EGO_FROM_BEV) @ where for where in mounted])
