@@ -57,7 +57,7 @@ def is_ordinary(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.numel() > 0
         and not torch.jit.is_tracing()
         and forward_ad._current_level < 0
