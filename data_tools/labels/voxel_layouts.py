@@ -1,4 +1,4 @@
-"""Voxel files of neighbouring data sets, told by what they hold: their grids, and OpenOcc's class numbers.
+"""Voxel files of neighbouring data sets, recognised by what they hold: their grids, and OpenOcc's class numbers.
 
 Sources: Occ3D, arXiv 2304.14365; OpenOcc (OccNet), arXiv 2306.02851; OpenOccupancy, arXiv 2303.03991; SurroundOcc,
 arXiv 2303.09551.

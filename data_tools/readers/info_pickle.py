@@ -1,7 +1,7 @@
 """Published info pickles to Frames: mmdet3d's 1.1 layout ('data_list') and the older one ('infos', info_entries.py).
 
 Boxes in the files: mmdet3d 1.1 (x, y, z gravity centre, l, w, h, yaw); the older layout in one of two conventions,
-told apart by the data (box_layouts.py). Both in the frame of LIDAR_TOP.
+recognised by the data (box_layouts.py). Both in the frame of LIDAR_TOP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("drivestack")
     "published info pickles: mmdet3d's 1.1 layout, the older one of BEVFormer, BEVDet, StreamPETR and others",
     Conventions(
         boxes="gravity centre and l w h, counter-clockwise yaw (mmdet3d 1.0, 1.1) or w l h, clockwise yaw (mmdet3d < "
-        "1.0, BEVFormer): told apart by sizes and headings, or option box_layout",
+        "1.0, BEVFormer): recognised by sizes and headings, or option box_layout",
         quaternions="w x y z",
         time="since 1970 in seconds or microseconds; otherwise seconds in mmdet3d 1.1, microseconds before",
         cameras="in the order of published models, others alphabetically after them; pinholes; sizes from the file, or "
@@ -63,7 +63,7 @@ def read_info_pickle(
 
     dataroot: folder of the images (with ``samples/`` in it, or the images themselves); image_size_px: (width, height)
     of all images where the file does not state it, default: from the header of one image of each camera. box_layout:
-    of ``gt_boxes`` in the older layout, "wlh" or "lwh" (box_layouts.py), default: told apart by the data. Files may
+    of ``gt_boxes`` in the older layout, "wlh" or "lwh" (box_layouts.py), default: recognised by the data. Files may
     lack scenes (then drives are cut at pauses), LiDAR, velocities, counts of points (every box counts as seen) and
     attributes (they stay '').
 

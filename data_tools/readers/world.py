@@ -199,14 +199,14 @@ def _check_each_box(boxes: _Boxes) -> None:
     speed = np.hypot(*velocity.T)
     fast = speed > MAX_SPEED_MPS
     for i in np.flatnonzero(fast)[:1]:
-        told = f"{boxes.place(int(i))}: moves at {speed[i]:.3g} m/s, over {MAX_SPEED_MPS:g}"
+        what = f"{boxes.place(int(i))}: moves at {speed[i]:.3g} m/s, over {MAX_SPEED_MPS:g}"
         if fast.mean() < FEW and np.nanmax(speed[fast]) < 10 * MAX_SPEED_MPS:
             warn_once(
-                f"{told} ({fast.sum()} of {len(fast)} objects are so fast); their velocities are used as they are"
+                f"{what} ({fast.sum()} of {len(fast)} objects are so fast); their velocities are used as they are"
             )
             break
         raise DataError(
-            f"{told}; give m/s (where velocities come from positions: times in microseconds), NaN where it is unknown"
+            f"{what}; give m/s (where velocities come from positions: times in microseconds), NaN where it is unknown"
         )
 
 
