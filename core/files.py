@@ -195,15 +195,6 @@ def check_writable_folder(folder: str | os.PathLike[str]) -> None:
         _try_writing(folder if folder.is_dir() else _existing_parent(folder))
 
 
-def writable_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make ``folder`` if it is missing and check that it is writable. Raises OutputError."""
-    folder = Path(folder)
-    check_writable_folder(folder)
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def check_name(path: Path) -> None:
     """Raises OutputError for a path to write that no file system takes, or that breaks a line of text."""
     text = str(path)

@@ -31,17 +31,12 @@ def source(root: Path) -> list[str]:
     return ["--dataroot", str(root), "--version", VERSION, "--split", SPLIT]
 
 
-def linked_set(base: Base, folder: Path) -> Path:
-    """A nuScenes set of links to the base's files; ``replace`` puts another file in a link's place."""
-    root = folder / "set"
-    (root / VERSION).mkdir(parents=True)
-    for entry in base.root.iterdir():
-        if entry.name == VERSION:
-            for table in entry.iterdir():
-                (root / VERSION / table.name).symlink_to(table)
-        else:
-            (root / entry.name).symlink_to(entry)
-    return root
+def linked(source_folder: Path, folder: Path) -> Path:
+    """A new folder of links to what another holds; ``replace`` puts another file in a link's place."""
+    folder.mkdir()
+    for entry in source_folder.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    return folder
 
 
 def replace(root: Path, relative: str, data: bytes) -> Path:
@@ -52,9 +47,7 @@ def replace(root: Path, relative: str, data: bytes) -> Path:
         if path.is_symlink():
             target = path.resolve()
             path.unlink()
-            path.mkdir()
-            for entry in target.iterdir():
-                (path / entry.name).symlink_to(entry)
+            linked(target, path)
     path = root / relative
     path.unlink(missing_ok=True)
     path.write_bytes(data)
@@ -78,7 +71,7 @@ def verb_with(rng: random.Random, base: Base, options: list[str], reader: list[s
 
 def tables(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     """One table of a nuScenes set, its bytes or its rows."""
-    root = linked_set(base, folder)
+    root = linked(base.root, folder / "set")
     name = rng.choice(list(base.table_bytes))
     data = base.table_bytes[name]
     if rng.random() < 0.2:
@@ -110,10 +103,7 @@ def infos(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
 
 def openlane(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     """An info file of OpenLane-V2, or the list of frames."""
-    root = folder / "openlane"
-    root.mkdir()
-    for entry in base.openlane.iterdir():
-        (root / entry.name).symlink_to(entry)
+    root = linked(base.openlane, folder / "openlane")
     names = ["data_dict_val.json", *(str(p.relative_to(base.openlane)) for p in sorted(base.openlane.rglob("info/*")))]
     name = names[0] if rng.random() < 0.25 else rng.choice(names[1:])
     data = (base.openlane / name).read_bytes()
@@ -145,10 +135,7 @@ def collection(rng: random.Random, base: Base, folder: Path, canary: str) -> Inp
 
 def challenge(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     """annotations.json of the occupancy challenge."""
-    root = folder / "challenge"
-    root.mkdir()
-    for entry in base.challenge.iterdir():
-        (root / entry.name).symlink_to(entry)
+    root = linked(base.challenge, folder / "challenge")
     data = (base.challenge / "annotations.json").read_bytes()
     if rng.random() < 0.2:
         data, text = mutate_bytes(rng, data, [b"{}", b"[]"])
@@ -165,10 +152,7 @@ def challenge(rng: random.Random, base: Base, folder: Path, canary: str) -> Inpu
 
 def argoverse(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     """Map, poses or calibration of an Argoverse 2 log."""
-    root = folder / "log"
-    root.mkdir()
-    for entry in base.log.iterdir():
-        (root / entry.name).symlink_to(entry)
+    root = linked(base.log, folder / "log")
     names = sorted(str(path.relative_to(base.log)) for path in base.log.rglob("*") if path.is_file())
     name = rng.choice(names)
     data = (base.log / name).read_bytes()
@@ -207,7 +191,7 @@ def _mutate_feather(rng: random.Random, data: bytes) -> tuple[bytes, str]:
 
 def occ3d(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     """Voxel labels of a sample."""
-    root = linked_set(base, folder)
+    root = linked(base.root, folder / "set")
     frame = rng.choice(base.frames)
     relative = str(Path(frame.occupancy_path).relative_to(base.root))
     lanes = next(base.root.glob("lanes/*/*"), None)
@@ -226,7 +210,7 @@ def occ3d(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
 
 def images(rng: random.Random, base: Base, folder: Path, canary: str) -> Input:
     """One camera's image of a sample."""
-    root = linked_set(base, folder)
+    root = linked(base.root, folder / "set")
     view = rng.choice(base.frames[0].cameras)
     relative = str(Path(view.image_path).relative_to(base.root))
     data, text = damaged_image(rng, Path(view.image_path).read_bytes())

@@ -25,7 +25,6 @@ from drivestack.core.files import (
     check_writable_folder,
     remove_stale_files,
     replace_folder,
-    writable_folder,
     write_json,
 )
 from drivestack.core.folders import file_lock, folder_lock
@@ -50,13 +49,13 @@ def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    assert writable_folder(tmp_path / "new" / "one").is_dir()
-    assert list((tmp_path / "new" / "one").iterdir()) == []
+    check_writable_folder(tmp_path / "new" / "one")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file/run: cannot be written \(.*/file is a file\)"):
-        writable_folder(tmp_path / "file" / "run")
+        check_writable_folder(tmp_path / "file" / "run")
     with pytest.raises(OutputError, match="is a file; name a folder"):
-        writable_folder(tmp_path / "file")
+        check_writable_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
