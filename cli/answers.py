@@ -114,9 +114,12 @@ class _Run:
     def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels are written one frame at a time."""
         from ..data_tools.clips.perturb import perturb_calibration
+        from ..tasks.base import GroundTruth
         from ..tasks.registry import Occupancy
         from ..tasks.run import predict_frames
 
+        for task in paths:  # before the work
+            self.chosen[task].demand_names(GroundTruth(self.source, self.frames))
         if "occupancy" in paths:
             folder = Occupancy.folder(paths["occupancy"])
             check_outputs(folders=[folder])

@@ -153,7 +153,7 @@ def _has_reader(stream: TextIO | None) -> bool:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
         return not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
-    except (OSError, ValueError):  # no file, or closed
+    except (AttributeError, OSError, ValueError):  # no file, closed, or a system without poll
         return True
 
 

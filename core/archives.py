@@ -124,7 +124,10 @@ class ArrayFile:
         self.place, self._kind, self._fix = place, kind, fix or "fetch or make the file again"
         self._stack = ExitStack()
         try:
-            stream = io.BytesIO(source) if isinstance(source, bytes) else self._stack.enter_context(source.open("rb"))
+            with _readable(f"{place}: not a readable .npz file", kind, self._fix):
+                stream = (
+                    io.BytesIO(source) if isinstance(source, bytes) else self._stack.enter_context(source.open("rb"))
+                )
             self._members = self._open(stream)
             self.headers = {name: self._header(name) for name in self._members}
             if sum(header.nbytes for header in self.headers.values()) > MAX_FILE_BYTES:

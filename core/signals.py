@@ -106,6 +106,9 @@ def start_children_without_signals() -> Iterator[None]:
 
     What comes meanwhile reaches the parent at the end of the block.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
     try:
         yield

@@ -65,6 +65,9 @@ class Task(Protocol):
     """Name in a folder of submissions."""
     scores_file: ClassVar[str]
 
+    def demand_names(self, truth: GroundTruth) -> None:
+        """Raises DataError, naming them, where two samples of the split would be one in the submission."""
+
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
         """Write the submission; what it holds, in words."""
 
@@ -90,9 +93,10 @@ class Task(Protocol):
         """The few numbers that stand for the task, such as NDS: for logs and for choosing the best checkpoint."""
 
     def drawing_problems(self, path: Path, truth: GroundTruth, frames: Sequence[Frame]) -> list[str]:
-        """What keeps a submission from being drawn: broken rules, and samples that ``truth``, the split, does not have.
+        """What keeps a submission from being drawn: broken rules, or no sample of ``truth``, the split.
 
-        Unlike in ``check`` samples may be missing. frames: those that are drawn; voxels are looked at there alone.
+        Unlike in ``check`` samples may be missing or of another split. frames: those that are drawn; voxels are looked
+        at there alone. Raises SubmissionError where the file as a whole cannot be read.
         """
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
@@ -121,14 +125,21 @@ def labelled(chosen: Mapping[str, Task], truth: GroundTruth) -> dict[str, Task]:
 
 
 def foreign(found: Iterable[str], expected: Iterable[str]) -> list[str]:
-    """A line where samples of a submission are not of the split, which could not be drawn without a word."""
+    """A line where no sample of a submission is of the split: nothing of it could be drawn. A few are reported.
+
+    That of all of nuScenes' val may be drawn on mini_val.
+    """
     found, expected = list(found), set(expected)
     if apart := ids_apart(found, expected):
         return [apart]
-    strange = [token for token in found if token not in expected]
-    if not strange:
-        return []
-    return [f"{len(strange)} of its {len(found)} samples are not of the split, such as {strange[0]}; name their split"]
+    if strange := [token for token in found if token not in expected]:
+        getLogger("drivestack").warning(
+            "%d of its %d samples are not of the split, such as %s; they are not drawn",
+            len(strange),
+            len(found),
+            strange[0],
+        )
+    return []
 
 
 def refuse(path: Path, problems: Sequence[str]) -> None:

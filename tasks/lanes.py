@@ -56,6 +56,9 @@ class Lanes:
 
     def demand(self, truth: GroundTruth) -> None:
         evaluate.check_labels(truth.frames)
+        self.demand_names(truth)
+
+    def demand_names(self, truth: GroundTruth) -> None:
         self._identifiers(truth)
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.answers import OccupancyGrid, SceneAnswer
+from ..core.errors import DataError
 from ..core.frames import Frame
+from ..core.once import warn_once
 from ..core.progress import ProgressDisplay
-from ..data_tools.labels.voxel_layouts import has_openocc_numbers
+from ..data_tools.labels.voxel_layouts import has_openocc_numbers, occ3d_numbers
 from ..occupancy.evaluation import evaluate, rules, submission
 from .base import GroundTruth, Predictions, Reader, foreign, refuse
 
@@ -54,7 +56,17 @@ class Occupancy:
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return rules.check_submission(path, None if truth is None else truth.tokens, num_samples=self.num_samples)
 
+    def demand_names(self, truth: GroundTruth) -> None:
+        tokens: dict[str, str] = {}
+        for token in truth.tokens:
+            if (other := tokens.setdefault(submission.sample_name(token), token)) != token:
+                raise DataError(
+                    f"{truth.source}: voxels of the samples {other} and {token} would both be "
+                    f"{submission.sample_name(token)}.npz; rename one of them"
+                )
+
     def demand(self, truth: GroundTruth) -> None:
+        self.demand_names(truth)
         evaluate.check_labels(truth.frames, read=True)
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
@@ -89,4 +101,14 @@ class Occupancy:
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         found = submission.VoxelFiles(path)
-        return lambda frame: OccupancyGrid(frame.token, found.read(frame.token)) if frame.token in found else None
+
+        def grid(frame: Frame) -> OccupancyGrid | None:
+            if frame.token not in found:
+                return None
+            voxels = found.read(frame.token)
+            if has_openocc_numbers(voxels):
+                warn_once(f"{path}: classes are read as OpenOcc's numbers (16 is free), as no voxel is of class 17")
+                voxels = occ3d_numbers(voxels)
+            return OccupancyGrid(frame.token, voxels)
+
+        return grid

@@ -9,6 +9,7 @@ little slower.
 from __future__ import annotations
 
 import collections
+import copy
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -41,6 +42,15 @@ def _recordings(module: nn.Module) -> list[fx.Graph] | None:
         return [_Recorder().trace(module, given) for given in ([None, defaults] if defaults else [None])]
     except Exception:  # the forward of any model, run on placeholders: whatever it raises, nothing is known about it
         return None
+
+
+def _modules_used(graph: fx.Graph) -> Iterator[str]:
+    """Names of the modules that are called, and of those whose weight is taken by itself."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            yield node.target
+        elif node.op == "get_attr":
+            yield node.target.rpartition(".")[0]
 
 
 def _pairs_of_graph(module: nn.Module, graph: fx.Graph) -> Iterator[Pair]:
@@ -96,7 +106,7 @@ class _Calls:
             return
         found = set.intersection(*(set(_pairs_of_graph(module, graph)) for graph in graphs))
         self.pairs += [(prefix + conv, prefix + norm) for conv, norm in sorted(found)]
-        calls = [collections.Counter(n.target for n in graph.nodes if n.op == "call_module") for graph in graphs]
+        calls = [collections.Counter(_modules_used(graph)) for graph in graphs]
         self.uses.update({prefix + name: count for name, count in (calls[0] | calls[-1]).items()})
 
     def used_once(self, name: str) -> bool:
@@ -119,7 +129,8 @@ def _has_batch_norm(module: nn.Module) -> bool:
 
 def foldable_pairs(model: nn.Module) -> list[Pair]:
     """Convolutions and the BatchNorms that take their result, and nothing else does; ``model`` in evaluation mode."""
-    calls = _Calls(model)
+    # Recording runs forwards, which may keep what they compute: a copy with the same parameters takes that.
+    calls = _Calls(copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}))
     return [
         (conv, norm)
         for conv, norm in calls.pairs

@@ -62,16 +62,19 @@ def _ending(split: str) -> str:
     return "mini" if split.startswith("mini_") else "test" if split == "test" else "trainval"
 
 
-def check_attributes(dataroot: str | os.PathLike[str], version: str, tokens: Iterable[str]) -> None:
-    """Raises DataError for a labelled object of these samples with several attributes, or one that nuScenes has not."""
-    folder, wanted = Path(dataroot) / version, set(tokens)
+def check_attributes(dataroot: str | os.PathLike[str], version: str, objects: Iterable[str]) -> None:
+    """Raises DataError for an object (token of its annotation) with several attributes, or one that nuScenes has not.
+
+    objects: those of detection classes; the devkit looks at no others.
+    """
+    folder, wanted = Path(dataroot) / version, set(objects)
     with library_errors(DataError, folder, "extract or write the tables again"):
         names = {row["token"]: row["name"] for row in json.loads((folder / "attribute.json").read_bytes())}
         rows = json.loads((folder / "sample_annotation.json").read_bytes())
         known = {name for held in CLASS_ATTRIBUTES.values() for name in held}
         for row in rows:
             own = row["attribute_tokens"]
-            if row["sample_token"] in wanted and (len(own) > 1 or any(names.get(token) not in known for token in own)):
+            if row["token"] in wanted and (len(own) > 1 or any(names.get(token) not in known for token in own)):
                 found = ", ".join(str(names.get(token, token)) for token in own)
                 raise DataError(
                     f"{folder / 'sample_annotation.json'}: object {row['token']} has the attributes {found}; "

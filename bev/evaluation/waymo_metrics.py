@@ -371,7 +371,8 @@ def _boxes(rows: WaymoPredictions | WaymoGroundTruths, what: str) -> tuple[Float
 
 def _check_meeting(predicted: NDArray, labelled: NDArray) -> None:
     """Frame ids of predictions [n] and ground truths [m] must meet: boxes of other frames match nothing."""
-    found, expected = (set(ids.astype(str).tolist()) for ids in (predicted, labelled))
+    ids = np.concatenate([predicted, labelled]).astype(str).tolist()  # in one dtype, as they are matched
+    found, expected = set(ids[: len(predicted)]), set(ids[len(predicted) :])
     if apart := ids_apart(found, expected, "predicted frames"):
         raise DataError(f"frames of predictions: {apart}")
     strange = found - expected

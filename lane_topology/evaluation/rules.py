@@ -145,7 +145,8 @@ def _check_frame(entry: Any) -> list[str]:
                 continue
             ids += [item["id"]] if "id" in item else []
             problems += [f"{kind} {i}: {problem}" for problem in _check_item(kind, item)]
-    repeated = sorted(text for text, count in Counter(map(_short, ids)).items() if count > 1)
+    plain = (int(i) if isinstance(i, (int, np.integer)) else i for i in ids)  # NumPy's have another text
+    repeated = sorted(text for text, count in Counter(map(_short, plain)).items() if count > 1)
     if repeated:
         listed = f"{', '.join(repeated[:10])}{', ...' * (len(repeated) > 10)}"
         problems.append(f"id {listed} more than once; ids are unique over lanes and elements of a frame")

@@ -186,10 +186,13 @@ def test_submissions_are_checked_before_they_are_drawn(root, submission, source,
     np.savez(voxels / f"{token}.npz", np.zeros((200, 200, 16)))
     line = failure([*drawn, str(voxels), "--sample", token], capsys)
     assert f"sample {token}: dtype float64; write voxels.astype(numpy.uint8)" in line
-    (voxels / "theirs.npz").write_bytes(b"")
-    line = failure([*drawn, str(voxels)], capsys)
-    assert "1 of its 2 samples are not of the split, such as theirs" in line
     assert not (tmp_path / "pictures").exists()
+    np.savez(voxels / f"{token}.npz", np.full((200, 200, 16), 16, np.uint8))  # OpenOcc's number of free
+    (voxels / "theirs.npz").write_bytes(b"")
+    assert main([*drawn, str(voxels), "--sample", token]) == 0
+    said = capsys.readouterr().err
+    assert "1 of its 2 samples are not of the split, such as theirs; they are not drawn" in said
+    assert "classes are read as OpenOcc's numbers" in said
 
 
 class Broken(Dataset):

@@ -54,6 +54,11 @@ def test_arrays_are_what_numpy_reads(order: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(single.read("arr_0"), arrays["a"])
 
 
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x: not a readable \.npz file \(.*No such file"):
+        ArrayFile(tmp_path / "none.npz", "x")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -137,6 +137,10 @@ BLOCKS = {
     "one norm for two convolutions": (Block(lambda m, x: m.bn1(m.conv1(x)) + m.bn1(m.conv2(x))), 1),
     "convolution used twice": (Block(lambda m, x: m.bn1(m.conv1(x)) + m.conv1(x)), 1),
     "between them an activation": (Block(lambda m, x: m.bn1(m.conv1(x).relu())), 1),
+    "weight used elsewhere": (
+        Block(lambda m, x: m.bn1(m.conv1(x)) + nn.functional.conv2d(x, m.conv1.weight, padding=1)),
+        1,
+    ),
     "branches on values": (Block(lambda m, x: m.bn1(m.conv1(x)) if x.sum() < 1e9 else m.conv1(x)), 1),
     "a sequence": (Block(lambda m, x: m.body(x)), 0),
     "a sequence taken apart": (Block(lambda m, x: m.body(x) + m.body[0](x)), 1),
@@ -151,6 +155,25 @@ BLOCKS = {
 def test_only_what_is_computed_one_after_the_other_is_folded(case):
     model, left = BLOCKS[case]
     assert remaining(model) == left
+
+
+class Keeping(Block):
+    """Keeps what it computes first, as position grids are kept."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x))
+        if not hasattr(self, "grid"):
+            self.grid = torch.ones_like(x)
+        return x + self.grid
+
+
+def test_what_a_forward_keeps_is_not_kept_while_it_is_recorded():
+    model = spread(Keeping())
+    prepared = prepare_inference(model)
+    assert not hasattr(model, "grid") and not hasattr(prepared, "grid")
+    x = torch.randn(1, 4, 5, 6)
+    with torch.no_grad():
+        close(prepared(x), model(x))
 
 
 def test_hooked_shared_and_training_norms_are_not_folded():

@@ -103,6 +103,8 @@ def test_frame_ids_that_do_not_meet_are_named(truths: WaymoGroundTruths, caplog)
     (record,) = caplog.records
     assert "3 of 5 predicted frames have no ground truth, such as x1; if they are not empty" in record.message
     numbers = {name: index for index, name in enumerate(sorted(set(truths.frames)))}
+    whole = np.array([numbers[name] for name in truths.frames])
+    evaluate_waymo(replace(perfect(truths), frames=whole.astype(float)), replace(truths, frames=whole))  # as in tables
     with pytest.raises(DataError, match="frames of predictions"):
         evaluate_waymo(replace(perfect(truths), frames=[numbers[name] for name in truths.frames]), truths)
 

@@ -114,6 +114,7 @@ BROKEN = {
     "te_shape": (edit(*ELEMENT, "points", value=np.zeros(4)), "traffic_element 1: points has shape [4]"),
     "te_no_attribute": (edit(*ELEMENT, "attribute", remove=True), "traffic_element 1: attribute missing"),
     "dup_ids": (edit(*ELEMENT, "id", value=0), "id 0 more than once"),
+    "dup_ids_of_numpy": (edit(*ELEMENT, "id", value=np.int64(0)), "id 0 more than once"),
     "topology_shape": (edit(*FRAME, "topology_lclc", value=np.zeros((2, 2))), "topology_lclc has shape [2, 2]"),
     "topology_list": (edit(*FRAME, "topology_lcte", value=[[0]]), "topology_lcte is a list"),
     "no_confidence": (edit(*LANE, "confidence", remove=True), "lane_centerline 0: confidence missing"),
