@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -92,14 +94,21 @@ def train(
         if device.type == "cuda":
             torch.cuda.set_device(device)
         distributed = "WORLD_SIZE" in os.environ
-        if distributed:  # MMEngine's own start requires a GPU
+        if distributed and not torch.distributed.is_initialized():  # MMEngine's own start requires a GPU
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         with checkpoints.safe_loaders():
             iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)
         if distributed:
             torch.distributed.barrier()  # rank 0 may still be writing
-            torch.distributed.destroy_process_group()
+            _leave_at_exit()
     return work_dir / f"iter_{iterations}.pth"
+
+
+@cache
+def _leave_at_exit() -> None:
+    """The processes stay connected until they end: a second training of one program could not connect them again, as
+    gloo finds the addresses of the first connection in the store that torchrun keeps."""
+    atexit.register(torch.distributed.destroy_process_group)
 
 
 @contextmanager
