@@ -1,6 +1,6 @@
 """Loading weights, published or your own, into any model, with a report of what did not fit; and saving them.
 
-weight_files reads the files, weight_names knows the keys of wrapped models, weight_hints what to do about a mismatch.
+weights/files.py reads the files, names.py knows the keys of wrapped models, hints.py what to do about a mismatch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def load_checkpoint(
     """Load published weights, or your own, into `model`.
 
     Understood are safetensors and .pth files, indexes of sharded ones and folders of these, that hold the weights at
-    top level or at a known place (weight_files.PLACES), with keys prefixed `module.`, `backbone.`, `img_backbone.`,
+    top level or at a known place (weights.files.PLACES), with keys prefixed `module.`, `backbone.`, `img_backbone.`,
     `model.` or by torch.compile and FSDP; the model may be wrapped by these as well. A model with a method
     `adapt_checkpoint(state) -> (state, notes)` first translates keys of related checkpoints; a method
     `describe_checkpoint(state) -> str or None` says in messages what a checkpoint looks like. Tensors of a model on
@@ -98,7 +98,7 @@ def load_checkpoint(
         path: the file; it may have been trained at any image size.
         prefix: take only keys that start with this and strip it; None finds the prefix that fits best.
         strict: raise unless every key of model and checkpoint fits; False loads what fits and reports the rest.
-        use_ema: take the averaged weights (weight_files.EMA_PLACES) instead.
+        use_ema: take the averaged weights (weights.files.EMA_PLACES) instead.
         class_rows: rows of the checkpoint's classification layer to keep, one per class of the model
             (`conversion.read_class_rows`).
         random_head: keep the model's classification layer, scaled by 0.001, instead of the checkpoint's.

@@ -157,7 +157,7 @@ def numpy_scalar(dtype: Any, value: Any = None) -> Any:
     return _rebuild_scalar(_real(dtype), value)
 
 
-def _latin1(text: str, encoding: str = "") -> bytes:
+def latin1(text: str, encoding: str = "") -> bytes:
     """How pickle protocol 2 stores the bytes of an array (as ``_codecs.encode``, which could import modules)."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
@@ -165,7 +165,6 @@ def _latin1(text: str, encoding: str = "") -> bytes:
 
 
 ndarray = Allowed(_array)
-encode_latin1 = Allowed(_latin1)
 
 
 def numpy_names() -> dict[tuple[str, str], Any]:
@@ -180,29 +179,33 @@ def numpy_names() -> dict[tuple[str, str], Any]:
 
 # ---- lengths before memory -------------------------------------------------------------------------------------------
 
-# Opcodes with arguments of known size, and memo places below 2^23, many at a time; neither TUPLE1 nor STOP.
+# Opcodes with arguments of known size, and memo places below 2^23, many at a time; not STOP.
 _PLAIN = re.compile(
-    rb"(?:[()012NQRabdeilostu}\]\x81\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97\x98]|[Khq\x80]."
+    rb"(?:[()012NQRabdelostu}\]\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97\x98]|[Khq\x80]."
     rb"|M..|j....|J....|G.{8}|r..[\x00-\x7f]\x00)++",
     re.DOTALL,
 )
 _LINES = re.compile(rb"[FILSVPg][^\n]*\n|p\d{1,7}\n|[ci][^\n]*\n[^\n]*\n")
-_LENGTH_BYTES = {b: 1 for b in b"U\x8a\x8cC"} | {b: 4 for b in b"TX\x8bB"} | {b: 8 for b in b"\x8d\x8e\x96"}
-_FRAME, _LONG_BINPUT, _TUPLE1, _STOP = 0x95, 0x72, 0x85, 0x2E
+# Tuples each of which holds the one before it: hashing such a chain as a key recurses until Python crashes.
+_ATOM, _MEMO = rb"(?:[N)\x88\x89]|K.)", rb"(?:\x94|q.|r....)"
 _DEEPEST = 100
+_NESTED = re.compile(rb"(?:(?:\x85|%b\x86|%b%b\x87)%b*+){%d}" % (_ATOM, _ATOM, _ATOM, _MEMO, _DEEPEST + 1), re.DOTALL)
+_LENGTH_BYTES = {b: 1 for b in b"U\x8a\x8cC"} | {b: 4 for b in b"TX\x8bB"} | {b: 8 for b in b"\x8d\x8e\x96"}
+_FRAME, _LONG_BINPUT, _STOP = 0x95, 0x72, 0x2E
 
 
 def check_lengths(data: bytes | mmap.mmap, start: int = 0) -> int:
     """Where a pickle that begins at ``start`` ends. Runs nothing of it and takes no memory.
 
     Raises pickle.UnpicklingError for a length or a memo place (for which the unpickler makes a table) that the file
-    cannot have, for an unknown opcode, for tuples inside tuples without end and for a pickle that is cut off.
+    cannot have, for an unknown opcode, for plain chains of more than 100 tuples inside tuples (chains by way of other
+    opcodes are not found) and for a pickle that is cut off.
     """
-    size, place, nested = len(data), start, 0
+    size, place = len(data), start
     while place < size:
         if run := _PLAIN.match(data, place):
-            if run.end() - place > 5:  # more than a memo place between two tuples
-                nested = 0
+            if run.end() - place > _DEEPEST and _NESTED.search(data, place, run.end()):
+                raise pickle.UnpicklingError("it has tuples inside tuples without end")
             place = run.end()
             continue
         code = data[place]
@@ -212,10 +215,6 @@ def check_lengths(data: bytes | mmap.mmap, start: int = 0) -> int:
             place += width + int.from_bytes(data[place : place + width], "little")
         elif code == _STOP:
             return place
-        elif code == _TUPLE1:
-            nested += 1
-            if nested > _DEEPEST:
-                raise pickle.UnpicklingError("it has tuples inside tuples without end")
         elif code in (_FRAME, _LONG_BINPUT):
             width = 8 if code == _FRAME else 4
             if int.from_bytes(data[place : place + width], "little") > size:
@@ -248,7 +247,7 @@ class AllowListUnpickler(pickle.Unpickler):
 
 def _plain_data(limits: Limits) -> dict[tuple[str, str], Any]:
     names = numpy_names()
-    names["_codecs", "encode"] = encode_latin1
+    names["_codecs", "encode"] = limits.copying(latin1)
     for kind in (set, frozenset, bytes, bytearray, list, dict, tuple):
         names["builtins", kind.__name__] = names["__builtin__", kind.__name__] = limits.copying(kind)
     names["builtins", "complex"] = names["__builtin__", "complex"] = Allowed(complex)

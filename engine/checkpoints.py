@@ -138,6 +138,7 @@ META: dict[str, Any] = {
     "classes": list | tuple,
     "cameras": list | tuple,
     "best": dict,
+    "settings": dict,
 }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from ..core.errors import LIBRARY_ERRORS, DataError, DrivestackError, TrainingError
+from ..core.finite import is_finite
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid")
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError", re.IGNORECASE)
@@ -94,13 +95,19 @@ def end_workers(batches: object) -> None:
     shut_down = getattr(batches, "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()
+        for worker in batches._workers:  # type: ignore[attr-defined]
+            if worker.is_alive():  # stuck, and started without signals
+                worker.kill()
 
 
 def bad_parameters(model: nn.Module, limit: int = 3) -> list[str]:
-    """Names of parameters and buffers that hold NaN or infinity, the first ``limit``."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    bad = (name for name, value in named if value.is_floating_point() and not bool(value.detach().isfinite().all()))
-    return [name for name, _ in zip(bad, range(limit))]
+    """Names of parameters that hold NaN or infinity, and of buffers that hold NaN, the first ``limit``.
+
+    Buffers may be masks of -inf.
+    """
+    bad = [name for name, value in model.named_parameters() if not is_finite(value.detach())]
+    bad += [name for name, value in model.named_buffers() if value.is_floating_point() and bool(value.isnan().any())]
+    return bad[:limit]
 
 
 def _original(error: BaseException) -> str:

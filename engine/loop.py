@@ -18,9 +18,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, TrainingError
+from ..core.errors import ConfigError, TrainingError
 from ..core.registries import LOOPS
-from ..core.signals import Held, hold_termination
+from ..core.signals import Held, hold_termination, start_children_without_signals
 from .failures import bad_parameters, computing, end_workers, reading, workers_die_quietly
 
 AGAIN = "--resume goes on from the last checkpoint"
@@ -88,7 +88,8 @@ class ResumableTrainLoop(BaseLoop):
         return self.runner.model
 
     def _iterate(self, held: Held, deadline: float) -> None:
-        with reading(self._samples, WORKERS, AGAIN):
+        # torchrun signals workers, too: without them a rank would wait for data, and the others for that rank
+        with reading(self._samples, WORKERS, AGAIN), start_children_without_signals():
             batches = iter(self.dataloader)  # draws a random number, so before the first reseed
         with workers_die_quietly():
             try:
@@ -103,15 +104,14 @@ class ResumableTrainLoop(BaseLoop):
                     self.iter += 1
                     if self.iter % self.window == 0:
                         self.stop_training |= self._is_over(held.requested or time.monotonic() > deadline)
-            except DataError:
-                if not (held.requested and self.iter % self.window == 0):  # the signal has ended the workers, too
-                    raise
             finally:
                 end_workers(batches)
 
     def _samples(self) -> str:
         """The samples of this iteration, named for a message."""
         sampler, size = self.dataloader.sampler, self.dataloader.batch_size
+        if not hasattr(sampler, "at"):  # another one than ours
+            return f"iteration {self.iter}"
         places = [sampler.at(self.iter * size + i)[0] for i in range(min(size, SHOWN))]
         tokens = getattr(self.dataloader.dataset, "tokens", None)
         names = [str(tokens[place] if tokens else place) for place in places] + ["..."] * (size > SHOWN)

@@ -8,6 +8,7 @@ of the optimiser), ``samples`` and ``fingerprint`` of the training data, ``param
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -59,7 +60,9 @@ def run_settings(config: Mapping[str, Any], seed: int, world_size: int, dataset:
     """The settings of a run about to start."""
     loader = config["train_dataloader"]
     stored = {key: plain_settings(config.get(key)) for key in STORED}
-    stored["param_scheduler"] = plain_settings(scheduler_list(config.get("param_scheduler")))
+    end = config["train_cfg"]["max_iters"]  # where a schedule without end of its own ends
+    schedules = [{"end": end, **entry} for entry in scheduler_list(config.get("param_scheduler"))]
+    stored["param_scheduler"] = plain_settings(schedules)
     stored["train_dataloader"] = {key: plain_settings(loader[key]) for key in ("dataset", "sampler")}
     return {
         "config": stored,
@@ -127,9 +130,9 @@ def other_changes(before: Mapping[str, Any], config: Mapping[str, Any], iteratio
     left = KEYS.difference(NOT_OF_TRAINING, STORED)
     old, new = ({key: plain_settings(values[key]) for key in left.intersection(values)} for values in (before, config))
     for values in (old, new):
-        values["train_dataloader"] = {
-            key: value for key, value in values["train_dataloader"].items() if key not in ("dataset", "sampler")
-        }
+        loader = values.get("train_dataloader")
+        if isinstance(loader, Mapping):
+            values["train_dataloader"] = {k: v for k, v in loader.items() if k not in ("dataset", "sampler")}
     return _lines(_changed(old, new), iteration)
 
 
@@ -238,6 +241,10 @@ def plain_settings(value: Any) -> Any:
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # NumPy's and torch's numbers
+        return plain_settings(value.tolist())
     return _type_name(value)
 
 

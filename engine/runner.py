@@ -154,15 +154,16 @@ class TrainRunner(Runner):
         checkpoint, self.resumed = self.resumed or checkpoints.read_checkpoint(path), None
         # Before the EMA hook swaps raw and averaged weights: does this belong to the model at all?
         load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
-        changes = compare(checkpoint["meta"], self.settings, path)
         fix = "it is damaged: resume from another checkpoint"
         with library_errors(CheckpointError, f"{path}: training state", fix):
+            changes = compare(checkpoint["meta"], self.settings, path)
             if changes.drops_ema:
-                averaged = checkpoint.pop("ema_state_dict")
-                checkpoint["state_dict"] = {name: averaged[f"module.{name}"] for name in checkpoint["state_dict"]}
+                raw = checkpoint.pop("ema_state_dict")
+                checkpoint["state_dict"] = {name: raw[f"module.{name}"] for name in checkpoint["state_dict"]}
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
             self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
+        checkpoint.clear()  # the caller holds it, too, for as long as the training takes
         self.train_loop.iter = changes.iteration
         self.resumed_from = path.resolve()
         if self.rank == 0:

@@ -135,7 +135,8 @@ def _run(
             validation = Validation(evaluate, **config.validation)
         hooks.append(validation)
     if config.get("ema"):
-        hooks.append(dict(type=AverageWeights, **config.ema))
+        with building("ema"):
+            hooks.append(dict(type=AverageWeights, **config.ema))
     hooks += config.get("custom_hooks") or []
     train_cfg = dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=_whole_windows(config))
     with building("model or custom_hooks"):

@@ -57,7 +57,7 @@ SUFFIX_NOTES = {
 def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = False) -> StateDict:
     """Read weights as name -> tensor on the CPU, from a file, the index of a sharded checkpoint, or a folder of either.
 
-    Keys are as stored but for what wrappers add (weight_names.plain_keys).
+    Keys are as stored but for what wrappers add (weights.names.plain_keys).
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.

@@ -23,7 +23,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ..pickles import PICKLE_ERRORS, Allowed, AllowListUnpickler, Limits, check_lengths, encode_latin1, numpy_names
+from ..pickles import (
+    PICKLE_ERRORS,
+    SMALL_BYTES,
+    Allowed,
+    AllowListUnpickler,
+    Limits,
+    check_lengths,
+    latin1,
+    numpy_names,
+)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -182,7 +191,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: t
     if len(size) != len(stride) or len(size) > MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in numbers):
         raise pickle.UnpicklingError(f"a tensor in it has the size {str(size)[:60]}, stride {str(stride)[:60]}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if math.prod(size) else offset - 1
-    if (last + 1) * dtype.itemsize > storage.bytes_of.nbytes() or math.prod(size) > storage.bytes_of.nbytes():
+    most = max(storage.bytes_of.nbytes(), SMALL_BYTES)  # an expanded view takes memory when it is copied
+    if (last + 1) * dtype.itemsize > storage.bytes_of.nbytes() or math.prod(size) > most:
         raise pickle.UnpicklingError(f"a tensor of size {list(size)} is larger than its storage")
     return torch.empty(0, dtype=dtype).set_(storage.bytes_of, offset, tuple(size), tuple(stride))
 
@@ -272,7 +282,6 @@ def _torch_names() -> dict[tuple[str, str], Any]:
     names |= {("torch.cuda", name): dtype for name, dtype in _STORAGE_TYPES.items()}
     names |= {
         ("torch.storage", "UntypedStorage"): torch.uint8,
-        ("torch", "Size"): Allowed(_size),
         ("torch", "device"): Allowed(str),
         ("torch", "Tensor"): _TENSOR,
         ("torch._tensor", "Tensor"): _TENSOR,
@@ -283,15 +292,12 @@ def _torch_names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter"): Allowed(_parameter),
         ("torch._utils", "_rebuild_parameter_with_state"): Allowed(_parameter),
         ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_tensor_with_attributes),
-        ("collections", "OrderedDict"): Allowed(_entries),
-        ("collections", "Counter"): Allowed(_counter),
         ("yacs.config", "CfgNode"): _ENTRIES,  # options in InternImage's classification checkpoints
         ("mmengine.logging.history_buffer", "HistoryBuffer"): _IGNORED,
         ("builtins", "getattr"): Allowed(_history_method),
         ("__builtin__", "getattr"): Allowed(_history_method),
         ("builtins", "complex"): Allowed(complex),
         ("__builtin__", "complex"): Allowed(complex),
-        ("_codecs", "encode"): encode_latin1,
     }
     return names
 
@@ -305,10 +311,14 @@ class _TensorUnpickler:
         self.numel_of: dict[str, int] = {}
         limits = Limits(file_bytes)
         self._allowed = numpy_names() | _torch_names()
-        for kind in (set, frozenset, bytearray, list, dict, tuple):
+        for kind in (set, frozenset, bytes, bytearray, list, dict, tuple):
             self._allowed["builtins", kind.__name__] = self._allowed["__builtin__", kind.__name__] = limits.copying(
                 kind
             )
+        self._allowed["_codecs", "encode"] = limits.copying(latin1)
+        self._allowed["collections", "OrderedDict"] = limits.copying(_entries)
+        self._allowed["collections", "Counter"] = limits.copying(_counter)
+        self._allowed["torch", "Size"] = limits.copying(_size)
 
     def load(self, content: bytes) -> Any:
         """What one pickle holds; several share their storages."""

@@ -55,6 +55,12 @@ class Failing(ToyModel):
         return super().forward(batch, mode)
 
 
+class Masked(ToyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+
+
 class Breaks(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         raise AttributeError("no such thing")
@@ -136,6 +142,20 @@ def test_weights_that_are_not_finite_are_never_saved(toy: Any, tmp_path: Path) -
         train(config, tmp_path / "saving")
     last = latest_checkpoint(tmp_path)
     assert last is not None and last.name == "iter_5.pth" and latest_checkpoint(tmp_path / "saving") is None
+
+
+def test_masks_of_infinity_are_no_broken_weights(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(6)
+    config.model = dict(type=Masked)
+    mask = read_checkpoint(train(config, tmp_path))["state_dict"]["mask"]
+    assert mask.isinf().sum() == 3
+
+
+def test_averaging_that_cannot_be_built_is_named(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(6)
+    config.ema = dict(type="ExponentialMovingAverage", momentum=0.1)
+    with pytest.raises(ConfigError, match=r"ema of the config cannot be built: .*type"):
+        train(config, tmp_path)
 
 
 def test_modules_of_the_config_that_are_not_there_are_named(toy: Any, tmp_path: Path) -> None:

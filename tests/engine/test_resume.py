@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
+from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR, PolyLR
+from torch import nn
 
 from drivestack.core.errors import CheckpointError, ConfigError
 from drivestack.engine.checkpoints import last_good_checkpoint, latest_checkpoint, read_checkpoint
 from drivestack.engine.config import load_config, override
+from drivestack.engine.resume import other_changes, plain_settings
 from drivestack.engine.train import train
 
 
@@ -73,6 +76,15 @@ def test_new_rates_and_schedules_act_as_if_they_had_been_there_from_the_start(
     train(changed(toy.toy_config(14), **change), tmp_path / "parts", resume=True)
     train(changed(toy.toy_config(14), **change), tmp_path / "whole", resume=True)
     assert rates(tmp_path / "parts")[14] == rates(tmp_path / "whole")[14]
+
+
+def test_a_schedule_without_end_ends_with_the_longer_run(toy: Any, tmp_path: Path) -> None:
+    schedule = dict(param_scheduler=[dict(type=PolyLR, power=1.0)])
+    train(changed(toy.toy_config(12), **schedule), tmp_path / "whole")
+    for iterations in (6, 12):
+        train(changed(toy.toy_config(iterations), **schedule), tmp_path / "parts", resume=iterations > 6)
+    whole, parts = rates(tmp_path / "whole"), rates(tmp_path / "parts")
+    assert [parts[i] for i in range(7, 13)] == [whole[i] for i in range(7, 13)]
 
 
 def test_an_unchanged_config_says_nothing_and_changes_nothing(
@@ -330,3 +342,13 @@ def test_the_written_config_resumes(toy: Any, tmp_path: Path) -> None:
     train(toy.toy_config(4), tmp_path)
     config = load_config(tmp_path / "config.py", ["train_cfg.max_iters=6"])
     assert train(config, tmp_path, resume=True).name == "iter_6.pth"
+
+
+def test_settings_of_any_kind_are_plain_values() -> None:
+    values = dict(a=Path("/x/y"), b=np.float32(0.5), c=torch.tensor(3), d=np.arange(2), e=(1, None), f=nn.Linear)
+    plain = dict(a="/x/y", b=0.5, c=3, d=[0, 1], e=[1, None])
+    assert {k: v for k, v in plain_settings(values).items() if k != "f"} == plain
+
+
+def test_a_config_of_something_else_in_the_folder_is_no_reason_to_fail() -> None:
+    assert other_changes({"train_dataloader": 0.1, "log_interval": 5}, {"log_interval": 4}, 3)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drivestack.core.errors import CheckpointError, DrivestackError
+from drivestack.core.errors import CheckpointError, DataError, DrivestackError
 from drivestack.core.pickles import load_pickle
 from drivestack.core.weights.files import read_pth
 from drivestack.core.weights.torch_files import read_torch_file
@@ -265,3 +265,45 @@ def test_quantised_tensors_are_named(tmp_path) -> None:
         torch.save({"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="quantised weights"):
         read_pth(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [(i,) for i in range(500)],
+        {f"k{i}": (f"v{i}",) for i in range(500)},
+        [(None, i) for i in range(500)],
+        [((i,), ()) for i in range(500)],
+        [b"\x85" * 1000, "\x85" * 1000],
+    ],
+    ids=["ones", "texts", "pairs", "pairs of ones", "bytes that look like tuples"],
+)
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_many_small_tuples_are_no_chain(content: Any, protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "small.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    assert load_pickle(path) == content
+
+
+@pytest.mark.parametrize("step", [b"N\x86", b"\x85", b"\x85\x94", b"K\x01N\x87"])
+def test_tuples_inside_tuples_without_end_are_refused(step: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "chain.pkl"
+    path.write_bytes(b"\x80\x02})" + step * 1_000_000 + b"Ns.")
+    with pytest.raises(DataError, match="tuples inside tuples without end"):
+        load_pickle(path)
+
+
+def test_repeated_copies_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    text = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x00"
+    encode = b"c_codecs\nencode\nq\x01" + text + b"0"
+    again = b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R"
+    path = tmp_path / "copies.pkl"
+    path.write_bytes(b"\x80\x02" + encode + b"0](" + again * 500 + b"e.")
+    with pytest.raises(DataError, match="copies far more than the file holds"):
+        load_pickle(path)
+
+
+def test_expanded_tensors_and_empty_bytes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": {"scale": torch.ones(1).expand(8)}, "note": b"", "none": np.zeros(0)}, path)
+    assert read_pth(path)["state_dict"]["scale"].tolist() == [1.0] * 8
