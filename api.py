@@ -287,7 +287,7 @@ class Perception:
 
     def _camera_names(self, rig: Rig) -> tuple[str, ...] | None:
         """Cameras in the order of the model's embeddings: those of its training where the config has their names (a
-        rig may lack some), else nuScenes' in the published order and others as the rig has them.
+        rig may lack some), else nuScenes' and Argoverse 2's in the published order and others as the rig has them.
 
         None: the rig has others than those of the training.
         """

@@ -17,6 +17,14 @@ from .frames import CameraView, Frame
 CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 """nuScenes' cameras in the order of published models, whose camera embeddings go by position."""
 
+RING_ORDER = (
+    "ring_front_center", "ring_front_left", "ring_front_right", "ring_rear_left", "ring_rear_right", "ring_side_left",
+    "ring_side_right",
+)  # fmt: skip
+"""Argoverse 2's ring cameras in the order of OpenLane-V2, which has the front one first."""
+
+PUBLISHED_ORDERS = (CAMERA_ORDER, RING_ORDER)
+
 FRONT_NAMES = ("cam_front", "ring_front_center", "front", "camera_front", "front_camera", "cam_front_center")
 """Names of the camera that looks ahead, in lower case: nuScenes, Argoverse 2 (OpenLane-V2), Waymo, own rigs."""
 
@@ -25,26 +33,30 @@ MAX_FRONT_ANGLE_DEG = 45.0
 
 
 def in_published_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct names: nuScenes' in CAMERA_ORDER, then the others as they come."""
+    """Distinct names: those of PUBLISHED_ORDERS in their order, then the others as they come."""
     distinct = tuple(dict.fromkeys(names))
-    return tuple(name for name in CAMERA_ORDER if name in distinct) + tuple(
-        n for n in distinct if n not in CAMERA_ORDER
-    )
+    known = tuple(name for order in PUBLISHED_ORDERS for name in order if name in distinct)
+    return known + tuple(name for name in distinct if name not in known)
 
 
 def cameras_of(frames: Iterable[Frame]) -> tuple[str, ...]:
-    """Names of all cameras that any of the frames has, see ``in_published_order``."""
-    return in_published_order(view.name for frame in frames for view in frame.cameras)
+    """Names of all cameras that any of the frames has, see ``in_published_order``.
+
+    Other names as the frame with the most cameras has them, so that a frame which lacks some changes no order.
+    """
+    rigs = {tuple(view.name for view in frame.cameras): None for frame in frames}
+    return in_published_order(name for rig in sorted(rigs, key=len, reverse=True) for name in rig)
 
 
 def embedding_rows(names: Sequence[str], num_embeddings: int) -> tuple[int, ...]:
     """Which of a model's camera embeddings belongs to each camera of a rig.
 
-    nuScenes' names have their places in CAMERA_ORDER where the model has embeddings for all six, so that a rig without
-    one of them gives none of the others its embedding. Any other rig goes by position.
+    Names of one of PUBLISHED_ORDERS have their places in it where the model has embeddings for all of them, so that a
+    rig without one of these gives none of the others its embedding. Any other rig goes by position.
     """
-    if num_embeddings == len(CAMERA_ORDER) and set(names) <= set(CAMERA_ORDER):
-        return tuple(CAMERA_ORDER.index(name) for name in names)
+    for order in PUBLISHED_ORDERS:
+        if num_embeddings == len(order) and set(names) <= set(order):
+            return tuple(order.index(name) for name in names)
     return tuple(range(len(names)))
 
 

@@ -154,8 +154,8 @@ class Frame:
     can_signals: NDArray[np.float64] | None = None
     """[9] of the car's own bus: acceleration (m/s^2), turn rate (rad/s), velocity (m/s), x y z each in the EGO frame;
     None where they were not recorded."""
-    lidar_floats_per_point: int = 5
-    """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; nuScenes: x, y, z, intensity, ring."""
+    lidar_floats_per_point: int | None = None
+    """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; None: as the values look (readers/lidar)."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:

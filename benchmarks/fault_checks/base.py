@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from drivestack.cli.main import main
+from drivestack.core.cameras import RING_ORDER
 from drivestack.core.frames import Frame
-from drivestack.data_tools.readers.argoverse2 import CAMERAS
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.readers.openlane_files import collect, write_collection, write_frame
 from drivestack.data_tools.synthetic import synthesize
@@ -329,22 +329,22 @@ def write_log(log: Path) -> None:
     count = len(times)
     still = {"qw": np.ones(count), "qx": np.zeros(count), "qy": np.zeros(count), "qz": np.zeros(count)}
     moved = {"tx_m": np.linspace(0, 10, count), "ty_m": np.zeros(count), "tz_m": np.zeros(count)}
-    n = len(CAMERAS)
-    wide = np.array([name != "ring_front_center" for name in CAMERAS])
+    n = len(RING_ORDER)
+    wide = np.array([name != "ring_front_center" for name in RING_ORDER])
     yaws = np.linspace(0, 2 * np.pi, n, endpoint=False)
     ahead = matrix_to_quaternion(np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]))
     mounted = np.array([_turned(yaw, ahead) for yaw in yaws])
     tables = {
         "city_SE3_egovehicle.feather": {"timestamp_ns": times, **still, **moved},
         "calibration/egovehicle_SE3_sensor.feather": {
-            "sensor_name": list(CAMERAS),
+            "sensor_name": list(RING_ORDER),
             **{key: mounted[:, i] for i, key in enumerate(("qw", "qx", "qy", "qz"))},
             "tx_m": np.full(n, 1.5),
             "ty_m": np.zeros(n),
             "tz_m": np.full(n, 1.4),
         },
         "calibration/intrinsics.feather": {
-            "sensor_name": list(CAMERAS),
+            "sensor_name": list(RING_ORDER),
             "fx_px": np.full(n, 1700.0),
             "fy_px": np.full(n, 1700.0),
             "cx_px": np.where(wide, 1024.0, 775.0),

@@ -58,8 +58,8 @@ class BevMap(nn.Module):
     frames: ascending time offsets of the maps that are fused, 0 (now) among them; (0,): no fusion.
     checkpoint_encoder: recompute the encoder's layers in the backward pass: less memory, a third more time.
     camera_ids: which row of the camera embedding belongs to each camera, where a rig has fewer cameras than the
-        checkpoint, or its own order; default: nuScenes' cameras by name where there are six embeddings, whatever their
-        order and number, others by position (core.cameras.embedding_rows).
+        checkpoint, or its own order; default: the six of nuScenes and the seven of Argoverse 2 by name where there are
+        as many embeddings, whatever their order and number, others by position (core.cameras.embedding_rows).
     shift_current: see BevEncoder.
 
     History is explicit: ``encode_frame`` makes the map of one frame from that frame's images alone, ``fuse`` takes the

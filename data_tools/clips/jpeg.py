@@ -3,7 +3,8 @@
 Two steps. Cheap signs, looked for in every file, that good images hardly ever show: markers where none may be, zeroed
 bytes, a chunk that occurs twice, grey where a decoder had no data left. Where there is one, the entropy-coded data are
 walked code by code, without decoding pixels: in a sound file every code exists, no block has more than 64 coefficients,
-and the last block ends with the data. Only a file that fails this is called damaged, so a sign alone refuses nothing.
+and the last block ends with the data. Only a file that fails this, or whose markers are not those of one image, is
+called damaged.
 
 Of baseline files with one scan (what cameras write); progressive ones are not examined. What is found and what is not,
 measured: docs/own_data.md#damaged-images.
@@ -22,12 +23,16 @@ from numpy.typing import NDArray
 _SOF_BASELINE = (0xC0, 0xC1)
 _SOF_OTHER = (0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
+_NOTES = (0xFE, *range(0xE0, 0xF0))  # comments and the like, which some cameras write behind the data
 _RESTARTS = range(0xD0, 0xD8)
 _ZEROED = bytes(32)
 _REPEATED = 24  # bytes that occur twice
 _CHUNK = 1 << 15  # bytes that are walked at a time: each bit takes about 150 bytes of memory
 _END_OF_BLOCK, _NO_CODE = 1000, 1 << 40
 _GREY = 128  # of blocks for which a decoder had no data
+_padding: set[tuple[tuple[int, ...], int]] = set()
+_MOST_PADDING = 1000
+"""Size and first row of grey bars in sound images: a rig that has them has them in every image."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ def damage(data: bytes, header: JpegHeader, image: NDArray[np.uint8]) -> str:
     after = scan[marks + 1]
     # the first marker that is no restart (FF 00 is data, FF FF a fill byte) ends the image; more may follow the end
     ends = np.flatnonzero((after != 0) & (after != 0xFF) & (after & 0xF8 != 0xD0))
-    if not len(ends) or after[ends[0]] != _EOI:
+    last = after[ends[0]] if len(ends) else 0
+    if last != _EOI and last not in _NOTES:
         return "its markers are not those of one image"
     scan, marks, after = scan[: marks[ends[0]]], marks[: ends[0]], after[: ends[0]]
     real = after[(after != 0) & (after != 0xFF)]
@@ -122,12 +128,29 @@ def damage(data: bytes, header: JpegHeader, image: NDArray[np.uint8]) -> str:
     if not np.array_equal(real, 0xD0 + np.arange(restarts) % 8):
         return "its markers are not those of one image"
     body = data[header.scan_start : header.scan_start + len(scan)]
+    bar = _grey_bar(image)
     signs = (
-        (image[-2:, -2:] == _GREY).all()
+        last != _EOI
+        or (bar is not None and bar not in _padding)
         or ((scan[: len(scan) & -8].view(np.uint64) == 0).any() and _ZEROED in body and not _zeros_are_flat(header))
         or _repeats(body, marks[after == 0])
     )
-    return walk(body, header) if signs else ""
+    problem = walk(body, header) if signs else ""
+    if bar is not None and bar[1] >= 0 and not problem and len(_padding) < _MOST_PADDING:
+        _padding.add(bar)
+    return problem
+
+
+def _grey_bar(image: NDArray[np.uint8]) -> tuple[tuple[int, ...], int] | None:
+    """The image's size, and from which row on it is grey; None where it does not end in grey.
+
+    -1 where that begins within a row: as data that end do, not as a bar.
+    """
+    if not (image[-2:, -2:] == _GREY).all():
+        return None
+    coloured = np.flatnonzero((image != _GREY).any((1, 2)))
+    first = int(coloured[-1]) + 1 if len(coloured) else 0
+    return image.shape, -1 if first and (image[first - 1, -2:] == _GREY).all() else first
 
 
 def _zeros_are_flat(header: JpegHeader) -> bool:

@@ -22,6 +22,7 @@ from ...core.archives import ArrayFile, ArrayHeader
 from ...core.errors import DataError
 from ...core.files import atomic_path
 from ...core.labels import ELEMENT_ATTRIBUTES, LaneLabels, OccupancyLabels
+from ...core.once import warn_once
 from ...core.physics import MAX_DISTANCE_M
 from ...geometry import OCC3D_GRID
 from .voxel_layouts import has_openocc_numbers, known_grid, occ3d_numbers
@@ -93,6 +94,7 @@ def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -
     semantics = semantics.astype(np.uint8)
     openocc = num_classes == NUM_OCCUPANCY_CLASSES and has_openocc_numbers(semantics)
     if openocc:
+        warn_once("voxel labels are numbered as OpenOcc's (free is 16); read with Occ3D's numbers (free is 17)")
         semantics = occ3d_numbers(semantics)
     return OccupancyLabels(semantics, seen.get("mask_lidar"), seen.get("mask_camera"), openocc)
 

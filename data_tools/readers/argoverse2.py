@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
+from ...core.cameras import RING_ORDER
 from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
 from ...core.frames import CameraView, Frame
 from ...core.labels import LaneLabels
@@ -32,10 +33,6 @@ from .openlane_files import resample_line
 from .registry import Conventions, register_reader
 
 RANGE_M = (-50.0, -25.0, 50.0, 25.0)  # x and y of the ego frame
-CAMERAS = (
-    "ring_front_center", "ring_front_left", "ring_front_right", "ring_rear_left", "ring_rear_right", "ring_side_left",
-    "ring_side_right",
-)  # fmt: skip
 _RAW_POINTS = 201
 _MIN_LENGTH_M = 1.0
 
@@ -108,8 +105,8 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
         mounted = _read_table(log / "calibration" / "egovehicle_SE3_sensor.feather")
         ego_from_sensor = dict(zip(mounted["sensor_name"], _poses(mounted)))
         optics = _read_table(log / "calibration" / "intrinsics.feather")
-        cameras = {name: _pinhole(optics, list(optics["sensor_name"]).index(name)) for name in CAMERAS}
-        mountings = {name: ego_from_sensor[name] for name in CAMERAS}
+        cameras = {name: _pinhole(optics, list(optics["sensor_name"]).index(name)) for name in RING_ORDER}
+        mountings = {name: ego_from_sensor[name] for name in RING_ORDER}
     except LIBRARY_ERRORS as error:
         raise DataError(
             f"{log}: broken calibration or poses ({type(error).__name__}: {error}); fetch it again"
@@ -120,12 +117,12 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
         if name in cameras and all(key in optics for key in ("k1", "k2", "k3")):
             lenses.add(name, cameras[name], {"distortion": [optics[key][row] for key in ("k1", "k2", "k3")]})
     lenses.report()
-    images = {name: image_times_ns(log, name) for name in CAMERAS}
+    images = {name: image_times_ns(log, name) for name in RING_ORDER}
     frames = []
     for wanted_ns in np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9)):
         now = _nearest(times_ns, wanted_ns)
         views = []
-        for name in CAMERAS:
+        for name in RING_ORDER:
             at_ns = int(images[name][_nearest(images[name], times_ns[now])] if len(images[name]) else times_ns[now])
             then = city_from_ego[_nearest(times_ns, at_ns)]
             path = log / "sensors" / "cameras" / name / f"{at_ns}.jpg"

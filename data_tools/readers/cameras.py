@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from PIL import Image
 
 from ...core.cameras import CAMERA_ORDER, front_by_name, in_published_order
 from ...core.errors import DataError
-
-logger = logging.getLogger("drivestack")
+from ...core.once import warn_once
 
 MAX_SIDE_PX = 32_768
 """Of an image that a calibration states; beyond it the number is damaged."""
@@ -21,9 +19,9 @@ _NUSCENES_SIZE_PX = (1600, 900)
 
 
 def camera_order(names: Iterable[str]) -> list[str]:
-    """Camera names as every reader orders them: CAMERA_ORDER, then the others alphabetically, the front one first.
+    """Camera names as every reader orders them: as published, then the others alphabetically, the front one first.
 
-    The front one by its name (core/cameras.py): Argoverse 2's ring cameras have it first then, too.
+    The front one by its name (core/cameras.py).
     """
     names = set(names)
     front = front_by_name(names)
@@ -59,7 +57,7 @@ class ImageSizes:
             # images that were not fetched: nuScenes' own cameras are known by their principal point
             half = np.array(_NUSCENES_SIZE_PX) / 2
             if camera in CAMERA_ORDER and np.all(np.abs(intrinsics[:2, 2] / half - 1) < 0.2):
-                logger.warning("camera %s: %s; taken as nuScenes', 1600 x 900 pixels", camera, error)
+                warn_once(f"camera {camera}: images are not there; taken as nuScenes', 1600 x 900 pixels")
                 return _NUSCENES_SIZE_PX
             raise DataError(f"camera {camera}: {error}, or name the size (reader option image_size_px)") from None
 

@@ -28,6 +28,9 @@ from .world import unit_of
 
 logger = logging.getLogger("drivestack")
 
+NEEDED = ("token", "ego2global", "timestamp", "images")
+"""Of every sample in mmdet3d 1.1's layout; those of KITTI and Waymo lack some."""
+
 
 @register_reader(
     "nuscenes_infos",
@@ -85,6 +88,12 @@ def read_info_pickle(
     if not entries:
         raise DataError(f"{path}: holds no samples; make the infos again with its converter")
     with library_errors(DataError, f"{path}: metainfo", "make the infos again with its converter"):
+        if key == "data_list" and (lacking := [field for field in NEEDED if all(field not in e for e in entries)]):
+            dataset = str(content.get("metainfo", {}).get("dataset", "another data set"))[:40]
+            raise DataError(
+                f"{path}: infos of {dataset}, without {', '.join(lacking)}: only those are read that have the fields "
+                "of nuScenes' infos; write Frames from them in a reader of your own (docs/own_data.md)"
+            )
         names = {int(label): str(name) for name, label in content.get("metainfo", {}).get("categories", {}).items()}
     reader = EntryReader(
         images=ImagePaths(Path(dataroot)),

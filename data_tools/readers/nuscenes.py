@@ -244,10 +244,10 @@ class _Joiner:
 
     def velocity(self, record: SampleAnnotation) -> tuple[float, float]:
         """Centred (or one-sided) difference of the object's positions, NaN across a gap, as nuScenes states it."""
+        if not record.prev and not record.next:
+            return np.nan, np.nan
         first = self.tables.annotations[record.prev] if record.prev else record
         last = self.tables.annotations[record.next] if record.next else record
-        if first is last:
-            return np.nan, np.nan
         times = [self.tables.keyframes[r.sample_token].sample.timestamp for r in (first, last)]
         elapsed_s = 1e-6 * times[1] - 1e-6 * times[0]
         if elapsed_s <= 0 or first.instance_token != last.instance_token:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ...core.errors import DataError
 from ...core.files import file_name
@@ -27,7 +27,7 @@ class SceneRow(Protocol):
     @property
     def first_sample_token(self) -> str: ...
     @property
-    def nbr_samples(self) -> int: ...
+    def nbr_samples(self) -> Any: ...
 
 
 class SampleRow(Protocol):
@@ -93,6 +93,6 @@ def chain_problem(scene: SceneRow, members: Sequence[SampleRow]) -> str:
     for k, member in enumerate(members, start=1):
         if (member.prev, member.next) != (tokens[k - 1], tokens[k + 1]):
             return f"prev and next of sample {member.token} are not its neighbours in time"
-    if 0 <= scene.nbr_samples != len(members):
+    if isinstance(scene.nbr_samples, int) and 0 <= scene.nbr_samples != len(members):
         return f"nbr_samples is {scene.nbr_samples}, of scene_token are {len(members)}"
     return ""

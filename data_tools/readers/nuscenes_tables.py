@@ -79,7 +79,8 @@ class Scene(msgspec.Struct, gc=False, frozen=True):
     token: str
     name: str
     first_sample_token: str
-    nbr_samples: int = -1
+    nbr_samples: Any = -1
+    """Only compared with what is there; some sets hold it empty."""
 
 
 class Sample(msgspec.Struct, gc=False, frozen=True):

@@ -176,6 +176,6 @@ def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, rig: _Rig
     except DataError as error:
         if camera.startswith("ring_"):
             size = (1550, 2048) if camera == "ring_front_center" else (2048, 1550)
-            warn_once(f"camera {camera}: {error}; taken as Argoverse 2's, {size[0]} x {size[1]} pixels")
+            warn_once(f"camera {camera}: images are not there; taken as Argoverse 2's, {size[0]} x {size[1]} pixels")
             return size
         raise DataError(f"{place}: {error}; or state image_size_px [width, height] beside image_path") from None

@@ -101,7 +101,7 @@ def collect(
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # check_lanes names what is not finite
                 frame = _arrays(_read_json(path), point_interval)
-            if with_sd_map and "annotation" in frame:
+            if with_sd_map and frame.get("annotation") is not None:
                 frame["sensor"]["sd_map"] = _sd_map(_read_json(folder / "sdmap.json"), frame["pose"])
         except (*LIBRARY_ERRORS, OSError) as error:
             raise DataError(
@@ -134,7 +134,7 @@ def lane_labels(frame: Mapping[str, Any], place: str) -> LaneLabels | None:
     points, and their topology are read, which is logged once; ``segment_labels`` reads all that they hold.
     Raises DataError naming the place, for a lane of one point or a matrix of the wrong size among others.
     """
-    if "annotation" not in frame:
+    if frame.get("annotation") is None:
         return None
     try:
         entry = frame["annotation"]
@@ -178,7 +178,7 @@ def segment_labels(frame: Mapping[str, Any], place: str) -> LaneSegments | None:
 
     Raises DataError naming the place for a broken entry, and a frame of the other layout, which ``lane_labels`` reads.
     """
-    if "annotation" not in frame:
+    if frame.get("annotation") is None:
         return None
     try:
         entry = frame["annotation"]

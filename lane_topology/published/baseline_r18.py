@@ -104,9 +104,12 @@ class RoadBaselineR18(LaneBaseline):
         labels = self.labels(batch)
         lanes, elements, lane_lane, lane_element = self.outputs(batch)
         lane_terms, lane_of = self.lane_terms(lanes.logits, lanes.codes, labels["codes"])
+        known = self.with_front(batch)
+        seen = known or [0]  # weighs nothing then
         sizes = batch.images.new_tensor([*reversed(batch.images.shape[-2:])]).repeat(2)
-        truth = labels["boxes"], labels["attributes"], [sizes] * len(batch.images)
-        found = elements.logits, elements.codes
+        boxes, attributes = ([labels[key][b] for b in seen] for key in ("boxes", "attributes"))
+        truth = boxes, attributes, [sizes] * len(seen)
+        found = elements.logits[seen], elements.codes[seen]
         element_of = losses.match_boxes(*found, *truth, self.element_weights, "traffic elements")
         values = losses.box_losses(*found, *truth, element_of)
         between, governs = self.edge_terms(
@@ -115,11 +118,12 @@ class RoadBaselineR18(LaneBaseline):
             labels,
             lane_of,
             element_of,
+            seen,
         )
         terms = {f"lc_head.{name}": value for name, value in lane_terms.items()}
         for name, value, weight in zip(("loss_cls", "loss_bbox", "loss_iou"), values, self.element_weights):
-            terms[f"te_head.{name}"] = value * weight
-        return terms | {"lclc_head.loss_rel": between, "lcte_head.loss_rel": governs}
+            terms[f"te_head.{name}"] = value * weight * float(bool(known))
+        return terms | {"lclc_head.loss_rel": between, "lcte_head.loss_rel": governs * float(bool(known))}
 
     def graphs(self, batch: Batch) -> list[LaneGraph]:
         lanes, elements, lane_lane, lane_element = self.outputs(batch)

@@ -26,6 +26,7 @@ from ...data_tools.clips.can_bus import can_bus_of_pose
 from ..curves import fit_lines, sample_curves
 from ..front_image import boxes_on_disk, front_index, front_seen, without_elements
 from . import losses
+from .element_head import ElementOutputs
 
 
 def lane_graph(
@@ -94,15 +95,14 @@ class LaneBaseline(PerceptionModel):
         sizes = batch.image_size_px[:, batch.current, self.front(batch)]
         return torch.where(sizes > 0, sizes, sizes.new_tensor(batch.images.shape[-2:]))
 
+    def with_front(self, batch: Batch) -> list[int]:
+        """The samples of which the traffic elements are known, those that have the front camera."""
+        return [b for b, seen in enumerate(self.front_seen(batch)) if seen]
+
     def labels(self, batch: Batch) -> dict[str, list[Tensor]]:
         """Per sample: ``codes`` [n, D] metres, ``boxes`` [k, 4] xyxy px, ``attributes`` [k], ``lane_lane``,
-        ``lane_element``. Raises ConfigError where a sample has none, or lacks the front camera.
+        ``lane_element``. Raises ConfigError where a sample has none.
         """
-        if blind := [token for token, seen in zip(batch.tokens, self.front_seen(batch)) if not seen]:
-            raise ConfigError(
-                f"sample {blind[0]}: no image of the front camera, in which published lane models learn the traffic "
-                "elements of every sample: leave it out of the split, or give front_camera"
-            )
         if any(own is None for own in batch.lanes):
             raise ConfigError(
                 f"samples {', '.join(batch.tokens)}: not all have lane labels; use a split that has, with lanes=True"
@@ -123,12 +123,14 @@ class LaneBaseline(PerceptionModel):
         labels: Mapping[str, list[Tensor]],
         lane_of: Sequence[Tensor],
         element_of: Sequence[Tensor],
+        seen: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
-        """Weighted losses of logits [B, Q, Q] and [B, Q, E], given the assignments."""
+        """Weighted losses of logits [B, Q, Q] and [B, Q, E], given the assignments; of elements those of ``seen``."""
         between = losses.edge_targets(labels["lane_lane"], lane_of, lane_of, lane_lane.shape[1:])
-        governs = losses.edge_targets(labels["lane_element"], lane_of, element_of, lane_element.shape[1:])
+        edges, rows = [labels["lane_element"][b] for b in seen], [lane_of[b] for b in seen]
+        governs = losses.edge_targets(edges, rows, element_of, lane_element.shape[1:])
         weight = self.edge_weight
-        return losses.edge_loss(lane_lane, between) * weight, losses.edge_loss(lane_element, governs) * weight
+        return losses.edge_loss(lane_lane, between) * weight, losses.edge_loss(lane_element[seen], governs) * weight
 
     def of_seen(self, graphs: Sequence[LaneGraph], batch: Batch) -> list[LaneGraph]:
         """The graphs without elements where the frame lacks the front camera."""
@@ -185,15 +187,19 @@ class RoadBevFormer(LaneBaseline):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of all heads, named as upstream. Without any element in the batch the element terms are zeros that keep
-        the graph. Raises ConfigError for samples without labels, FloatingPointError as the matching does.
+        the graph; samples without front camera add nothing to them. Raises ConfigError for samples without labels,
+        FloatingPointError as the matching does.
         """
         labels = self.labels(batch)
         lanes, elements, lane_lane, lane_element = self.outputs(batch)
         lane_terms, lane_of = self.pts_bbox_head.loss(lanes, labels["codes"])
-        truth = labels["boxes"], labels["attributes"], self.front_sizes(batch)
-        element_terms, element_of = self.bbox_head.loss(elements, *truth)
-        between, governs = self.edge_terms(lane_lane, lane_element, labels, lane_of, element_of)
-        present = float(any(len(boxes) for boxes in labels["boxes"]))
+        known = self.with_front(batch)
+        seen = known or [0]  # weighs nothing then
+        boxes, attributes = ([labels[key][b] for b in seen] for key in ("boxes", "attributes"))
+        shown = ElementOutputs(elements.logits[:, seen], elements.boxes[:, seen], elements.states[:, seen])
+        element_terms, element_of = self.bbox_head.loss(shown, boxes, attributes, self.front_sizes(batch)[seen])
+        between, governs = self.edge_terms(lane_lane, lane_element, labels, lane_of, element_of, seen)
+        present = float(any(len(labels["boxes"][b]) for b in known))
         return (
             {f"lane_head.{name}": value for name, value in lane_terms.items()}
             | {f"bbox_head.{name}": value * present for name, value in element_terms.items()}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 
 from drivestack.core.cameras import (
     CAMERA_ORDER,
+    RING_ORDER,
+    cameras_of,
     check_camera_names,
     embedding_rows,
     front_camera,
     in_published_order,
 )
 from drivestack.core.errors import ConfigError
+from drivestack.core.frames import Frame
 from drivestack.core.rig import Camera, Rig
 
 
@@ -33,6 +39,18 @@ def test_embeddings_of_six_go_by_name_and_others_by_position():
     assert embedding_rows(["CAM_BACK", "CAM_FRONT", "CAM_BACK_RIGHT"], 6) == (3, 0, 5)
     assert embedding_rows(["CAM_BACK", "CAM_FRONT"], 2) == (0, 1)
     assert embedding_rows(["CAM_BACK", "left"], 6) == (0, 1)
+    assert embedding_rows(["ring_side_left", "ring_front_center"], 7) == (5, 0)
+    assert embedding_rows(["ring_side_left", "ring_front_center"], 6) == (0, 1)
+
+
+def test_the_order_of_a_set_does_not_depend_on_the_frame_that_comes_first():
+    def frame(*names: str) -> Frame:
+        return cast(Frame, SimpleNamespace(cameras=[SimpleNamespace(name=name) for name in names]))
+
+    rings = [frame(*RING_ORDER[2:]), frame(*RING_ORDER)]
+    assert cameras_of(rings) == cameras_of(rings[::-1]) == RING_ORDER
+    own = [frame("left", "right"), frame("front", "left", "right")]
+    assert cameras_of(own) == cameras_of(own[::-1]) == ("front", "left", "right")
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,15 @@ def test_the_size_says_how_many_floats_a_point_has(frame: Frame, tmp_path: Path,
 
 
 @pytest.mark.parametrize("width", [4, 5])
-def test_the_frame_decides_where_both_fit(frame: Frame, tmp_path: Path, width: int) -> None:
+def test_the_frame_decides_where_both_fit_and_else_the_rings(frame: Frame, tmp_path: Path, width: int) -> None:
     swept, points = with_sweep(frame, tmp_path / "a.bin", 1000, width)
     np.testing.assert_array_equal(read_lidar(replace(swept, lidar_floats_per_point=width)), points)
-    assert len(read_lidar(swept)) == len(points) * width // 5
+    assert len(read_lidar(swept)) == len(points) * width // 4  # no fifth value that is a ring
+    if width == 5:
+        rings = np.fromfile(tmp_path / "a.bin", np.float32).reshape(-1, 5)
+        rings[:, 4] = np.arange(1000) % 32
+        rings.tofile(tmp_path / "a.bin")
+        np.testing.assert_array_equal(read_lidar(swept), points)
 
 
 @pytest.mark.parametrize(

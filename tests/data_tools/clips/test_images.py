@@ -12,6 +12,7 @@ from PIL import Image
 from drivestack.core.errors import DataError
 from drivestack.core.frames import CameraView
 from drivestack.core.once import forget_warnings
+from drivestack.data_tools.clips import jpeg
 from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.clips.jpeg import read_header, walk
 from drivestack.geometry import PinholeCamera
@@ -206,6 +207,30 @@ def test_flat_and_progressive_images_and_padding_after_the_data_are_sound(tmp_pa
     data = path.read_bytes()
     Image.fromarray(tiles).save(path)
     data = path.read_bytes()
-    for padded in (data[:-2] + bytes(40) + data[-2:], data[:-2] + b"\xff" * 9 + data[-2:], data + bytes(30), data * 2):
+    comment = b"\xff\xfe\x00\x07hello"
+    for padded in (
+        data[:-2] + bytes(40) + data[-2:],
+        data[:-2] + b"\xff" * 9 + data[-2:],
+        data + bytes(30),
+        data * 2,
+        data[:-2] + comment + data[-2:],
+    ):
         path.write_bytes(padded)  # as some cameras do; the last: two images in one file
         load_image(view(path, size), "")
+    path.write_bytes(data[: len(data) // 2] + comment + data[-2:])
+    check(path, "image is damaged: it ends before the image does", size)
+
+
+def test_grey_bars_of_a_rig_are_examined_once(tmp_path, monkeypatch):
+    size, path, walks = (320, 200), tmp_path / "a.jpg", []
+    monkeypatch.setattr(jpeg, "walk", lambda *args: walks.append(1) or walk(*args))
+    monkeypatch.setattr(jpeg, "_padding", set())
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (200, 320, 3), np.uint8)
+        pixels[160:] = 128
+        Image.fromarray(pixels).save(path)
+        load_image(view(path, size), "")
+    assert len(walks) == 1
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + data[-2:])
+    check(path, "image is damaged", size)

@@ -117,3 +117,4 @@ def test_without_the_front_image_a_frame_has_no_elements(frames, caplog):
     assert len(whole.attributes) == 1 and len(mirror_clip(dataset[1]).lanes.centrelines) == 1
     rear = of([only(frame, "CAM_BACK") for frame in own], lanes=True)
     assert rear.front_camera is None and rear[0].front_camera is None and not len(rear[0].lanes.attributes)
+    assert caplog.text.count("no camera looks ahead, so the labels of traffic elements are left out") == 1

@@ -218,6 +218,10 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path, frames, tiny_ro
     path.write_bytes(pickle.dumps([1, 2]))
     with check("neither mmdet3d 1.1 infos"):
         read_info_pickle(path, tiny_root)
+    kitti = dict(metainfo=dict(dataset="kitti"), data_list=[dict(sample_idx=0, images={}, lidar_points={})])
+    path.write_bytes(pickle.dumps(kitti))
+    with check("infos of kitti, without token, ego2global, timestamp: only those"):
+        read_info_pickle(path, tiny_root)
     path.write_bytes(pickle.dumps({"infos": []}))
     with check("holds no samples"):
         read_info_pickle(path, tiny_root)

@@ -62,18 +62,30 @@ def test_boxes_where_their_points_are_pass(tmp_path: Path) -> None:
     check_lidar([frame(tmp_path)])
 
 
+def counted(factor: int) -> Callable[[Annotations], Annotations]:
+    return lambda notes: replace(notes, num_lidar_points=notes.num_lidar_points * factor)
+
+
+def test_counts_over_several_sweeps_are_said_and_not_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forget_warnings()
+    check_lidar([frame(tmp_path, counted(3))])
+    assert "6 hold fewer in the sweep than stated: counted over several sweeps or LiDARs" in caplog.text
+
+
+@pytest.mark.parametrize("factor", [1, 3])
 @pytest.mark.parametrize(
     "change",
     [
         lambda notes: replace(notes, centre_global_m=notes.centre_global_m + [0, 0, 3.0]),
         lambda notes: replace(notes, centre_global_m=notes.centre_global_m + [4.0, 4.0, 0]),
         lambda notes: replace(notes, rotation_global=notes.rotation_global @ rotation_z(np.pi / 2)),
+        lambda notes: replace(notes, size_lwh_m=notes.size_lwh_m[:, [1, 0, 2]]),
     ],
-    ids=["above", "beside", "across"],
+    ids=["above", "beside", "across", "width and length"],
 )
-def test_boxes_that_are_elsewhere_are_named(tmp_path: Path, change: Callable) -> None:
+def test_boxes_that_are_elsewhere_are_named(tmp_path: Path, change: Callable, factor: int) -> None:
     with pytest.raises(DataError, match=r"sample t and others: of 6 labelled objects .* have them elsewhere"):
-        check_lidar([frame(tmp_path, change)])
+        check_lidar([frame(tmp_path, lambda notes: counted(factor)(change(notes)))])
 
 
 def test_every_reader_is_held_to_it(tmp_path: Path) -> None:

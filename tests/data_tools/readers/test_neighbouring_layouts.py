@@ -220,7 +220,7 @@ def test_other_pickles_are_named(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-@pytest.mark.parametrize("damage", ["empty", "second first", "circle", "count"])
+@pytest.mark.parametrize("damage", ["empty", "second first", "circle", "count", "no count"])
 def test_broken_chains_of_samples_are_named_and_all_are_read(own_root, edit_table, damage, caplog):
     def samples(rows):
         for row in rows:
@@ -235,22 +235,30 @@ def test_broken_chains_of_samples_are_named_and_all_are_read(own_root, edit_tabl
                 row["first_sample_token"] = row["first_sample_token"][:-1] + "1"
             elif damage == "count":
                 row["nbr_samples"] += 2
+            elif damage == "no count":
+                row["nbr_samples"] = None
 
     edit_table("sample", samples)
     edit_table("scene", scenes)
     found = read_nuscenes(own_root, VERSION, "mini_train")
     assert {frame.token for frame in found} == set(split_tokens(own_root, VERSION, "mini_train"))
     assert [frame.prev_token for frame in found[:4]] == ["", *(frame.token for frame in found[:3])]
-    assert caplog.text.count("the chain of samples disagrees with scene_token (scene scene-0061") == 1
+    said = "the chain of samples disagrees with scene_token (scene scene-0061"
+    assert caplog.text.count(said) == (damage != "no count")
 
 
-def test_a_circle_of_annotations_is_named(own_root, edit_table):
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_circle_of_annotations_is_named(own_root, edit_table, length):
     def circle(rows):
-        of_object = [row for row in rows if row["instance_token"] == "scene-0061-o0"]
+        of_object = [row for row in rows if row["instance_token"] == "scene-0061-o0"][-length:]
         of_object[-1]["next"] = of_object[0]["token"]
+        if length == 1:
+            of_object[0]["prev"] = of_object[0]["token"]
+        elif length == 2:  # each the neighbour of the other, on both sides
+            of_object[0]["prev"] = of_object[1]["token"]
 
     edit_table("sample_annotation", circle)
-    with pytest.raises(DataError, match=r"sample_annotation scene-0061-o0-3: its prev and next .* a circle"):
+    with pytest.raises(DataError, match=r"sample_annotation scene-0061-o0-\d: its prev and next .* a circle"):
         read_nuscenes(own_root, VERSION, "mini_train")
 
 

@@ -88,7 +88,7 @@ def test_lane_segments_are_read_as_lanes_with_their_topology(caplog):
             lane_labels({"annotation": broken}, "x")
 
 
-@pytest.mark.parametrize("annotation", [5, None, [], {"lane_segment": 3}])
+@pytest.mark.parametrize("annotation", [5, [], {"lane_segment": 3}])
 def test_broken_annotations_are_named(annotation):
     for read in (lane_labels, segment_labels):
         with pytest.raises(DataError, match="place: broken annotation"):

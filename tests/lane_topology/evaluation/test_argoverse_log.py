@@ -13,12 +13,13 @@ from shapely.geometry import Point, Polygon
 from shapely.ops import unary_union
 
 from drivestack.core.answers import LaneGraph
+from drivestack.core.cameras import RING_ORDER
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.core.labels import LaneLabels
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.argoverse2 import CAMERAS, map_path, read_areas, read_log
+from drivestack.data_tools.readers.argoverse2 import map_path, read_areas, read_log
 from drivestack.data_tools.readers.openlane import read_openlane
 from drivestack.data_tools.readers.openlane_files import collect, write_collection, write_frame
 from drivestack.geometry import invert_pose, transform_points
@@ -86,7 +87,7 @@ def read_back(keyframes, tmp_path_factory) -> tuple[list[Frame], Path]:
 
 def test_poses_calibration_and_lanes_fit_together(log, keyframes):
     frames = keyframes
-    assert len(frames) == 32 and [view.name for view in frames[0].cameras] == list(CAMERAS)
+    assert len(frames) == 32 and [view.name for view in frames[0].cameras] == list(RING_ORDER)
     assert np.diff([frame.timestamp_us for frame in frames]) == pytest.approx(500_000, abs=10_000)
     assert frames[3].prev_token == frames[2].token and frames[0].cameras[0].camera.height_px == 2048
     areas = unary_union([Polygon(area[:, :2]).buffer(0) for area in read_areas(map_path(log))])

@@ -100,6 +100,27 @@ def test_a_step_reaches_every_parameter_and_a_graph_follows(build):
         model.predict(batch, tasks=("boxes",))
 
 
+@pytest.mark.parametrize("build", [large, small], ids=["large", "small"])
+def test_elements_are_learnt_from_the_samples_that_have_the_front_camera(build):
+    torch.manual_seed(0)
+    model = build().eval()  # BatchNorm couples samples in training
+
+    def loss(batch) -> dict[str, float]:
+        return {name: value.item() for name, value in model(batch, mode="loss").items()}
+
+    both = replace(batch_of(), camera_valid=[(True, True), (False, True)])
+    model.front_camera = 0
+    first = replace(batch_of(), camera_valid=[(True, True), (True, True)])
+    other = replace(first, lanes=[first.lanes[0], first.lanes[0]], images=first.images[:1].repeat(2, 1, 1, 1, 1, 1))
+    half, whole = loss(both), loss(other)
+    of_elements = [name for name in half if name.startswith(("bbox_head", "te_head", "lcte_head"))]
+    assert of_elements
+    for name in of_elements:
+        assert half[name] == pytest.approx(whole[name], rel=1e-4), name
+    none = loss(replace(both, camera_valid=[(False, True)] * 2))
+    assert not any(none[name] for name in of_elements) and all(np.isfinite(value) for value in none.values())
+
+
 def test_the_map_lies_in_the_ego_frame():
     """A rig described in another BEV frame gives the same lanes."""
     torch.manual_seed(0)
