@@ -179,8 +179,8 @@ class ClipDataset(Dataset):
             raise ConfigError(f"front_camera {front_camera!r} is none of the cameras {', '.join(self.camera_names)}")
         front = front_camera or front_camera_of(self.frames, self.camera_names)
         self.front_camera = None if front is None else self.camera_names.index(front)
-        lanes = [frame.lanes for frame in self.frames if "lanes" in self.tasks and frame.lanes is not None]
-        if front is None and any(len(labels.attributes) for labels in lanes):
+        labelled = [frame.lanes for frame in self.frames if "lanes" in self.tasks and frame.lanes is not None]
+        if front is None and any(len(labels.attributes) for labels in labelled):
             warn_once(
                 "no camera looks ahead, so the labels of traffic elements are left out; name the camera that they "
                 f"belong to (front_camera): {', '.join(self.camera_names)}"
