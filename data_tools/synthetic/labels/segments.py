@@ -22,12 +22,12 @@ SEGMENT_CLASSES = STUFF_CLASSES + DETECTION_CLASSES
 IGNORE = 255
 _SKY = 255  # of CameraPicture.semantic
 
-_OF_SEMANTIC = {
+_OF_SEMANTIC: dict[int, str] = {
     Semantic.DRIVEABLE_SURFACE: "road", Semantic.SIDEWALK: "sidewalk", Semantic.TERRAIN: "terrain",
     Semantic.OTHER_FLAT: "other_flat", Semantic.VEGETATION: "vegetation",
     **{Semantic[name.upper()]: name for name in DETECTION_CLASSES}, _SKY: "sky",
 }  # fmt: skip
-_OF_STRUCTURE = {
+_OF_STRUCTURE: dict[int, str] = {
     Structure.BUILDING: "building", Structure.FURNITURE: "street_furniture",
     Structure.TRAFFIC_ELEMENT: "traffic_element",
 }  # fmt: skip
