@@ -59,7 +59,7 @@ class TimmInternImage(InternImageClassifier):
     and for a pooling other than timm's "avg" (the variants have their own).
     """
 
-    feature_info: Any = None  # type: ignore[assignment]  # a property of the base; timm wants a list of dicts
+    feature_info: Any = None  # a property of the base; timm wants a list of dicts
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", **trunk: Any) -> None:
         if in_chans != 3:
@@ -134,7 +134,7 @@ class TimmInternImage(InternImageClassifier):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for level in self.levels:
-            level.activation_checkpointing = enable
+            setattr(level, "activation_checkpointing", enable)  # noqa: B010 (mypy takes it for a submodule)
 
     def no_weight_decay(self) -> set[str]:
         """Names without weight decay, beside biases and norms; none."""
