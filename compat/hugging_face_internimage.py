@@ -2,9 +2,9 @@
 
     from drivestack.compat.hugging_face_internimage import register_internimage
 
-    register_internimage()
+    _, Backbone, _ = register_internimage()
     model = AutoModelForImageClassification.from_pretrained("OpenGVLab/internimage_t_1k_224")   # or a folder
-    maps = AutoBackbone.from_pretrained(FOLDER, out_indices=(1, 2, 3))(pixel_values).feature_maps
+    maps = Backbone.from_pretrained(FOLDER, out_indices=(1, 2, 3))(pixel_values).feature_maps
 
 The hub's own code (``trust_remote_code``) never finds its CUDA operator; ours needs neither it nor remote code. Read
 and written are the hub's names of weights. transformers (Apache 2.0) is imported by `register_internimage` alone.

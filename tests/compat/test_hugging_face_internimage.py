@@ -50,7 +50,9 @@ def test_classification_from_a_hub_folder(hub_folder: Path, tmp_path: Path) -> N
 
 
 def test_backbone_from_a_hub_folder(hub_folder: Path) -> None:
-    model = transformers.AutoBackbone.from_pretrained(str(hub_folder), out_indices=(1, 3)).eval()
+    model = register_internimage()[1].from_pretrained(hub_folder, out_indices=(1, 3)).eval()
+    of_config = transformers.AutoBackbone.from_config(transformers.AutoConfig.from_pretrained(hub_folder))
+    assert type(of_config) is type(model)
     ours = InternImage(**TINY, layer_scale=0.5, out_indices=(1, 3)).eval()
     load_checkpoint(ours, hub_folder)
     torch.testing.assert_close(list(model(IMAGES).feature_maps), ours(IMAGES))
