@@ -1,9 +1,10 @@
-"""Masks as run lengths, COCO's format: {"size": [height, width], "counts": text, or numbers}.
+"""Masks as run lengths in the two forms of COCO: a list of counts, or the same compressed to a string.
 
-Runs of 0 and 1 in turn, of 0 first, down the columns one after the other. As text each number is written in digits of
-5 bits, lowest first, from the fourth on as its difference to the number two places before. Source: cocoapi, maskApi.
+Runs go down the columns, background first. In the compressed form a count from the fourth on is the difference to the
+count two before it, in groups of five bits, the lowest first; a sixth bit says that another group follows, and every
+group is a letter from "0" on. pycocotools reads and writes the same.
 
-Shapes: H and W of the image.
+Source: the format of the COCO annotations (cocodataset.org/#format-data). Shapes: H, W of the image.
 """
 
 from __future__ import annotations
@@ -15,66 +16,80 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_DIGITS = 8  # of a number: 40 bits
+from .errors import DataError
+
+_FIRST_LETTER, _LAST_LETTER = 48, 111
+_BITS, _SIGN_BIT, _MORE_BIT = 5, 0x10, 0x20
+_MAX_GROUPS = 12  # of five bits: any count of an image, and no sum that overflows
 
 
-def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Run lengths of a mask [H, W], with ``counts`` as text."""
-    flat = np.asarray(mask, bool).ravel("F")  # [H * W]
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = [b - a for a, b in pairwise([0, *changes.tolist(), len(flat)])]
-    if len(flat) and flat[0]:
-        runs.insert(0, 0)
-    height, width = mask.shape
-    return {"size": [height, width], "counts": _text_of(runs)}
+def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """``{"size": [H, W], "counts": str}`` of a mask [H, W], compressed."""
+    height_px, width_px = mask.shape
+    return {"size": [height_px, width_px], "counts": compress_counts(rle_counts(mask))}
 
 
-def decode_mask(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """The mask [H, W]. Raises ValueError saying what is wrong with the run lengths, before memory is taken for them."""
+def rle_counts(mask: NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of a mask [H, W], background first (0 where the first pixel is not background)."""
+    flat = np.asarray(mask, bool).ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=False)).tolist()
+    bounds = [0, *edges, flat.size]
+    return [stop - start for start, stop in pairwise(bounds)]
+
+
+def decode_rle(rle: Mapping[str, Any], place: str) -> NDArray[np.bool_]:
+    """The mask [H, W] of either form. place: file and entry, for the message.
+
+    Raises DataError where ``rle`` is none, or its runs do not fill the image.
+    """
     size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, Sequence) or len(size) != 2 or any(type(side) is not int or side < 0 for side in size):
-        raise ValueError(f"size {str(size)[:40]} is no [height, width]")
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        raise DataError(f"{place}: a mask's size must be [height, width] in pixels, got {str(size)[:60]}")
     if isinstance(counts, bytes):
         counts = counts.decode("ascii", "replace")
-    if not isinstance(counts, (str, list, tuple)):
-        raise ValueError(f"counts are {type(counts).__name__}, neither text nor numbers")
-    runs = _runs_of(counts) if isinstance(counts, str) else list(counts)
-    if any(type(run) is not int or run < 0 for run in runs):
-        raise ValueError("a run length is no whole number from 0 on")
-    height, width = size
-    if sum(runs) != height * width:
-        raise ValueError(f"its runs have {sum(runs)} pixels, the image {height} x {width}")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    if isinstance(counts, str):
+        counts = decompress_counts(counts, place)
+    if not isinstance(counts, Sequence) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise DataError(f"{place}: a mask's counts must be a string or a list of lengths, got {str(counts)[:60]}")
+    if sum(counts) != size[0] * size[1]:
+        raise DataError(
+            f"{place}: the runs of a mask cover {sum(counts)} pixels, its size {size[1]} x {size[0]} has "
+            f"{size[0] * size[1]}; the mask belongs to another image or is damaged"
+        )
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(size, order="F")
 
 
-def _text_of(runs: Sequence[int]) -> str:
+def compress_counts(counts: Sequence[int]) -> str:
+    """The letters of a list of counts."""
     letters = []
-    for i, run in enumerate(runs):
-        left = run - runs[i - 2] if i > 2 else run
-        while True:
-            digit, left = left & 31, left >> 5
-            more = left != (-1 if digit & 16 else 0)
-            letters.append(chr(48 + digit + 32 * more))
-            if not more:
-                break
+    for i, count in enumerate(counts):
+        rest = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            group = rest & 0x1F
+            rest >>= _BITS
+            more = rest != (-1 if group & _SIGN_BIT else 0)
+            letters.append(chr((group | _MORE_BIT if more else group) + _FIRST_LETTER))
     return "".join(letters)
 
 
-def _runs_of(text: str) -> list[int]:
-    runs: list[int] = []
-    value = digits = 0
-    for letter in text:
-        digit = ord(letter) - 48
-        if not 0 <= digit < 64 or digits >= _MOST_DIGITS:
-            raise ValueError(f"counts hold {letter!r}, not the letters of run lengths")
-        value |= (digit & 31) << 5 * digits
-        digits += 1
-        if digit < 32:
-            if digit & 16:
-                value -= 1 << 5 * digits
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = digits = 0
-    if digits:
-        raise ValueError("counts end within a number")
-    return runs
+def decompress_counts(letters: str, place: str) -> list[int]:
+    """The counts of ``compress_counts``' letters. Raises DataError for anything else; place: as in decode_rle."""
+    counts: list[int] = []
+    value = groups = 0
+    for letter in letters:
+        code = ord(letter) - _FIRST_LETTER
+        if not 0 <= code <= _LAST_LETTER - _FIRST_LETTER or groups == _MAX_GROUPS:
+            raise DataError(f"{place}: {letter!r} in the compressed counts of a mask; write it again with COCO's tools")
+        value |= (code & 0x1F) << (_BITS * groups)
+        groups += 1
+        if code & _MORE_BIT:
+            continue
+        if code & _SIGN_BIT:
+            value -= 1 << (_BITS * groups)
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = groups = 0
+    if groups:
+        raise DataError(f"{place}: the compressed counts of a mask end early; the file is damaged")
+    return counts

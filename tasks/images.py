@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import atomic_path, file_name
 from ..core.image_answers import ImageAnswer
 from ..core.registries import MODELS
-from ..core.rle import encode_mask
+from ..core.rle import encode_rle
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -148,7 +148,7 @@ def as_plain(answer: ImageAnswer, class_names: Sequence[str]) -> dict[str, Any]:
     if (found := answer.instances) is not None:
         line["instances"] = [
             {"name": name(int(label)), "score": _short(score), "box_xyxy_px": [_short(x) for x in box]}
-            | ({} if found.masks is None else {"mask": encode_mask(found.masks[i])})
+            | ({} if found.masks is None else {"mask": encode_rle(found.masks[i])})
             for i, (label, score, box) in enumerate(zip(found.labels, found.scores, found.boxes_xyxy_px))
         ]
     if answer.segmentation is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 import drivestack
 from drivestack.cli.main import main
 from drivestack.core.errors import DataError, NoLabelsError
-from drivestack.core.rle import decode_mask
+from drivestack.core.rle import decode_rle
 from drivestack.tasks.images import check_classes, image_files
 from support.toy_images import CLASSES, Squares
 
@@ -82,7 +82,7 @@ def test_predict_answers_named_images_and_draws_them(trained: tuple[Path, Path],
     lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert [line["classes"][0]["name"] for line in lines] == list(CLASSES)
     assert lines[0]["image"] == str(folder / "0.png") and lines[0]["size_px"] == [16, 16]
-    assert decode_mask(lines[0]["instances"][0]["mask"]).sum() == 64
+    assert decode_rle(lines[0]["instances"][0]["mask"], "x").sum() == 64
     classes = np.asarray(Image.open(out / lines[1]["segmentation"]))
     assert classes.shape == (16, 16) and classes.sum() == 64
     pictures = sorted((out / "pictures").iterdir())
