@@ -203,7 +203,7 @@ def _synthesize(verbs: Any) -> None:
         "--labels",
         nargs="*",
         default=("occupancy", "lanes"),
-        choices=("occupancy", "lanes", "coco", "segmentation", "classes"),
+        choices=("occupancy", "lanes", "coco", "segmentation", "classes", "mono", "nuimages"),
         metavar="KIND",
         help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ from ..sensing.sensors import LIDAR_CHANNEL, RigCamera, ego_from_lidar
 from ..world.population import WorldObject
 from ..world.world import KEYFRAME_INTERVAL_S, World
 from .image_writer import IMAGE_LABELS, write_image_labels
+from .names import CATEGORY_OF_CLASS, token
+from .nuimages import motion_row
 
 VERSION = "v1.0-trainval"
 MAP_FILE = "maps/synthetic_stub.png"
@@ -29,12 +30,6 @@ _SCENE_SPACING_US = 600_000_000
 _ANNOTATION_RANGE_M = 60.0
 _JPEG_QUALITY = 90
 
-CATEGORY_OF_CLASS = {
-    "car": "vehicle.car", "truck": "vehicle.truck", "bus": "vehicle.bus.rigid", "trailer": "vehicle.trailer",
-    "construction_vehicle": "vehicle.construction", "pedestrian": "human.pedestrian.adult", "motorcycle":
-    "vehicle.motorcycle", "bicycle": "vehicle.bicycle", "traffic_cone": "movable_object.trafficcone", "barrier":
-    "movable_object.barrier",
-}  # fmt: skip
 _CATEGORIES = [
     "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.wheelchair",
     "human.pedestrian.stroller", "human.pedestrian.personal_mobility", "human.pedestrian.police_officer",
@@ -50,11 +45,6 @@ _ATTRIBUTES = [
 ]  # fmt: skip
 _VISIBILITIES = [("1", "v0-40"), ("2", "v40-60"), ("3", "v60-80"), ("4", "v80-100")]
 SCENE_TABLES = ("scene", "log", "sample", "sample_data", "ego_pose", "instance", "sample_annotation")
-
-
-def token(*parts: object) -> str:
-    """A 32-digit token that depends only on the given parts."""
-    return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
 
 
 def scene_name(split: str, index: int) -> str:
@@ -121,7 +111,7 @@ def write_scene(
     """Render a scene, write its pictures and scans below `root`, and return its rows by table name.
 
     Files are whole, but not yet synced: see core.files.sync_files. Beside the tables the rows are those of the images
-    ("image_labels"), where labels of images are written.
+    ("image_labels", "motion"), where such labels are written.
 
     labels: what to write besides boxes: "occupancy" and "lanes" (see data_tools/labels/files.py), or of IMAGE_LABELS.
     `on_keyframe()` is called after each keyframe, for progress.
@@ -162,6 +152,8 @@ def write_scene(
             tokens = {o.instance: token("annotation", *key, o.instance, k) for o in world.objects if _near(world, o)[k]}
             images = write_image_labels(world, time_s, root, rig, image_labels, seen, sensors, tokens)
             rows["image_labels"] = rows.get("image_labels", []) + images
+        if "nuimages" in image_labels:
+            rows["motion"] = rows.get("motion", []) + [{"token": pose_token} | motion_row(world, time_s)]
         observations.append((seen.lidar_counts, seen.pixel_counts, seen.visible_share))
         if on_keyframe:
             on_keyframe()
@@ -302,7 +294,7 @@ def _annotations(
     return instances, annotations
 
 
-def write_tables(root: Path, tables: dict[str, list[dict]]) -> None:
+def write_tables(root: Path, tables: Mapping[str, Sequence[dict]], version: str = VERSION) -> None:
     """Write each table as a JSON file of the version folder."""
     for name, rows in tables.items():
-        write_json(root / VERSION / f"{name}.json", rows)
+        write_json(root / version / f"{name}.json", rows)

@@ -1,4 +1,4 @@
-"""Which objects a camera sees, with how many pixels, and how much of them is hidden or cut off.
+"""Which objects a camera sees, with how many pixels, where, and how much of them is hidden or cut off.
 
 Shapes: H x W pixels.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ....geometry.poses import invert_pose, transform_points
+from ....geometry.poses import invert_pose, rotation_z, transform_points
 from ...labels.mono_targets import corners_in_camera, image_boxes
 from ..sensing.observe import CameraPicture
 from ..sensing.renderer import RayCaster
@@ -19,20 +19,31 @@ from ..world.world import World
 
 _NEAREST_M = 0.1  # a corner nearer than this, or behind the camera, has no place in the image
 
+PixelBox = tuple[int, int, int, int]
+"""First column, first row, and those after the last."""
+
 
 @dataclass(frozen=True)
 class VisibleObject:
     """One object in one image."""
 
     thing: WorldObject
-    box_xyxy_px: tuple[int, int, int, int]
-    """Around its visible pixels: first column, first row, and those after the last."""
+    box_xyxy_px: PixelBox
+    """Around its visible pixels."""
     area_px: int
     """Visible pixels."""
+    whole_xyxy_px: PixelBox
+    """Around the pixels that it would have in this image with nothing in front of it."""
     visible_share: float
-    """Of the pixels that it would have in this image with nothing in front of it."""
+    """Of those pixels."""
+    centre_camera_m: np.ndarray
+    """[3] of the 3D box, x right, y down, z ahead."""
+    rotation_camera: np.ndarray
+    """[3, 3] camera from box (x along the heading)."""
+    projected_xyxy_px: np.ndarray | None
+    """[4] the 2D box that spans the 3D box's corners, clipped to the image; None with a corner behind the camera."""
     inside_share: float
-    """Of the 2D box of its 3D box, the part that lies in the image; 0 where it reaches behind the camera."""
+    """Of that box before it was clipped, the part that lies in the image; 0 where it is None."""
 
 
 def visible_objects(
@@ -47,44 +58,53 @@ def visible_objects(
     places = np.stack([columns, rows], 1)
     np.minimum.at(low, owner, places)
     np.maximum.at(high, owner, places + 1)
+    world_from_camera = world_from_ego @ camera.ego_from_camera
     found = []
     for i, instance in enumerate(instances):
         thing = world.objects[instance - 1]
-        whole, inside = _unhidden(thing, time_s, camera, world_from_ego)
+        (x, y), yaw_rad = (values[0] for values in thing.motion.poses(np.array([time_s]))[:2])
+        whole_area, whole_box = _unhidden(thing, x, y, yaw_rad, camera, world_from_camera)
+        camera_from_world = invert_pose(world_from_camera)
+        centre = transform_points(camera_from_world, np.array([x, y, thing.size_lwh[2] / 2]))
+        rotation = camera_from_world[:3, :3] @ rotation_z(yaw_rad)
+        projected, inside = _projected(thing, centre, rotation, camera)
         left, top, right, bottom = (int(value) for value in (*low[i], *high[i]))
-        share = min(float(area[i] / max(whole, 1)), 1.0)
-        found.append(VisibleObject(thing, (left, top, right, bottom), int(area[i]), share, inside))
+        found.append(
+            VisibleObject(
+                thing, (left, top, right, bottom), int(area[i]), whole_box, min(area[i] / max(whole_area, 1), 1.0),
+                centre, rotation, projected, inside,
+            )
+        )  # fmt: skip
     return found
 
 
-def _unhidden(thing: WorldObject, time_s: float, camera: RigCamera, world_from_ego: np.ndarray) -> tuple[int, float]:
-    """Pixels of an object that stands alone in the world, and the share of its 2D box that is inside the image."""
-    centre, yaw, _ = thing.motion.poses(np.array([time_s]))
-    placed = thing.mesh.moved(centre[0, 0], centre[0, 1], 0.0, yaw[0])
-    world_from_camera = world_from_ego @ camera.ego_from_camera
+def _unhidden(
+    thing: WorldObject, x: float, y: float, yaw_rad: float, camera: RigCamera, world_from_camera: np.ndarray
+) -> tuple[int, PixelBox]:
+    """How many pixels an object has that stands alone in the world, and the box around them."""
+    placed = thing.mesh.moved(x, y, 0.0, yaw_rad)
     vertices = transform_points(invert_pose(world_from_camera), placed.vertices.astype(np.float64))
-    width_px, height_px = camera.camera.width_px, camera.camera.height_px
-    region, inside = (slice(height_px), slice(width_px)), 0.0
+    size = np.array([camera.camera.width_px, camera.camera.height_px])
+    first, stop = np.zeros(2, int), size  # of the pixels that may meet it
     if vertices[:, 2].min() > _NEAREST_M:
-        box = _projected_box(thing, centre[0], yaw[0], camera, world_from_camera)
         uv, _ = camera.camera.project(vertices)
-        first = np.clip(np.floor(uv.min(0)).astype(int), 0, (width_px, height_px))
-        stop = np.clip(np.ceil(uv.max(0)).astype(int) + 1, 0, (width_px, height_px))
-        region, inside = (slice(first[1], stop[1]), slice(first[0], stop[0])), box
-    rays = camera.rays[region].reshape(-1, 3) @ world_from_camera[:3, :3].T
-    hits = RayCaster(placed).first_hits(world_from_camera[:3, 3], rays.astype(np.float32))
-    return int((hits.face >= 0).sum()), inside
+        first = np.clip(np.floor(uv.min(0)).astype(int), 0, size - 1)
+        stop = np.clip(np.ceil(uv.max(0)).astype(int) + 1, first + 1, size)
+    rays = camera.rays[first[1] : stop[1], first[0] : stop[0]]  # [h, w, 3]
+    directions = (rays.reshape(-1, 3) @ world_from_camera[:3, :3].T).astype(np.float32)
+    met = RayCaster(placed).first_hits(world_from_camera[:3, 3], directions).face.reshape(rays.shape[:2]) >= 0
+    rows, columns = np.flatnonzero(met.any(1)), np.flatnonzero(met.any(0))
+    if not len(rows):
+        return 0, (0, 0, 0, 0)
+    left, top = int(first[0] + columns[0]), int(first[1] + rows[0])
+    return int(met.sum()), (left, top, int(first[0] + columns[-1]) + 1, int(first[1] + rows[-1]) + 1)
 
 
-def _projected_box(
-    thing: WorldObject, centre_xy: np.ndarray, yaw_rad: float, camera: RigCamera, world_from_camera: np.ndarray
-) -> float:
-    """The share of the 2D box that spans the 3D box's corners that lies in the image; 0 with a corner behind."""
-    camera_from_world = invert_pose(world_from_camera)
-    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
-    rotation = camera_from_world[:3, :3] @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    centre = transform_points(camera_from_world, np.array([[*centre_xy, thing.size_lwh[2] / 2]]))
-    corners = corners_in_camera(centre, rotation[None], np.array([thing.size_lwh]))
-    if corners[..., 2].min() < _NEAREST_M:
-        return 0.0
-    return float(image_boxes(corners, camera.camera)[1][0])
+def _projected(
+    thing: WorldObject, centre_m: np.ndarray, rotation: np.ndarray, camera: RigCamera
+) -> tuple[np.ndarray | None, float]:
+    corners = corners_in_camera(centre_m[None], rotation[None], np.array([thing.size_lwh]))
+    if corners[..., 2].min() <= _NEAREST_M:
+        return None, 0.0
+    boxes, inside = image_boxes(corners, camera.camera)
+    return boxes[0], float(inside[0])
