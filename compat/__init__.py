@@ -5,6 +5,8 @@ compat.dcnv4           DCNv4: DCNv4, DCNv4Function, FlashDeformAttn
 compat.ms_deform_attn  mmcv, Deformable DETR, detrex: layers and functions
 compat.hugging_face    transformers: the attention of a model that exists already
 compat.mmcv_ops        mmcv: patch_mmcv() puts ours in the place of theirs
+compat.timm            timm: InternImage by name in its registry
+compat.hugging_face_internimage   transformers: InternImage in its Auto classes
 """
 
 from .dcnv3 import use_drivestack_dcnv3

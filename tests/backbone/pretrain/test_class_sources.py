@@ -19,6 +19,7 @@ from drivestack.backbone.pretrain.classification.dataset import ClassDataset
 from drivestack.backbone.pretrain.classification.inaturalist import INaturalistSource
 from drivestack.backbone.pretrain.classification.shards import ShardSource
 from drivestack.backbone.pretrain.classification.sources import FolderSource, ListSource
+from drivestack.backbone.pretrain.protocol import ImageDataset
 from drivestack.core.errors import DataError, NoLabelsError
 from support.class_folders import CLASSES, square, write_folders
 
@@ -45,6 +46,7 @@ def test_a_folder_of_classes_gives_names_numbers_and_images(tmp_path: Path) -> N
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
     dataset = ClassDataset(dict(type="FolderSource", root=root, part="val"), SMALL)
     sample = dataset[2]
+    assert isinstance(dataset, ImageDataset)
     assert (sample.label, sample.token, sample.size_px) == (2, "red/0.png", (50, 40))
     assert sample.image.shape == (3, 32, 32)
     np.testing.assert_array_equal(dataset.image(2), square(2, 100))
