@@ -23,9 +23,10 @@ from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.folders import folder_lock
 from ..core.weights.shipped import weights_file
 from . import checkpoints
+from .averaging import AverageWeights
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
-from .hooks import AverageWeights, KeepCheckpoints, LogProgress
+from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
 from .predict import check_inputs
@@ -165,9 +166,10 @@ def _run(
             experiment_name=uuid4().hex,  # MMEngine shares state between runners of one name
             cfg=config,
         )
+    if config.get("sharding") and not runner.sharding:
+        logger.info("sharding=%s: no effect with one process; start several with torchrun", shown(config.sharding))
     runner.fine_tune = start.how == "fine_tune"
     runner.resumed = start.content
-    _check_modules(runner, config)
     _share_frames(runner)
     # Runner.train builds the same in the same order; here an error names the part of the config.
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
@@ -230,18 +232,6 @@ def _whole_windows(config: Config) -> int:
             f"optim_wrapper.accumulative_counts={window}."
         )
     return max_iters - max_iters % window
-
-
-def _check_modules(runner: TrainRunner, config: Config) -> None:
-    """Modules that the config names must be there."""
-    for key in ("activation_checkpointing", "efficient_conv_bn_eval"):
-        names = config.get(key) or ()
-        for name in [names] if isinstance(names, str) else names:
-            try:
-                runner.bare_model.get_submodule(name)
-            except AttributeError:
-                parts = ", ".join(child for child, _ in runner.bare_model.named_children())
-                raise ConfigError(f"{key}: the model has no module {name!r}; it has {parts}.") from None
 
 
 def _report_unmatched(runner: TrainRunner, config: Config) -> None:

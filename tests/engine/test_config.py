@@ -104,7 +104,7 @@ def test_own_configs_may_inherit_a_variable_and_change_it_in_place(tmp_path: Pat
     ("override", "words"),
     [
         ("max_itres=3", r"max_itres: the config has no max_itres; did you mean max_iters"),
-        ("qqq.x=3", r"qqq\.x: the config has no qqq; it has bev_size, channels, .*train_cfg"),
+        ("qqq.x=3", r"qqq\.x: the config has no qqq; it has activation_checkpointing, bev_size, .*train_cfg"),
         ("AdamW=3", r"AdamW: the config has no AdamW"),
         ("iterations_per_epoch=3", r"iterations_per_epoch: the config has no iterations_per_epoch"),
         ("source.root='x'", r"source\.root: nothing in the config depends on it; set train_dataloader"),
