@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -32,7 +32,7 @@ from .fine_tune import fine_tune
 from .loop import local_device
 from .recompute import module_names, recompute_in_backward
 from .resume import Settings, compare, other_changes, run_settings
-from .sharding import share_out_model, with_shared_state
+from .sharding import FixedBuckets, check_shared_out, share_out_model, with_shared_state
 
 logger = logging.getLogger("drivestack")
 
@@ -76,7 +76,7 @@ class TrainRunner(Runner):
         model = model.to(device)
         if not self.distributed:
             return model
-        return MMDistributedDataParallel(
+        return FixedBuckets(
             module=model,
             device_ids=[device.index] if device.type == "cuda" else None,
             find_unused_parameters=find_unused,
@@ -86,8 +86,11 @@ class TrainRunner(Runner):
         """Done in wrap_model, while every process holds the whole model."""
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
-        if self.sharding == "zero1" and isinstance(optim_wrapper, Mapping) and "optimizer" in optim_wrapper:
-            optim_wrapper = {**optim_wrapper, "optimizer": with_shared_state(optim_wrapper["optimizer"])}
+        if isinstance(optim_wrapper, Mapping) and "type" in optim_wrapper.get("optimizer", ()):
+            if self.sharding == "zero1":
+                optim_wrapper = {**optim_wrapper, "optimizer": with_shared_state(optim_wrapper["optimizer"])}
+            elif self.sharding == "fsdp2":
+                check_shared_out(optim_wrapper["optimizer"])
         return super().build_optim_wrapper(optim_wrapper)
 
     def build_logger(self, log_level: int | str = "WARNING", **kwargs: Any) -> MMLogger:

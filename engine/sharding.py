@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -27,6 +28,25 @@ from ..core.weights.shards import is_shared_out, shared_out, whole_on_first
 
 SHARDINGS = ("zero1", "fsdp2")
 BUFFER_BYTES = 2**28  # how much is broadcast at once, as in DistributedDataParallel
+
+
+class FixedBuckets(MMDistributedDataParallel):
+    """DistributedDataParallel whose buckets of gradients are the same in all iterations.
+
+    torch's own are formed anew after the first backward pass. With three or more processes the place of a gradient in a
+    bucket decides in which order its summands are added, so a resumed run would differ by rounding. Here they are
+    formed at once, the last parameters first, which is about the order in which gradients come.
+    """
+
+    def __init__(self, module: nn.Module, find_unused_parameters: bool = False, **options: Any) -> None:
+        super().__init__(module=module, find_unused_parameters=find_unused_parameters, **options)
+        if not find_unused_parameters:  # torch's then stay as they are
+            self.reducer._push_all_rebuilt_params()
+            self.reducer._rebuild_buckets()
+
+    def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
+        parameters, are_sparse = super()._build_params_for_reducer()
+        return parameters[::-1], are_sparse[::-1]
 
 
 def share_out_model(
@@ -100,6 +120,16 @@ def with_shared_state(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     return {**optimizer, "type": SharedStateOptimizer, "optimizer_class": _optimizer_class(kind)}
 
 
+def check_shared_out(optimizer: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an optimiser that cannot work on parts of weights."""
+    kind = _optimizer_class(optimizer["type"])
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Adafactor):
+        raise ConfigError(
+            f"sharding='fsdp2': {kind.__name__} looks at rows and columns of whole weights; use AdamW, or "
+            "sharding='zero1'"
+        )
+
+
 def _optimizer_class(kind: str | type) -> type:
     found = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
     if found is None:
@@ -115,6 +145,9 @@ class SharedStateOptimizer(ZeroRedundancyOptimizer):
 
     def __init__(self, params: Any, optimizer_class: type[Optimizer], **options: Any) -> None:
         super().__init__(params, optimizer_class, **options)
+        self.defaults = dict(self.optim.defaults)
+        for group, own in zip(self.param_groups, self.optim.param_groups):
+            group.update({name: value for name, value in own.items() if name not in group})
 
     def state_dict(self) -> dict[str, Any]:
         """Whole on the first process, on the CPU; without entries on the others. All of them call."""

@@ -1,8 +1,8 @@
 """Trainings of the toy problem one after another: ``python sharded_runs.py RUNS.json``, alone or under torchrun.
 
 RUNS.json lists dicts: ``work_dir``, ``max_iters``, optionally ``resume`` (True or a checkpoint), ``encoder`` (an
-InternImage instead of two layers), ``error`` (the beginning of the message to be raised), and ``set``, changes of the
-config by dotted key. One program for many trainings, for starting several processes takes longer than training.
+InternImage instead of two layers), ``optimizer`` (a class of torch.optim), ``error`` (the beginning of the message to
+be raised), and ``set``, changes of the config by dotted key. One program for many trainings, for starting several processes takes longer than training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from drivestack.backbone.internimage.model import InternImage
 from drivestack.core.errors import DrivestackError
 from drivestack.engine.config import override
+from drivestack.engine.layer_decay import LayerDecayOptimizerConstructor  # noqa: F401 (a config names it)
 from drivestack.engine.train import train
 from support.toy_training import ToyBatch, ToyModel, toy_config
 
@@ -59,6 +60,8 @@ def config_of(run: dict[str, Any]) -> Any:
         config.model.type = ToyEncoder
     for key, value in run.get("set", {}).items():
         override(config, key, value)
+    if "optimizer" in run:
+        config.optim_wrapper.optimizer = dict(type=getattr(torch.optim, run["optimizer"]), lr=0.01)
     return config
 
 
