@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -37,7 +37,7 @@ def recompute_in_backward(model: nn.Module, names: Iterable[str]) -> None:
     """
     for name in names:
         module = model.get_submodule(name)
-        module.forward = _recomputed(module)  # type: ignore[method-assign]
+        module.forward = _recomputed(module)
 
 
 def _recomputed(module: nn.Module) -> Any:
@@ -61,14 +61,18 @@ class _StatisticsKept(AbstractContextManager[None]):
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.norms: list[_BatchNorm] = []
+        self.before: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
 
     def __enter__(self) -> None:
         norms = [part for part in self.module.modules() if isinstance(part, _BatchNorm)]
-        self.norms = [norm for norm in norms if norm.training and norm.track_running_stats]
-        for norm in self.norms:
-            norm.track_running_stats = False
+        for norm in (norm for norm in norms if norm.training and norm.track_running_stats):
+            count = norm.num_batches_tracked
+            self.before.append((norm, norm.momentum, None if count is None else count.clone()))
+            norm.momentum = 0.0
 
     def __exit__(self, *_: object) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in self.before:
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
+        self.before.clear()

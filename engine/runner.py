@@ -66,8 +66,9 @@ class TrainRunner(Runner):
         device, find_unused = local_device(), self.config.get("find_unused_parameters", False)
         recomputed = module_names(model, self.config, "activation_checkpointing")
         module_names(model, self.config, "efficient_conv_bn_eval")  # which Runner acts on
-        if hasattr(model, "init_weights"):
-            model.init_weights()
+        init_weights = getattr(model, "init_weights", None)
+        if init_weights is not None:
+            init_weights()
         recompute_in_backward(model, recomputed)
         if self.distributed and self.config.get("sync_bn") and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

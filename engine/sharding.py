@@ -87,9 +87,9 @@ def share_out_model(
 
 
 def _share_buffers(model: nn.Module, _: Any) -> None:
-    buffers = list(model.buffers())
-    if buffers and model.training:
-        dist._broadcast_coalesced(dist.group.WORLD, buffers, BUFFER_BYTES, 0)
+    buffers, everyone = list(model.buffers()), dist.group.WORLD
+    if buffers and model.training and everyone is not None:
+        dist._broadcast_coalesced(everyone, buffers, BUFFER_BYTES, 0)
 
 
 def whole_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Validation(Hook):
         if is_main_process():
             is_better = self._compare(scores, done)
         if self._waiting_room is not None:  # the other ranks wait here
-            told = [is_better, self.best]
+            told: list[Any] = [is_better, self.best]
             torch.distributed.broadcast_object_list(told, 0, group=self._waiting_room)
             is_better, self.best = told
         if is_better:

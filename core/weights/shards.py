@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def has_shared_out(model: nn.Module) -> bool:
 
 def own_part(value: Tensor) -> Tensor:
     """What this process holds of the tensor, which may be nothing; its memory is shared. A whole tensor as it is."""
-    return value.to_local() if is_shared_out(value) else value  # type: ignore[operator]
+    return cast(Any, value).to_local() if is_shared_out(value) else value
 
 
 def shared_out(value: Tensor, like: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def joined(part: Tensor, like: Tensor) -> Tensor:
 
 def whole(value: Tensor) -> Tensor:
     """The whole tensor on every process; all of them call. One that is whole is returned as it is."""
-    return value.full_tensor() if is_shared_out(value) else value  # type: ignore[operator]
+    return cast(Any, value).full_tensor() if is_shared_out(value) else value
 
 
 def whole_on_first(state: Mapping[str, Any]) -> dict[str, Any]:
