@@ -159,7 +159,7 @@ class TrainRunner(Runner):
                 "settings": self.settings,
                 "config": self.config.get("config_name", ""),
                 "torch": torch.__version__.split("+")[0],
-                **task_names(self.config),
+                **self._names(),
                 **notes,
             },
             "state_dict": weights,
@@ -214,6 +214,11 @@ class TrainRunner(Runner):
         averages = self._averages()
         load_state(model, {**weights, **(averages.averaged() if averages else {})}, source="the weights in training")
         return model.to(local_device())
+
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        """``classes`` and ``cameras`` of the config; classes that a data set reads from its files, from there."""
+        known = getattr(self.train_dataloader.dataset, "class_names", None)
+        return ({"classes": tuple(known)} if known else {}) | task_names(self.config)
 
     def load_or_resume(self) -> None:
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
