@@ -48,7 +48,7 @@ def joined(part: Tensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     return DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        part.to(like.device), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
 
 
