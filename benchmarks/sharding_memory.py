@@ -185,8 +185,9 @@ def main() -> None:
         found = measured(options, contender)
         if not first:
             first = found
+            count = found["parameters"] / 1e6
             write(
-                f"InternImage-{options.variant}, {found['parameters'] / 1e6:.1f} M parameters, {options.processes} processes, "
+                f"InternImage-{options.variant}, {count:.1f} M parameters, {options.processes} processes, "
                 f"{options.batch_size} images of {options.size_px} px each\n"
                 f"{'':20}{'held MiB':>10}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}{'s/it':>7}\n"
             )

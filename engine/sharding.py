@@ -26,7 +26,6 @@ from ..backbone.internimage.model import InternImageLayer
 from ..core.errors import ConfigError
 from ..core.weights.shards import is_shared_out, shared_out, whole_on_first
 
-SHARDINGS = ("zero1", "fsdp2")
 BUFFER_BYTES = 2**28  # how much is broadcast at once, as in DistributedDataParallel
 
 

@@ -75,7 +75,8 @@ def train(
         fits, adapts what can be, and writes a report to ``work_dir/fine_tune.json`` (fine_tune.py).
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
     evaluate: scores of the model during training, for the config's ``validation`` (validation.py).
-    Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
+    Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU), and the config's
+    ``sharding`` says what else processes share (sharding.py).
 
     work_dir is locked meanwhile. Within core.signals.terminate_as_exception (the command line), SIGTERM saves a
     checkpoint after the current step and then raises.
