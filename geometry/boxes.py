@@ -123,20 +123,30 @@ def points_in_boxes(points: Any, boxes: Any) -> Any:
     return (abs(local) <= boxes[None, :, 3:6] / 2).all(-1)
 
 
-def bev_iou(boxes_a: Array, boxes_b: Array) -> NDArray[np.float64]:
-    """Intersection over union [n, m] of the footprints of boxes [n, >=7] and [m, >=7] (NumPy, by shapely)."""
+def bev_overlap(boxes_a: Array, boxes_b: Array, aligned: bool = False) -> NDArray[np.float64]:
+    """Common areas [n, m] of the footprints of boxes [n, >=7] and [m, >=7]; [n] of each pair with `aligned`, n = m.
+
+    NumPy, by shapely.
+    """
     a, b = (np.asarray(x, dtype=np.float64) for x in (boxes_a, boxes_b))
-    if not len(a) or not len(b):
-        return np.zeros((len(a), len(b)))
+    overlap = np.zeros(len(a) if aligned else (len(a), len(b)))
+    if not overlap.size:
+        return overlap
     polygons_a, polygons_b = polygons(box_corners_bev(a)), polygons(box_corners_bev(b))
-    iou = np.zeros((len(a), len(b)))
+    if aligned:
+        return area(intersection(polygons_a, polygons_b))
     reach = np.hypot(a[:, 3], a[:, 4])[:, None] / 2 + np.hypot(b[:, 3], b[:, 4])[None] / 2
     near = np.hypot(a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1]) < reach
     i, j = np.nonzero(near)  # only footprints whose circumcircles meet can overlap
-    overlap = area(intersection(polygons_a[i], polygons_b[j]))
-    union = area(polygons_a)[i] + area(polygons_b)[j] - overlap
-    iou[i, j] = overlap / np.maximum(union, 1e-12)
-    return iou
+    overlap[i, j] = area(intersection(polygons_a[i], polygons_b[j]))
+    return overlap
+
+
+def bev_iou(boxes_a: Array, boxes_b: Array, aligned: bool = False) -> NDArray[np.float64]:
+    """Intersection over union [n, m] of the footprints of boxes, shapes and `aligned` as in `bev_overlap`."""
+    overlap = bev_overlap(boxes_a, boxes_b, aligned)
+    area_a, area_b = (np.prod(np.asarray(x, dtype=np.float64)[..., 3:5], -1) for x in (boxes_a, boxes_b))
+    return overlap / np.maximum((area_a if aligned else area_a[:, None]) + area_b - overlap, 1e-12)
 
 
 def bev_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:

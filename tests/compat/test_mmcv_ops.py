@@ -41,7 +41,7 @@ def write_operators(mmcv_folder: Path) -> None:
     (mmcv_folder / "ops" / "multi_scale_deform_attn.py").write_text(
         f"import mmcv._ext as ext\nassert hasattr(ext, 'ms_deform_attn_forward')\nclass {NAME}: pass\n"
     )
-    (mmcv_folder / "ops" / "roi_align.py").write_text("from mmcv._ext import roi_align_forward as roi_align\n")
+    (mmcv_folder / "ops" / "roi_align.py").write_text("from mmcv._ext import roi_pool_forward as roi_align\n")
     (mmcv_folder / "ops" / "__init__.py").write_text(
         f"from .multi_scale_deform_attn import {NAME}\nfrom .roi_align import roi_align\nclass RoIAlign: pass\n"
     )
@@ -62,7 +62,7 @@ def test_mmcv_without_compiled_operators_gets_ours(mmcv_folder):
     assert isinstance(layer, ours.MultiScaleDeformableAttention)
     from mmcv.ops import roi_align  # importing is fine, using is not
 
-    with pytest.raises(MmcvMissingError, match=r"mmcv\._ext\.roi_align_forward is used, but this mmcv has no compiled"):
+    with pytest.raises(MmcvMissingError, match=r"mmcv\._ext\.roi_pool_forward is used, but this mmcv has no compiled"):
         roi_align(7)
     with pytest.raises(ImportError, match="cannot import name 'no_operator_of_mmcv'"):
         from mmcv.ops import no_operator_of_mmcv  # noqa: F401
@@ -72,7 +72,7 @@ def test_mmcv_without_compiled_operators_gets_ours(mmcv_folder):
 
 def test_a_compiled_module_that_loads_is_left_alone(mmcv_folder):
     write_operators(mmcv_folder)
-    (mmcv_folder / "_ext.py").write_text("ms_deform_attn_forward = None\ndef roi_align_forward(x): return 2 * x\n")
+    (mmcv_folder / "_ext.py").write_text("ms_deform_attn_forward = None\ndef roi_pool_forward(x): return 2 * x\n")
     patch_mmcv()
     operators = importlib.import_module("mmcv.ops")
     assert operators.roi_align(7) == 14 and operators.RoIAlign.__module__ == "mmcv.ops"
