@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class MMModel(ImageModel):
             options = dict(net)
             if callable(options["type"]) and not isinstance(options["type"], type):
                 options = options.pop("type")(**options)
-            self.net = ROOT_MODELS.build(options)
+            self.net = ROOT_MODELS.build(ConfigDict(options))  # their constructors read entries as attributes
         self._tta = None if tta is None else dict(tta)
         keep_published_keys(self, {"net.": ""})
 
