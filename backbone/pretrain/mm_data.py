@@ -98,7 +98,7 @@ class MMData(Dataset):
                     return {**sample, "token": self.tokens[index]}
                 index = int(np.random.randint(len(self)))
         raise DataError(
-            f"{self.tokens[index]}: augmentation left no label of {MOST_TRIES} images; use larger crops, or less of them"
+            f"{self.tokens[index]}: augmentation left no label of {MOST_TRIES} images; use larger crops, or fewer"
         )
 
     def _prepared(self, index: int) -> dict[str, Any] | None:

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
-from ...core.errors import DataError, NoLabelsError, library_errors
+from ...core.errors import ConfigError, DataError, NoLabelsError, library_errors
 from ...core.registries import DATASETS
 from .detection.scores import CocoScorer
 from .openmmlab import toolbox
 from .protocol import Scorer
 from .reading import ReadPixelLabels
+from .segmentation.mapillary import CITYSCAPES, MAPILLARY_TO_CITYSCAPES
 from .segmentation.scores import MeanIoU
+
+RELABELLED = {"mapillary_to_cityscapes": (CITYSCAPES, MAPILLARY_TO_CITYSCAPES)}
 
 
 @DATASETS.register_module()
@@ -30,8 +33,7 @@ class ToolboxData:
     Args:
         dataset: its config, without a pipeline.
         task: "instances" or "segmentation".
-        label_map: stored number -> class for masks, IGNORED for none, in place of the data set's own.
-        class_names: of the classes that ``label_map`` leads to.
+        relabelled: "mapillary_to_cityscapes" gives Mapillary's masks the classes of Cityscapes.
 
     Raises DataError where the data set cannot be read.
     """
@@ -40,17 +42,17 @@ class ToolboxData:
         self,
         dataset: Mapping[str, Any],
         task: str = "instances",
-        label_map: Mapping[int, int] | None = None,
-        class_names: Sequence[str] | None = None,
+        relabelled: str | None = None,
     ):
-        self.task, self.label_map = task, label_map
+        self.task = task
+        names, self.label_map = _relabelling(relabelled)
         kind = dataset["type"]
         with toolbox(task), library_errors(DataError, f"data set {kind}", "check data_root and its files"):
             try:
                 self.inner = ROOT_DATASETS.build(_without_pipeline(dataset))
             except OSError as error:
                 raise DataError(f"data set {kind}: {error}; check data_root and its files") from error
-        self.class_names = tuple(class_names or self.inner.metainfo["classes"])
+        self.class_names = tuple(names or self.inner.metainfo["classes"])
         paths = [Path(self.inner.get_data_info(i)["img_path"]) for i in range(len(self.inner))]
         if not paths:
             raise DataError(f"data set {kind}: holds no images; check data_root and its files")
@@ -60,8 +62,8 @@ class ToolboxData:
     @staticmethod
     def stated_names(arguments: Mapping[str, Any]) -> Sequence[str]:
         """Names of the classes of a source that is not opened: the toolbox knows its data sets'."""
-        if arguments.get("class_names"):
-            return arguments["class_names"]
+        if names := _relabelling(arguments.get("relabelled"))[0]:
+            return names
         dataset = arguments["dataset"]
         while "dataset" in dataset or "datasets" in dataset:
             dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
@@ -109,6 +111,15 @@ class ToolboxData:
         return {"images": sizes, "categories": categories, "annotations": annotations}
 
 
+def _relabelling(name: str | None) -> tuple[tuple[str, ...], Mapping[int, int] | None]:
+    """Classes and table (stored number -> class) of a relabelling. Raises ConfigError for an unknown one."""
+    if name is None:
+        return (), None
+    if name not in RELABELLED:
+        raise ConfigError(f"source.relabelled={name!r}: choose {', '.join(RELABELLED)} or None")
+    return RELABELLED[name]
+
+
 def _without_pipeline(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The config with an empty pipeline in every data set of it: preparing samples is mm_data's."""
     config = dict(dataset)
@@ -119,5 +130,3 @@ def _without_pipeline(dataset: Mapping[str, Any]) -> dict[str, Any]:
     else:
         config["pipeline"] = []
     return config
-
-

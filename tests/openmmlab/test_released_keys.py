@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from drivestack.core.checkpoint import load_state
-from drivestack.core.errors import CheckpointError
 from drivestack.engine.config import build_model, load_config
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "openmmlab" / "keys"

@@ -103,8 +103,10 @@ def case(request: pytest.FixtureRequest, reference_dir: Path, repository_root: P
         folder = shared
     if not (folder / settings["weights"]).is_file():
         pytest.skip(f"{name} lies in shared/reference/openmmlab only")
-    model = MMModel(functools.partial(_net, name, settings)(), "segmentation" if "eval.argmax" in
-                    settings["stored"] else "instances")
+    model = MMModel(
+        functools.partial(_net, name, settings)(),
+        "segmentation" if "eval.argmax" in settings["stored"] else "instances",
+    )
     report = load_checkpoint(model, folder / settings["weights"])
     assert report.loaded == settings["num_tensors"]
     metas = [_meta(image, settings["stored"]["input"][1][2:]) for image in settings["images"]]
@@ -223,7 +225,12 @@ def _stored_draws(arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a random order is drawn")
 
     with monkeypatch.context() as patch:
-        for name, function in (("rand", points), ("rand_like", stored), ("randint_like", stored), ("randperm", refused)):
+        for name, function in (
+            ("rand", points),
+            ("rand_like", stored),
+            ("randint_like", stored),
+            ("randperm", refused),
+        ):
             patch.setattr(torch, name, function)
         yield
     assert not draws
@@ -258,8 +265,11 @@ def test_losses_and_gradients(case: Case, monkeypatch: pytest.MonkeyPatch) -> No
         name: torch.stack([part.sum() for part in value]) if isinstance(value, (list, tuple)) else value
         for name, value in losses.items()
     }
-    total = sum(value.sum() if value.ndim and value.numel() > 1 else value.mean()
-                for name, value in terms.items() if "loss" in name)
+    total = sum(
+        value.sum() if value.ndim and value.numel() > 1 else value.mean()
+        for name, value in terms.items()
+        if "loss" in name
+    )
     total.backward()
     terms["TOTAL"] = total
     assert set(terms) == {key.removeprefix("loss/") for key in case.arrays if key.startswith("loss/")}

@@ -118,7 +118,9 @@ class CocoImages:
     def _used(self, images: Sequence[Image], only_annotated: bool, min_side_px: int) -> list[Image]:
         used = [image for image in images if min(image.width, image.height) >= min_side_px]
         if only_annotated:
-            used = [image for image in used if any(id(o) in self.boxes and not o.iscrowd for o in self.objects[image.id])]
+            used = [
+                image for image in used if any(id(o) in self.boxes and not o.iscrowd for o in self.objects[image.id])
+            ]
         if left := len(images) - len(used):
             logger.info("%s: %d of %d images are left out, without objects or too small", self.file, left, len(images))
         if not used:
@@ -214,7 +216,9 @@ def read_coco(file: Path) -> Content:
 def _check_image(image: Image, file: Path) -> None:
     parts = Path(image.file_name).parts
     if not parts or Path(image.file_name).is_absolute() or ".." in parts or not image.file_name.isprintable():
-        raise DataError(f"{file}: image {image.id}: file_name {image.file_name[:100]!r} leads out of the folder of images")
+        raise DataError(
+            f"{file}: image {image.id}: file_name {image.file_name[:100]!r} leads out of the folder of images"
+        )
     if image.width < 1 or image.height < 1:
         raise DataError(f"{file}: image {image.id}: size {image.width}x{image.height}; state the image's pixels")
 

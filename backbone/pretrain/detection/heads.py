@@ -278,9 +278,7 @@ def _assigner(positive: float, negative: float, match_low_quality: bool) -> Conf
 
 
 def _sampler(number: int, share: float, add_gt: bool) -> Config:
-    return dict(
-        type="RandomSampler", num=number, pos_fraction=share, neg_pos_ub=-1, add_gt_as_proposals=add_gt
-    )
+    return dict(type="RandomSampler", num=number, pos_fraction=share, neg_pos_ub=-1, add_gt_as_proposals=add_gt)
 
 
 def _rpn_training(allowed_border: int) -> Config:
@@ -304,15 +302,11 @@ def _roi_training(iou: float, match_low_quality: bool) -> Config:
 
 
 def _proposals(before_nms: int, after_nms: int) -> Config:
-    return dict(
-        nms_pre=before_nms, max_per_img=after_nms, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0
-    )
+    return dict(nms_pre=before_nms, max_per_img=after_nms, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0)
 
 
 def _two_stage_test() -> Config:
     return dict(
         rpn=_proposals(1000, 1000),
-        rcnn=dict(
-            score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5
-        ),
+        rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5),
     )

@@ -44,15 +44,17 @@ class MaskFolder:
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder of images; check the data root")
         files = (path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        self.tokens = sorted(path.relative_to(self.folder).as_posix() for path in files if not path.name.startswith("."))
+        self.tokens = sorted(
+            path.relative_to(self.folder).as_posix() for path in files if not path.name.startswith(".")
+        )
         if not self.tokens:
             raise DataError(f"{self.folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
         self.masks = None if masks is None else [Path(masks, token).with_suffix(".png") for token in self.tokens]
         missing = [path for path in self.masks or () if not path.is_file()]
         if missing:
             raise DataError(
-                f"{missing[0]}: mask is missing, as those of {len(missing)} of {len(self.tokens)} images are; write one "
-                f"for every image (all {IGNORED} where nothing is labelled)"
+                f"{missing[0]}: mask is missing, as those of {len(missing)} of {len(self.tokens)} images are; write "
+                f"one for every image (all {IGNORED} where nothing is labelled)"
             )
 
     @staticmethod

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ....core.errors import DataError
 from ....core.image_answers import ImageAnswer
+from ....core.once import warn_once
 from ..reading import IGNORED
 
 
@@ -28,8 +29,8 @@ class MeanIoU:
         self.class_names, self.labels = tuple(class_names), labels
         self._open = {token: i for i, token in enumerate(tokens)}
         self._known = set(tokens)
-        self.confusion = np.zeros((len(class_names), len(class_names)), np.int64)
-        """Pixels by [labelled, answered] class."""
+        self.confusion = np.zeros((len(class_names), len(class_names) + 1), np.int64)
+        """Pixels by [labelled, answered] class; the last column is for answers of no class of the set."""
 
     def add(self, answers: Iterable[ImageAnswer]) -> None:
         for answer in answers:
@@ -45,19 +46,19 @@ class MeanIoU:
         labels = self.labels(index, (found.shape[0], found.shape[1]))
         counted = labels != IGNORED
         size = len(self.class_names)
-        if counted.any() and int(found[counted].max()) >= size:
-            raise DataError(
-                f"answers of class {int(found[counted].max())}, the set has {size} classes; score the model on the "
-                "classes that it was trained for"
+        answered = np.minimum(found[counted], size).astype(np.int64)
+        if (answered == size).any():
+            warn_once(
+                f"answers of class {int(found[counted].max())}, the set has {size} classes: such pixels count as wrong"
             )
-        pairs = labels[counted].astype(np.int64) * size + found[counted]
-        self.confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
+        pairs = labels[counted].astype(np.int64) * (size + 1) + answered
+        self.confusion += np.bincount(pairs, minlength=size * (size + 1)).reshape(size, size + 1)
 
     def scores(self) -> dict[str, float]:
         if self._open:
             raise DataError(f"{len(self._open)} images were not answered, such as {next(iter(self._open))}")
         right = np.diag(self.confusion).astype(float)
-        labelled, answered = self.confusion.sum(1), self.confusion.sum(0)
+        labelled, answered = self.confusion.sum(1), self.confusion.sum(0)[:-1]
         with np.errstate(invalid="ignore"):
             iou, accuracy = right / (labelled + answered - right), right / labelled
             total = float(right.sum() / labelled.sum())

@@ -1,0 +1,1 @@
+"""Detectors, segmentors and classifiers of single images."""
