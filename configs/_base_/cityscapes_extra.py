@@ -1,4 +1,4 @@
-"""Segmentors on Cityscapes and its coarse images (`train_extra`, labels `refinement_final`), from Mapillary's weights."""
+"""Segmentors on Cityscapes and its coarse images (`train_extra`, labels `refinement_final`), after Mapillary."""
 
 from mmengine.config import read_base
 

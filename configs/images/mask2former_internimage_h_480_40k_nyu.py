@@ -1,6 +1,6 @@
 """Mask2Former with InternImage-H on NYU Depth v2, 40 classes. Published: mIoU 67.1, at several scales 68.1.
 
-Data: `--set data=DIR` with DIR/train/images, DIR/train/masks and the same for test; 0 in masks is no class, k + 1 class k.
+Data: `--set data=DIR` with DIR/train/images, DIR/train/masks and the same for test. Masks: 0 no class, k + 1 class k.
 """
 
 from mmengine.config import read_base
