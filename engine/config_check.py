@@ -41,6 +41,8 @@ KEYS = frozenset(
         "activation_checkpointing",
         "efficient_conv_bn_eval",
         "compile",
+        "epochs",
+        "sized_by_classes",
     ]
 )
 """Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
@@ -50,7 +52,7 @@ ELSEWHERE = {
     "default_hooks": "use checkpoint, log_interval and custom_hooks",
     "env_cfg": "start several processes with torchrun",
     "load_from": "use the option --load-from",
-    "max_epochs": "use train_cfg = dict(max_iters=...)",
+    "max_epochs": "use train_cfg = dict(max_iters=...), or epochs = dict(total=..., lr=...)",
     "randomness": "use seed",
     "resume": "use the option --resume",
     "val_cfg": "use validation",
@@ -138,6 +140,8 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "activation_checkpointing": _or_none(_modules),
     "efficient_conv_bn_eval": _or_none(_modules),
     "compile": _is("True, False or a dict", bool, Mapping),
+    "epochs": _or_none(_dict),
+    "sized_by_classes": _names,
 }
 
 

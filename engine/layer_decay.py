@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -262,3 +262,45 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             f"layer_decay_rate needs an InternImage at {prefix!r}, found {type(encoder).__name__}: leave it at 1.0 "
             "and use lr_mults"
         )
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ClassifierOptimizerConstructor(DefaultOptimWrapperConstructor):
+    """The released classification recipe for a model whose published keys are those of an InternImage classifier.
+
+    Reads from `paramwise_cfg`: `layer_decay_rate` (None: no layer decay) and `dcn_lr_mul` (1.0), see
+    `classification_policies`. Biases and tensors of one dimension have no weight decay.
+
+    Raises ConfigError for an unknown option, and for layer decay on a model without such a trunk.
+    """
+
+    DEFAULTS = {"layer_decay_rate": None, "dcn_lr_mul": 1.0}
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        given = dict(paramwise_cfg or {})
+        if unknown := sorted(set(given) - set(self.DEFAULTS)):
+            raise ConfigError(f"paramwise_cfg: unknown {', '.join(unknown)}; known are {', '.join(self.DEFAULTS)}")
+        super().__init__(optim_wrapper_cfg, {**self.DEFAULTS, **given})
+        if self.base_lr is None:
+            raise ConfigError("optim_wrapper.optimizer needs an lr")
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None) -> None:
+        """Fill `params` with the groups of the whole model (MMEngine calls this once)."""
+        params.extend(param_groups(list(module.named_parameters()), self.policies(module), self.base_lr))
+
+    def policies(self, model: nn.Module) -> dict[str, ParamPolicy]:
+        """The policy of each parameter of `model`; those that learn alike share a group."""
+        trunk = next((part for part in model.modules() if isinstance(part, InternImage)), None)
+        rate = self.paramwise_cfg["layer_decay_rate"]
+        if trunk is None and rate is not None:
+            raise ConfigError(f"paramwise_cfg.layer_decay_rate needs an InternImage; {type(model).__name__} has none")
+        names = {name: published_name(model, name) for name, _ in model.named_parameters()}
+        found = classification_policies(
+            [(names[name], parameter) for name, parameter in model.named_parameters()],
+            depths=() if trunk is None else trunk.depths,
+            layer_decay_rate=rate,
+            dcn_lr_mul=self.paramwise_cfg["dcn_lr_mul"],
+            weight_decay=self.base_wd or 0.0,
+        )
+        group = lambda own: f"lr_x{own.lr_scale:.6g}_{'decay' if own.weight_decay else 'no_decay'}"
+        return {name: replace(found[key], group=group(found[key])) for name, key in names.items()}

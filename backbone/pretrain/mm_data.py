@@ -21,7 +21,7 @@ from ...core.registries import DATASETS
 from .openmmlab import MMBatch, toolbox
 from .protocol import Scorer
 from .reading import rgb_of
-from .seeds import seeded
+from .generators import seeded
 
 MOST_TRIES = 100
 """Images that are tried for one sample: augmentation may leave nothing of an image's labels."""
@@ -64,7 +64,7 @@ class MMData(Dataset):
         images: Sequence[Any] | None = None,
     ):
         self.task = task
-        self.source: Source = _Given(images) if images is not None else _built(source, task)
+        self.source: Source = _Given(images) if images is not None else _built(source, task, classes)
         self.class_names = tuple(classes) if classes is not None else tuple(self._names(source))
         self._check_names(self.source.class_names)
         self.tokens = list(self.source.tokens)
@@ -123,11 +123,14 @@ def collate_images(samples: Sequence[dict[str, Any]]) -> MMBatch:
     return MMBatch(pseudo_collate([{k: v for k, v in sample.items() if k != "token"} for sample in samples]), tokens)
 
 
-def _built(source: Mapping[str, Any] | None, task: str) -> Source:
+def _built(source: Mapping[str, Any] | None, task: str, classes: Sequence[str] | None) -> Source:
     if source is None:
         raise ConfigError("dataset.source: missing; it says where images and labels are")
+    options = dict(source)
+    if classes is not None and getattr(options.get("type"), "chooses_classes", False):
+        options.setdefault("classes", classes)
     with toolbox(task):
-        return DATASETS.build(dict(source))
+        return DATASETS.build(options)
 
 
 def _short(names: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""Detectors, segmentors and classifiers of single images."""
+"""Models of single images: classification, detection, segmentation."""

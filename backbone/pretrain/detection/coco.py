@@ -72,6 +72,8 @@ class CocoImages:
     Raises DataError for a file or entry that is wrong.
     """
 
+    chooses_classes = True
+
     def __init__(
         self,
         annotations: str | Path,
@@ -109,6 +111,8 @@ class CocoImages:
             return names
         if missing := [name for name in classes if name not in names]:
             raise DataError(f"{self.file}: has no category {', '.join(missing[:5])}; it has {', '.join(names[:10])}")
+        if others := [name for name in names if name not in classes]:
+            warn_once(f"{self.file}: objects of {len(others)} other categories are left out, such as {others[0]}")
         return tuple(classes)
 
     def _all_objects(self) -> Iterator[Annotation]:

@@ -16,7 +16,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
     Afterwards all three are as they were.
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for_python, for_numpy, for_torch = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(for_python))
     np.random.seed(for_numpy)
@@ -24,6 +24,6 @@ def seeded(*numbers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
