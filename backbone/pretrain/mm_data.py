@@ -64,7 +64,8 @@ class MMData(Dataset):
         images: Sequence[Any] | None = None,
     ):
         self.task = task
-        self.source: Source = _Given(images) if images is not None else _built(source, task, classes)
+        self.source: Source
+        self.source = _built(source, task, classes) if images is None else _Given(images)
         self.class_names = tuple(classes) if classes is not None else tuple(self._names(source))
         self._check_names(self.source.class_names)
         self.tokens = list(self.source.tokens)
@@ -145,7 +146,9 @@ class _Given:
     def __init__(self, images: Sequence[Any]):
         self.images = list(images)
         is_path = [isinstance(image, (str, Path)) for image in self.images]
-        self.tokens = [str(image) if named else str(i) for i, (image, named) in enumerate(zip(self.images, is_path))]
+        self.tokens: Sequence[str] = [
+            str(image) if named else str(i) for i, (image, named) in enumerate(zip(self.images, is_path))
+        ]
 
     def __len__(self) -> int:
         return len(self.images)

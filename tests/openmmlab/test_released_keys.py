@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from drivestack.core.registries import OPTIM_WRAPPER_CONSTRUCTORS
 from drivestack.engine.config import build_model, load_config
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "openmmlab" / "keys"
@@ -35,3 +36,9 @@ def test_strict(published: str) -> None:
     assert {key: tuple(value.shape) for key, value in state.items()} == {
         key: tuple(value.shape) for key, value in own.items()
     }
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.get("LayerDecayOptimizerConstructor")
+    wrapper = config.optim_wrapper
+    policies = constructor(dict(wrapper), wrapper.paramwise_cfg).policies(model)
+    assert policies.keys() == dict(model.named_parameters()).keys()
+    fresh = [key for key in own if not key.startswith("backbone.")]
+    assert all(key.startswith(tuple(config.new_parts)) for key in fresh), "a classifier's weights would be refused"
