@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 
 from ...core.errors import ConfigError, DataError, NoLabelsError, library_errors
 from ...core.registries import DATASETS
+from .generators import seeded
 from .openmmlab import MMBatch, toolbox
 from .protocol import Scorer
 from .reading import rgb_of
-from .generators import seeded
 
 MOST_TRIES = 100
 """Images that are tried for one sample: augmentation may leave nothing of an image's labels."""

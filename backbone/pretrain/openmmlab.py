@@ -37,6 +37,7 @@ KEYS: Mapping[str, Callable[[StateDict], tuple[StateDict, list[str]]]] = {
     "instances": adapt_detector,
     "segmentation": adapt_segmentor,
 }
+ENCODER = "backbone."
 STEM = "patch_embed.conv1.weight"
 """At the top level of a checkpoint: it holds an encoder alone."""
 
@@ -139,8 +140,9 @@ class MMModel(ImageModel):
         state, averaged = _without_averages(state, own)
         state, notes = KEYS[self.task](state)
         notes = averaged + notes
-        if STEM in state:
-            state, more = self._encoder_alone(state)
+        alone = {key.removeprefix(ENCODER): value for key, value in state.items()}
+        if STEM in state or (STEM in alone and all(key.startswith(ENCODER) for key in state)):
+            state, more = self._encoder_alone(alone)
             notes += more
         return state, notes
 
@@ -154,7 +156,7 @@ class MMModel(ImageModel):
         for prefix, trunk in trunks.items():
             adapt = getattr(trunk, "adapt_checkpoint", None)
             part, more = (state, []) if adapt is None else adapt(state)
-            placed |= {f"backbone.{prefix}{key}": value for key, value in part.items()}
+            placed |= {f"{ENCODER}{prefix}{key}": value for key, value in part.items()}
             notes += [note for note in more if note not in notes]
         return placed, [*notes, "an encoder alone: the rest of the model is not in it"]
 

@@ -1,8 +1,10 @@
 """A Mask R-CNN that two CPU cores train in a quarter of an hour on the synthetic world's images.
 
-    drivestack synthesize data/images --split train --scenes 40 --keyframes 4 --image-width 320 --labels coco
-    drivestack synthesize data/images --split val --scenes 8 --keyframes 4 --image-width 320 --labels coco --seed 1
-    drivestack train mask_rcnn_tiny_synthetic --set data=data/images
+    drivestack synthesize data/images_train --split train --scenes 40 --keyframes 4 --seed 11 --image-width 320 \\
+        --labels coco segmentation
+    drivestack synthesize data/images_val --split val --scenes 8 --keyframes 4 --seed 12 --image-width 320 \\
+        --labels coco segmentation
+    drivestack train mask_rcnn_tiny_synthetic
 """
 
 from mmengine.config import read_base
@@ -11,7 +13,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 with read_base():
     from .._base_.mask_rcnn import *
 
-data = "data/images"
+data = "data/images_train"
+val_data = "data/images_val"
 max_iters = 2000
 model.net.update(
     encoder=dict(channels=32, depths=(1, 2, 5, 2), groups=(2, 4, 8, 16)),
@@ -29,7 +32,7 @@ train_dataloader.dataset.source.update(
 )
 train_dataloader.dataset.pipeline = [*read, dict(type="Resize", scale=scale, keep_ratio=True), *finish]
 train_dataloader.update(batch_size=4, num_workers=0)
-test_dataset.source.update(annotations=f"{data}/annotations/instances_val.json", images=f"{data}/images/val")
+test_dataset.source.update(annotations=f"{val_data}/annotations/instances_val.json", images=f"{val_data}/images/val")
 test_dataset.pipeline[1].scale = scale
 optim_wrapper.optimizer.update(lr=1e-3)
 optim_wrapper.paramwise_cfg = dict(prefix="net.backbone.")

@@ -1,8 +1,10 @@
 """A UperNet that two CPU cores train in a quarter of an hour on the synthetic world's images.
 
-    drivestack synthesize data/images --split train --scenes 40 --keyframes 4 --image-width 320 --labels segmentation
-    drivestack synthesize data/images --split val --scenes 8 --keyframes 4 --image-width 320 --labels segmentation --seed 1
-    drivestack train upernet_tiny_synthetic --set data=data/images
+    drivestack synthesize data/images_train --split train --scenes 40 --keyframes 4 --seed 11 --image-width 320 \\
+        --labels coco segmentation
+    drivestack synthesize data/images_val --split val --scenes 8 --keyframes 4 --seed 12 --image-width 320 \\
+        --labels coco segmentation
+    drivestack train upernet_tiny_synthetic
 """
 
 from mmengine.config import read_base
@@ -13,7 +15,8 @@ from drivestack.backbone.pretrain.segmentation.masks import MaskFolder
 with read_base():
     from .._base_.segmentation import *
 
-data = "data/images"
+data = "data/images_train"
+val_data = "data/images_val"
 crop = (160, 320)
 max_iters = 2000
 model.net.update(
@@ -33,7 +36,7 @@ train_dataloader.dataset.pipeline[2].update(scale=(320, 180), ratio_range=(0.75,
 train_dataloader.dataset.pipeline[3].crop_size = crop
 train_dataloader.update(batch_size=4, num_workers=0)
 test_dataset.source = dict(
-    type=MaskFolder, images=f"{data}/images/val", masks=f"{data}/masks/val", classes=classes
+    type=MaskFolder, images=f"{val_data}/images/val", masks=f"{val_data}/masks/val", classes=classes
 )
 test_dataset.pipeline[1].scale = (320, 180)
 optim_wrapper.optimizer.update(lr=1e-3)

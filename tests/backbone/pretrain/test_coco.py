@@ -113,7 +113,11 @@ def _set(value: dict[str, Any], path: str, to: Any) -> dict[str, Any]:
         ("annotations.0.bbox", "x", "not annotations in COCO's format"),
         ("annotations.0.segmentation", [[1, 2, 3]], "annotation 1: segmentation must be polygons"),
         ("annotations.0.segmentation", None, "annotation 1: segmentation must be polygons"),
-        ("annotations.1.segmentation.size", [HEIGHT, WIDTH + 1], "annotation 2: mask of size [30, 41], its image is [30"),
+        (
+            "annotations.1.segmentation.size",
+            [HEIGHT, WIDTH + 1],
+            "annotation 2: mask of size [30, 41], its image is [30",
+        ),
         ("images.0.file_name", "../a.png", "image 5: file_name '../a.png' leads out of the folder"),
         ("images.0.width", 0, "image 5: size 0x30"),
         ("images.0.id", 9, "two images have one id"),
@@ -130,9 +134,11 @@ def test_wrong_entries_are_named(tmp_path: Path, path: str, to: Any, words: str)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [("", "is empty (0 bytes)"), ("{", "COCO's format"), ("[]", "COCO's format")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "is empty (0 bytes)"), ("{", "COCO's format"), ("[]", "COCO's format")]
+)
 def test_files_that_are_none(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(DataError, match="labels.json") as error:
+    with pytest.raises(DataError, match=r"labels\.json") as error:
         CocoImages(written(tmp_path, text), tmp_path / "images")
     assert words in str(error.value)
 
