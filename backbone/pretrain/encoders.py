@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..builder import internimage
+from ..internimage.composite import CBInternImage
 from ..internimage.model import NUM_LEVELS, InternImage
 from ..internimage.variants import VARIANTS
 
@@ -28,7 +29,8 @@ def encoder_config(
     more = dict(options or {})
     if isinstance(encoder, str):
         return dict(type=internimage, variant=encoder, task=task, out_indices=tuple(out_indices), **more)
-    return {"type": InternImage, **encoder, "out_indices": tuple(out_indices), **more}
+    kind = CBInternImage if task == "composite" else InternImage
+    return {"type": kind, **encoder, "out_indices": tuple(out_indices), **more}
 
 
 def widths(encoder: Encoder) -> list[int]:

@@ -77,7 +77,9 @@ def read_image(image: Any, place: str = "") -> NDArray[np.uint8]:
             return decode(data, str(path))
         except DataError as error:
             kind = kind_of_file(path)
-            raise DataError(f"{path}: is {kind}, no image; name an image file") if kind and "image" not in kind else error
+            raise (
+                DataError(f"{path}: is {kind}, no image; name an image file") if kind and "image" not in kind else error
+            )
     if isinstance(image, Image.Image):
         try:
             return rgb_pixels(ImageOps.exif_transpose(image))

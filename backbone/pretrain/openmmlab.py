@@ -103,6 +103,10 @@ class MMModel(ImageModel):
                 options = options.pop("type")(**options)
             self.net = ROOT_MODELS.build(ConfigDict(options))  # their constructors read entries as attributes
         self._tta = None if tta is None else dict(tta)
+        if self._tta is not None and task == "instances" and getattr(self.net, "with_mask", False):
+            raise ConfigError(
+                "model.tta: mmdet merges boxes of several views, not masks; leave it out, or use a model of boxes"
+            )
         keep_published_keys(self, {"net.": ""})
 
     @property
@@ -125,7 +129,7 @@ class MMModel(ImageModel):
 
     def _merged_views(self, batch: MMBatch) -> list[Any]:
         with toolbox(self.task):
-            return ROOT_MODELS.build({**(self._tta or {}), "module": self.net}).test_step(batch.data)
+            return ROOT_MODELS.build(ConfigDict(**(self._tta or {}), module=self.net)).test_step(batch.data)
 
     def _answer(self, sample: Any, token: str) -> ImageAnswer:
         height, width = sample.metainfo["ori_shape"][:2]

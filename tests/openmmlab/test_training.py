@@ -179,3 +179,51 @@ def test_averages_of_the_old_hook_are_left_out(data: Path) -> None:
     adapted, notes = model.adapt_checkpoint(state)
     assert adapted.keys() == model.state_dict().keys()
     assert any("averaging" in note for note in notes)
+
+
+def test_own_images_are_one_command(data: Path, tmp_path: Path) -> None:
+    """The number of classes, iterations and rates follow from the files; weights of other classes start it."""
+    own = tmp_path / "own"
+    (own / "images").mkdir(parents=True)
+    for file in (data / "images/train").iterdir():
+        (own / "images" / file.name).write_bytes(file.read_bytes())
+    for split in ("train", "val"):
+        (own / f"{split}.json").write_bytes((data / "annotations/instances_train.json").read_bytes())
+    small = {"model.net.encoder": TINY["model.net.encoder"], "model.net.width": 16, "model.net.fc_width": 32}
+    before = build_model(load_config("mask_rcnn_internimage_t_fpn_1x_coco", small))
+    weights = tmp_path / "coco.safetensors"
+    from drivestack.backbone import save_safetensors
+
+    save_safetensors(before, weights)
+    options = {"data": str(own), **small, "epochs.total": 1, "epochs.warmup": 0, "train_dataloader.num_workers": 0}
+    config = load_config("mask_rcnn_internimage_t_own_coco", options)
+    config.train_dataloader.dataset.pipeline[2] = dict(type="Resize", scale=(WIDTH_PX, HEIGHT_PX), keep_ratio=True)
+    config.train_dataloader.batch_size = 4
+    last = read_checkpoint(train(config, tmp_path / "run", fine_tune=weights))
+    assert last["meta"]["iter"] == 2  # 8 images, 4 a step
+    assert last["state_dict"]["roi_head.bbox_head.fc_cls.weight"].shape[0] == len(CLASSES) + 1
+    assert tuple(last["meta"]["classes"]) == CLASSES
+
+
+def test_a_folder_of_masks_is_one_command(data: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            folder = tmp_path / "own" / split / kind
+            folder.mkdir(parents=True)
+            for file in (data / kind / split).iterdir():
+                (folder / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "own" / "classes.txt").write_text("\n".join([*CLASSES, "background"]))
+    options = {
+        "data": str(tmp_path / "own"),
+        "model.net.encoder": TINY["model.net.encoder"],
+        "model.net.width": 16,
+        "epochs.total": 1,
+        "epochs.warmup": 0,
+        "train_dataloader.num_workers": 0,
+        "train_dataloader.dataset.pipeline.2.scale": (WIDTH_PX, HEIGHT_PX),
+        "train_dataloader.dataset.pipeline.3.crop_size": (32, 32),
+        "model.net.train_size": (32, 32),
+    }
+    config = load_config("upernet_internimage_t_own_masks", options)
+    last = read_checkpoint(train(config, tmp_path / "run"))
+    assert last["state_dict"]["decode_head.conv_seg.weight"].shape[0] == 4
