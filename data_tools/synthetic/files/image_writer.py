@@ -57,7 +57,9 @@ def write_image_labels(
     rows = []
     for picture, camera, sensor in zip(seen.pictures, rig, sensors):
         name = Path(sensor["filename"]).name
-        objects = visible_objects(world, time_s, picture, camera, world.global_from_ego(time_s))
+        objects: list[VisibleObject] = []
+        if set(labels) != {"segmentation"}:
+            objects = visible_objects(world, time_s, picture, camera, world.global_from_ego(time_s))
         single, crowds = split_crowds(objects, annotation_tokens, picture.image.shape[1])
         row: Row = {
             "file_name": name, "width": sensor["width"], "height": sensor["height"], "camera": picture.name,

@@ -310,3 +310,18 @@ def test_each_kind_can_be_written_alone(root, tmp_path, label):
     alone, full = _files(_write(tmp_path / "set", num_scenes={"val": 1}, labels=[label])), _files(root)
     added = [name for name in alone if not name.startswith(("v1.0-trainval", "synthetic", "samples", "maps"))]
     assert added and all(full[name] == alone[name] for name in added)
+
+
+def test_another_rig_on_a_disk_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    changes = {"num_scenes": {"val": 1}, "keyframes_per_scene": 1, "image_width_px": 96, "rig": "argoverse2"}
+    root = _write(tmp_path / "set", labels=["coco", "segmentation"], **changes)
+    coco = Coco(root, "val")
+    assert len(coco.content["images"]) == 7
+    for image, _ in coco:
+        picture = root / "images" / "val" / image["file_name"]
+        assert picture.read_bytes() == (root / "samples" / image["camera"] / image["file_name"]).read_bytes()
+        assert Image.open(picture).size == (image["width"], image["height"]) == coco.segments(image).shape[::-1]
