@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,14 @@ def openmmlab() -> None:
     from drivestack.compat.mmcv_ext import install
 
     install()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def mmcv_attention(openmmlab: None) -> tuple[Any, Any]:
+    """mmcv's own function of deformable attention and its slow twin, from before a test puts ours in their place."""
+    from mmcv.ops import multi_scale_deform_attn as file
+
+    return file.MultiScaleDeformableAttnFunction, file.multi_scale_deformable_attn_pytorch
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,12 +258,8 @@ def test_nms_of_turned_boxes(device: str) -> None:
 # ---- attention and loss --------------------------------------------------------------------------------------------
 
 
-def test_deformable_attention(device: str) -> None:
-    from mmcv.ops import multi_scale_deform_attn
-
-    function = multi_scale_deform_attn.MultiScaleDeformableAttnFunction
-    if not hasattr(function, "backward"):  # replaced by patch_mmcv
-        pytest.fail("patch_mmcv() ran before: mmcv's own function is not there to be tested")
+def test_deformable_attention(device: str, mmcv_attention: tuple[Any, Any]) -> None:
+    function, in_pytorch = mmcv_attention
     shapes, starts = torch.tensor([[5, 4], [3, 2]], device=device), torch.tensor([0, 20], device=device)
     value, places = random(2, 26, 3, 4, device=device), random(2, 7, 3, 2, 2, 2, device=device, seed=8).sigmoid()
     weights = random(2, 7, 3, 4, device=device, seed=9).softmax(-1).view(2, 7, 3, 2, 2)
@@ -271,7 +268,7 @@ def test_deformable_attention(device: str) -> None:
         return function.apply(v, shapes, starts, p, w, 64)
 
     def slow(v: Tensor, p: Tensor, w: Tensor) -> Tensor:
-        return multi_scale_deform_attn.multi_scale_deformable_attn_pytorch(v, shapes, p, w)
+        return in_pytorch(v, shapes, p, w)
 
     check(with_gradients(fast, value, places, weights), with_gradients(slow, value, places, weights))
     for dtype, relative in HALF_TOLERANCE.items():  # mmcv rounds places to the value's type: so does the comparison
