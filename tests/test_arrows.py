@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "view": BELOW_TASKS,
     "tasks": BELOW_TASKS | {"view"},
     "export": CORE | {"ops", "engine"},
-    "compat": CORE | {"ops", "backbone", "bev"},
+    "compat": CORE | {"ops", "backbone", "bev", "data_tools"},
 }
 
 
