@@ -13,8 +13,11 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any, NoReturn
 
+from ..core.files import atomic_path
 from ..core.once import warn_once
 from . import mmcv_boxes, mmcv_operators
 from .mmcv_boxes import *  # noqa: F403
@@ -25,6 +28,14 @@ SUPPLIED = (*mmcv_boxes.__all__, *mmcv_operators.__all__)
 """Names of the operators that are here."""
 
 NAME = "mmcv._ext"
+_FILE_TEXT = f'''"""Written by drivestack's `make openmmlab`: operators for an mmcv that has no compiled ones."""
+
+import sys
+
+from {__package__} import mmcv_ext
+
+sys.modules[__name__] = mmcv_ext
+'''
 
 
 def install() -> bool:
@@ -46,6 +57,26 @@ def install() -> bool:
             warn_once(f"{NAME} of this mmcv does not load ({error}); drivestack's operators are used in its place")
     sys.modules[NAME] = ours
     return True
+
+
+def write_module() -> Path | None:
+    """Write `mmcv/_ext.py` into the installed mmcv, so that `import mmcv.ops` works in programs that do not `install`.
+
+    Returns the file; None where mmcv has a compiled module, which Python would import first in any case.
+
+    Raises:
+        MmcvMissingError: mmcv is not installed. OutputError: its folder cannot be written.
+    """
+    found = importlib.util.find_spec("mmcv")
+    if found is None or not found.submodule_search_locations:
+        raise MmcvMissingError("mmcv is not installed (pip install mmcv-lite will do, it needs no compiler)")
+    folder = Path(found.submodule_search_locations[0])
+    if any((folder / f"_ext{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+        return None
+    path = folder / "_ext.py"
+    with atomic_path(path) as temporary:
+        temporary.write_text(_FILE_TEXT, encoding="utf-8")
+    return path
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:

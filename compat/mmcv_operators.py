@@ -99,10 +99,6 @@ def _convolve_backward(
     grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, *window: int
 ) -> tuple[Tensor, ...]:
     """Gradients of input, weight, offset, mask (of no meaning without one) and bias."""
-    if not len(input):
-        return tuple(
-            torch.zeros_like(x) for x in (input, weight, offset, offset if mask is None else mask, weight[:, 0, 0, 0])
-        )
     no_mask, bias = offset.new_zeros((len(offset), 1)), weight.new_zeros(len(weight))
     tensors = in_float(grad.contiguous(), input, weight, offset, no_mask if mask is None else mask, bias)
     return _kernels._deform_conv2d_backward(*tensors, *window, mask is not None)
@@ -288,11 +284,11 @@ def ms_deform_attn_backward(
 
 def _focal_terms(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of every logit [N, K]: +1 where the target is the class, else -1; the same times the logit; the factor."""
-    positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
-    factor = torch.where(positive, alpha, 1 - alpha).to(input)
+    positive = (target[:, None] == torch.arange(input.shape[1], device=input.device)).to(input)
+    factor = alpha * positive + (1 - alpha) * (1 - positive)
     if weight.numel():
         factor = factor * weight[target][:, None]
-    sign = torch.where(positive, 1.0, -1.0).to(input)
+    sign = 2 * positive - 1
     return sign, sign * input, factor
 
 

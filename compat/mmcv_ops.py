@@ -38,10 +38,11 @@ def patch_mmcv() -> list[str]:
     Raises:
         MmcvMissingError: mmcv is not installed, or its `mmcv.ops` does not import even without compiled operators.
     """
-    installed = mmcv_ext.NAME not in sys.modules and mmcv_ext.install()
+    fresh = mmcv_ext.NAME not in sys.modules
+    supplied = mmcv_ext.install()
     problem = _import_operators()
     if problem is not None:
-        if installed:
+        if fresh and supplied:
             del sys.modules[mmcv_ext.NAME]
         raise MmcvMissingError(f"mmcv.ops does not import: {problem}; install mmcv-lite 2.0 or newer") from problem
     operators, file = importlib.import_module(_OPERATORS), importlib.import_module(_FILE)

@@ -156,9 +156,21 @@ def bev_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, max_num: 
     """
     candidates = np.asarray(boxes, dtype=np.float64)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    if not len(order):
+        return order
+    corners = box_corners_bev(candidates)
+    shapes, areas = polygons(corners), np.prod(candidates[:, 3:5], axis=1)
+    low, high = corners.min(1), corners.max(1)  # [n, 2]
     kept: list[int] = []
     while len(order) and (max_num is None or len(kept) < max_num):
         best, rest = order[0], order[1:]
         kept.append(int(best))
-        order = rest[bev_iou(candidates[best : best + 1], candidates[rest])[0] <= iou_threshold]
+        # The exact overlap is dear: it is needed only where its bound, that of upright boxes, exceeds the threshold.
+        sides = np.minimum(high[rest], high[best]) - np.maximum(low[rest], low[best])
+        most = np.minimum(np.prod(np.maximum(sides, 0), axis=1), np.minimum(areas[rest], areas[best]))
+        total = areas[rest] + areas[best]
+        doubtful = most > iou_threshold * np.maximum(total - most, 1e-12) * (1 - 1e-9)
+        overlap = np.zeros(len(rest))
+        overlap[doubtful] = area(intersection(shapes[best], shapes[rest[doubtful]]))
+        order = rest[overlap / np.maximum(total - overlap, 1e-12) <= iou_threshold]
     return np.array(kept, dtype=np.int64)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "view": BELOW_TASKS,
     "tasks": BELOW_TASKS | {"view"},
     "export": CORE | {"ops", "engine"},
-    "compat": CORE | {"ops", "backbone", "bev"},
+    "compat": CORE | {"ops", "backbone", "bev", "data_tools"},
 }
 # mmdet and mmseg import mmcv's compiled operators when they are imported; the door to both brings ours in their place.
 EXCEPTIONS = {"backbone/pretrain/openmmlab.py": {"compat"}}
