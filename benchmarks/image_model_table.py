@@ -1,6 +1,6 @@
 """Writes the table of detectors and segmentors into docs/image_models.md: each shipped config, built without memory.
 
-    python benchmarks/image_model_table.py          (needs `make openmmlab`)
+python benchmarks/image_model_table.py          (needs `make openmmlab`)
 """
 
 from __future__ import annotations

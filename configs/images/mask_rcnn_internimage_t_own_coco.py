@@ -2,8 +2,8 @@
 
     drivestack train mask_rcnn_internimage_t_own_coco --set data=DIR --fine-tune mask_rcnn_internimage_t_fpn_1x_coco.pth
 
-DIR holds images/, and train.json and val.json in COCO's format with polygons or run lengths. Classes, iterations and the
-learning rate follow from train.json. Another size: `--set model.net.encoder=S`.
+DIR holds images/, and train.json and val.json in COCO's format with polygons or run lengths. Classes, iterations and
+the learning rate follow from train.json. Another size: `--set model.net.encoder=S`.
 """
 
 from mmengine.config import read_base
