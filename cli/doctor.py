@@ -65,6 +65,7 @@ EXTRAS = {
         "the message classes of Waymo files; no reader uses them yet",
         "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
     ),
+    "classification": Extra(("timm",), "training classifiers: augmentation and mixup; InternImage in timm's registry"),
     "export": Extra(("onnx", "onnxscript"), "ONNX files of operators and models (drivestack.export.onnx)"),
     "dev": Extra(
         ("pytest", "pytest_timeout", "hypothesis", "ruff", "mypy", "ninja", "onnxruntime"), "the tests and the lint"

@@ -27,7 +27,14 @@ from .schedules import WarmupCosineLR
 
 logger = logging.getLogger("drivestack")
 
-EPOCHS: Mapping[str, Any] = {"total": None, "lr": None, "warmup": 0, "warmup_lr": 0.0, "min_lr": 0.0, "images_per_lr": 512}
+EPOCHS: Mapping[str, Any] = {
+    "total": None,
+    "lr": None,
+    "warmup": 0,
+    "warmup_lr": 0.0,
+    "min_lr": 0.0,
+    "images_per_lr": 512,
+}
 """Entries of ``epochs`` and their defaults; those without one must be given."""
 
 

@@ -12,7 +12,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """From ``warmup_lr`` straight to each group's own rate in ``warmup`` iterations, then along one cosine to ``min_lr``.
+    """From ``warmup_lr`` to each group's own rate in ``warmup`` iterations, then along a cosine to ``min_lr``.
 
     The cosine counts from iteration 0 (so it sets in a little below the full rate) and ends at ``total``. These are the
     numbers of timm's CosineLRScheduler with one cycle, with which InternImage's classifiers were trained. Each value is

@@ -1,4 +1,4 @@
-"""InternImage-S without layer-wise learning-rate decay, as its recipe from scratch is anyway: the release has a config of this name."""
+"""InternImage-S without layer-wise learning-rate decay: its recipe from scratch has none anyway."""
 
 from mmengine.config import read_base
 

@@ -142,7 +142,7 @@ def _classes(mismatch: Mismatch) -> str:
     classes, own_classes = mismatch.state[HEAD].shape[0], mismatch.own[HEAD].shape[0]
     return (
         f"the checkpoint has {classes} classes, the model {own_classes}: give class_rows (one row of the "
-        "checkpoint per class) or random_head=True"
+        "checkpoint per class) or random_head=True; train with --fine-tune to start the classification layer anew"
     )
 
 

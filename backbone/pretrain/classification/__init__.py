@@ -1,1 +1,1 @@
-"""Image classification: the training that gives an encoder its first weights, and fine-tuning on classes of one's own."""
+"""Image classification: an encoder's first weights, and fine-tuning on one's own classes."""

@@ -49,9 +49,7 @@ class ClassBatch:
     def to(self, device: torch.device | str) -> ClassBatch:
         move = lambda value: None if value is None else value.to(device, non_blocking=True)
         tensors = (move(self.images), move(self.labels))
-        return ClassBatch(
-            *tensors, self.tokens, self.sizes_px, self.draws, move(self.temporal), move(self.spatial)
-        )
+        return ClassBatch(*tensors, self.tokens, self.sizes_px, self.draws, move(self.temporal), move(self.spatial))
 
 
 def collate(samples: Sequence[ClassSample]) -> ClassBatch:

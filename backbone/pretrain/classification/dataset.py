@@ -47,7 +47,9 @@ class ClassDataset(Dataset):
         num_classes: int | None = None,
         images: Sequence[Any] | None = None,
     ) -> None:
-        self.image = image if isinstance(image, ClassImageSettings) else ClassImageSettings(**_without_type(image or {}))
+        self.image = (
+            image if isinstance(image, ClassImageSettings) else ClassImageSettings(**_without_type(image or {}))
+        )
         self.training = training
         self._score_view = scoring_transform(self.image)
         self._train_view = training_transform(self.image) if training else None
@@ -74,7 +76,7 @@ class ClassDataset(Dataset):
         own = self.source.class_names
         if classes is not None and own is not None and list(own) != list(classes):
             raise DataError(
-                f"the data have {len(own)} classes ({', '.join(own[:3])}, ...), other ones than the {len(classes)} of the "
+                f"the data have {len(own)} classes ({', '.join(own[:3])}, ...), others than the {len(classes)} of the "
                 f"config ({', '.join(classes[:3])}, ...); use the data of these classes"
             )
         return tuple(names)
@@ -130,9 +132,7 @@ class GivenImages(Source):
         raise NotImplementedError("images in memory have no files")
 
 
-def _build_source(
-    source: Mapping[str, Any], classes: Sequence[str] | None, num_classes: int | None
-) -> Source:
+def _build_source(source: Mapping[str, Any], classes: Sequence[str] | None, num_classes: int | None) -> Source:
     options = dict(source)
     kind = options.pop("type")
     if isinstance(kind, str):

@@ -46,9 +46,8 @@ class INaturalistSource(Source):
             raise DataError(f"{self.file}: not of iNaturalist's form ({error!r}); fetch it again") from None
         if not images:
             raise DataError(f"{self.file}: lists no image; fetch it again")
-        if found:
-            if lost := next((name for key, name in images if found.get(key) not in number), None):
-                raise DataError(f"{self.file}: {lost} has no category that the file lists; fetch it again")
+        if found and (lost := next((name for key, name in images if found.get(key) not in number), None)):
+            raise DataError(f"{self.file}: {lost} has no category that the file lists; fetch it again")
         if len(number) < len(names):
             raise DataError(f"{self.file}: two categories have one id; fetch it again")
         self.class_names = names or None
@@ -61,7 +60,9 @@ class INaturalistSource(Source):
             path = self.root / f"{part}{year}_locations.json"
             entries = read_json(path, "date and place of each image")
             if not isinstance(entries, list) or len(entries) != len(images):
-                raise DataError(f"{path}: must list one date and place for each of {len(images)} images; fetch it again")
+                raise DataError(
+                    f"{path}: must list one date and place for each of {len(images)} images; fetch it again"
+                )
             self._metadata = [(_temporal(entry, i, path), _spatial(entry, i, path)) for i, entry in enumerate(entries)]
 
     def read(self, index: int) -> bytes:
@@ -83,7 +84,9 @@ def _temporal(entry: Any, index: int, path: Path) -> Sequence[float]:
         return UNKNOWN_DATE
     match = re.match(r"\d+-(\d+)-\d+", str(date).strip())
     if not match or not 1 <= int(match[1]) <= 12:
-        raise DataError(f"{path}, entry {index}: date {date!r} is not YEAR-MONTH-DAY; correct it, or leave it out (null)")
+        raise DataError(
+            f"{path}, entry {index}: date {date!r} is not YEAR-MONTH-DAY; correct it, or leave it out (null)"
+        )
     angle = 2 * math.pi * int(match[1]) / 12
     return (math.sin(angle), math.cos(angle), 0.0, 0.0)
 

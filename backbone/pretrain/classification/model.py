@@ -67,7 +67,7 @@ class Classifier(ImageModel):
 
     def _rows(self, class_rows: str | Path | Sequence[int]) -> Tensor:
         is_file = isinstance(class_rows, (str, Path))
-        rows = read_class_rows(class_rows) if is_file else torch.as_tensor(class_rows)  # type: ignore[arg-type]
+        rows = read_class_rows(class_rows) if is_file else torch.as_tensor(class_rows)
         if rows.numel() == 0 or rows.min() < 0 or rows.max() >= self.num_classes:
             where = f"{class_rows}: " if is_file else "class_rows: "
             raise CheckpointError(f"{where}must name classes from 0 to {self.num_classes - 1}, which the network has")

@@ -46,5 +46,7 @@ class TopScores:
     def scores(self) -> dict[str, float]:
         """``top1`` and ``top5``, shares from 0 to 1. Raises DataError where images have not been answered."""
         if self._left:
-            raise DataError(f"{len(self._left)} of {len(self._labels)} images have no answer, such as {min(self._left)}")
+            raise DataError(
+                f"{len(self._left)} of {len(self._labels)} images have no answer, such as {min(self._left)}"
+            )
         return {f"top{most}": count / len(self._labels) for most, count in self._right.items()}

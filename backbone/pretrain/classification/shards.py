@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset lays them out: neighbours ``KEY.jpg`` and ``KEY.cls`` (or ``KEY.json``) are a sample.
+"""Images in tar files in WebDataset's layout: neighbours ``KEY.jpg`` and ``KEY.cls`` (or ``KEY.json``) are a sample.
 
 The tar files are listed once, and each image is then read from its place: so the order is the sampler's, as everywhere
 here, and a resumed run reads what an undisturbed one would. Files of one shard are a group: with the sampler's
@@ -59,7 +59,9 @@ class ShardSource(Source):
                 key, image, label = stem, None, None
             if is_image_name(Path(name).name):
                 if image is not None:
-                    raise DataError(f"{path}: {stem} has two images, {image[0]} and {name}; give each a name of its own")
+                    raise DataError(
+                        f"{path}: {stem} has two images, {image[0]} and {name}; give each a name of its own"
+                    )
                 image = (name, start, size)
             elif suffix in LABELS:
                 label = self._label(f"{path}: {name}", suffix, content)
@@ -90,7 +92,9 @@ class ShardSource(Source):
                 return self.class_names.index(found)
             return int(found)
         except (ValueError, TypeError, StopIteration, RecursionError):
-            raise DataError(f"{place}: holds no class ({content[:40]!r}); a number, or one of the classes' names") from None
+            raise DataError(
+                f"{place}: holds no class ({content[:40]!r}); a number, or one of the classes' names"
+            ) from None
 
     def read(self, index: int) -> bytes:
         number, start, size = self._places[index]
@@ -129,7 +133,9 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bytes]]:
                         raise DataError(f"{path}: {member.name} is a link or device; only plain files are read")
                     continue
                 if member.size > MOST_BYTES or member.offset_data + member.size > size:
-                    raise DataError(f"{path}: {member.name} states {member.size} bytes, more than there are; fetch it again")
+                    raise DataError(
+                        f"{path}: {member.name} states {member.size} bytes, more than there are; fetch it again"
+                    )
                 content = b""
                 if _split(member.name)[1] in LABELS:
                     if member.size > MOST_LABEL_BYTES:

@@ -43,7 +43,6 @@ class Source(ABC):
     class_names: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     """Of each image, what it lies near to on the disk (its shard), for samplers; None where that is no matter."""
-    fix = "correct the labels, or the number of classes"
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -62,7 +61,7 @@ class FolderSource(Source):
     """A folder of classes, each a folder of images, at any depth: ROOT/PART/CLASS/**/IMAGE, or ROOT/CLASS/**/IMAGE.
 
     part: "train" or "val". Where ROOT has neither folder, the images of ROOT/CLASS are parted by a hash of their path:
-    one in ten is "val"; with None all are taken. Classes are numbered in the order of their names, or as in ``classes``.
+    one in ten is "val"; with None all are taken. Classes are numbered by their names' order, or as in ``classes``.
 
     Raises DataError for a folder that is missing or holds no class, a class without images, or one not in ``classes``.
     """
@@ -77,9 +76,13 @@ class FolderSource(Source):
         if has_parts:
             self.root /= str(part)
             if not self.root.is_dir():
-                raise DataError(f"{self.root}: no such folder, though the other part is there; make it, or name its root")
+                raise DataError(
+                    f"{self.root}: no such folder, though the other part is there; make it, or name its root"
+                )
         elif part is not None:
-            warn_once(f"{root}: has no train/ and val/ folders: one image in {HELD_OUT} (by its path) is for validation")
+            warn_once(
+                f"{root}: has no train/ and val/ folders: one image in {HELD_OUT} (by its path) is for validation"
+            )
         found = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != ".")
         if not found:
             raise DataError(f"{self.root}: holds no folder of a class; lay images out as {self.root}/CLASS/IMAGE")
@@ -89,8 +92,11 @@ class FolderSource(Source):
                 f"{self.root}: class folder {unknown[0]!r} is none of the {len(self.class_names)} classes "
                 f"({_some(self.class_names)}); remove it, or train for it"
             )
+        if absent := [name for name in self.class_names if name not in found]:
+            warn_once(f"{self.root}: no folder for {len(absent)} of {len(self.class_names)} classes ({_some(absent)})")
         number = {name: i for i, name in enumerate(self.class_names)}
-        tokens, labels = [], []
+        tokens: list[str] = []
+        labels: list[int] = []
         for name in found:
             own = self._images(name)
             if not own:
@@ -107,14 +113,17 @@ class FolderSource(Source):
         self.tokens, self.labels = tokens, np.array(labels, np.int64)
 
     def _images(self, name: str) -> list[str]:
-        found, others = [], []
+        found: list[str] = []
+        others: list[str] = []
         for place, folders, names in os.walk(self.root / name, followlinks=True):
             folders.sort()
             for file in sorted(names):
                 token = Path(place, file).relative_to(self.root).as_posix()
                 (found if is_image_name(file) else others).append(token)
         if others:
-            warn_once(f"{self.root / name}: {len(others)} files are not taken for images, such as {Path(others[0]).name}")
+            warn_once(
+                f"{self.root / name}: {len(others)} files are not taken for images, such as {Path(others[0]).name}"
+            )
         return found
 
     def read(self, index: int) -> bytes:
@@ -128,7 +137,9 @@ def _own_part(folder: Path, tokens: Sequence[str], part: str) -> list[str]:
     """Those of a class's images that are of this part. An image stays where it is when others come."""
     held_out = lambda token: int(hashlib.sha256(os.fsencode(token)).hexdigest()[:8], 16) % HELD_OUT == 0
     if all(map(held_out, tokens)):
-        raise DataError(f"{folder}: {len(tokens)} images are too few to hold some out; make the folders train/ and val/")
+        raise DataError(
+            f"{folder}: {len(tokens)} images are too few to hold some out; make the folders train/ and val/"
+        )
     return [token for token in tokens if held_out(token) == (part == "val")]
 
 
@@ -240,7 +251,9 @@ def read_json(path: Path, what: str) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it should hold {what}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as {what} ({' '.join(str(error).split())[:100]}); fetch it again") from None
+        raise DataError(
+            f"{path}: not readable as {what} ({' '.join(str(error).split())[:100]}); fetch it again"
+        ) from None
 
 
 def _list_text(path: Path) -> str:
@@ -267,7 +280,8 @@ def check_labels(source: Source, num_classes: int, where: str) -> None:
     if len(wrong):
         index = int(wrong[0])
         raise DataError(
-            f"{source.place(index)}: class {source.labels[index]}, but {where} has {num_classes} classes, 0 on; {source.fix}"
+            f"{source.place(index)}: class {source.labels[index]}, but {where} has {num_classes} classes, 0 on; "
+            "correct the labels, or the number of classes"
         )
 
 
