@@ -73,20 +73,10 @@ def read_image(image: Any, place: str = "") -> NDArray[np.uint8]:
     if isinstance(image, (str, Path)):
         path = Path(image)
         data = read_file(path)
-<<<<<<< HEAD
-        try:
-            return decode(data, str(path))
-        except DataError as error:
-            kind = kind_of_file(path)
-            raise (
-                DataError(f"{path}: is {kind}, no image; name an image file") if kind and "image" not in kind else error
-            )
-=======
         kind = kind_of_file(path)
         if kind and "image" not in kind:
             raise DataError(f"{path}: is {kind}, no image; name an image file")
         return decode(data, str(path))
->>>>>>> classes
     if isinstance(image, Image.Image):
         try:
             return rgb_pixels(ImageOps.exif_transpose(image))
