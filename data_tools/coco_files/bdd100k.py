@@ -52,7 +52,9 @@ def convert(labels: Path, out: Path) -> None:
 
 def as_coco(frames: list[Mapping[str, Any]], where: Path) -> dict[str, Any]:
     """COCO's structure of Scalabel frames; categories 1 to 10 as in CLASSES, crowds as such."""
-    images, annotations, others = [], [], set()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    others = set()
     for number, frame in enumerate(frames):
         images.append({"id": number, "file_name": frame["name"], "width": SIZE_PX[0], "height": SIZE_PX[1]})
         for label in frame.get("labels") or ():

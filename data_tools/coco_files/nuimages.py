@@ -51,7 +51,7 @@ def as_coco(sample_data: Rows, object_ann: Rows, category: Rows) -> dict[str, An
             {"id": i, "file_name": row["filename"], "width": row["width"], "height": row["height"]}
             for i, row in enumerate(keyframes)
         ]
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for row in object_ann:
             name = names[row["category_token"]]
             if name is None or row["sample_data_token"] not in numbers:
