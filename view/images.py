@@ -82,7 +82,8 @@ def render_image_answer(
 
 def _palette(answer: ImageAnswer, class_names: Sequence[str], score_threshold: float) -> Palette:
     if len(class_names) <= _MOST_COLOURS:
-        return Palette.of(tuple(class_names))
+        surfaces = answer.segmentation is not None  # road, building, ... look as in voxels
+        return Palette.of((), (*class_names, "")) if surfaces else Palette.of(tuple(class_names))
     instances = _above(answer.instances, score_threshold)
     seen = set() if instances is None else {int(label) for label in instances.labels}
     if answer.segmentation is not None:
