@@ -102,6 +102,8 @@ class MMModel(ImageModel):
             if callable(options["type"]) and not isinstance(options["type"], type):
                 options = options.pop("type")(**options)
             self.net = ROOT_MODELS.build(ConfigDict(options))  # their constructors read entries as attributes
+        if isinstance(levels := getattr(self.net, "level_embed", None), nn.Parameter):
+            nn.init.normal_(levels)  # DINO leaves the memory as it finds it until init_weights(): at times NaN
         self._tta = None if tta is None else dict(tta)
         if self._tta is not None and task == "instances" and getattr(self.net, "with_mask", False):
             raise ConfigError(

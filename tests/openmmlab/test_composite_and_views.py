@@ -23,6 +23,21 @@ def composite() -> MMModel:
     return MMModel(dict(type=dino, encoder=ENCODER, num_classes=3, composite=True, **small))
 
 
+def test_a_fresh_detector_holds_no_memory_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdet's DINO makes its level embeddings by torch.Tensor(shape)."""
+    from mmdet.models import DINO
+
+    make = DINO._init_layers
+
+    def with_garbage(self: DINO) -> None:
+        make(self)
+        self.level_embed.data.fill_(float("nan"))
+
+    monkeypatch.setattr(DINO, "_init_layers", with_garbage)
+    model = composite()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
 def batch(size: tuple[int, int] = (64, 96), count: int = 2) -> tuple[torch.Tensor, list]:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
