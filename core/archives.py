@@ -66,13 +66,18 @@ def _readable(what: str, kind: type[DrivestackError], fix: str) -> Iterator[None
         raise kind(f"{what} ({text}); {fix}") from None
 
 
-def open_zip(path: str | os.PathLike[str], kind: type[DrivestackError] = DataError, fix: str = "") -> zipfile.ZipFile:
+def open_zip(
+    path: str | os.PathLike[str],
+    kind: type[DrivestackError] = DataError,
+    fix: str = "",
+    max_members: int = MAX_MEMBERS,
+) -> zipfile.ZipFile:
     """A zip archive to read with ``read_member``. Raises ``kind`` for one that is broken or has too many members."""
     fix = fix or "make the archive again"
     with _readable(f"{path}: not a readable zip file", kind, fix):
         archive = zipfile.ZipFile(path)
-    if len(archive.infolist()) > MAX_MEMBERS:
-        raise kind(f"{path}: {len(archive.infolist())} members, more than {MAX_MEMBERS}; {fix}")
+    if len(archive.infolist()) > max_members:
+        raise kind(f"{path}: {len(archive.infolist())} members, more than {max_members}; {fix}")
     return archive
 
 

@@ -43,6 +43,8 @@ KEYS = frozenset(
         "sharding",
         "efficient_conv_bn_eval",
         "compile",
+        "epochs",
+        "sized_by_classes",
     ]
 )
 """Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
@@ -53,7 +55,7 @@ ELSEWHERE = {
     "env_cfg": "start several processes with torchrun",
     "load_from": "use the option --load-from",
     "model_wrapper_cfg": "use sharding, sync_bn and find_unused_parameters",
-    "max_epochs": "use train_cfg = dict(max_iters=...)",
+    "max_epochs": "use train_cfg = dict(max_iters=...), or epochs = dict(total=..., lr=...)",
     "randomness": "use seed",
     "resume": "use the option --resume",
     "strategy": "use sharding",
@@ -147,6 +149,8 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "sharding": _or_none(_one_of("zero1", "fsdp2")),
     "efficient_conv_bn_eval": _or_none(_modules),
     "compile": _is("True, False or a dict", bool, Mapping),
+    "epochs": _or_none(_dict),
+    "sized_by_classes": _names,
 }
 
 

@@ -376,7 +376,7 @@ def _check_encoder(
     described = []
     for state in (source, dict(target)):
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        encoder = model.get_submodule(prefix.rstrip("."))
+        encoder = model.get_submodule(own_name(model, prefix).rstrip("."))
         describe = getattr(encoder, "describe_checkpoint", None)
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in own.items() if value.dim() > 1)
         described.append((describe(own) if describe else None) or shapes[:120] or f"no {prefix}* at all")

@@ -26,6 +26,7 @@ from . import checkpoints
 from .averaging import AverageWeights
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
+from .from_data import completed
 from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
@@ -86,6 +87,8 @@ def train(
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
+    with _naming_the_data(config):
+        config = completed(config)
     seed = config.get("seed", 0) if seed is None else seed
     _check(config, seed, max_minutes, evaluate)
     _check_start(resume, load_from, fine_tune)
@@ -262,7 +265,7 @@ def _naming_the_data(config: Config) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        roots = config.train_dataloader.dataset.get("source", {}).get("root") or ()
+        roots = (config.train_dataloader.dataset.get("source") or {}).get("root") or ()
         for root in [roots] if isinstance(roots, (str, Path)) else roots:
             if str(error).startswith(f"{root}:") and not Path(root).is_dir():
                 command = config.get("data_command")

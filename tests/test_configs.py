@@ -14,9 +14,9 @@ from drivestack.core.batch import Batch
 from drivestack.core.frames import Frame
 from drivestack.core.labels import MonoTargets, OccupancyTargets
 from drivestack.core.registries import OPTIM_WRAPPER_CONSTRUCTORS
-from drivestack.engine.config import build_model, config_names, load_config
+from drivestack.engine.config import build_model, load_config, shipped_configs
 
-NAMES = config_names()
+NAMES = [name for name, path in shipped_configs().items() if path.parent.name != "images"]  # those: test_image_configs
 # (parameters, trainable parameters) of the released models
 RELEASED = {
     "bevformerv2_r50_t1_base": (56_198_170, 56_198_160),

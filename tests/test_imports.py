@@ -20,6 +20,7 @@ NOT_AT_IMPORT = (
     "openlanev2",
     "pytest",
     "tensorflow",
+    "timm",
     "transformers",
     "waymo_open_dataset",
 )

@@ -104,12 +104,15 @@ class InternImageClassifier(InternImage):
     def _add_metadata_heads(self) -> None:
         """Place of the metadata heads in the order of the released checkpoints; none here."""
 
-    def forward_pooled(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> pooled features [N, D], the input of the last layer."""
-        features = self.forward_levels(images)
+    def forward_unpooled(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> the deepest map [N, 8C, H/32, W/32]; with clip projector tokens of two [N, L, D]."""
+        return self.unpooled(self.forward_levels(images), images)
+
+    def unpooled(self, features: list[Tensor], images: Tensor) -> Tensor:
+        """The same of the four levels that `forward_levels` gives for ``images``."""
         deepest = features[3].permute(0, 3, 1, 2)  # [N, 8C, H/32, W/32]
         if self.clip_projector is None:
-            return self.conv_head(deepest).mean((2, 3))
+            return deepest
         x4 = self.dcnv3_head_x4(deepest)  # [N, D, 2H/32, 2W/32]
         x3 = self.dcnv3_head_x3(features[2].permute(0, 3, 1, 2))  # [N, D, H/16, W/16]
         if x3.shape != x4.shape:
@@ -117,8 +120,17 @@ class InternImageClassifier(InternImage):
             raise ValueError(
                 f"images of {height}x{width} pixels: this head needs height and width that are multiples of 32"
             )
-        tokens = (x3 + x4).flatten(2).transpose(1, 2)  # [N, L, D]
-        return self.fc_norm(self.clip_projector(tokens))
+        return (x3 + x4).flatten(2).transpose(1, 2)  # [N, L, D]
+
+    def pool(self, unpooled: Tensor) -> Tensor:
+        """What `forward_unpooled` gives -> [N, D], the input of the last layer."""
+        if self.clip_projector is None:
+            return self.conv_head(unpooled).mean((2, 3))
+        return self.fc_norm(self.clip_projector(unpooled))
+
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> pooled features [N, D], the input of the last layer."""
+        return self.pool(self.forward_unpooled(images))
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]  # logits, where the base gives features
         return self.head(self.forward_pooled(images))

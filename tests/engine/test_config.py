@@ -229,6 +229,12 @@ def test_a_model_larger_than_memory_is_refused_before_it_fills_it(config_file: P
         build_model(load_config(config_file))
 
 
+def test_a_model_of_absurdly_many_layers_is_refused_while_it_is_built() -> None:
+    config = load_config("bevformerv2_tiny_synthetic", {"model.boxes.head.num_layers": 2**31})
+    with pytest.raises(ConfigError, match="more than 30000 parameter tensors"):
+        build_model(config)
+
+
 def test_a_signal_while_a_config_is_read_is_no_error_of_the_config(
     config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
