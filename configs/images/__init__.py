@@ -1,0 +1,1 @@
+"""Configs of models that learn from single images."""
