@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -277,6 +278,7 @@ def _run_train(options: argparse.Namespace) -> int:
         load_from=options.load_from,
         fine_tune=options.fine_tune,
         max_minutes=options.max_minutes,
+        command=shlex.join(["drivestack", *sys.argv[1:]]),
     )
     print(f"checkpoint  {checkpoint}")
     return 0
