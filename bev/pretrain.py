@@ -35,7 +35,7 @@ class MonoDetector(PerceptionModel):
 
     img_backbone, img_neck: image encoder, as in BEVFormerV2. perspective: NuscenesDD3D; takes as many pyramid maps as
     it has strides, finest first. Its ``in_channels`` follow from the neck.
-    duplicate_iou: of two boxes of one class whose footprints overlap by more, seen by two cameras, the better one stays.
+    duplicate_iou: of two boxes of one class whose footprints overlap by more the better one stays (two cameras see it).
     max_boxes: answered for a keyframe, best first.
     """
 

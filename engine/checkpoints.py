@@ -160,9 +160,10 @@ def export_weights(
     """Publish the (EMA) weights of a training checkpoint as safetensors, floating-point tensors as ``dtype``.
 
     ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the config's name, the
-    iteration, the seed, the precision and, as JSON lists, the names of ``classes`` and ``cameras`` where the config of
-    the training had them, and the ``lineage`` of the weights (core/weights/lineage.py). Raises CheckpointError as read_checkpoint, and for weights that are not finite, or are no
-    longer in ``dtype``; OutputError where ``out`` cannot be written.
+    iteration, the seed, the precision, the ``lineage`` of the weights (core/weights/lineage.py) and, as JSON lists, the
+    names of ``classes`` and ``cameras`` where the config of the training had them. Raises CheckpointError as
+    read_checkpoint, and for weights that are not finite, or are no longer in ``dtype``; OutputError where ``out``
+    cannot be written.
     """
     content = read_checkpoint(checkpoint)
     meta = content["meta"]

@@ -1,4 +1,4 @@
-"""What a training run records about itself and the weights it starts from, and whether those saw the validation data."""
+"""What a training run records of itself and of the weights that it starts from, and whether those saw the test data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.weights.lineage import MOST_SCENES, Stage, data_settings, lineage_of, seen_before, split_in
 from ..data_tools.readers.registry import DataSource
+from .config import task_names
 from .resume import plain_settings
 
 logger = logging.getLogger("drivestack")
@@ -24,6 +25,7 @@ def own_stage(config: Mapping[str, Any], seed: int, dataset: Any, command: str =
         data=data,
         split=split_in(data),
         scenes=tuple(scenes) if len(scenes) <= MOST_SCENES else (),
+        classes=task_names(config).get("classes", ()),
         samples=len(dataset),
         seed=int(seed),
         command=command,

@@ -178,8 +178,8 @@ class TrainRunner(Runner):
             load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
             self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
         if KEY in checkpoint["meta"]:
-            *earlier, before = stages_of(checkpoint["meta"][KEY], str(path))
-            self.lineage = (*earlier, replace(self.lineage[-1], command=before.command))
+            *earlier, began = stages_of(checkpoint["meta"][KEY], str(path))
+            self.lineage = (*earlier, replace(self.lineage[-1], command=began.command))
         checkpoint.clear()  # the caller holds it, too, for as long as the training takes
         self.train_loop.iter = changes.iteration
         self.resumed_from = path.resolve()

@@ -75,7 +75,7 @@ def train(
         fits, adapts what can be, and writes a report to ``work_dir/fine_tune.json`` (fine_tune.py).
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
     evaluate: scores of the model during training, for the config's ``validation`` (validation.py).
-    command: that started the run, recorded in its checkpoints beside data, seed and the trainings before (provenance.py).
+    command: that started the run, for its checkpoints' record of where weights come from (provenance.py).
     Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
 
     work_dir is locked meanwhile. Within core.signals.terminate_as_exception (the command line), SIGTERM saves a

@@ -11,6 +11,7 @@ import ast
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Stage:
     split: str = ""
     scenes: tuple[str, ...] = ()
     """Tokens of the scenes that were trained on."""
+    classes: tuple[str, ...] = ()
+    """Names of the labels 0, 1, ..."""
     samples: int | None = None
     seed: int | None = None
     iterations: int | None = None
@@ -58,6 +61,7 @@ class Stage:
             f"data: {data[:MOST_SHOWN] or 'not recorded'}",
             f"split {self.split}" if self.split else "split not recorded",
             f"{len(self.scenes)} scenes" if self.scenes else "",
+            f"{len(self.classes)} classes" if self.classes else "",
             "" if self.samples is None else f"{self.samples} samples",
             "" if self.seed is None else f"seed {self.seed}",
             "" if self.iterations is None else f"{self.iterations} iterations",
@@ -80,14 +84,21 @@ class Stage:
         """From plain values. Raises CheckpointError naming ``source`` for values of other types."""
         if not isinstance(record, Mapping):
             raise _damaged(source, record)
-        kinds = {"recipe": str, "split": str, "command": str, "file": str, "data": Mapping, "notes": Mapping}
-        kinds |= dict.fromkeys(("samples", "seed", "iterations"), int | None) | {"scenes": list | tuple}
+        kinds: dict[str, Any] = dict.fromkeys(("recipe", "split", "command", "file"), str)
+        kinds |= dict.fromkeys(("data", "notes"), Mapping) | dict.fromkeys(LISTS, list | tuple)
+        kinds |= dict.fromkeys(("samples", "seed", "iterations"), int | None)
         known = {key: value for key, value in record.items() if key in kinds}
         for key, value in known.items():
-            wrong_items = key == "scenes" and isinstance(value, list) and not all(isinstance(v, str) for v in value)
-            if not isinstance(value, kinds[key]) or isinstance(value, bool) or wrong_items:
+            if not isinstance(value, kinds[key]) or isinstance(value, bool) or not _texts(key, value):
                 raise _damaged(source, f"{key}: {value!r:.60}")
-        return cls(**known | {"scenes": tuple(known.get("scenes", ()))})
+        return cls(**known | {key: tuple(known.get(key, ())) for key in LISTS})
+
+
+LISTS = ("scenes", "classes")
+
+
+def _texts(key: str, value: Any) -> bool:
+    return key not in LISTS or all(isinstance(item, str) for item in value)
 
 
 def _damaged(source: str, what: Any) -> CheckpointError:
@@ -136,10 +147,18 @@ def _of_header(header: Mapping[str, str], path: Path) -> tuple[Stage, ...]:
         except (ValueError, RecursionError):
             raise _damaged(str(path), header[KEY]) from None
     numbers = {key: int(header[old]) for old, key in OLD_NOTES.items() if header.get(old, "").isdecimal()}
-    words = {key: header[key] for key in ("split", "command") if key in header}
+    words: dict[str, Any] = {key: header[key] for key in ("split", "command") if key in header}
     notes = {"data": header["data"]} if "data" in header else {}
-    stage = Stage(recipe=header.get("config", ""), file=path.name, notes=notes, **numbers, **words)
+    with suppress(ValueError, RecursionError):
+        words["classes"] = _names(json.loads(header.get("classes", "[]")))
+    stated: dict[str, Any] = {**numbers, **words}
+    stage = Stage(recipe=header.get("config", ""), file=path.name, notes=notes, **stated)
     return () if stage == Stage(file=path.name) else (stage,)
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    usable = isinstance(values, list | tuple) and all(isinstance(name, str) for name in values)
+    return tuple(values) if usable else ()
 
 
 OLD_NOTES = {"iter": "iterations", "seed": "seed"}
@@ -150,8 +169,10 @@ def _of_meta(meta: Mapping[str, Any], file: str) -> Stage:
     config, settings = meta.get("config"), meta.get("settings")
     data: dict[str, Any] = {}
     if isinstance(settings, Mapping):
-        loader = settings.get("config", {}).get("train_dataloader", {}) if isinstance(settings, Mapping) else {}
-        data = data_settings(loader.get("dataset", {}))
+        node: Any = settings
+        for key in ("config", "train_dataloader", "dataset"):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        data = data_settings(node)
     text = config if isinstance(config, str) else ""
     is_text = "\n" in text  # OpenMMLab stores the whole config
     if is_text:
@@ -161,6 +182,7 @@ def _of_meta(meta: Mapping[str, Any], file: str) -> Stage:
         recipe=recipe,
         data=data,
         split=split_in(data),
+        classes=_names(meta.get("classes") or meta.get("CLASSES")),
         seed=meta["seed"] if type(meta.get("seed")) is int else None,
         iterations=meta["iter"] if type(meta.get("iter")) is int else None,
         file=file,
@@ -189,10 +211,10 @@ def _training_data(config_text: str) -> Any:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     values: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            if node.targets[0].id in ("data", "train_dataloader"):
-                values[node.targets[0].id] = _plain(node.value)
+    for node in (statement for statement in tree.body if isinstance(statement, ast.Assign)):
+        target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id in ("data", "train_dataloader"):
+            values[target.id] = _plain(node.value)
     loader, data = values.get("train_dataloader"), values.get("data")
     if isinstance(loader, dict):
         return loader.get("dataset", {})
