@@ -20,6 +20,7 @@ import csv
 import json
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def curve_of(log: Path, metric: str) -> Curve:
 
 def reached(curve: Curve, quality: float) -> float | None:
     """The iteration at which a curve first has this quality, between two points in proportion; None: never."""
-    for (i, low), (j, high) in zip(curve, curve[1:]):
+    for (i, low), (j, high) in pairwise(curve):
         if high >= quality:
             return j if high == low else i + (j - i) * max(0.0, quality - low) / (high - low)
     return None

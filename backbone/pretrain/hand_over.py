@@ -204,8 +204,14 @@ def _renumbered(stored: StateDict, wanted: Mapping[str, Any]) -> StateDict:
 
 
 def _fit(wanted: Mapping[str, Any], stored: StateDict) -> tuple[StateDict, str]:
-    """The stored tensors of a part if all of its own are there and fit, else none; and what is wrong."""
-    lacking = [key for key in wanted if key not in stored]
+    """The stored tensors of a part if all of its own are there and fit, else none; and what is wrong.
+
+    A pyramid's convolutions of further maps, which many detectors do without, may lack.
+    """
+    levels = sum(bool(LATERAL.match(key)) for key in wanted)
+    further = lambda key: bool(match := LEVEL.match(key)) and int(match[2]) >= levels > 0
+    absent = [key for key in wanted if key not in stored]
+    lacking = [key for key in absent if not further(key)]
     wrong = [
         f"{key} is {list(stored[key].shape)}, the model's {list(value.shape)}"
         for key, value in wanted.items()
@@ -214,4 +220,5 @@ def _fit(wanted: Mapping[str, Any], stored: StateDict) -> tuple[StateDict, str]:
     problems = [f"the source lacks {some(lacking)}"] * bool(lacking) + [some(wrong, "; ")] * bool(wrong)
     if problems:
         return {}, f"not taken: {'; '.join(problems)}"
-    return {key: stored[key] for key in wanted}, ""
+    why = f"the source lacks {some(absent)}, which start anew" if absent else ""
+    return {key: stored[key] for key in wanted if key in stored}, why
