@@ -35,6 +35,7 @@ BEV, MONO = "bevformerv2_tiny_synthetic", "mono3d_tiny_synthetic"
 SCRATCH = "scratch"
 COLOURS = ("#555555", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 WARM_UP = 50
+NEAR_M = 24.0  # objects within this radius are learned and scored: what 96 pixels of height show
 SMALL: dict[str, Any] = {  # what makes the tiny configs smaller still
     "train_dataloader.dataset.image.train_heights_px": (96,),
     "train_dataloader.dataset.image.test_height_px": 96,
@@ -75,8 +76,13 @@ def run(args: argparse.Namespace, arm: str, seed: int, weights: Path | None) -> 
     """One training of the BEV model, gone on with where it stopped; its scores by iteration."""
     work_dir = args.out / f"{arm}_{seed}"
     if not (work_dir / f"iter_{args.iterations}.pth").is_file():
+        names = load_config(BEV).class_names
         settings = {
             "bev_size": (28, 28),
+            "pc_range": [-NEAR_M, -NEAR_M, -5.0, NEAR_M, NEAR_M, 3.0],
+            "model.boxes.head.post_center_range": [-2 * NEAR_M, -2 * NEAR_M, -10.0, 2 * NEAR_M, 2 * NEAR_M, 10.0],
+            "model.boxes.head.num_groups": 1,
+            "class_range_m": dict.fromkeys(names, NEAR_M),
             **common(args, args.iterations),
             "validation": {"interval": args.every, "metric": args.metric},
         }

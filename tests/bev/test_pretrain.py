@@ -152,6 +152,21 @@ def test_a_camera_that_a_frame_lacks_finds_nothing(frames: list[Frame]) -> None:
     assert memory == "kept" and [a.token for a in answers] == ["f0", "f1"]
 
 
+def test_samples_of_one_camera_each_as_in_nuimages(frames: list[Frame]) -> None:
+    """Every sample is one image of another camera of the car."""
+    single = [replace(frame, cameras=frame.cameras[i : i + 1]) for i, frame in enumerate(frames)]
+    data = dataset(single)
+    assert data.camera_names == ("C0", "C1")
+    model, batch = MonoDetector(**parts(score_threshold=0.0)).train(), batch_of(data)
+    seen = []
+    model.img_backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    losses = model.loss(batch)
+    assert all(value.isfinite() for value in losses.values())
+    found = model.eval().detect(batch)
+    assert seen == [2, 2]
+    assert [[camera is None for camera in cameras] for cameras in found] == [[False, True], [True, False]]
+
+
 def test_what_cannot_be_learned_is_refused_by_name(frames: list[Frame]) -> None:
     batch = batch_of(dataset(frames))
     with pytest.raises(ConfigError, match=r"samples f0, f1 have no labels of single images.*mono=True"):
