@@ -25,6 +25,7 @@ from .core.frames import Annotations, Frame
 from .core.rig import Camera, Rig
 from .data_tools.readers.registry import Conventions, DataSource, register_reader
 from .tasks.answers import Answer
+from .tasks.image_answer import ImageResult
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -40,6 +41,8 @@ __all__ = [
     "DataSource",
     "DrivestackError",
     "Frame",
+    "ImagePerception",
+    "ImageResult",
     "Perception",
     "Rig",
     "Session",
@@ -62,8 +65,8 @@ def list_models() -> list[str]:
 
 def load(
     name: str | Path, weights: str | Path | None = None, device: str | None = None, precision: str = "fp32"
-) -> Perception:
-    """A model ready to answer.
+) -> Any:
+    """A model ready to answer: a Perception, or an ImagePerception where its config is one of single images.
 
     name: a shipped model (``list_models``); a folder with a config ``.py`` and weights, as training leaves it
     (best.pth, else the last checkpoint) or as published (one .safetensors or .pth); a config's name or ``.py`` file,
@@ -75,6 +78,7 @@ def load(
     from .engine.config import load_config
     from .engine.predict import PRECISIONS
     from .engine.runner import local_device
+    from .tasks.images import class_names_of, is_image_config
     from .tasks.run import load_model, parse_device
 
     if precision not in PRECISIONS:
@@ -85,7 +89,10 @@ def load(
     weights = weights or found
     if weights is None:
         raise ConfigError(f"{name}: no weights are shipped for it; give weights=FILE, or weights='random'")
-    model = load_model(config, None if weights == "random" else weights)
+    found_weights = None if weights == "random" else weights
+    model = load_model(config, found_weights)
+    if is_image_config(config):
+        return ImagePerception(model.to(chosen), config, precision, class_names_of(config, found_weights))
     return Perception(model.to(chosen), config, precision)
 
 
@@ -306,6 +313,58 @@ class Perception:
         return evaluate(self, data, **settings)
 
 
+class ImagePerception:
+    """A model of single images (classes, instances, segmentation); ``load`` makes it.
+
+    model: the torch module; config: its configuration; class_names: as the weights state them, else as the config's
+    test data do.
+    """
+
+    def __init__(self, model: Any, config: Config, precision: str = "fp32", class_names: Sequence[str] = ()) -> None:
+        from .backbone import prepare_inference
+
+        self.model = model.eval()
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self._running = prepare_inference(model) if on_cpu else model  # the same numbers, faster
+        self.config, self.precision, self.class_names = config, precision, tuple(class_names)
+
+    def __call__(self, image: Any) -> ImageResult:
+        """The answer for an image: a path, a PIL image, uint8 RGB [H, W, 3], or a tensor [3, H, W] (floats: 0..1).
+
+        Raises DataError for an image that cannot be used.
+        """
+        (result,) = self.batch([image])
+        return result
+
+    def batch(self, images: Sequence[Any]) -> list[ImageResult]:
+        """Answers for several images, in one pass of the model."""
+        import torch
+
+        from .core.decode import read_rgb
+        from .core.rig import as_image
+        from .engine.predict import precision_context
+        from .tasks.images import image_dataset
+
+        pixels = []
+        for i, image in enumerate(images):
+            path, array = as_image(image, str(i))
+            pixels.append(read_rgb(path) if array is None else array)
+        dataset = image_dataset(self.config, pixels)
+        names = self.class_names or tuple(dataset.class_names)
+        device = next(self.model.parameters()).device
+        batch = dataset.collate([dataset[i] for i in range(len(pixels))]).to(device)
+        with torch.inference_mode(), precision_context(self.precision, device):
+            answers = self._running.predict(batch)
+        return [ImageResult(answer, image, names) for answer, image in zip(answers, pixels)]
+
+    def evaluate(self, out: str | Path | None = None, **run: Any) -> dict[str, float]:
+        """Scores on the config's test images; out: folder for the answers; run: batch_size, num_workers, progress."""
+        from .tasks.images import score_images
+
+        run.setdefault("precision", self.precision)
+        return score_images(self.config, self.model, None if out is None else Path(out), self.class_names, **run)
+
+
 def read(root: str | Path | Sequence[str | Path], reader: str | Callable = "nuscenes", **options: Any) -> list[Frame]:
     """The frames of a data set, checked: images' paths, calibration, poses, labels.
 
@@ -364,12 +423,14 @@ def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) ->
     """
     from .engine.config import load_config
     from .engine.train import train as run
+    from .tasks.images import image_validator, is_image_config
     from .tasks.validate import validator
 
     overrides: Mapping[str, Any] | Iterable[str] = settings.pop("overrides", ())
     loaded = load_config(config, overrides) if isinstance(config, (str, Path)) else config
     if loaded.get("validation"):
-        settings.setdefault("evaluate", validator(loaded))
+        make = image_validator if is_image_config(loaded) else validator
+        settings.setdefault("evaluate", make(loaded))
     return run(loaded, work_dir, **settings)
 
 

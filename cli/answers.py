@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import remove_stale_files
+from .images import add_images, evaluate_images, predict_images, refuse_images
 from .options import (
     METRIC_VERSIONS,
     TASKS,
@@ -25,6 +26,8 @@ from .options import (
 from .outputs import check_outputs, writing
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
+
     from ..tasks.base import GroundTruth, Predictions, Task
 
 INVALID_SUBMISSION = 1
@@ -89,6 +92,18 @@ def chosen_tasks(
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
     boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False))
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
+
+
+def _image_config(options: argparse.Namespace) -> Config | None:
+    """The config where its model answers single images, else None."""
+    from ..engine.config import load_config
+    from ..tasks.images import is_image_config
+
+    config = load_config(options.config, options.overrides)
+    if is_image_config(config):
+        return config
+    refuse_images(options)
+    return None
 
 
 class _Run:
@@ -170,6 +185,7 @@ def add_predict(verbs: Any) -> None:
         "(default: submission.json for boxes alone, else submission/)",
     )
     _add_lane_file(parser)
+    add_images(parser)
 
 
 def _run_predict(options: argparse.Namespace) -> int:
@@ -179,6 +195,8 @@ def _run_predict(options: argparse.Namespace) -> int:
         check_outputs([options.out])
     else:
         check_outputs(folders=[options.out or "."])
+    if (config := _image_config(options)) is not None:
+        return predict_images(options, config)
     run = _Run(options)
     out = Path(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"))
     paths = places(out, run.tasks)
@@ -209,6 +227,8 @@ def _run_evaluate(options: argparse.Namespace) -> int:
 
     out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
     check_outputs(folders=[out])
+    if (config := _image_config(options)) is not None:
+        return evaluate_images(options, config)
     run = _Run(options)
     truth = GroundTruth(run.source, run.frames)
     _demand({task: run.chosen[task] for task in run.tasks}, truth)  # before the work

@@ -206,8 +206,9 @@ def _synthesize(verbs: Any) -> None:
         "--labels",
         nargs="*",
         default=("occupancy", "lanes"),
-        choices=("occupancy", "lanes"),
-        help="what to label besides boxes (default: both)",
+        choices=("occupancy", "lanes", "coco", "segmentation", "classes", "mono", "nuimages"),
+        metavar="KIND",
+        help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
     )
     parser.add_argument(
         "--workers", type=positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"

@@ -266,6 +266,10 @@ def save_safetensors(
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, {key: str(value) for key, value in (metadata or {}).items()})
+        except UnicodeEncodeError as error:  # of a damaged checkpoint
+            raise CheckpointError(
+                f"{path}: a key or a note holds letters that no text has ({ascii(error.object)[:60]}); rename it"
+            ) from None
         except SafetensorError as error:  # a full disk, among others: it wraps what the system says
             raise OutputError(
                 f"{path}: cannot be written ({error}); free some space or choose another place"

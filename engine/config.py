@@ -26,6 +26,9 @@ from .config_variables import load_with_variables, read_source, time_limit, unre
 
 __all__ = ["KEYS"]  # beside what is defined here
 
+MOST_PARAMETERS = 100_000
+"""Tensors of a model; the largest released one has some thousands."""
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -183,12 +186,19 @@ def building(part: str) -> Iterator[None]:
 
 @contextmanager
 def _within_memory() -> Iterator[None]:
-    """Refuse a model whose parameters alone exceed this machine's memory, before the system ends the process."""
+    """Refuse a model whose parameters alone exceed this machine's memory, before the system ends the process, and one
+    of so many that building it would not end."""
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    used_bytes = 0
+    used_bytes = tensors = 0
 
     def count(module: nn.Module, name: str, parameter: torch.Tensor | None) -> None:
-        nonlocal used_bytes
+        nonlocal used_bytes, tensors
+        tensors += 1
+        if tensors > MOST_PARAMETERS:
+            raise ConfigError(
+                f"model: more than {MOST_PARAMETERS} parameter tensors, the last of {type(module).__name__}; look at "
+                "the numbers of layers in the config."
+            )
         if parameter is None or parameter.device.type != "cpu":
             return
         used_bytes += parameter.nbytes

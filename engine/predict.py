@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..backbone.pretrain.protocol import ImageDataset, ImageModel
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch
 from ..core.errors import ConfigError, ModelError
+from ..core.image_answers import ImageAnswer
 from ..core.progress import ProgressDisplay
 from ..data_tools.clips.clip_dataset import ClipDataset
 from ..data_tools.clips.collate import collate_clips
@@ -87,33 +89,84 @@ def predict(
     Raises DataError for samples that cannot be read and for loader workers that were killed, ModelError where the model
     fails on a batch (memory, shapes).
     """
-    device = next(model.parameters()).device if device is None else torch.device(device)
-    model.eval().to(device)
-    sampler = SceneOrderSampler(dataset, rank=0, world_size=1)
-    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_clips)
-    found = Answered()
     memory: Any = None
-    model_s = 0.0
-    start = time.monotonic()
-    with reading(lambda: "the first samples", "--workers", "then run it again"):
-        batches = iter(loader)
-    with ProgressDisplay("predict", len(dataset), unit="samples", shown=progress) as display, workers_die_quietly():
-        for batch in _batches(batches, dataset, sampler, batch_size):
-            began = time.monotonic()
-            with computing(partial(_named, batch.tokens), "--batch-size", "then run it again", ModelError):
-                batch = batch.to(device)
-                with precision_context(precision, device):
-                    answers, memory = model.predict(batch, memory, tasks)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-            model_s += time.monotonic() - began
-            found.answers |= {answer.token: keep(answer) for answer in answers}
-            display.advance(len(answers), f"{model_s / len(found.answers):.2f} s per sample")
-    found.timing = _timing(len(found.answers), time.monotonic() - start, model_s)
+
+    def answer(batch: Batch) -> list[SceneAnswer]:
+        nonlocal memory
+        answers, memory = model.predict(batch, memory, tasks)
+        return answers
+
+    run = _Run(dataset, collate_clips, batch_size, num_workers, "samples", progress)
+    found = Answered()
+    for own in run.answers(model, answer, device, precision):
+        found.answers[own.token] = keep(own)
+    found.timing = run.timing()
     return found
 
 
-def _batches(batches: Iterator[Batch], dataset: ClipDataset, sampler: SceneOrderSampler, size: int) -> Iterator[Batch]:
+def predict_images(
+    model: ImageModel,
+    dataset: ImageDataset,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    progress: bool = True,
+) -> Iterator[ImageAnswer]:
+    """An image model's answer to every image of ``dataset``, in its order, as they come; arguments, errors and progress
+    as in ``predict``."""
+    run = _Run(dataset, dataset.collate, batch_size, num_workers, "images", progress)
+    yield from run.answers(model, model.predict, device, precision)
+
+
+class _Run:
+    """One pass over a dataset in scene order. collate: makes a batch of samples; unit: what is counted, in words."""
+
+    def __init__(
+        self, dataset: Any, collate: Callable[..., Any], batch_size: int, num_workers: int, unit: str, progress: bool
+    ) -> None:
+        self.dataset, self.batch_size, self.unit, self.progress = dataset, batch_size, unit, progress
+        self.sampler = SceneOrderSampler(dataset, rank=0, world_size=1)
+        self.loader = DataLoader(dataset, batch_size, sampler=self.sampler, num_workers=num_workers, collate_fn=collate)
+        self.done, self.model_s, self.start_s = 0, 0.0, time.monotonic()
+
+    def answers(
+        self, model: Any, answer: Callable[[Any], list[Any]], device: torch.device | str | None, precision: str
+    ) -> Iterator[Any]:
+        device = next(model.parameters()).device if device is None else torch.device(device)
+        model.eval().to(device)
+        with reading(lambda: f"the first {self.unit}", "--workers", "then run it again"):
+            batches = iter(self.loader)
+        with (
+            ProgressDisplay("predict", len(self.dataset), unit=self.unit, shown=self.progress) as display,
+            workers_die_quietly(),
+        ):
+            for batch in _batches(batches, self.dataset, self.sampler, self.batch_size):
+                began_s = time.monotonic()
+                where = partial(_named, batch.tokens, self.unit)
+                with computing(where, "--batch-size", "then run it again", ModelError):
+                    batch = batch.to(device)
+                    with torch.no_grad(), precision_context(precision, device):
+                        found = answer(batch)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                self.model_s += time.monotonic() - began_s
+                self.done += len(found)
+                yield from found
+                display.advance(len(found), f"{self.model_s / self.done:.2f} s per {self.unit.rstrip('s')}")
+
+    def timing(self) -> dict[str, float]:
+        seconds, count = time.monotonic() - self.start_s, max(self.done, 1)
+        return {
+            "samples": self.done,
+            "seconds": round(seconds, 3),
+            "model_seconds_per_sample": round(self.model_s / count, 4),
+            "data_seconds_per_sample": round((seconds - self.model_s) / count, 4),
+        }
+
+
+def _batches(batches: Iterator[Any], dataset: Any, sampler: SceneOrderSampler, size: int) -> Iterator[Any]:
     """All batches; a DataError names the samples that cannot be read, and the option for loader workers."""
     done = 0
     tokens = getattr(dataset, "tokens", None)
@@ -132,14 +185,5 @@ def _batches(batches: Iterator[Batch], dataset: ClipDataset, sampler: SceneOrder
         end_workers(batches)
 
 
-def _named(tokens: Sequence[Any]) -> str:
-    return f"samples {', '.join(map(str, tokens[:4]))}{', ...' if len(tokens) > 4 else ''}"
-
-
-def _timing(samples: int, seconds: float, model_s: float) -> dict[str, float]:
-    return {
-        "samples": samples,
-        "seconds": round(seconds, 3),
-        "model_seconds_per_sample": round(model_s / max(samples, 1), 4),
-        "data_seconds_per_sample": round((seconds - model_s) / max(samples, 1), 4),
-    }
+def _named(tokens: Sequence[Any], unit: str = "samples") -> str:
+    return f"{unit} {', '.join(map(str, tokens[:4]))}{', ...' if len(tokens) > 4 else ''}"

@@ -25,7 +25,7 @@ def own_stage(config: Mapping[str, Any], seed: int, dataset: Any, command: str =
         data=data,
         split=split_in(data),
         scenes=tuple(scenes) if len(scenes) <= MOST_SCENES else (),
-        classes=task_names(config).get("classes", ()),
+        classes=tuple(getattr(dataset, "class_names", None) or task_names(config).get("classes", ())),
         samples=len(dataset),
         seed=int(seed),
         command=command,

@@ -127,7 +127,7 @@ class TrainRunner(Runner):
                 "config": self.cfg.get("config_name", ""),
                 "torch": torch.__version__.split("+")[0],
                 KEY: [stage.as_dict() for stage in (*earlier, replace(own, iterations=iteration))],
-                **task_names(self.cfg),
+                **self._names(),
                 **notes,
             },
             "state_dict": weights_of(self.bare_model),
@@ -136,6 +136,11 @@ class TrainRunner(Runner):
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)  # EMA moves its weights into state_dict
         checkpoints.save_checkpoint(checkpoint, path, is_last)
+
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        """``classes`` and ``cameras`` of the config; classes that a data set reads from its files, from there."""
+        known = getattr(self.train_dataloader.dataset, "class_names", None)
+        return ({"classes": tuple(known)} if known else {}) | task_names(self.cfg)
 
     def load_or_resume(self) -> None:
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""

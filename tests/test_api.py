@@ -219,6 +219,12 @@ def test_readers_by_name_file_and_function(tmp_path, frame) -> None:
         return [frame] if split == "val" else []
 
     assert drivestack.read("anywhere", reader=mine) == [frame]
+    with pytest.raises(ConfigError, match="option split is 3; give it as str"):
+        drivestack.read("anywhere", split=3, version="v1.0-mini")
+    with pytest.raises(ConfigError, match=r"source \[\[\]\]: write dict"):
+        drivestack.DataSource.of([[]])
+    with pytest.raises(ConfigError, match="reader 3: give its name, one of"):
+        drivestack.read("anywhere", reader=3)
     with pytest.raises(ConfigError, match="reader mine has no option 'colour': it has split, speed"):
         drivestack.read("anywhere", reader=mine, colour=3)
     with pytest.raises(DataError, match="found no frames"):

@@ -41,6 +41,15 @@ def test_features_of_the_encoder(repository_root: Path, street: Path) -> None:
     assert "level 3: [1, 512, 12, 20], 512 channels, stride 32" in printed
 
 
+def test_torchvisions_mask_rcnn_on_our_encoder(repository_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    verb = ("-m", "drivestack", "synthesize", "data", "--scenes", "1", "--keyframes", "1", "--image-width", "192")
+    run(tmp_path, *verb, "--labels", "coco", "--workers", "1")
+    files = "data/annotations/instances_train.json", "data/images/train"
+    printed = run(tmp_path, repository_root / "examples/torchvision_mask_rcnn.py", *files, "2")
+    assert "2 {" in printed and "loss_mask" in printed and "nan" not in printed
+
+
 def test_a_rig_of_ones_own_through_verbs_and_api(repository_root: Path, tmp_path: Path) -> None:
     """Five cameras of three sizes, own classes, no LiDAR: train, evaluate, predict, score, look."""
     folder = tmp_path / "own_rig"

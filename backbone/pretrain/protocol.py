@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from mmengine.model import BaseModel
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.image_answers import ImageAnswer
@@ -74,6 +76,9 @@ class ImageDataset(Protocol):
 
     def __getitem__(self, item: int | tuple[int, int]) -> Any:
         """A sample at an index, or at (index, draw) as the samplers yield it: augmentation is a function of draw."""
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """The image as it lies on disk, or was given: [H, W, 3] RGB (core.decode.read_rgb)."""
 
     def collate(self, samples: Sequence[Any]) -> ImageBatch: ...
 

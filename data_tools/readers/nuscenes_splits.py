@@ -62,6 +62,8 @@ def scenes_of_split(split: str, own_splits: Path) -> frozenset[str]:
     Raises DataError for an unknown split, or a file that cannot be read.
     """
     official = official_splits()
+    if not isinstance(split, str):  # of a config
+        raise DataError(f"split {str(split)[:60]} is no name; use one of {', '.join(sorted(official))}")
     if split in official:
         return frozenset(official[split])
     own = {}
@@ -75,4 +77,6 @@ def scenes_of_split(split: str, own_splits: Path) -> frozenset[str]:
     if split not in own:
         known = ", ".join([*sorted(official), *own])
         raise DataError(f"{own_splits.parent}: unknown split {split!r}; use one of {known}")
+    if not all(isinstance(name, str) for name in own[split]):
+        raise DataError(f"{own_splits}: split {split} holds other things than scene names; correct it")
     return frozenset(own[split])

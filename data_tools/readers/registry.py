@@ -12,11 +12,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...core.frames import Frame
-from .checks import check_frames
+from .checks import INT64, check_frames
 from .lidar_check import check_lidar
 from .links import link_frames
 
@@ -89,6 +91,8 @@ def find_reader(name: str | ReadFunction) -> Reader:
 
     Raises ConfigError for an unknown name, and for a file that registers no reader or several.
     """
+    if not callable(name) and not isinstance(name, str):
+        raise ConfigError(f"reader {str(name)[:60]}: give its name, one of {', '.join(reader_names())}, or a function")
     if callable(name):
         known = [reader for reader in _READERS.values() if reader.read is name]
         return known[0] if known else Reader(getattr(name, "__name__", "reader"), name, "")
@@ -134,6 +138,10 @@ class DataSource:
         """From a config: ``dict(reader=..., root=..., split=..., ...)``, where all else are options."""
         if isinstance(config, DataSource):
             return config
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"source {str(config)[:60]}: write dict(reader=..., root=..., ...), with the options of the reader"
+            )
         options = {key: value for key, value in config.items() if key not in ("reader", "root")}
         return cls(config.get("reader", "nuscenes"), config.get("root", ""), options)
 
@@ -171,6 +179,10 @@ class DataSource:
         needed = [name for name in reader.options if parameters[name].default is inspect.Parameter.empty]
         if missing := [name for name in needed if name not in self.options and not open_ended]:
             raise ConfigError(f"reader {reader.name} needs --{missing[0].replace('_', '-')} ({missing[0]})")
+        for name, kind in _kinds(reader.read).items():
+            if name in self.options and not _is_of(self.options[name], kind):
+                shown, wanted = repr(self.options[name])[:60], getattr(kind, "__name__", str(kind))
+                raise ConfigError(f"reader {reader.name}: option {name} is {shown}; give it as {wanted}")
         if not any(str(root) for root in self.roots):
             raise ConfigError(f"reader {reader.name}: no folder given; name the root of the data set")
         frames: list[Frame] = []
@@ -184,6 +196,23 @@ class DataSource:
         check_frames(frames)
         check_lidar(frames)
         return frames
+
+
+def _kinds(read: ReadFunction) -> dict[str, Any]:
+    """The types of a reader's options as far as they can be known."""
+    try:
+        return get_type_hints(read)
+    except (NameError, TypeError, AttributeError):  # of a user's own function
+        return {}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    value = value.item() if isinstance(value, np.generic) else value
+    values = (value, float(value)) if isinstance(value, int) and abs(value) < INT64 else (value,)
+    try:
+        return any(isinstance(own, kind) for own in values)
+    except TypeError:  # a type with parameters: the reader checks these itself
+        return True
 
 
 def _listed(options: Sequence[str]) -> str:

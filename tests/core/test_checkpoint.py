@@ -306,3 +306,10 @@ def test_init_weights_loads_what_pretrained_names(tmp_path, classifier):
     ResNet(base_channels=4, pretrained=str(tmp_path / "r50.pth")).init_weights()
     with pytest.raises(CheckpointError, match="absent"):
         ResNet(pretrained=str(tmp_path / "absent.pth")).init_weights()
+
+
+def test_letters_that_no_text_has_are_named(tmp_path):
+    for state, notes in (({"a\ud800": torch.zeros(1)}, {}), ({"a": torch.zeros(1)}, {"classes": "\ud800"})):
+        with pytest.raises(CheckpointError, match=r"holds letters that no text has \('.*ud800'\)"):
+            save_safetensors(state, tmp_path / "w.safetensors", notes)
+    assert not list(tmp_path.iterdir())

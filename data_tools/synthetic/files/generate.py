@@ -21,6 +21,8 @@ from ....core.progress import ProgressDisplay
 from ....core.signals import start_children_without_signals
 from ..sensing.sensors import LIDAR_CHANNEL, RIGS, camera_rig
 from ..world.world import WORLD_VERSION, build_world
+from .image_writer import IMAGE_LABELS, finish_image_labels
+from .nuimages import nuimages_tables
 from .nuscenes_writer import (
     SCENE_TABLES,
     fixed_tables,
@@ -32,7 +34,7 @@ from .nuscenes_writer import (
 )
 
 LOGGER = logging.getLogger("drivestack")
-LABELS = ("lanes", "occupancy")
+LABELS = ("lanes", "occupancy", *IMAGE_LABELS)
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
 _LOOK_INTERVAL_S = 0.5  # how often the progress of the processes is looked up
@@ -172,7 +174,9 @@ def _one_scene(
     world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene)
     cameras = camera_rig(recipe.image_width_px, recipe.rig)
     rows = write_scene(world, root, cameras, recipe.labels, on_keyframe)
-    sync_files(root / row["filename"] for row in rows["sample_data"])  # rows.json says that the scene is there
+    written = [row["filename"] for row in rows["sample_data"]]
+    written += [name for row in rows.get("image_labels", []) for name in row["files"]]
+    sync_files(root / name for name in written)  # rows.json says that the scene is there
     write_json(_rows_file(root, split, index), rows)
 
 
@@ -223,10 +227,18 @@ def _written_keyframes(root: Path) -> int:
 
 def _finish(root: Path, recipe: Recipe, jobs: list[tuple[str, int]]) -> None:
     tables = fixed_tables(camera_rig(recipe.image_width_px, recipe.rig)) | {name: [] for name in SCENE_TABLES}
+    images: dict[str, list[dict]] = {split: [] for split in recipe.scenes}
+    motions: dict[str, dict] = {}
     for job in jobs:
         rows = json.loads(_rows_file(root, *job).read_text())
         for name in SCENE_TABLES:
             tables[name] += rows[name]
+        images[job[0]] += rows.get("image_labels", [])
+        motions |= {row["token"]: row for row in rows.get("motion", [])}
+    for split, rows_of_images in images.items():
+        finish_image_labels(root, recipe.labels, recipe.seed, split, rows_of_images)
+        if "nuimages" in recipe.labels:
+            write_tables(root, nuimages_tables(tables, motions, rows_of_images), f"v1.0-{split}")
     tables["map"] = map_table([log["token"] for log in tables["log"]])
     write_map_stub(root)
     write_tables(root, tables)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,11 @@ from ..labels.lanes import label_lanes
 from ..labels.voxels import label_voxels
 from ..sensing.observe import Observation, observe
 from ..sensing.sensors import LIDAR_CHANNEL, RigCamera, ego_from_lidar
+from ..world.population import WorldObject
 from ..world.world import KEYFRAME_INTERVAL_S, World
+from .image_writer import IMAGE_LABELS, write_image_labels
+from .names import CATEGORY_OF_CLASS, token
+from .nuimages import motion_row
 
 VERSION = "v1.0-trainval"
 MAP_FILE = "maps/synthetic_stub.png"
@@ -27,12 +30,6 @@ _SCENE_SPACING_US = 600_000_000
 _ANNOTATION_RANGE_M = 60.0
 _JPEG_QUALITY = 90
 
-CATEGORY_OF_CLASS = {
-    "car": "vehicle.car", "truck": "vehicle.truck", "bus": "vehicle.bus.rigid", "trailer": "vehicle.trailer",
-    "construction_vehicle": "vehicle.construction", "pedestrian": "human.pedestrian.adult", "motorcycle":
-    "vehicle.motorcycle", "bicycle": "vehicle.bicycle", "traffic_cone": "movable_object.trafficcone", "barrier":
-    "movable_object.barrier",
-}  # fmt: skip
 _CATEGORIES = [
     "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.wheelchair",
     "human.pedestrian.stroller", "human.pedestrian.personal_mobility", "human.pedestrian.police_officer",
@@ -48,11 +45,6 @@ _ATTRIBUTES = [
 ]  # fmt: skip
 _VISIBILITIES = [("1", "v0-40"), ("2", "v40-60"), ("3", "v60-80"), ("4", "v80-100")]
 SCENE_TABLES = ("scene", "log", "sample", "sample_data", "ego_pose", "instance", "sample_annotation")
-
-
-def token(*parts: object) -> str:
-    """A 32-digit token that depends only on the given parts."""
-    return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
 
 
 def scene_name(split: str, index: int) -> str:
@@ -118,9 +110,10 @@ def write_scene(
 ) -> dict[str, list[dict]]:
     """Render a scene, write its pictures and scans below `root`, and return its rows by table name.
 
-    Pictures and scans are whole, but not yet synced: see core.files.sync_files.
+    Files are whole, but not yet synced: see core.files.sync_files. Beside the tables the rows are those of the images
+    ("image_labels", "motion"), where such labels are written.
 
-    labels: what to write besides boxes, "occupancy" and "lanes" (see data_tools/labels/files.py).
+    labels: what to write besides boxes: "occupancy" and "lanes" (see data_tools/labels/files.py), or of IMAGE_LABELS.
     `on_keyframe()` is called after each keyframe, for progress.
     """
     name = scene_name(world.split, world.index)
@@ -129,6 +122,7 @@ def write_scene(
     first_us = _FIRST_TIMESTAMP_US + number * _SCENE_SPACING_US
     log_name = f"synthetic-{world.seed}-{name}"
     rows: dict[str, list[dict]] = {table: [] for table in SCENE_TABLES}
+    image_labels = set(labels) & set(IMAGE_LABELS)
     observations, samples = [], [token("sample", *key, k) for k in range(world.num_keyframes)]
     for k, time_s in enumerate(world.keyframe_times_s):
         timestamp_us = first_us + round(k * KEYFRAME_INTERVAL_S * 1e6)
@@ -144,15 +138,22 @@ def write_scene(
                 "scene_token": token("scene", *key),
             }
         )
-        rows["sample_data"] += _write_sensors(
+        sensors = _write_sensors(
             root, log_name, key, k, world.num_keyframes, timestamp_us, samples[k], pose_token, seen, rig
         )
+        rows["sample_data"] += sensors
         ego = world.global_from_ego(time_s)
         if "occupancy" in labels:
             occupancy = label_voxels(seen, ego, rig, _lidar_places(world, k))
             write_occupancy(occupancy_file(root, name, samples[k]), occupancy)
         if "lanes" in labels:
             write_lanes(lanes_file(root, name, samples[k]), label_lanes(world.layout, seen.caster, ego, rig[0]))
+        if image_labels:
+            tokens = {o.instance: token("annotation", *key, o.instance, k) for o in world.objects if _near(world, o)[k]}
+            images = write_image_labels(world, time_s, root, rig, image_labels, seen, sensors, tokens)
+            rows["image_labels"] = rows.get("image_labels", []) + images
+        if "nuimages" in image_labels:
+            rows["motion"] = rows.get("motion", []) + [{"token": pose_token} | motion_row(world, time_s)]
         observations.append((seen.lidar_counts, seen.pixel_counts, seen.visible_share))
         if on_keyframe:
             on_keyframe()
@@ -240,17 +241,23 @@ def _write_sensors(
     return rows
 
 
+def _near(world: World, thing: WorldObject) -> np.ndarray:
+    """[T] bool: the keyframes at which an object is annotated if a sensor meets it."""
+    centre, _, present = thing.motion.poses(world.keyframe_times_s)
+    axles = world.ego.poses(world.keyframe_times_s)[0]  # [T, 2]
+    return present & (np.linalg.norm(centre - axles, axis=1) < _ANNOTATION_RANGE_M)
+
+
 def _annotations(
     world: World, key: tuple[object, ...], samples: list[str], observations: Sequence[tuple[np.ndarray, ...]]
 ) -> tuple[list[dict], list[dict]]:
     """An object is annotated from the first to the last keyframe at which some sensor met it, while it is near."""
     lidar, pixels, share = (np.stack(values) for values in zip(*observations))  # [T, instances + 1]
-    axles = world.ego.poses(world.keyframe_times_s)[0]  # [T, 2]
     instances, annotations = [], []
     for thing in world.objects:
         i = thing.instance
-        centre, yaw, present = thing.motion.poses(world.keyframe_times_s)
-        near = present & (np.linalg.norm(centre - axles, axis=1) < _ANNOTATION_RANGE_M)
+        centre, yaw, _ = thing.motion.poses(world.keyframe_times_s)
+        near = _near(world, thing)
         met = np.flatnonzero(near & ((lidar[:, i] > 0) | (pixels[:, i] > 0)))
         if not len(met):
             continue
@@ -287,7 +294,7 @@ def _annotations(
     return instances, annotations
 
 
-def write_tables(root: Path, tables: dict[str, list[dict]]) -> None:
+def write_tables(root: Path, tables: Mapping[str, Sequence[dict]], version: str = VERSION) -> None:
     """Write each table as a JSON file of the version folder."""
     for name, rows in tables.items():
-        write_json(root / VERSION / f"{name}.json", rows)
+        write_json(root / version / f"{name}.json", rows)

@@ -88,7 +88,7 @@ def voxel_classes(mesh: Mesh, world_from_ego: np.ndarray, grid: VoxelGrid = OCC3
 def _part(mesh: Mesh, faces: np.ndarray, vertices: np.ndarray) -> Mesh:
     return Mesh(
         vertices, mesh.faces[faces], mesh.colour[faces], mesh.material[faces], mesh.uv[faces], mesh.semantic[faces],
-        mesh.instance[faces],
+        mesh.instance[faces], mesh.structure[faces],
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class CameraPicture:
     image: np.ndarray  # [H, W, 3] uint8
     instance: np.ndarray  # [H, W] int32
     semantic: np.ndarray  # [H, W] uint8, 255 = sky
+    structure: np.ndarray  # [H, W] uint8, world.mesh.Structure
     depth_m: np.ndarray  # [H, W] float32 along the viewing axis, inf = sky
 
 
@@ -76,8 +77,10 @@ def take_picture(
     linear = shade(caster, origin, directions, hits, light)
     instance = _of_face(caster.mesh.instance, hits, 0).reshape(height_px, width_px)
     semantic = _of_face(caster.mesh.semantic, hits, 255).reshape(height_px, width_px)
+    structure = _of_face(caster.mesh.structure, hits, 0).reshape(height_px, width_px)
     depth = hits.distance_m.reshape(height_px, width_px) * rays[..., 2].astype(np.float32)
-    return CameraPicture(camera.name, to_image(linear, height_px, width_px, rng), instance, semantic, depth)
+    image = to_image(linear, height_px, width_px, rng)
+    return CameraPicture(camera.name, image, instance, semantic, structure, depth)
 
 
 def scan(caster: RayCaster, world_from_ego: np.ndarray) -> LidarScan:

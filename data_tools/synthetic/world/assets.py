@@ -8,6 +8,7 @@ lamps, so that the heading can be seen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -415,7 +416,4 @@ def build_object(
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     target_low, target_high = np.array([-length / 2, -w / 2, 0]), np.array([length / 2, w / 2, h])
     fitted = (mesh.vertices - low) / (high - low) * (target_high - target_low) + target_low
-    fitted_mesh = Mesh(
-        fitted.astype(np.float32), mesh.faces, mesh.colour, mesh.material, mesh.uv, mesh.semantic, mesh.instance
-    )
-    return fitted_mesh.labelled(Semantic[name.upper()])
+    return replace(mesh, vertices=fitted.astype(np.float32)).labelled(Semantic[name.upper()])

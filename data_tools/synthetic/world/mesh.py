@@ -7,7 +7,7 @@ centre. Colours are sRGB in 0..1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -56,6 +56,15 @@ class Semantic(IntEnum):
     VEGETATION = 16
 
 
+class Structure(IntEnum):
+    """What the occupancy class MANMADE is in detail; images tell these apart."""
+
+    NONE = 0
+    BUILDING = 1
+    FURNITURE = 2  # poles, lamps, benches, bins
+    TRAFFIC_ELEMENT = 3  # signal heads and sign plates
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Triangles with one colour, material, semantic class and instance number each."""
@@ -67,21 +76,24 @@ class Mesh:
     uv: np.ndarray  # [F, 3, 2] float32, metres along the surface at the three corners
     semantic: np.ndarray  # [F] uint8, Semantic
     instance: np.ndarray  # [F] int32, 0 where the face belongs to no annotated object
+    structure: np.ndarray  # [F] uint8, Structure
 
-    def labelled(self, semantic: Semantic, instance: int = 0) -> Mesh:
-        """The same mesh, every face of the given class and instance."""
+    def labelled(self, semantic: Semantic, instance: int = 0, structure: Structure = Structure.NONE) -> Mesh:
+        """The same mesh, every face of the given class, instance and structure."""
         n = len(self.faces)
-        return Mesh(
-            self.vertices, self.faces, self.colour, self.material, self.uv,
-            np.full(n, semantic, np.uint8), np.full(n, instance, np.int32),
-        )  # fmt: skip
+        return replace(
+            self,
+            semantic=np.full(n, semantic, np.uint8),
+            instance=np.full(n, instance, np.int32),
+            structure=np.full(n, structure, np.uint8),
+        )
 
     def moved(self, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw_rad: float = 0.0) -> Mesh:
         """Turned by yaw_rad about the vertical axis through the origin, then shifted."""
         cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
         rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
         vertices = (self.vertices @ rotation.T + [x, y, z]).astype(np.float32)
-        return Mesh(vertices, self.faces, self.colour, self.material, self.uv, self.semantic, self.instance)
+        return replace(self, vertices=vertices)
 
     def sample_points(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """[count, 3] points spread evenly over the surface."""
@@ -105,6 +117,7 @@ def join(meshes: list[Mesh]) -> Mesh:
         np.concatenate([m.uv for m in meshes]),
         np.concatenate([m.semantic for m in meshes]),
         np.concatenate([m.instance for m in meshes]),
+        np.concatenate([m.structure for m in meshes]),
     )
 
 
@@ -125,6 +138,7 @@ def from_triangles(
         np.zeros((n, 3, 2), np.float32) if uv is None else np.asarray(uv, np.float32),
         np.zeros(n, np.uint8),
         np.zeros(n, np.int32),
+        np.zeros(n, np.uint8),
     )
 
 

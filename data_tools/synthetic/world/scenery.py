@@ -7,7 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from .layout import LANE_WIDTH_M, Layout, Street, TrafficElement
-from .mesh import Colour, Material, Mesh, Semantic, Vector, ball, beam, box, flat_strip, from_triangles, frustum, join
+from .mesh import (
+    Colour,
+    Material,
+    Mesh,
+    Semantic,
+    Structure,
+    Vector,
+    ball,
+    beam,
+    box,
+    flat_strip,
+    from_triangles,
+    frustum,
+    join,
+)
 from .overlap import Footprints
 
 _WALLS: list[Colour] = [
@@ -280,7 +294,11 @@ def _house(point: Vector, heading: float, size: Vector, rng: np.random.Generator
     ]
     if rng.random() < 0.5:
         parts.append(box((0, 0, h + 1.2), (length, w, 1.8), (0.4, 0.2, 0.16), Material.RIBS, (0.9, 0.3, 0)))
-    return join(parts).moved(float(point[0]), float(point[1]), 0, heading).labelled(Semantic.MANMADE)
+    return (
+        join(parts)
+        .moved(float(point[0]), float(point[1]), 0, heading)
+        .labelled(Semantic.MANMADE, structure=Structure.BUILDING)
+    )
 
 
 def _element(e: TrafficElement) -> Mesh:
@@ -288,7 +306,7 @@ def _element(e: TrafficElement) -> Mesh:
     x, y, z = e.centre
     length, w, h = e.size_lwh
     pole = frustum((-0.12 - length / 2, 0, 0), 0.07, 0.06, z + h / 2 - 0.05, _GREY, sides=8)
-    parts = [pole]
+    parts = []
     if e.kind == "light":
         parts.append(box((0, 0, z), (length, w, h), (0.08, 0.09, 0.09)))
         for k, colour in enumerate(("red", "yellow", "green")):
@@ -310,7 +328,12 @@ def _element(e: TrafficElement) -> Mesh:
                 rim = np.c_[np.full(len(piece), 0.012 * layer), right, z + up]
                 fan = np.array([[0, i, i + 1] for i in range(1, len(piece) - 1)])
                 parts.append(from_triangles(rim, fan, paint))
-    return join(parts).moved(x, y, 0, e.yaw_rad).labelled(Semantic.MANMADE)
+    face = join(parts).labelled(Semantic.MANMADE, structure=Structure.TRAFFIC_ELEMENT)
+    return join([_furnishing([pole]), face]).moved(x, y, 0, e.yaw_rad)
+
+
+def _furnishing(parts: list[Mesh]) -> Mesh:
+    return join(parts).labelled(Semantic.MANMADE, structure=Structure.FURNITURE)
 
 
 def _furniture(layout: Layout, rng: np.random.Generator, blocked: Footprints) -> list[Mesh]:
@@ -359,23 +382,21 @@ def _lamp_post(rng: np.random.Generator) -> Mesh:
     del rng
     arm = beam((0, 0, 6.4), (0, 1.6, 6.7), 0.1, _GREY)  # reaches over the road, which lies to the left of the pole
     head = box((0, 1.7, 6.68), (0.3, 0.6, 0.12), (0.8, 0.8, 0.75))
-    return join([frustum((0, 0, 0), 0.11, 0.06, 6.5, _GREY, sides=8), arm, head]).labelled(Semantic.MANMADE)
+    return _furnishing([frustum((0, 0, 0), 0.11, 0.06, 6.5, _GREY, sides=8), arm, head])
 
 
 def _bin(rng: np.random.Generator) -> Mesh:
     colour = [(0.15, 0.3, 0.2), (0.3, 0.3, 0.32), (0.2, 0.25, 0.4)][rng.integers(3)]
-    return join([frustum((0, 0, 0), 0.24, 0.28, 0.85, colour), frustum((0, 0, 0.85), 0.3, 0.2, 0.1, _GREY)]).labelled(
-        Semantic.MANMADE
-    )
+    return _furnishing([frustum((0, 0, 0), 0.24, 0.28, 0.85, colour), frustum((0, 0, 0.85), 0.3, 0.2, 0.1, _GREY)])
 
 
 def _bench(rng: np.random.Generator) -> Mesh:
     del rng
     wood = (0.45, 0.3, 0.18)
     legs = [box((x, 0, 0.22), (0.08, 0.45, 0.44), _GREY) for x in (-0.6, 0.6)]
-    return join(
+    return _furnishing(
         [box((0, 0, 0.46), (1.6, 0.5, 0.06), wood), box((0, -0.24, 0.72), (1.6, 0.05, 0.4), wood), *legs]
-    ).labelled(Semantic.MANMADE)
+    )
 
 
 _FURNITURE = {"tree": _tree, "lamp": _lamp_post, "bin": _bin, "bench": _bench}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drivestack.core import jpeg
 from drivestack.core.errors import DataError
 from drivestack.core.frames import CameraView
+from drivestack.core.jpeg import read_header, walk
 from drivestack.core.once import forget_warnings
-from drivestack.data_tools.clips import jpeg
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.clips.jpeg import read_header, walk
 from drivestack.geometry import PinholeCamera
 
 

@@ -142,6 +142,8 @@ def test_a_wrong_root_version_or_split_is_named(tiny_root, tmp_path):
     check(f"{VERSION}: no such version folder; this is not a nuScenes root", tmp_path)
     check("v1.0-trainval: no such version folder; this root has v1.0-mini", tiny_root, "v1.0-trainval")
     check("unknown split 'trian'", tiny_root, split="trian")
+    for split in (["val"], {"val": 1}, None, 3):
+        check("split .* is no name; use one of mini_train", tiny_root, split=split)
     check("none of its 3 scenes .* belongs to split 'test'", tiny_root, split="test")
 
 
@@ -152,6 +154,8 @@ def test_own_splits_of_the_set(own_root):
     assert [f.scene_name for f in frames] == ["scene-0061"] * 4 + ["scene-0103"] * 2
     check("unknown split 'mien'.* mine", own_root, split="mien")
     check(r"splits\.json: must map", own_root, split="bad")
+    splits.write_text('{"mine": [["scene-0061"]]}')
+    check("split mine holds other things than scene names", own_root, split="mine")
     splits.write_text("{")
     check(r"splits\.json: not valid JSON", own_root, split="mine")
 

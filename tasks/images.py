@@ -1,0 +1,194 @@
+"""Image models for the API and the verbs: which configs are theirs, their data, answers, files and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..backbone.pretrain.protocol import ImageDataset, ImageModel
+from ..core.errors import ConfigError, DataError
+from ..core.files import atomic_path, file_name
+from ..core.image_answers import ImageAnswer
+from ..core.registries import MODELS
+from ..core.rle import encode_rle
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
+
+TOP_CLASSES = 5
+"""That are written of each image."""
+ANSWERS, SEGMENTATION = "answers.jsonl", "segmentation"
+
+
+def is_image_config(config: Config) -> bool:
+    """Whether a config's model answers single images (backbone/pretrain), not clips of surround cameras."""
+    kind = (config.get("model") or {}).get("type")
+    if isinstance(kind, str):
+        kind = MODELS.get(kind)
+    return isinstance(kind, type) and issubclass(kind, ImageModel)
+
+
+def image_dataset(config: Config, images: Sequence[Any] | None = None) -> ImageDataset:
+    """The config's test images, or the given ones (paths, or uint8 RGB arrays [H, W, 3]) prepared in the same way.
+
+    Raises ConfigError, DataError.
+    """
+    from ..engine.config import build_dataset
+
+    if "test_dataset" not in config:
+        raise ConfigError("the config has no test_dataset; it says how images become network input")
+    settings = dict(config.test_dataset)
+    if images is not None:
+        settings["images"] = list(images)
+    return cast(ImageDataset, build_dataset(settings))
+
+
+def class_names_of(config: Config, checkpoint: str | Path | None) -> tuple[str, ...]:
+    """Names of the classes as the checkpoint states them, () where it does not."""
+    from ..core.weights.shipped import weights_file
+    from ..engine.fine_tune import names_of
+
+    if checkpoint is None:
+        return ()
+    return names_of(weights_file(checkpoint)).get("classes", ())
+
+
+def score_images(
+    config: Config, model: ImageModel, out: Path | None = None, class_names: Sequence[str] = (), **run: Any
+) -> dict[str, float]:
+    """Scores on the config's test images; answers are kept in the folder ``out``, if given.
+
+    class_names: of the model, where they are known: other names than the data's are refused. run: arguments of
+    engine.predict.predict_images. Raises DataError where the images have no labels, before predicting.
+    """
+    from ..engine.predict import predict_images
+
+    dataset = image_dataset(config)
+    check_classes(class_names, dataset.class_names)
+    scorer = dataset.scorer()
+    answers = predict_images(model, dataset, **run)
+    if out is None:
+        for answer in answers:
+            scorer.add([answer])
+    else:
+        with writing_answers(out, dataset.class_names) as write:
+            for answer in answers:
+                scorer.add([answer])
+                write(answer)
+    return scorer.scores()
+
+
+def check_classes(of_model: Sequence[str], of_data: Sequence[str]) -> None:
+    """Raises DataError, naming the first, where both are known and differ."""
+    if not of_model or not of_data or tuple(of_model) == tuple(of_data):
+        return
+    i = next((i for i, (a, b) in enumerate(zip(of_model, of_data)) if a != b), min(len(of_model), len(of_data)))
+    model, data = (names[i] if i < len(names) else "nothing" for names in (of_model, of_data))
+    raise DataError(
+        f"class {i} is {model} in the weights ({len(of_model)} classes) and {data} in the data ({len(of_data)}): give "
+        "the data of these weights, or weights of these classes"
+    )
+
+
+def image_validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]:
+    """A function (model, iteration) -> scores, for training; the data are read when it is made.
+
+    Raises ConfigError where the config names no test data, DataError where they have no labels.
+    """
+    from ..engine.predict import predict_images
+
+    dataset = image_dataset(config)
+    dataset.scorer()
+
+    def evaluate(model: nn.Module, iteration: int) -> dict[str, float]:
+        scorer = dataset.scorer()
+        for answer in predict_images(cast(ImageModel, model), dataset, progress=False):
+            scorer.add([answer])
+        return scorer.scores()
+
+    return evaluate
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def writing_answers(folder: Path, class_names: Sequence[str]) -> Iterator[Callable[[ImageAnswer], None]]:
+    """Within, a function that writes an answer: a line of answers.jsonl, and segmentation/TOKEN.png.
+
+    A line holds the image, its size, and ``classes`` [{name, probability}] or ``instances`` [{name, score, box_xyxy_px,
+    mask: COCO's run lengths}]. The file appears when all are written.
+    """
+    names = list(class_names)
+    with atomic_path(folder / ANSWERS) as temporary, temporary.open("w", encoding="utf-8") as file:
+
+        def write(answer: ImageAnswer) -> None:
+            if answer.segmentation is not None:
+                _write_png(folder / SEGMENTATION / _png_name(answer.token), answer.segmentation)
+            file.write(json.dumps(as_plain(answer, names), ensure_ascii=False) + "\n")
+
+        yield write
+
+
+def as_plain(answer: ImageAnswer, class_names: Sequence[str]) -> dict[str, Any]:
+    """An answer as plain values."""
+    name = lambda i: class_names[i] if i < len(class_names) else str(i)
+    line: dict[str, Any] = {"image": answer.token, "size_px": list(answer.size_px)}
+    if answer.probabilities is not None:
+        best = top_classes(answer.probabilities)
+        line["classes"] = [{"name": name(i), "probability": _short(answer.probabilities[i])} for i in best]
+    if (found := answer.instances) is not None:
+        line["instances"] = [
+            {"name": name(int(label)), "score": _short(score), "box_xyxy_px": [_short(x) for x in box]}
+            | ({} if found.masks is None else {"mask": encode_rle(found.masks[i])})
+            for i, (label, score, box) in enumerate(zip(found.labels, found.scores, found.boxes_xyxy_px))
+        ]
+    if answer.segmentation is not None:
+        line["segmentation"] = f"{SEGMENTATION}/{_png_name(answer.token)}"
+    return line
+
+
+def top_classes(probabilities: NDArray[np.float32], count: int = TOP_CLASSES) -> list[int]:
+    """The most probable classes, best first; equal ones in the order of the classes."""
+    return [int(i) for i in np.argsort(-probabilities, kind="stable")[:count]]
+
+
+def _short(value: Any) -> float:
+    return round(float(value), 5)
+
+
+def _png_name(token: str) -> str:
+    """A file name without folders, from which no path leads out."""
+    return file_name(token.replace("/", "__"), "name of an image") + ".png"
+
+
+def _write_png(path: Path, classes: NDArray[np.uint8]) -> None:
+    with atomic_path(path, sync=False) as temporary:
+        Image.fromarray(classes).save(temporary, format="PNG")
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Files that are named, and the images in folders that are, by name. Raises DataError for one that is not there."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such image or folder; check the path")
+    return found
+
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
