@@ -108,6 +108,8 @@ def hand_over(
     place = _place_of(state, encoder, source, prefix)
     inside = _inside(state, encoder, place)
     used, reasons = {place + key for key in inside}, {}
+    if any(value.is_meta for value in weights_of(encoder).values()):
+        encoder.to_empty(device="cpu")  # every value comes from the source, or nothing is written
     report = load_state(encoder, inside or state, source=source)  # adapts keys; raises where one lacks or does not fit
     out_state: StateDict = {f"{encoder_name}.{key}": value for key, value in weights_of(encoder).items()}
     neck_name, neck_place = encoder_name.replace("backbone", "neck"), _neck_place(place)
