@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch import nn
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
+from ..core.weights.lineage import KEY, Stage, stages_of
 from ..core.weights.names import weights_of
 from . import checkpoints
 from .config import KEYS, build_model, building, task_names
 from .config_text import config_text, read_config_text
 from .fine_tune import fine_tune
 from .loop import local_device
+from .provenance import earlier_stages, own_stage, warn_if_seen
 from .resume import Settings, compare, other_changes, run_settings
 
 logger = logging.getLogger("drivestack")
@@ -42,6 +45,10 @@ class TrainRunner(Runner):
     """The content of the checkpoint to resume from, where it has been read before."""
     settings: Settings
     """What this run is configured with, for its checkpoints (resume.py)."""
+    command = ""
+    """That started the run, for the record."""
+    lineage: tuple[Stage, ...] = ()
+    """The trainings behind the weights, this one last (core/weights/lineage.py)."""
     _has_loaded: bool  # set by Runner
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -110,6 +117,7 @@ class TrainRunner(Runner):
 
         is_last: a plain resume goes on from here; notes: more entries of ``meta`` (checkpoints.py).
         """
+        *earlier, own = self.lineage
         checkpoint = {
             "meta": {
                 "iter": iteration,
@@ -118,6 +126,7 @@ class TrainRunner(Runner):
                 "settings": self.settings,
                 "config": self.cfg.get("config_name", ""),
                 "torch": torch.__version__.split("+")[0],
+                KEY: [stage.as_dict() for stage in (*earlier, replace(own, iterations=iteration))],
                 **self._names(),
                 **notes,
             },
@@ -137,12 +146,17 @@ class TrainRunner(Runner):
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
         world_size, dataset = self.world_size, self.train_dataloader.dataset
         self.settings = run_settings(self.cfg, self.seed, world_size, dataset, self.optim_wrapper)
+        own = own_stage(self.cfg, self.seed, dataset, self.command)
+        weights = None if self._load_from is None or self._resume else Path(self._load_from)
+        self.lineage = (*earlier_stages(self.cfg, weights), own)
         if self._load_from is not None and not self._has_loaded:
             if self._resume:
                 self._resume_from(Path(self._load_from))
             else:
                 self._start_from(Path(self._load_from))
             self._has_loaded = True
+        if self.rank == 0:
+            warn_if_seen(self.cfg, self.lineage[:-1])
         self.write_config()
 
     def _start_from(self, path: Path) -> None:
@@ -168,6 +182,9 @@ class TrainRunner(Runner):
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
             self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
+        if KEY in checkpoint["meta"]:
+            *earlier, began = stages_of(checkpoint["meta"][KEY], str(path))
+            self.lineage = (*earlier, replace(self.lineage[-1], command=began.command))
         checkpoint.clear()  # the caller holds it, too, for as long as the training takes
         self.train_loop.iter = changes.iteration
         self.resumed_from = path.resolve()
