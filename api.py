@@ -30,6 +30,7 @@ from .tasks.image_answer import ImageResult
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from .backbone.pretrain.hand_over import HandOverReport
     from .bev.protocol import PerceptionModel
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Rig",
     "Session",
     "evaluate",
+    "hand_over",
     "list_models",
     "load",
     "read",
@@ -430,3 +432,24 @@ def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) ->
         make = image_validator if is_image_config(loaded) else validator
         settings.setdefault("evaluate", make(loaded))
     return run(loaded, work_dir, **settings)
+
+
+def hand_over(weights: str | Path, config: str | Path | Config, out: str | Path, **settings: Any) -> HandOverReport:
+    """The image encoder of a BEV config from the weights of any image model, written to the safetensors file ``out``.
+
+    weights: a file, a folder, a shipped model's name; see backbone.pretrain.hand_over for what is understood and for
+    the settings (prefix, use_ema, notes). ``train(config, work_dir, fine_tune=out)`` starts from the result.
+    Returns the report. Raises ConfigError, CheckpointError (nothing is written then), OutputError.
+    """
+    import torch
+
+    from .backbone.pretrain import hand_over as room
+    from .core.weights.shipped import weights_file
+    from .engine.config import build_model, load_config
+
+    if Path(out).suffix != ".safetensors":
+        raise ConfigError(f"{out}: the name must end in .safetensors")
+    loaded = load_config(config) if isinstance(config, (str, Path)) else config
+    with torch.device("meta"):  # names and shapes are all that is needed
+        model = build_model(loaded)
+    return room.hand_over(weights_file(weights), model, out, target=loaded.get("config_name", ""), **settings)

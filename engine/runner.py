@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
+from ..core.weights.lineage import KEY, Stage, stages_of
 from ..core.weights.names import StateDict, weights_of
 from ..core.weights.shards import has_shared_out, whole_on_first
 from . import checkpoints
@@ -30,6 +32,7 @@ from .config_text import config_text, read_config_text
 from .failures import bad_parameters
 from .fine_tune import fine_tune
 from .loop import local_device
+from .provenance import earlier_stages, own_stage, warn_if_seen
 from .recompute import module_names, recompute_in_backward
 from .resume import Settings, compare, other_changes, run_settings
 from .sharding import FixedBuckets, check_shared_out, share_out_model, with_shared_state
@@ -49,6 +52,10 @@ class TrainRunner(Runner):
     """The content of the checkpoint to resume from, where it has been read before."""
     settings: Settings
     """What this run is configured with, for its checkpoints (resume.py)."""
+    command = ""
+    """That started the run, for the record."""
+    lineage: tuple[Stage, ...] = ()
+    """The trainings behind the weights, this one last (core/weights/lineage.py)."""
     _has_loaded: bool  # set by Runner
 
     def __init__(self, cfg: Config, **options: Any) -> None:
@@ -151,6 +158,7 @@ class TrainRunner(Runner):
         weights, optimizer = self._gather(), self.optim_wrapper.state_dict()
         if self.rank != 0:
             return
+        *earlier, own = self.lineage
         checkpoint = {
             "meta": {
                 "iter": iteration,
@@ -159,6 +167,7 @@ class TrainRunner(Runner):
                 "settings": self.settings,
                 "config": self.config.get("config_name", ""),
                 "torch": torch.__version__.split("+")[0],
+                KEY: [stage.as_dict() for stage in (*earlier, replace(own, iterations=iteration))],
                 **self._names(),
                 **notes,
             },
@@ -224,12 +233,17 @@ class TrainRunner(Runner):
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
         world_size, dataset = self.world_size, self.train_dataloader.dataset
         self.settings = run_settings(self.config, self.seed, world_size, dataset, self.optim_wrapper)
+        own = own_stage(self.config, self.seed, dataset, self.command)
+        weights = None if self._load_from is None or self._resume else Path(self._load_from)
+        self.lineage = (*earlier_stages(self.config, weights), own)
         if self._load_from is not None and not self._has_loaded:
             if self._resume:
                 self._resume_from(Path(self._load_from))
             else:
                 self._start_from(Path(self._load_from))
             self._has_loaded = True
+        if self.rank == 0:
+            warn_if_seen(self.config, self.lineage[:-1])
         self.write_config()
 
     def _start_from(self, path: Path) -> None:
@@ -255,6 +269,9 @@ class TrainRunner(Runner):
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
             self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
+        if KEY in checkpoint["meta"]:
+            *earlier, began = stages_of(checkpoint["meta"][KEY], str(path))
+            self.lineage = (*earlier, replace(self.lineage[-1], command=began.command))
         checkpoint.clear()  # the caller holds it, too, for as long as the training takes
         self.train_loop.iter = changes.iteration
         self.resumed_from = path.resolve()

@@ -62,6 +62,7 @@ def train(
     fine_tune: str | Path | None = None,
     max_minutes: float | None = None,
     evaluate: Evaluate | None = None,
+    command: str = "",
 ) -> Path:
     """Train and return the path of the last checkpoint, ``work_dir/iter_N.pth``.
 
@@ -76,6 +77,7 @@ def train(
         fits, adapts what can be, and writes a report to ``work_dir/fine_tune.json`` (fine_tune.py).
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
     evaluate: scores of the model during training, for the config's ``validation`` (validation.py).
+    command: that started the run, for its checkpoints' record of where weights come from (provenance.py).
     Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU), and the config's
     ``sharding`` says what else processes share (sharding.py).
 
@@ -102,7 +104,7 @@ def train(
         if distributed and not torch.distributed.is_initialized():  # MMEngine's own start requires a GPU
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         with checkpoints.safe_loaders():
-            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)
+            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate, command)
         if distributed:
             torch.distributed.barrier()  # rank 0 may still be writing
             _leave_at_exit()
@@ -127,7 +129,13 @@ def _alone_in(work_dir: Path) -> Iterator[None]:
 
 
 def _run(
-    config: Config, work_dir: Path, seed: int, start: Start, max_minutes: float | None, evaluate: Evaluate | None
+    config: Config,
+    work_dir: Path,
+    seed: int,
+    start: Start,
+    max_minutes: float | None,
+    evaluate: Evaluate | None,
+    command: str,
 ) -> int:
     """Build all parts, train, and return the number of iterations reached."""
     progress = LogProgress(config.get("log_interval", 50))
@@ -173,7 +181,7 @@ def _run(
     if config.get("sharding") and not runner.sharding:
         logger.info("sharding=%s: no effect with one process; start several with torchrun", shown(config.sharding))
     runner.fine_tune = start.how == "fine_tune"
-    runner.resumed = start.content
+    runner.resumed, runner.command = start.content, command
     _share_frames(runner)
     # Runner.train builds the same in the same order; here an error names the part of the config.
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
