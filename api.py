@@ -343,7 +343,7 @@ class ImagePerception:
         from .core.decode import read_rgb
         from .core.rig import as_image
         from .engine.predict import precision_context
-        from .tasks.images import image_dataset
+        from .tasks.images import image_dataset, named
 
         pixels = []
         for i, image in enumerate(images):
@@ -355,7 +355,7 @@ class ImagePerception:
         batch = dataset.collate([dataset[i] for i in range(len(pixels))]).to(device)
         with torch.inference_mode(), precision_context(self.precision, device):
             answers = self._running.predict(batch)
-        return [ImageResult(answer, image, names) for answer, image in zip(answers, pixels)]
+        return [ImageResult(answer, image, named(names, answer)) for answer, image in zip(answers, pixels)]
 
     def evaluate(self, out: str | Path | None = None, **run: Any) -> dict[str, float]:
         """Scores on the config's test images; out: folder for the answers; run: batch_size, num_workers, progress."""
