@@ -8,6 +8,8 @@ compat.mmcv_ops        mmcv: patch_mmcv() puts ours in the place of theirs
 compat.mmcv_ext        the compiled module mmcv._ext, from compat.mmcv_boxes and compat.mmcv_operators
 compat.openmmlab       for custom_imports of mmdet, mmsegmentation and mmdet3d (imports mmcv)
 compat.mmdet3d         its info files, its nuScenes metric
+compat.timm            timm: InternImage by name in its registry
+compat.hugging_face_internimage   transformers: InternImage in its Auto classes
 """
 
 from .dcnv3 import use_drivestack_dcnv3

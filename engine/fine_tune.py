@@ -44,7 +44,7 @@ CAMERAS = "cams_embeds"
 QUERIES = re.compile(r"(^|\.)(query_embedding\.weight|lane_head\.query\.weight|lane_head\.first_curves)$")
 # Layers with K or V x K numbers along an axis, those of all classes side by side for each value in turn.
 CLASS_LAYERS = (
-    (re.compile(r"^(head|bev_proposals\.heat|fcos3d_bbox_head\.fcos2d_head\.cls_logits)\.(weight|bias)$"), 0),
+    (re.compile(r"^(head|meta_head|bev_proposals\.heat|fcos3d_bbox_head\.fcos2d_head\.cls_logits)\.(weight|bias)$"), 0),
     (re.compile(r"^fcos3d_bbox_head\.fcos3d_head\.box3d_(quat|ctr|depth|size|conf)\.\d+\.(weight|bias)$"), 0),
     (re.compile(r"^pts_bbox_head\.cls_branches\.\d+\.\d+\.(weight|bias)$"), 0),
     (re.compile(r"^hybrid_queries\.score_proj\.weight$"), 1),

@@ -1,29 +1,37 @@
-"""Images from files, archives and memory as RGB pixels, upright, with one clear line for each that cannot be read."""
+"""Images of folders, archives and memory as RGB pixels: core/decode.py, and turned upright as photographs ask for.
+
+Labels of whole images know nothing of how a camera was held; the released classification code turns images as well.
+"""
 
 from __future__ import annotations
 
 import io
-import struct
-import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ...core.errors import LIBRARY_ERRORS, DataError
+from ...core.decode import DECODER_ERRORS, Wrong, decode, read_file
+from ...core.errors import DataError
 from ...core.file_kinds import kind_of_file
-from ...core.images import check_size, rgb_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Of the files in a folder that are taken for images."""
 MOST_BYTES = 1 << 29
-"""Of one image file: 80 million pixels of six bytes fit."""
+"""Of one image in an archive: 80 million pixels of six bytes fit."""
 
-DECODER_ERRORS = (*LIBRARY_ERRORS, OSError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow and its plugins raise for files that they cannot decode."""
+_ORIENTATION = 0x0112  # EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def is_image_name(name: str) -> bool:
@@ -31,58 +39,40 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of an image file. Raises DataError, naming it, where it is missing, empty, too large or no file."""
-    try:
-        if not path.is_file():
-            problem = "is no regular file" if path.exists() else "no such image"
-            raise DataError(f"{path}: {problem}; check the path, or take it out of the list")
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path}: {path.stat().st_size} bytes are no image; take it out of the set")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check permissions and disk") from None
+def image_bytes(path: Path) -> bytes:
+    """The content of an image file. Raises DataError, naming it, where it cannot be read."""
+    return read_file(path, _naming(str(path)), "check the path, or take it out of the list")
 
 
-def decode(data: bytes, place: str) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3], RGB, uint8, turned upright as the file's EXIF data say (as the released code reads images).
+def upright_pixels(data: bytes, place: str) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3], RGB, uint8, of an image file's content, turned as its EXIF data say.
 
-    place: names the image in messages. Raises DataError for one that is empty, truncated, no image, or of a mode or
-    size that is not read (core/images.py).
+    place: names the image in messages. Raises DataError for content that core.decode refuses.
     """
-    if not data:
-        raise DataError(f"{place}: image is empty (0 bytes); fetch the file again")
+    pixels = decode(data, _naming(place))[:, :, ::-1]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about sizes (checked below) and odd metadata
-            with Image.open(io.BytesIO(data)) as picture:
-                check_size(*picture.size)
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-            return rgb_pixels(upright)
-    except DECODER_ERRORS as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, ValueError) and "; " in text:  # ours, with its own fix
-            raise DataError(f"{place}: {text}") from None
-        problem = "is truncated" if "truncated" in text else f"is not readable ({text[:100] or type(error).__name__})"
-        raise DataError(f"{place}: image {problem}; fetch the file again, or take it out of the set") from None
+        with Image.open(io.BytesIO(data)) as picture:
+            turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except DECODER_ERRORS:  # broken notes beside sound pixels
+        turn = None
+    pixels = np.ascontiguousarray(pixels)
+    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
 
 
 def read_image(image: Any, place: str = "") -> NDArray[np.uint8]:
-    """Pixels [H, W, 3], RGB, uint8, of a path, an array of that shape, or a Pillow image. Raises DataError."""
+    """Pixels [H, W, 3], RGB, uint8, of a path, or of an array of that shape. Raises DataError."""
     if isinstance(image, (str, Path)):
         path = Path(image)
-        data = read_file(path)
+        data = image_bytes(path)
         kind = kind_of_file(path)
         if kind and "image" not in kind:
             raise DataError(f"{path}: is {kind}, no image; name an image file")
-        return decode(data, str(path))
-    if isinstance(image, Image.Image):
-        try:
-            return rgb_pixels(ImageOps.exif_transpose(image))
-        except DECODER_ERRORS as error:
-            raise DataError(f"{place}: {' '.join(str(error).split())}") from None
+        return upright_pixels(data, str(path))
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
         raise DataError(f"{place}: image is {pixels.dtype} {list(pixels.shape)}; give uint8 [height, width, 3] in RGB")
     return pixels
+
+
+def _naming(place: str) -> Wrong:
+    return lambda problem, fix: DataError(f"{place}: {problem}; {fix}")

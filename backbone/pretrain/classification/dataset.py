@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ....core.errors import DataError, NoLabelsError
 from ....core.registries import DATASETS
-from ..image_files import decode, read_image
+from ..image_files import read_image, upright_pixels
 from .batch import UNLABELLED, ClassBatch, ClassSample, collate
 from .inaturalist import INaturalistSource
 from .scores import TopScores
@@ -47,12 +47,12 @@ class ClassDataset(Dataset):
         num_classes: int | None = None,
         images: Sequence[Any] | None = None,
     ) -> None:
-        self.image = (
+        self.settings = (
             image if isinstance(image, ClassImageSettings) else ClassImageSettings(**_without_type(image or {}))
         )
         self.training = training
-        self._score_view = scoring_transform(self.image)
-        self._train_view = training_transform(self.image) if training else None
+        self._score_view = scoring_transform(self.settings)
+        self._train_view = training_transform(self.settings) if training else None
         if images is not None:
             source = GivenImages(images)
         elif source is None:
@@ -86,18 +86,18 @@ class ClassDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> ClassSample:
         index, draw = item if isinstance(item, tuple) else (item, 0)
-        pixels = self.pixels(index)
+        pixels = self.image(index)
         size_px = (pixels.shape[1], pixels.shape[0])
         view = self._score_view(pixels) if self._train_view is None else self._train_view(pixels, (index, draw))
         metadata = self.source.metadata(index)
         temporal, spatial = (None, None) if metadata is None else map(torch.tensor, metadata)
         return ClassSample(view, int(self.source.labels[index]), self.tokens[index], size_px, draw, temporal, spatial)
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        """The image as it is, [H, W, 3] RGB. Raises DataError, naming it."""
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """The image as it is, upright, [H, W, 3] RGB. Raises DataError, naming it."""
         if isinstance(self.source, GivenImages):
             return self.source.pixels(index)
-        return decode(self.source.read(index), self.source.place(index))
+        return upright_pixels(self.source.read(index), self.source.place(index))
 
     def view(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Pixels [H, W, 3] as the network sees them when it answers, [3, size, size]."""

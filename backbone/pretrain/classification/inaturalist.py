@@ -16,7 +16,7 @@ import numpy as np
 
 from ....core.archives import is_plain_name
 from ....core.errors import DataError
-from ..image_files import read_file
+from ..image_files import image_bytes
 from .batch import UNLABELLED
 from .sources import Source, check_unique, read_json
 
@@ -69,7 +69,7 @@ class INaturalistSource(Source):
         token = self.tokens[index]
         if not is_plain_name(token):
             raise DataError(f"{self.file}: {token!r} leads out of {self.root}; fetch the file again")
-        return read_file(self.root / token)
+        return image_bytes(self.root / token)
 
     def place(self, index: int) -> str:
         return str(self.root / self.tokens[index])

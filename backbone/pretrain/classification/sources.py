@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ....core.archives import is_plain_name, open_zip, read_member
 from ....core.errors import DataError
 from ....core.once import warn_once
-from ..image_files import MOST_BYTES, SUFFIXES, is_image_name, read_file
+from ..image_files import MOST_BYTES, SUFFIXES, image_bytes, is_image_name
 from .batch import UNLABELLED
 
 MOST_ZIP_MEMBERS = 20_000_000  # ImageNet-22K has 14 million images
@@ -127,7 +127,7 @@ class FolderSource(Source):
         return found
 
     def read(self, index: int) -> bytes:
-        return read_file(self.root / self.tokens[index])
+        return image_bytes(self.root / self.tokens[index])
 
     def place(self, index: int) -> str:
         return str(self.root / self.tokens[index])
@@ -203,7 +203,7 @@ class ListSource(Source):
         token = self.tokens[index]
         if not is_plain_name(token):
             raise DataError(f"{self.list_file}: {token!r} leads out of {self.root or 'its folder'}; correct the list")
-        return read_file(self.root / token)
+        return image_bytes(self.root / token)
 
     def place(self, index: int) -> str:
         return f"{self.list_file}: {self.tokens[index]}"

@@ -19,6 +19,7 @@ from drivestack.backbone.pretrain.classification.dataset import ClassDataset
 from drivestack.backbone.pretrain.classification.inaturalist import INaturalistSource
 from drivestack.backbone.pretrain.classification.shards import ShardSource
 from drivestack.backbone.pretrain.classification.sources import FolderSource, ListSource
+from drivestack.backbone.pretrain.protocol import ImageDataset
 from drivestack.core.errors import DataError, NoLabelsError
 from support.class_folders import CLASSES, square, write_folders
 
@@ -45,9 +46,10 @@ def test_a_folder_of_classes_gives_names_numbers_and_images(tmp_path: Path) -> N
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
     dataset = ClassDataset(dict(type="FolderSource", root=root, part="val"), SMALL)
     sample = dataset[2]
+    assert isinstance(dataset, ImageDataset)
     assert (sample.label, sample.token, sample.size_px) == (2, "red/0.png", (50, 40))
     assert sample.image.shape == (3, 32, 32)
-    np.testing.assert_array_equal(dataset.pixels(2), square(2, 100))
+    np.testing.assert_array_equal(dataset.image(2), square(2, 100))
 
 
 def test_classes_are_numbered_as_the_config_says(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"", "is empty"), (png(0)[:300], "is truncated|not readable"), (b"GIF89a??", "not readable"), (b"x" * 99, "not")],
+    [(b"", "is empty"), (png(0)[:300], "truncated|readable"), (b"GIF89a??", "readable"), (b"x" * 99, "readable")],
 )
 def test_a_corrupt_image_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
     root = write_folders(tmp_path, train=1, val=1)
@@ -128,7 +130,7 @@ def test_images_in_a_zip_archive_are_read_in_every_process(tmp_path: Path) -> No
     options: dict[str, Any] = {"root": "images", "images_zip": tmp_path / "train.zip"}
     source = ListSource(tmp_path / "train.txt", **options)
     for own in (source, pickle.loads(pickle.dumps(source))):
-        np.testing.assert_array_equal(ClassDataset(own, SMALL).pixels(1), square(2, 0))
+        np.testing.assert_array_equal(ClassDataset(own, SMALL).image(1), square(2, 0))
     (tmp_path / "train.txt").write_text("blue.png 0\nwhite.png 1\n")
     with pytest.raises(DataError, match=r"train\.zip: lacks images/white\.png, which .*train\.txt names"):
         ListSource(tmp_path / "train.txt", **options)
@@ -151,7 +153,7 @@ def test_bad_lists_are_named(tmp_path: Path) -> None:
         ListSource(path)
     path.write_text("gone.png 0\n../outside.png 1\n")
     source = ListSource(path, tmp_path)
-    with pytest.raises(DataError, match=r"gone\.png: no such image"):
+    with pytest.raises(DataError, match=r"gone\.png: image is missing"):
         source.read(0)
     with pytest.raises(DataError, match=r"outside\.png' leads out of"):
         source.read(1)
@@ -190,7 +192,7 @@ def test_shards_are_read_in_natural_order_and_from_their_place(tmp_path: Path) -
     assert dataset.tokens == ["a/1.png", "a/2.png", "b.png"]
     assert dataset.scene_tokens == ["s-2.tar", "s-2.tar", "s-10.tar"]
     assert [dataset[i].label for i in range(3)] == [1, 2, 0]
-    np.testing.assert_array_equal(dataset.pixels(2), square(0, 5))
+    np.testing.assert_array_equal(dataset.image(2), square(0, 5))
 
 
 def test_bad_shards_are_named(tmp_path: Path) -> None:
