@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..backbone.pretrain.image_files import SUFFIXES, is_image_name
 from ..backbone.pretrain.protocol import ImageDataset, ImageModel
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic_path, file_name
@@ -188,15 +189,12 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(file for file in path.rglob("*") if is_image_name(file.name))
             if not inside:
-                raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
+                raise DataError(f"{path}: holds no images ({', '.join(SUFFIXES)}); name another folder")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path}: no such image or folder; check the path")
     return found
-
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
