@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +117,13 @@ def train(
 def _leave_at_exit() -> None:
     """The processes stay connected until they end: a second training of one program could not connect them again, as
     gloo finds the addresses of the first connection in the store that torchrun keeps."""
-    atexit.register(torch.distributed.destroy_process_group)
+
+    def leave() -> None:
+        gc.collect()  # models hold the group, and its threads live as long
+        torch.distributed.destroy_process_group()
+        time.sleep(0.1)  # such a thread that waits for Python's lock while Python ends aborts the process
+
+    atexit.register(leave)
 
 
 @contextmanager
