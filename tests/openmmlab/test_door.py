@@ -53,6 +53,18 @@ def test_our_own_name_is_free_of_the_registered_one(build) -> None:
     assert type(OURS.build(dict(type="InternImage", **TINY))) is InternImage
 
 
+def test_mmdets_layers_are_made_with_our_attention(tmp_path: Path) -> None:
+    """In a process of its own: what was imported before the door keeps mmcv's."""
+    program = (
+        "import drivestack.compat.openmmlab\n"
+        "from mmdet.models.layers import DeformableDetrTransformerEncoderLayer as Layer\n"
+        "print(type(Layer(dict(embed_dims=32), dict(embed_dims=32)).self_attn).__module__)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "drivestack.compat.ms_deform_attn"
+
+
 def test_a_program_that_knows_nothing_of_drivestack(tmp_path: Path) -> None:
     """Needs the file that `make openmmlab` writes: mmseg and mmdet3d import mmcv.ops before a config is read."""
     program = (

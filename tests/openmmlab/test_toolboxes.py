@@ -127,11 +127,8 @@ def test_mask_rcnn(coco: Path, tmp_path: Path) -> None:
 
 
 def test_dino(coco: Path, tmp_path: Path) -> None:
-    from drivestack.compat.ms_deform_attn import MultiScaleDeformableAttention
-
     text = config(DINO.format(backbone=backbone([1, 2, 3])), detection(coco, False), 6, whole=True)
-    runner, losses, scores = run(tmp_path / "run", text)
-    assert isinstance(runner.model.encoder.layers[0].self_attn, MultiScaleDeformableAttention)
+    _, losses, scores = run(tmp_path / "run", text)
     assert np.isfinite(losses).all() and np.mean(losses[-2:]) < np.mean(losses[:2])
     assert "val/coco/bbox_mAP" in scores
 
