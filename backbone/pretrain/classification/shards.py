@@ -8,16 +8,18 @@ here, and a resumed run reads what an undisturbed one would. Files of one shard 
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ....core.errors import DataError
 from ....core.once import warn_once
 from ..image_files import MOST_BYTES, is_image_name
-from .sources import Source, check_unique, natural_order
+from .sources import Source, check_unique
 
 LABELS = (".cls", ".json")
 MOST_LABEL_BYTES = 1 << 20
@@ -112,7 +114,7 @@ class ShardSource(Source):
 def _shard_files(shards: str | Path | Sequence[str | Path]) -> list[Path]:
     if isinstance(shards, (str, Path)):
         root = Path(shards)
-        files = sorted(root.glob("*.tar"), key=lambda path: natural_order(path.name)) if root.is_dir() else [root]
+        files = sorted(root.glob("*.tar"), key=lambda path: _natural_order(path.name)) if root.is_dir() else [root]
     else:
         files = [Path(path) for path in shards]
     if not files:
@@ -154,3 +156,8 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return folder + slash + stem, (dot + suffix).lower()
+
+
+def _natural_order(name: str) -> list[Any]:
+    """A key that sorts shard-2 before shard-10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

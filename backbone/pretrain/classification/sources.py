@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -290,11 +289,6 @@ def check_unique(tokens: Sequence[str], where: str) -> None:
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
         raise DataError(f"{where}: {twice} comes twice; list each image once")
-
-
-def natural_order(name: str) -> list[Any]:
-    """A key that sorts shard-2 before shard-10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _some(names: Sequence[str]) -> str:
