@@ -4,6 +4,7 @@
 #   make test      the test suite                     make lint     ruff and mypy, as CI runs them
 #   make setup     only the environment               make clean    remove builds, caches and runs
 #
+#   make openmmlab   mmcv-lite, mmdet, mmseg and mmdet3d into .venv, without a compiler; make test-openmmlab tests them
 #   make benchmark   operators and models against their peers      make sanitize    CPU kernels under ASan and UBSan
 #   make cuda-build  compiles the CUDA kernels, without a GPU      make gpu-check   tests and times them on a GPU
 #
@@ -25,10 +26,10 @@ INPUTS := pyproject.toml setup.py constraints.txt $(sort $(wildcard ops/csrc/* o
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) 2>/dev/null | sha256sum | cut -c1-16)
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test lint format clean benchmark cuda-build sanitize gpu-check
+.PHONY: help setup demo test lint format clean openmmlab test-openmmlab benchmark cuda-build sanitize gpu-check
 
 help:
-	@sed -n '3,10s/^# \{0,1\}//p' Makefile
+	@sed -n '3,11s/^# \{0,1\}//p' Makefile
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
@@ -72,6 +73,22 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
+
+# --no-deps: what the packages ask for would overwrite onedl-mmengine and opencv-python-headless (docs/openmmlab.md).
+OPENMMLAB := requirements-openmmlab.txt
+OPENMMLAB_STAMP := $(VENV)/.openmmlab-$(shell cat $(OPENMMLAB) compat/mmcv_ext.py 2>/dev/null | sha256sum | cut -c1-16)
+$(OPENMMLAB_STAMP): | $(STAMP)
+	@set -e; SECONDS=0; \
+	$(PIP) --no-deps --only-binary :all: --requirement $(OPENMMLAB); \
+	$(PYTHON) -c "from drivestack.compat.mmcv_ext import write_module; write_module()"; \
+	$(PYTHON) -W ignore -c "import mmcv.ops, mmdet.models, mmseg.models, mmdet3d.models"; \
+	rm -f $(VENV)/.openmmlab-*; touch $@; \
+	echo "OpenMMLab ready after $$SECONDS s. 'pip check' names requirements that were left out on purpose: docs/openmmlab.md"
+
+openmmlab: $(OPENMMLAB_STAMP)
+
+test-openmmlab: $(OPENMMLAB_STAMP)
+	@DRIVESTACK_REQUIRE_OPENMMLAB=1 $(PYTHON) -m pytest tests/openmmlab $(ARGS)
 
 benchmark: $(STAMP)
 	@$(PYTHON) benchmarks/operators.py $(ARGS)
@@ -119,5 +136,5 @@ gpu-check:
 	$$python benchmarks/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-*
+	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-* $(VENV)/.openmmlab-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -30,6 +30,7 @@ from .tasks.image_answer import ImageResult
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from .backbone.pretrain.hand_over import HandOverReport
     from .bev.protocol import PerceptionModel
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Rig",
     "Session",
     "evaluate",
+    "hand_over",
     "list_models",
     "load",
     "read",
@@ -341,7 +343,7 @@ class ImagePerception:
         from .core.decode import read_rgb
         from .core.rig import as_image
         from .engine.predict import precision_context
-        from .tasks.images import image_dataset
+        from .tasks.images import image_dataset, named
 
         pixels = []
         for i, image in enumerate(images):
@@ -353,7 +355,7 @@ class ImagePerception:
         batch = dataset.collate([dataset[i] for i in range(len(pixels))]).to(device)
         with torch.inference_mode(), precision_context(self.precision, device):
             answers = self._running.predict(batch)
-        return [ImageResult(answer, image, names) for answer, image in zip(answers, pixels)]
+        return [ImageResult(answer, image, named(names, answer)) for answer, image in zip(answers, pixels)]
 
     def evaluate(self, out: str | Path | None = None, **run: Any) -> dict[str, float]:
         """Scores on the config's test images; out: folder for the answers; run: batch_size, num_workers, progress."""
@@ -430,3 +432,24 @@ def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) ->
         make = image_validator if is_image_config(loaded) else validator
         settings.setdefault("evaluate", make(loaded))
     return run(loaded, work_dir, **settings)
+
+
+def hand_over(weights: str | Path, config: str | Path | Config, out: str | Path, **settings: Any) -> HandOverReport:
+    """The image encoder of a BEV config from the weights of any image model, written to the safetensors file ``out``.
+
+    weights: a file, a folder, a shipped model's name; see backbone.pretrain.hand_over for what is understood and for
+    the settings (prefix, use_ema, notes). ``train(config, work_dir, fine_tune=out)`` starts from the result.
+    Returns the report. Raises ConfigError, CheckpointError (nothing is written then), OutputError.
+    """
+    import torch
+
+    from .backbone.pretrain import hand_over as room
+    from .core.weights.shipped import weights_file
+    from .engine.config import build_model, load_config
+
+    if Path(out).suffix != ".safetensors":
+        raise ConfigError(f"{out}: the name must end in .safetensors")
+    loaded = load_config(config) if isinstance(config, (str, Path)) else config
+    with torch.device("meta"):  # names and shapes are all that is needed
+        model = build_model(loaded)
+    return room.hand_over(weights_file(weights), model, out, target=loaded.get("config_name", ""), **settings)

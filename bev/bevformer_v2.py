@@ -27,7 +27,7 @@ from ..core.registries import MODELS
 from ..core.weights.published_keys import keep_published_keys, published_name
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
-from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder
+from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder, image_levels
 
 PUBLISHED_KEYS = {
     "bev_map.": "pts_bbox_head.transformer.",
@@ -123,20 +123,10 @@ class BEVFormerV2(PerceptionModel):
     # ---- images to features and to the BEV map -------------------------------------------------------------------
 
     def extract_features(self, images: Tensor, flipped: Tensor) -> Levels:
-        """Pyramid levels [B, N, C, h, w] of images [B, N, 3, H, W]; those of mirrored samples are mirrored back.
-
-        flipped: [B] bool. Geometry downstream never sees a mirrored image.
-        """
-        batch = len(images)
-        images = images.flatten(0, 1)  # [B * N, 3, H, W]
+        """Pyramid levels [B, N, C, h, w] of images [B, N, 3, H, W], with GridMask in training; see image_levels."""
         if self.training and self.grid_mask is not None:
-            images = self.grid_mask(images)
-        levels = self.img_neck(self.img_backbone(images))
-        mirrored = flipped.view(-1, 1, 1, 1, 1)
-        levels = [level.unflatten(0, (batch, -1)) for level in levels]
-        if not torch.compiler.is_compiling() and not flipped.any():  # a compiled graph has one path
-            return levels
-        return [torch.where(mirrored, level.flip(-1), level) for level in levels]
+            images = self.grid_mask(images.flatten(0, 1)).view_as(images)
+        return image_levels(self.img_backbone, self.img_neck, images, flipped)
 
     def encode_clip(self, batch: Batch) -> tuple[Levels, BevFeatures]:
         """Features of the current frame and the BEV map with history fused in, from a whole clip of images.

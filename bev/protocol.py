@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -41,6 +42,29 @@ def build_encoder(img_backbone: dict | nn.Module, img_neck: dict | nn.Module) ->
     backbone = build(img_backbone)
     channels = tuple(level.channels for level in getattr(backbone, "feature_info", ()))
     return backbone, build(img_neck, **(dict(in_channels=channels) if channels else {}))
+
+
+def image_levels(backbone: nn.Module, neck: nn.Module, images: Tensor, flipped: Tensor) -> Levels:
+    """Pyramid levels [B, N, C, h, w] of images [B, N, 3, H, W]; those of mirrored samples are mirrored back.
+
+    flipped: [B] bool. Geometry downstream never sees a mirrored image.
+    """
+    levels = [level.unflatten(0, (len(images), -1)) for level in neck(backbone(images.flatten(0, 1)))]
+    if not torch.compiler.is_compiling() and not flipped.any():  # a compiled graph has one path
+        return levels
+    mirrored = flipped.view(-1, 1, 1, 1, 1)
+    return [torch.where(mirrored, level.flip(-1), level) for level in levels]
+
+
+def check_classes(batch: Batch, num_classes: int) -> None:
+    """Raises ConfigError for a label of a box that is none of the model's classes."""
+    labels = [own for own in batch.gt_labels if own is not None]
+    highest = max((int(own.max()) for own in labels if len(own)), default=-1)
+    if highest >= num_classes:
+        raise ConfigError(
+            f"samples {', '.join(batch.tokens)} have the label {highest}, but the model has {num_classes} classes: "
+            "make num_classes the length of the dataset's class list"
+        )
 
 
 class PerceptionModel(BaseModel):

@@ -71,7 +71,10 @@ EXTRAS = {
         ("pytest", "pytest_timeout", "hypothesis", "ruff", "mypy", "ninja", "onnxruntime"), "the tests and the lint"
     ),
 }
-"""Name in pyproject.toml -> what it is for; openmmlab and view are empty so far."""
+"""Name in pyproject.toml -> what it is for; view is empty so far."""
+
+OPENMMLAB = {"mmcv": "mmcv-lite", "mmdet": "mmdet", "mmseg": "mmsegmentation", "mmdet3d": "mmdet3d"}
+"""Module -> distribution: what `make openmmlab` installs, for which there is no extra."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def examine() -> list[Finding]:
     findings = [_python(), *map(_package, REQUIRED)]
     if all(finding.status == OK for finding in findings):
         findings += [*_devices(), *_operators(), _weights()]
-    return [*findings, *map(_extra, EXTRAS), _disk()]
+    return [*findings, *map(_extra, EXTRAS), _openmmlab(), _disk()]
 
 
 def _python() -> Finding:
@@ -209,6 +212,26 @@ def _extra(name: str) -> Finding:
         return Finding(OK, f"extra {name}", ", ".join(extra.modules))
     fix = f"pip install 'drivestack[{name}]'" + (f", then {extra.install}" if extra.install else "")
     return Finding(NOTE, f"extra {name}", f"not here: {extra.purpose}; lacks {', '.join(missing)}", fix)
+
+
+def _openmmlab() -> Finding:
+    name, fix = "openmmlab", "run `make openmmlab` in a checkout of drivestack: see docs/openmmlab.md"
+    missing = [module for module in OPENMMLAB if not _has(module)]
+    if missing:
+        purpose = "detection and segmentation with mmdet and mmseg, and their own tools"
+        return Finding(NOTE, name, f"not here: {purpose}; lacks {', '.join(missing)}", fix)
+    if not _has("mmcv._ext"):
+        return Finding(NOTE, name, "`import mmcv.ops` fails outside drivestack: mmcv has no operators", fix)
+    return Finding(OK, name, ", ".join(f"{module} {_version(module)}" for module in OPENMMLAB))
+
+
+def _version(module: str) -> str:
+    """Of what is installed under that name, which may be another distribution (mmcv, onedl-mmdetection)."""
+    distributions = importlib.metadata.packages_distributions().get(module, [OPENMMLAB[module]])
+    try:
+        return importlib.metadata.version(distributions[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
 
 
 def _disk() -> Finding:

@@ -76,7 +76,7 @@ def predict_images(options: argparse.Namespace, config: Config) -> int:
     """Answer images, named ones or the config's test images; answers and pictures go to ``--out``."""
     from ..core.image_answers import ImageAnswer
     from ..engine.predict import predict_images as run
-    from ..tasks.images import check_classes, class_names_of, image_dataset, image_files, writing_answers
+    from ..tasks.images import check_classes, class_names_of, image_dataset, image_files, named, writing_answers
 
     refuse_others(options)
     out = Path(options.out or "answers")
@@ -93,7 +93,9 @@ def predict_images(options: argparse.Namespace, config: Config) -> int:
             assert isinstance(answer, ImageAnswer)
             write(answer)
             if count < options.pictures:
-                _draw(out / "pictures" / f"{count:05d}.png", dataset.image(count), answer, names, options)
+                _draw(
+                    out / "pictures" / f"{count:05d}.png", dataset.image(count), answer, named(names, answer), options
+                )
             count += 1
     print(f"wrote {out / 'answers.jsonl'}: {count} images")
     return 0

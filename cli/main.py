@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from .. import __version__
 from ..core.errors import ConfigError, DataError
 from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score
 from .border import run_verb
-from .options import above_zero, add_config, at_least_zero, positive, seed_number, share, verb
+from .hand_over import add_hand_over
+from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
 from .visualize import add_visualize
 
@@ -93,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_check,
         add_visualize,
         _export,
+        add_hand_over,
         _doctor,
     ):
         add(verbs)
@@ -278,6 +281,7 @@ def _run_train(options: argparse.Namespace) -> int:
         load_from=options.load_from,
         fine_tune=options.fine_tune,
         max_minutes=options.max_minutes,
+        command=shlex.join(["drivestack", *sys.argv[1:]]),
     )
     print(f"checkpoint  {checkpoint}")
     return 0
@@ -303,11 +307,9 @@ def _run_export(options: argparse.Namespace) -> int:
 
     from ..engine.checkpoints import export_weights
 
-    if bad := [note for note in options.note if "=" not in note]:
-        raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
+    notes = notes_of(options.note)
     if Path(options.out).suffix != ".safetensors":
         raise ConfigError(f"{options.out}: the name must end in .safetensors")
-    notes = dict(note.split("=", 1) for note in options.note)
     dtype = torch.float16 if options.half else torch.float32
     with writing(f"export-weights {options.checkpoint}", [Path(options.out)]):
         path = export_weights(options.checkpoint, options.out, notes, dtype)

@@ -139,6 +139,15 @@ def known_source(options: argparse.Namespace, config: Config | None = None) -> D
     return own if options.split is None else own.changed(split=options.split)
 
 
+def notes_of(texts: Sequence[str]) -> dict[str, str]:
+    """``--note KEY=VALUE`` as a mapping. Raises ConfigError for a text without the equals sign."""
+    from ..core.errors import ConfigError
+
+    if bad := [text for text in texts if "=" not in text]:
+        raise ConfigError(f"--note {bad[0]!r}: write it as key=value, for example --note data='100 scenes, seed 1'")
+    return dict(text.split("=", 1) for text in texts)
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

@@ -5,6 +5,9 @@ compat.dcnv4           DCNv4: DCNv4, DCNv4Function, FlashDeformAttn
 compat.ms_deform_attn  mmcv, Deformable DETR, detrex: layers and functions
 compat.hugging_face    transformers: the attention of a model that exists already
 compat.mmcv_ops        mmcv: patch_mmcv() puts ours in the place of theirs
+compat.mmcv_ext        the compiled module mmcv._ext, from compat.mmcv_boxes and compat.mmcv_operators
+compat.openmmlab       for custom_imports of mmdet, mmsegmentation and mmdet3d (imports mmcv)
+compat.mmdet3d         its info files, its nuScenes metric
 compat.timm            timm: InternImage by name in its registry
 compat.hugging_face_internimage   transformers: InternImage in its Auto classes
 """

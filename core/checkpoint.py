@@ -21,6 +21,7 @@ from .finite import not_finite
 from .weights.files import read_state_dict
 from .weights.hints import Mismatch, hint
 from .weights.names import StateDict, fit_prefix, names_in, plain_keys, some, unwrapped, weights_of
+from .weights.shards import shared_out, whole
 
 logger = logging.getLogger("drivestack")
 
@@ -213,7 +214,11 @@ def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy values, by plain names, into the model; where it is on the meta device, they become its tensors."""
     own = model.state_dict(keep_vars=True)
     names = names_in(model, own)
-    copied = {names[plain]: value for plain, value in values.items() if not own[names[plain]].is_meta}
+    copied = {
+        names[plain]: shared_out(value, own[names[plain]])
+        for plain, value in values.items()
+        if not own[names[plain]].is_meta
+    }
     if copied:
         model.load_state_dict(copied, strict=False)
     made: dict[int, Tensor] = {}  # a tensor with two names stays one
@@ -262,7 +267,7 @@ def save_safetensors(
     if empty := [key for key, value in state.items() if value.is_meta]:
         raise CheckpointError(f"{path}: {len(empty)} tensors are on the meta device, without values: {some(empty)}")
     # Copies: the format refuses views and shared memory.
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    tensors = {key: whole(value.detach()).cpu().contiguous().clone() for key, value in state.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, {key: str(value) for key, value in (metadata or {}).items()})

@@ -5,7 +5,8 @@ is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_sched
 its ``state_dict`` as safetensors. Weights alone are read by core.checkpoint.load_checkpoint.
 
 ``meta`` holds ``iter``, ``seed``, ``world_size``, ``settings`` (resume.py), ``config`` (its name), ``torch``;
-``classes`` and ``cameras`` (names in the model's order) where the config has them; in best.pth ``best`` (metric, score,
+``lineage`` (the trainings behind the weights, this one last: core/weights/lineage.py); ``classes`` and ``cameras``
+(names in the model's order) where the config has them; in best.pth ``best`` (metric, score,
 iter).
 """
 
@@ -28,6 +29,7 @@ from ..core.errors import CheckpointError, DataError
 from ..core.files import atomic_path, file_name
 from ..core.finite import not_finite
 from ..core.weights.files import is_safetensors, read_pth, read_safetensors
+from ..core.weights.lineage import KEY, stages_of, to_json
 
 logger = logging.getLogger("drivestack")
 
@@ -139,6 +141,7 @@ META: dict[str, Any] = {
     "cameras": list | tuple,
     "best": dict,
     "settings": dict,
+    KEY: list,
 }
 
 
@@ -157,14 +160,17 @@ def export_weights(
     """Publish the (EMA) weights of a training checkpoint as safetensors, floating-point tensors as ``dtype``.
 
     ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the config's name, the
-    iteration, the seed, the precision and, as JSON lists, the names of ``classes`` and ``cameras`` where the config of
-    the training had them. Raises CheckpointError as read_checkpoint, and for weights that are not finite, or are no
-    longer in ``dtype``; OutputError where ``out`` cannot be written.
+    iteration, the seed, the precision, the ``lineage`` of the weights (core/weights/lineage.py) and, as JSON lists, the
+    names of ``classes`` and ``cameras`` where the config of the training had them. Raises CheckpointError as
+    read_checkpoint, and for weights that are not finite, or are no longer in ``dtype``; OutputError where ``out``
+    cannot be written.
     """
     content = read_checkpoint(checkpoint)
     meta = content["meta"]
     notes = {key: meta[key] for key in ("config", "iter", "seed") if key in meta}
     notes |= {key: json.dumps(list(meta[key])) for key in ("classes", "cameras") if meta.get(key)}
+    if KEY in meta:
+        notes[KEY] = to_json(stages_of(meta[KEY], str(checkpoint)))
     raw = content["state_dict"]
     check_finite(raw, {}, str(checkpoint))
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in raw.items()}

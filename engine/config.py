@@ -26,7 +26,7 @@ from .config_variables import load_with_variables, read_source, time_limit, unre
 
 __all__ = ["KEYS"]  # beside what is defined here
 
-MOST_PARAMETERS = 100_000
+MOST_PARAMETERS = 30_000
 """Tensors of a model; the largest released one has some thousands."""
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"

@@ -40,6 +40,7 @@ KEYS = frozenset(
         "tensorboard",
         "data_command",
         "activation_checkpointing",
+        "sharding",
         "efficient_conv_bn_eval",
         "compile",
         "epochs",
@@ -53,9 +54,11 @@ ELSEWHERE = {
     "default_hooks": "use checkpoint, log_interval and custom_hooks",
     "env_cfg": "start several processes with torchrun",
     "load_from": "use the option --load-from",
+    "model_wrapper_cfg": "use sharding, sync_bn and find_unused_parameters",
     "max_epochs": "use train_cfg = dict(max_iters=...), or epochs = dict(total=..., lr=...)",
     "randomness": "use seed",
     "resume": "use the option --resume",
+    "strategy": "use sharding",
     "val_cfg": "use validation",
     "val_dataloader": "use validation and test_dataset",
     "val_evaluator": "use validation",
@@ -96,6 +99,10 @@ def _names(value: Any) -> str | None:
 def _hooks(value: Any) -> str | None:
     good = isinstance(value, (list, tuple)) and all(isinstance(hook, (Mapping, Hook)) for hook in value)
     return None if good else "a list of dicts"
+
+
+def _one_of(*choices: str) -> Callable[[Any], str | None]:
+    return lambda value: None if value in choices else " or ".join(map(repr, choices))
 
 
 def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
@@ -139,6 +146,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "tensorboard": _flag,
     "data_command": _or_none(_is("text", str)),
     "activation_checkpointing": _or_none(_modules),
+    "sharding": _or_none(_one_of("zero1", "fsdp2")),
     "efficient_conv_bn_eval": _or_none(_modules),
     "compile": _is("True, False or a dict", bool, Mapping),
     "epochs": _or_none(_dict),

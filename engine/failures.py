@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core.errors import LIBRARY_ERRORS, DataError, DrivestackError, TrainingError
 from ..core.finite import is_finite
+from ..core.weights.shards import own_part
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid")
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError", re.IGNORECASE)
@@ -103,9 +104,9 @@ def end_workers(batches: object) -> None:
 def bad_parameters(model: nn.Module, limit: int = 3) -> list[str]:
     """Names of parameters that hold NaN or infinity, and of buffers that hold NaN, the first ``limit``.
 
-    Buffers may be masks of -inf.
+    Buffers may be masks of -inf. Of parameters that processes share out, this process looks at its own part.
     """
-    bad = [name for name, value in model.named_parameters() if not is_finite(value.detach())]
+    bad = [name for name, value in model.named_parameters() if not is_finite(own_part(value.detach()))]
     bad += [name for name, value in model.named_buffers() if value.is_floating_point() and bool(value.isnan().any())]
     return bad[:limit]
 

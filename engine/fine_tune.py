@@ -31,6 +31,7 @@ from ..core.errors import CheckpointError
 from ..core.weights.files import find_weights_file, is_safetensors, read_metadata, read_pth, read_state_dict
 from ..core.weights.names import StateDict, fit_prefix, unwrapped, weights_of
 from ..core.weights.published_keys import own_name
+from ..core.weights.shards import whole
 from .config import load_config, shipped_configs, task_names
 
 ENCODERS = ("img_backbone.", "backbone.")
@@ -130,7 +131,8 @@ def fine_tune(
     state = fit_prefix(read_state_dict(path), model, str(path), parts=ENCODERS)
     state, notes = _in_current_keys(state, model)
     source = Side(state, **names_of(path))
-    target = Side(weights_of(model), tuple(classes), tuple(cameras))
+    own = {key: whole(value) for key, value in weights_of(model).items()}
+    target = Side(own, tuple(classes), tuple(cameras))
     check_finite({key: value for key, value in state.items() if key in target.state}, target.state, str(path))
     groups = {key: _query_groups(model, key) for key in target.state if QUERIES.search(key)}
     adapted, report = adapt(source, target, groups)
@@ -374,7 +376,7 @@ def _check_encoder(
     described = []
     for state in (source, dict(target)):
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        encoder = model.get_submodule(prefix.rstrip("."))
+        encoder = model.get_submodule(own_name(model, prefix).rstrip("."))
         describe = getattr(encoder, "describe_checkpoint", None)
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in own.items() if value.dim() > 1)
         described.append((describe(own) if describe else None) or shapes[:120] or f"no {prefix}* at all")

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from torch import Tensor
 
 from ..core.errors import TrainingError
 from ..core.progress import ProgressDisplay
 from ..core.registries import HOOKS
 from .checkpoints import saved_checkpoints
-from .failures import bad_parameters
 from .run_log import RunLog
 from .runner import TrainRunner
 
@@ -62,31 +61,20 @@ class KeepCheckpoints(Hook):
 
     def _save(self, runner: TrainRunner, iteration: int) -> None:
         self.saved_at = iteration
-        if not is_main_process():
+        if not runner.takes_part_in_saving:
             return
-        if bad := bad_parameters(runner.bare_model):
+        if bad := runner.bad_parameters():
             raise TrainingError(
                 f"iteration {iteration}: weights are not finite ({', '.join(bad)}), so they were not saved: resume "
                 "from the last checkpoint with a lower learning rate."
             )
         folder = Path(runner.work_dir)
         runner.save_training_state(folder / f"iter_{iteration}.pth", iteration)
+        if not is_main_process():
+            return
         names = [path.name for path in saved_checkpoints(folder)]
         for name in names[names.index(f"iter_{iteration}.pth") + self.keep :]:
             (folder / name).unlink()
-
-
-class AverageWeights(EMAHook):
-    """MMEngine's moving average of the weights, moved by steps of the optimiser.
-
-    So it does not depend on how many iterations, and processes, share a step.
-    """
-
-    def after_train_iter(
-        self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        if (runner.iter + 1) % runner.train_loop.window == 0:
-            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
 
 @HOOKS.register_module()

@@ -25,6 +25,8 @@ from ..core.weights.published_keys import published_name
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 STEM = -1
+LEVELS_OF_DINO = "level_embed"
+"""What mmdet 3.3 calls the release's bbox_head.transformer.level_embeds."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def detection_policies(
     policies = {}
     for name, parameter in named_parameters:
         layer = last
-        if name.startswith(tuple(stem_prefixes)) or any(part in name for part in stem_like):
+        if name.startswith(tuple(stem_prefixes)) or any(part in name for part in stem_like) or name == LEVELS_OF_DINO:
             layer = 0
         elif name.startswith(prefix) and (block := block_index(name.removeprefix(prefix), depths)) is not None:
             layer = 1 + block
@@ -166,6 +168,8 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
       `no_decay` a parameter goes by its name in the model and by its key in checkpoints, where the two differ.
     - `decay_one_dim` (False): whether one-dimensional tensors (biases, norms, scales) have weight decay.
     - `no_decay` (()): parts of names; parameters that have one of them in their name have no weight decay.
+    - `released` (None): "detection" or "segmentation" takes that release's recipe with its oversights
+      (`detection_policies`) instead, then `lr_mults`; `offset_lr_scale` (1.0) is of that recipe.
 
     Raises:
         ConfigError: for an unknown option, a prefix without parameters, or layer decay on another encoder.
@@ -177,6 +181,8 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         "lr_mults": {},
         "decay_one_dim": False,
         "no_decay": (),
+        "released": None,
+        "offset_lr_scale": 1.0,
     }
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -186,6 +192,8 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, {**self.DEFAULTS, **given})
         if self.base_lr is None:
             raise ConfigError("optim_wrapper.optimizer needs an lr")
+        if (released := self.paramwise_cfg["released"]) not in (None, "detection", "segmentation"):
+            raise ConfigError(f"paramwise_cfg.released={released!r}: choose 'detection', 'segmentation' or None")
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None) -> None:
         """Fill `params` with the groups of the whole model (MMEngine calls this once)."""
@@ -195,6 +203,8 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     def policies(self, model: nn.Module) -> dict[str, ParamPolicy]:
         """The policy of each parameter of `model`."""
         options = self.paramwise_cfg
+        if options["released"]:
+            return self._released(model)
         trunks = self._trunks(model) if options["layer_decay_rate"] != 1.0 else {}
         policies = {}
         for name, parameter in model.named_parameters():
@@ -206,13 +216,36 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
                 if block is not None:
                     scale = options["layer_decay_rate"] ** (sum(trunk.depths) - block)
             names = (name, published_name(model, name))
-            matches = [key for key in options["lr_mults"] if any(own.startswith(key) for own in names)]
-            if matches:
-                scale *= options["lr_mults"][max(matches, key=len)]
+            scale *= self._multiplier(names)
             flat = parameter.ndim <= 1 and not options["decay_one_dim"]
             flat = flat or any(part in own for part in options["no_decay"] for own in names)
             decay = 0.0 if flat else (self.base_wd or 0.0)
             policies[name] = ParamPolicy(f"lr_x{scale:.6g}_{'no_decay' if flat else 'decay'}", scale, decay)
+        return policies
+
+    def _multiplier(self, names: tuple[str, ...]) -> float:
+        mults = self.paramwise_cfg["lr_mults"]
+        matches = [key for key in mults if any(own.startswith(key) for own in names)]
+        return mults[max(matches, key=len)] if matches else 1.0
+
+    def _released(self, model: nn.Module) -> dict[str, ParamPolicy]:
+        options = self.paramwise_cfg
+        own = {name: published_name(model, name) for name, _ in model.named_parameters()}
+        trunk = next(iter(self._trunks(model).values()))
+        found = detection_policies(
+            [(own[name], parameter) for name, parameter in model.named_parameters()],
+            depths=trunk.depths,
+            layer_decay_rate=options["layer_decay_rate"],
+            weight_decay=self.base_wd or 0.0,
+            offset_lr_scale=options["offset_lr_scale"],
+            prefix=published_name(model, options["prefix"]),
+            segmentation=options["released"] == "segmentation",
+        )
+        policies = {}
+        for name, key in own.items():
+            multiplier, policy = self._multiplier((name, key)), found[key]
+            group = policy.group if multiplier == 1.0 else f"{policy.group}_x{multiplier:g}"
+            policies[name] = ParamPolicy(group, policy.lr_scale * multiplier, policy.weight_decay)
         return policies
 
     def _trunks(self, model: nn.Module) -> dict[str, InternImage]:

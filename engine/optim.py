@@ -12,6 +12,8 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..core.registries import OPTIM_WRAPPERS
+from ..core.weights.shards import whole
+from .sharding import shared_out_state, whole_optimizer_state
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +24,9 @@ class PrecisionOptimWrapper(OptimWrapper):
 
     ``precision`` is "fp32", "bf16" or "fp16"; only fp16 scales its loss, and a step that overflows is then skipped
     and the scale halved. In fp32 and bf16 such a step raises FloatingPointError before the optimiser moves.
-    ``clip_grad`` as in OptimWrapper; without it the norm is still measured and checked.
+    ``clip_grad`` as in OptimWrapper; without it the norm is still measured and checked. Where processes share gradients
+    and states out (sharding.py), the norm is that of all of them, and state dicts are whole: all processes call
+    ``state_dict``, the first one gets it.
     """
 
     def __init__(
@@ -54,18 +58,18 @@ class PrecisionOptimWrapper(OptimWrapper):
     def step(self, **kwargs: Any) -> None:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.gradient_norm = float(self.clip_func(parameters, **self.clip_grad_kwargs))
+        self.gradient_norm = float(whole(self.clip_func(parameters, **self.clip_grad_kwargs)))
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
             raise FloatingPointError(f"gradient norm is {self.gradient_norm} although the loss is finite")
         self.scaler.step(self.optimizer, **kwargs)
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "loss_scaler": self.scaler.state_dict()}
+        return whole_optimizer_state({**super().state_dict(), "loss_scaler": self.scaler.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         scaler_state = state.pop("loss_scaler", {})
         if self.scaler.is_enabled() and scaler_state:  # of a run in another precision it is empty: start as a new run
             self.scaler.load_state_dict(scaler_state)
-        super().load_state_dict(state)
+        super().load_state_dict(shared_out_state(state, self.optimizer))

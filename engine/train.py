@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +25,11 @@ from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.folders import folder_lock
 from ..core.weights.shipped import weights_file
 from . import checkpoints
+from .averaging import AverageWeights
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
 from .from_data import completed
-from .hooks import AverageWeights, KeepCheckpoints, LogProgress
+from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
 from .predict import check_inputs
@@ -61,6 +64,7 @@ def train(
     fine_tune: str | Path | None = None,
     max_minutes: float | None = None,
     evaluate: Evaluate | None = None,
+    command: str = "",
 ) -> Path:
     """Train and return the path of the last checkpoint, ``work_dir/iter_N.pth``.
 
@@ -75,7 +79,9 @@ def train(
         fits, adapts what can be, and writes a report to ``work_dir/fine_tune.json`` (fine_tune.py).
     max_minutes: stop after this time, checkpoint saved; ``resume`` goes on later.
     evaluate: scores of the model during training, for the config's ``validation`` (validation.py).
-    Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU).
+    command: that started the run, for its checkpoints' record of where weights come from (provenance.py).
+    Under ``torchrun`` every process calls this; gradients are averaged over gloo (CPU) or nccl (GPU), and the config's
+    ``sharding`` says what else processes share (sharding.py).
 
     work_dir is locked meanwhile. Within core.signals.terminate_as_exception (the command line), SIGTERM saves a
     checkpoint after the current step and then raises.
@@ -100,7 +106,7 @@ def train(
         if distributed and not torch.distributed.is_initialized():  # MMEngine's own start requires a GPU
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         with checkpoints.safe_loaders():
-            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate)
+            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate, command)
         if distributed:
             torch.distributed.barrier()  # rank 0 may still be writing
             _leave_at_exit()
@@ -111,7 +117,13 @@ def train(
 def _leave_at_exit() -> None:
     """The processes stay connected until they end: a second training of one program could not connect them again, as
     gloo finds the addresses of the first connection in the store that torchrun keeps."""
-    atexit.register(torch.distributed.destroy_process_group)
+
+    def leave() -> None:
+        gc.collect()  # models hold the group, and its threads live as long
+        torch.distributed.destroy_process_group()
+        time.sleep(0.1)  # such a thread that waits for Python's lock while Python ends aborts the process
+
+    atexit.register(leave)
 
 
 @contextmanager
@@ -125,7 +137,13 @@ def _alone_in(work_dir: Path) -> Iterator[None]:
 
 
 def _run(
-    config: Config, work_dir: Path, seed: int, start: Start, max_minutes: float | None, evaluate: Evaluate | None
+    config: Config,
+    work_dir: Path,
+    seed: int,
+    start: Start,
+    max_minutes: float | None,
+    evaluate: Evaluate | None,
+    command: str,
 ) -> int:
     """Build all parts, train, and return the number of iterations reached."""
     progress = LogProgress(config.get("log_interval", 50))
@@ -168,9 +186,10 @@ def _run(
             experiment_name=uuid4().hex,  # MMEngine shares state between runners of one name
             cfg=config,
         )
+    if config.get("sharding") and not runner.sharding:
+        logger.info("sharding=%s: no effect with one process; start several with torchrun", shown(config.sharding))
     runner.fine_tune = start.how == "fine_tune"
-    runner.resumed = start.content
-    _check_modules(runner, config)
+    runner.resumed, runner.command = start.content, command
     _share_frames(runner)
     # Runner.train builds the same in the same order; here an error names the part of the config.
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
@@ -233,18 +252,6 @@ def _whole_windows(config: Config) -> int:
             f"optim_wrapper.accumulative_counts={window}."
         )
     return max_iters - max_iters % window
-
-
-def _check_modules(runner: TrainRunner, config: Config) -> None:
-    """Modules that the config names must be there."""
-    for key in ("activation_checkpointing", "efficient_conv_bn_eval"):
-        names = config.get(key) or ()
-        for name in [names] if isinstance(names, str) else names:
-            try:
-                runner.bare_model.get_submodule(name)
-            except AttributeError:
-                parts = ", ".join(child for child, _ in runner.bare_model.named_children())
-                raise ConfigError(f"{key}: the model has no module {name!r}; it has {parts}.") from None
 
 
 def _report_unmatched(runner: TrainRunner, config: Config) -> None:

@@ -84,34 +84,39 @@ class Validation(Hook):
         done = runner.iter + 1
         if not is_due(done, self.interval, runner.train_loop.window) and done != runner.max_iters:
             return
+        began_s, is_better = time.monotonic(), False
+        scores: dict[str, float] = {}
+        with undisturbed(runner.model), runner.scored_model() as model:
+            if model is not None:
+                if bad := bad_parameters(model):
+                    raise TrainingError(
+                        f"validation at iteration {done}: weights are not finite ({', '.join(bad)}): resume from "
+                        "the last checkpoint with a lower learning rate."
+                    )
+                with torch.no_grad():
+                    scores = self._numbers(self.evaluate(model.eval(), done), done)
         if is_main_process():
-            began_s = time.monotonic()
-            with undisturbed(runner.model):
-                runner.call_hook("before_val_epoch")  # EMA lends its averaged weights to the model
-                try:
-                    if bad := bad_parameters(runner.bare_model):
-                        raise TrainingError(
-                            f"validation at iteration {done}: weights are not finite ({', '.join(bad)}): resume from "
-                            "the last checkpoint with a lower learning rate."
-                        )
-                    with torch.no_grad():
-                        scores = self.evaluate(runner.bare_model.eval(), done)
-                finally:
-                    runner.call_hook("after_val_epoch")
-            numbers = self._numbers(scores, done)
-            self._record(runner, done, numbers)
+            is_better = self._compare(scores, done)
+        if self._waiting_room is not None:  # the other ranks wait here
+            told: list[Any] = [is_better, self.best]
+            torch.distributed.broadcast_object_list(told, 0, group=self._waiting_room)
+            is_better, self.best = told
+        if is_better:
+            assert self.best is not None
+            runner.save_training_state(Path(runner.work_dir) / BEST, done, is_last=False, best=asdict(self.best))
+        if is_main_process():
+            self._report(scores, done, is_better)
             for hook in runner.hooks:
                 if isinstance(hook, LogProgress):
                     hook.pause(time.monotonic() - began_s)
-        if self._waiting_room is not None:
-            torch.distributed.barrier(self._waiting_room)
 
     def _numbers(self, scores: Any, done: int) -> dict[str, float]:
         fix = "evaluate must return numbers by name, or None where there is nothing to measure"
         with library_errors(ConfigError, f"validation at iteration {done}", fix):
             return {name: math.nan if score is None else float(score) for name, score in scores.items()}
 
-    def _record(self, runner: TrainRunner, done: int, scores: dict[str, float]) -> None:
+    def _compare(self, scores: dict[str, float], done: int) -> bool:
+        """Whether these scores are the best so far; they then are ``self.best``."""
         if self.metric not in scores:
             raise ConfigError(
                 f"validation.metric {self.metric!r}: the scores are {', '.join(sorted(scores)) or 'none'}."
@@ -119,7 +124,10 @@ class Validation(Hook):
         score = scores[self.metric]
         if is_better := self._is_better(score):
             self.best = Best(self.metric, score, done)
-            runner.save_training_state(Path(runner.work_dir) / BEST, done, is_last=False, best=asdict(self.best))
+        return is_better
+
+    def _report(self, scores: dict[str, float], done: int, is_better: bool) -> None:
+        score = scores[self.metric]
         if self.log is not None:
             finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
             self.log.write({"iter": done, "validation": finite}, group="validation")

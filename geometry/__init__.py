@@ -3,6 +3,7 @@
 from .boxes import (
     bev_iou,
     bev_nms,
+    bev_overlap,
     box_corners,
     box_corners_bev,
     boxes_from_legacy,
@@ -31,6 +32,7 @@ __all__ = [
     "VoxelGrid",
     "bev_iou",
     "bev_nms",
+    "bev_overlap",
     "box_corners",
     "box_corners_bev",
     "boxes_from_legacy",

@@ -123,20 +123,30 @@ def points_in_boxes(points: Any, boxes: Any) -> Any:
     return (abs(local) <= boxes[None, :, 3:6] / 2).all(-1)
 
 
-def bev_iou(boxes_a: Array, boxes_b: Array) -> NDArray[np.float64]:
-    """Intersection over union [n, m] of the footprints of boxes [n, >=7] and [m, >=7] (NumPy, by shapely)."""
+def bev_overlap(boxes_a: Array, boxes_b: Array, aligned: bool = False) -> NDArray[np.float64]:
+    """Common areas [n, m] of the footprints of boxes [n, >=7] and [m, >=7]; [n] of each pair with `aligned`, n = m.
+
+    NumPy, by shapely.
+    """
     a, b = (np.asarray(x, dtype=np.float64) for x in (boxes_a, boxes_b))
-    if not len(a) or not len(b):
-        return np.zeros((len(a), len(b)))
+    overlap = np.zeros(len(a) if aligned else (len(a), len(b)))
+    if not overlap.size:
+        return overlap
     polygons_a, polygons_b = polygons(box_corners_bev(a)), polygons(box_corners_bev(b))
-    iou = np.zeros((len(a), len(b)))
+    if aligned:
+        return area(intersection(polygons_a, polygons_b))
     reach = np.hypot(a[:, 3], a[:, 4])[:, None] / 2 + np.hypot(b[:, 3], b[:, 4])[None] / 2
     near = np.hypot(a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1]) < reach
     i, j = np.nonzero(near)  # only footprints whose circumcircles meet can overlap
-    overlap = area(intersection(polygons_a[i], polygons_b[j]))
-    union = area(polygons_a)[i] + area(polygons_b)[j] - overlap
-    iou[i, j] = overlap / np.maximum(union, 1e-12)
-    return iou
+    overlap[i, j] = area(intersection(polygons_a[i], polygons_b[j]))
+    return overlap
+
+
+def bev_iou(boxes_a: Array, boxes_b: Array, aligned: bool = False) -> NDArray[np.float64]:
+    """Intersection over union [n, m] of the footprints of boxes, shapes and `aligned` as in `bev_overlap`."""
+    overlap = bev_overlap(boxes_a, boxes_b, aligned)
+    area_a, area_b = (np.prod(np.asarray(x, dtype=np.float64)[..., 3:5], -1) for x in (boxes_a, boxes_b))
+    return overlap / np.maximum((area_a if aligned else area_a[:, None]) + area_b - overlap, 1e-12)
 
 
 def bev_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, max_num: int | None = None) -> NDArray[np.int64]:
@@ -146,9 +156,21 @@ def bev_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, max_num: 
     """
     candidates = np.asarray(boxes, dtype=np.float64)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    if not len(order):
+        return order
+    corners = box_corners_bev(candidates)
+    shapes, areas = polygons(corners), np.prod(candidates[:, 3:5], axis=1)
+    low, high = corners.min(1), corners.max(1)  # [n, 2]
     kept: list[int] = []
     while len(order) and (max_num is None or len(kept) < max_num):
         best, rest = order[0], order[1:]
         kept.append(int(best))
-        order = rest[bev_iou(candidates[best : best + 1], candidates[rest])[0] <= iou_threshold]
+        # The exact overlap is dear: it is needed only where its bound, that of upright boxes, exceeds the threshold.
+        sides = np.minimum(high[rest], high[best]) - np.maximum(low[rest], low[best])
+        most = np.minimum(np.prod(np.maximum(sides, 0), axis=1), np.minimum(areas[rest], areas[best]))
+        total = areas[rest] + areas[best]
+        doubtful = most > iou_threshold * np.maximum(total - most, 1e-12) * (1 - 1e-9)
+        overlap = np.zeros(len(rest))
+        overlap[doubtful] = area(intersection(shapes[best], shapes[rest[doubtful]]))
+        order = rest[overlap / np.maximum(total - overlap, 1e-12) <= iou_threshold]
     return np.array(kept, dtype=np.int64)

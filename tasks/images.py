@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..backbone.pretrain.image_files import SUFFIXES, is_image_name
 from ..backbone.pretrain.protocol import ImageDataset, ImageModel
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic_path, file_name
@@ -98,6 +99,16 @@ def check_classes(of_model: Sequence[str], of_data: Sequence[str]) -> None:
     )
 
 
+def named(class_names: Sequence[str], answer: ImageAnswer) -> tuple[str, ...]:
+    """A name for every class that an answer may hold: those that are known, else its number."""
+    most = len(answer.probabilities) if answer.probabilities is not None else 0
+    if answer.instances is not None and len(answer.instances.labels):
+        most = max(most, int(answer.instances.labels.max()) + 1)
+    if answer.segmentation is not None and answer.segmentation.size:
+        most = max(most, int(answer.segmentation.max()) + 1)
+    return (*class_names, *(str(i) for i in range(len(class_names), most)))
+
+
 def image_validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]:
     """A function (model, iteration) -> scores, for training; the data are read when it is made.
 
@@ -127,27 +138,25 @@ def writing_answers(folder: Path, class_names: Sequence[str]) -> Iterator[Callab
     A line holds the image, its size, and ``classes`` [{name, probability}] or ``instances`` [{name, score, box_xyxy_px,
     mask: COCO's run lengths}]. The file appears when all are written.
     """
-    names = list(class_names)
     with atomic_path(folder / ANSWERS) as temporary, temporary.open("w", encoding="utf-8") as file:
 
         def write(answer: ImageAnswer) -> None:
             if answer.segmentation is not None:
                 _write_png(folder / SEGMENTATION / _png_name(answer.token), answer.segmentation)
-            file.write(json.dumps(as_plain(answer, names), ensure_ascii=False) + "\n")
+            file.write(json.dumps(as_plain(answer, named(class_names, answer)), ensure_ascii=False) + "\n")
 
         yield write
 
 
 def as_plain(answer: ImageAnswer, class_names: Sequence[str]) -> dict[str, Any]:
-    """An answer as plain values."""
-    name = lambda i: class_names[i] if i < len(class_names) else str(i)
+    """An answer as plain values; ``class_names``: one for every label in it, see ``named``."""
     line: dict[str, Any] = {"image": answer.token, "size_px": list(answer.size_px)}
     if answer.probabilities is not None:
         best = top_classes(answer.probabilities)
-        line["classes"] = [{"name": name(i), "probability": _short(answer.probabilities[i])} for i in best]
+        line["classes"] = [{"name": class_names[i], "probability": _short(answer.probabilities[i])} for i in best]
     if (found := answer.instances) is not None:
         line["instances"] = [
-            {"name": name(int(label)), "score": _short(score), "box_xyxy_px": [_short(x) for x in box]}
+            {"name": class_names[label], "score": _short(score), "box_xyxy_px": [_short(x) for x in box]}
             | ({} if found.masks is None else {"mask": encode_rle(found.masks[i])})
             for i, (label, score, box) in enumerate(zip(found.labels, found.scores, found.boxes_xyxy_px))
         ]
@@ -180,15 +189,12 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(file for file in path.rglob("*") if is_image_name(file.name))
             if not inside:
-                raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
+                raise DataError(f"{path}: holds no images ({', '.join(SUFFIXES)}); name another folder")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path}: no such image or folder; check the path")
     return found
-
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))

@@ -22,8 +22,10 @@ MAY_IMPORT = {
     "view": BELOW_TASKS,
     "tasks": BELOW_TASKS | {"view"},
     "export": CORE | {"ops", "engine"},
-    "compat": CORE | {"ops", "backbone", "bev"},
+    "compat": CORE | {"ops", "backbone", "bev", "data_tools"},
 }
+# mmdet and mmseg import mmcv's compiled operators when they are imported; the door to both brings ours in their place.
+EXCEPTIONS = {"backbone/pretrain/openmmlab.py": {"compat"}}
 
 
 def imported_rooms(path: Path, root: Path) -> set[str]:
@@ -48,10 +50,10 @@ def imported_rooms(path: Path, root: Path) -> set[str]:
 def test_rooms_import_only_what_is_below_them(repository_root: Path) -> None:
     wrong = []
     for room, allowed in MAY_IMPORT.items():
-        place = repository_root / room
-        for path in sorted(place.rglob("*.py")):
-            extra = imported_rooms(path, repository_root) - allowed - {room}
-            wrong += [f"{path.relative_to(repository_root)} imports {name}" for name in sorted(extra)]
+        for path in sorted((repository_root / room).rglob("*.py")):
+            place = path.relative_to(repository_root).as_posix()
+            extra = imported_rooms(path, repository_root) - allowed - {room} - EXCEPTIONS.get(place, set())
+            wrong += [f"{place} imports {name}" for name in sorted(extra)]
     assert not wrong, "\n".join(wrong)
 
 

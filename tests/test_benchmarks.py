@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -151,6 +152,15 @@ def test_sharing_compares_with_models_of_one_task_each(repository_root: Path, mo
     assert max(counts) < sharing.parameters_of(whole) < sum(counts)
     line = sharing.row("x", {sharing.SHARED: 3.0, "boxes": 1.0, "occupancy": 2.0, "lanes": 3.0})
     assert line.split()[-2:] == ["6", "0.50"]
+
+
+def test_memory_of_a_sharded_training_is_measured(repository_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(repository_root / "benchmarks")
+    memory = importlib.import_module("sharding_memory")
+    sizes = dict(variant="T", size_px=32, batch_size=1, iterations=2, processes=1)
+    found = memory.measured(argparse.Namespace(**sizes), "fsdp2, recomputed")
+    assert found["held_mib"] == pytest.approx(12 * found["parameters"] / 2**20, rel=1e-3)
+    assert found["peak_mib"] > found["held_mib"]
 
 
 def test_the_worker_of_the_model_benchmark_runs_a_frame_and_a_step(

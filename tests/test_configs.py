@@ -56,7 +56,8 @@ def test_one_training_step_reaches_every_parameter(name: str) -> None:
     """DDP relies on it: find_unused_parameters is False. One prediction follows."""
     torch.manual_seed(0)
     config = load_config(name)
-    config.model.bev_map.bev_size = (12, 12)
+    if "bev_map" in config.model:
+        config.model.bev_map.bev_size = (12, 12)
     if "boxes" in config.model:
         config.model.boxes.head.num_query = 20
     config.model.img_backbone.pop("activation_checkpointing", None)

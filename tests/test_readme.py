@@ -22,6 +22,7 @@ PAGES += (
     "docs/LOG.md",
     "docs/api.md",
     "docs/quirks.md",
+    "docs/many_gpus.md",
     "geometry/README.md",
     "weights/README.md",
 )

@@ -18,7 +18,7 @@ from ...core.batch import Batch, BevFeatures
 from ...core.errors import ConfigError
 from ...core.registries import MODELS
 from ..perspective.head import PerspectiveOutputs
-from ..protocol import Levels, build
+from ..protocol import Levels, build, check_classes
 from .head import ExtraQueries, QueryOutputs
 from .proposals import DenseOutputs
 
@@ -120,13 +120,8 @@ class BoxTask(nn.Module):
     def check_labels(self, batch: Batch) -> None:
         """Raises ConfigError for a label that is none of the model's classes, or where there is a perspective head but
         no annotated sample comes with labels of single images."""
+        check_classes(batch, self.head.num_classes)
         labels = [own for own in batch.gt_labels if own is not None]
-        highest = max((int(own.max()) for own in labels if len(own)), default=-1)
-        if highest >= self.head.num_classes:
-            raise ConfigError(
-                f"samples {', '.join(batch.tokens)} have the label {highest}, but the model has "
-                f"{self.head.num_classes} classes: make num_classes the length of the dataset's class list"
-            )
         if self.perspective is not None and labels and all(cameras is None for cameras in batch.mono):
             raise ConfigError(
                 f"the model has a perspective head, but samples {', '.join(batch.tokens)} come without labels of "

@@ -5,7 +5,9 @@ checkpoint = dict(interval=1000, keep=2)  # iterations between checkpoints; how 
 log_interval = 50
 ema = None  # dict(momentum=0.0002): average the weights, publish the average
 sync_bn = True  # BatchNorm statistics over all GPUs
-find_unused_parameters = False  # DDP: True where a part of the model may get no gradient
+find_unused_parameters = False  # several processes: True where a part of the model may get no gradient
+sharding = None  # several processes share memory: "zero1" (optimiser state), "fsdp2" (weights and gradients too)
+activation_checkpointing = None  # names of modules to recompute in the backward pass, such as ["img_neck"]
 validation = None  # dict(interval=1000, metric="NDS", mode="max"): scores on the way, the best kept as best.pth
 tensorboard = False  # also write event files for `tensorboard --logdir runs` (pip install tensorboard)
 new_parts = ()  # prefixes of parameter names that a --load-from file may lack: they start at random

@@ -1,1 +1,1 @@
-"""Models of single images: classification."""
+"""Models of single images: classification, detection, segmentation."""

@@ -22,6 +22,8 @@ OTHER_CONFIG = "use the config that it was trained with, or start training from 
 # Axis 0 of these tensors counts something that a user configures; see also engine/fine_tune.py.
 COUNTS = (
     (re.compile(r"cls_branches\.\d+\.\d+\.(weight|bias)$|(^|\.)fc_cls\.|cls_logits\.(weight|bias)$"), "classes"),
+    (re.compile(r"(^|\.)bbox_head\.cls_branches\.\d+\.(weight|bias)$|(^|\.)(conv_seg|conv_logits)\."), "classes"),
+    (re.compile(r"decode_head\.cls_embed\.(weight|bias)$"), "classes with the one for nothing"),
     (re.compile(r"cams_embeds$"), "cameras"),
     (re.compile(r"(query_embedding\.weight|query\.weight|query_embed\.weight)$"), "queries"),
     (re.compile(r"bev_embedding\.weight$"), "BEV cells"),

@@ -90,10 +90,7 @@ def fit_prefix(
         bare = {key if key in own else key.replace(".module.", "."): value for key, value in state.items()}
         state = bare if len(bare) == len(state) else state
     if prefix is None:
-        prefix = max(("", *KNOWN_PREFIXES), key=lambda p: sum(p + key in state for key in own))
-        if not prefix and not any(key in own for key in state) and len(own) > 1:
-            others = other_prefixes(state, list(own))
-            prefix = others[0] if len(others) == 1 else prefix  # of two, student and teacher, none is chosen
+        prefix = prefix_in(state, list(own))
         counts = {part: sum(part + key in own for key in state) for part in parts}
         best = max(counts, key=counts.__getitem__, default="")
         if counts.get(best, 0) > sum(prefix + key in state for key in own):
@@ -104,6 +101,16 @@ def fit_prefix(
     if not taken:
         raise CheckpointError(f"{source}: no key starts with {prefix!r}; the first are {some(list(state))}")
     return taken
+
+
+def prefix_in(state: Mapping[str, Tensor], own: Sequence[str]) -> str:
+    """What stands before the keys ``own`` in a checkpoint: of KNOWN_PREFIXES the one that fits best, or where no key
+    fits the only one under which most are found; '' where that is not clear."""
+    prefix = max(("", *KNOWN_PREFIXES), key=lambda p: sum(p + key in state for key in own))
+    if not prefix and not any(key in state for key in own) and len(own) > 1:
+        others = other_prefixes(state, own)
+        prefix = others[0] if len(others) == 1 else prefix  # of two, student and teacher, none is chosen
+    return prefix
 
 
 def other_prefixes(state: Mapping[str, Tensor], own: Sequence[str]) -> list[str]:

@@ -62,6 +62,7 @@ _BUILT_IN = {
     "occ3d_challenge": "occ3d_challenge",
     "openlane": "openlane",
     "argoverse2": "argoverse2",
+    "camera_images": "camera_images",
 }
 """Reader -> module of this folder that registers it, imported when it is first used."""
 

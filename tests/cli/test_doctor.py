@@ -69,6 +69,20 @@ def test_a_missing_extra_says_what_it_would_bring(monkeypatch: pytest.MonkeyPatc
     assert finding.fix.startswith(f"pip install 'drivestack[{name}]'") and extra.install in finding.fix
 
 
+def test_openmmlab_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_has", lambda module: module not in ("mmdet", "mmdet3d"))
+    finding = doctor._openmmlab()
+    assert finding.status == doctor.NOTE and finding.detail.endswith("lacks mmdet, mmdet3d")
+    assert "make openmmlab" in finding.fix
+    monkeypatch.setattr(doctor, "_has", lambda module: module != "mmcv._ext")
+    assert "mmcv has no operators" in doctor._openmmlab().detail
+    monkeypatch.setattr(doctor, "_has", lambda module: True)
+    found = {"mmcv": ["onedl-mmcv"], "mmdet": ["mmdet"]}
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: found)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"1 of {name}")
+    assert doctor._openmmlab().detail.startswith("mmcv 1 of onedl-mmcv, mmdet 1 of mmdet, mmseg 1 of mmsegmentation")
+
+
 def test_a_wheel_is_not_sent_to_make(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.REQUIRED, "no_such_module", "no-such-module")
     monkeypatch.setattr(doctor, "IN_CHECKOUT", False)

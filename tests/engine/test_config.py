@@ -104,7 +104,7 @@ def test_own_configs_may_inherit_a_variable_and_change_it_in_place(tmp_path: Pat
     ("override", "words"),
     [
         ("max_itres=3", r"max_itres: the config has no max_itres; did you mean max_iters"),
-        ("qqq.x=3", r"qqq\.x: the config has no qqq; it has bev_size, channels, .*train_cfg"),
+        ("qqq.x=3", r"qqq\.x: the config has no qqq; it has activation_checkpointing, bev_size, .*train_cfg"),
         ("AdamW=3", r"AdamW: the config has no AdamW"),
         ("iterations_per_epoch=3", r"iterations_per_epoch: the config has no iterations_per_epoch"),
         ("source.root='x'", r"source\.root: nothing in the config depends on it; set train_dataloader"),
@@ -227,6 +227,12 @@ def test_a_model_larger_than_memory_is_refused_before_it_fills_it(config_file: P
     )
     with pytest.raises(ConfigError, match="model"):
         build_model(load_config(config_file))
+
+
+def test_a_model_of_absurdly_many_layers_is_refused_while_it_is_built() -> None:
+    config = load_config("bevformerv2_tiny_synthetic", {"model.boxes.head.num_layers": 2**31})
+    with pytest.raises(ConfigError, match="more than 30000 parameter tensors"):
+        build_model(config)
 
 
 def test_a_signal_while_a_config_is_read_is_no_error_of_the_config(

@@ -12,6 +12,7 @@ from drivestack.geometry import (
     VoxelGrid,
     bev_iou,
     bev_nms,
+    bev_overlap,
     box_corners,
     boxes_from_legacy,
     boxes_to_legacy,
@@ -163,6 +164,30 @@ def test_bev_iou_and_nms():
     octagon = np.array([[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, math.pi / 4]], dtype=float)
     intersection = 2 * (math.sqrt(2) - 1)  # regular octagon of two unit squares at 45 degrees
     assert bev_iou(octagon, octagon)[0, 1] == pytest.approx(intersection / (2 - intersection))
+
+
+def test_bev_overlap_of_pairs_and_of_all():
+    boxes = np.concatenate([RNG.uniform(-4, 4, (30, 3)), RNG.uniform(0.5, 5, (30, 3)), RNG.uniform(-4, 4, (30, 1))], 1)
+    a, b = boxes[:12], boxes[12:24]
+    overlap = bev_overlap(a, b)
+    np.testing.assert_allclose(bev_overlap(a, b, aligned=True), overlap.diagonal())
+    np.testing.assert_allclose(bev_iou(a, b, aligned=True), bev_iou(a, b).diagonal())
+    np.testing.assert_allclose(bev_overlap(a, a).diagonal(), a[:, 3] * a[:, 4])
+    assert (overlap > 0).any() and not bev_overlap(a, b + [40, 0, 0, 0, 0, 0, 0]).any()
+    assert bev_overlap(a[:0], b).shape == (0, 12) and bev_iou(a[:0], b[:0], aligned=True).shape == (0,)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3, 0.8, 1.0])
+def test_bev_nms_keeps_what_overlaps_no_better_box(threshold):
+    boxes = np.concatenate([RNG.uniform(-6, 6, (60, 3)), RNG.uniform(0.5, 5, (60, 3)), RNG.uniform(-4, 4, (60, 1))], 1)
+    boxes[50:] = boxes[:10]  # copies: an IoU of 1, or one rounding below
+    scores, iou = RNG.uniform(size=60), bev_iou(boxes, boxes)
+    expected: list[int] = []
+    for i in np.argsort(-scores):
+        if all(iou[i, j] <= threshold for j in expected):
+            expected.append(int(i))
+    assert bev_nms(boxes, scores, threshold).tolist() == expected
+    assert bev_nms(boxes[:0], scores[:0], threshold).shape == (0,)
 
 
 def test_grids_index_and_metres():

@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: mmdet's heads on InternImage, their data and scores."""

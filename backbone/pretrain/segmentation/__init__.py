@@ -1,0 +1,1 @@
+"""Semantic segmentation: mmseg's heads on InternImage, their data and scores."""

@@ -1,0 +1,10 @@
+"""Mask R-CNN with InternImage-S, 36 epochs. Published: box AP 49.7, mask AP 44.5."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .mask_rcnn_internimage_s_fpn_1x_coco import *
+
+train_dataloader.dataset.pipeline = [*read, detr_augmentation, *finish]
+param_scheduler[1].milestones = [27 * epoch, 33 * epoch]
+train_cfg.max_iters = 36 * epoch

@@ -1,0 +1,12 @@
+"""SegFormer with InternImage-L on Mapillary with Cityscapes' classes. No result is published."""
+
+from mmengine.config import read_base
+
+from drivestack.backbone.pretrain.segmentation.heads import segformer
+
+with read_base():
+    from .._base_.mapillary import *
+
+model.net.update(type=segformer, encoder="L")
+optim_wrapper.optimizer.lr = 2e-5
+optim_wrapper.paramwise_cfg.layer_decay_rate = 0.94

@@ -1,0 +1,10 @@
+"""UperNet with InternImage-L on Mapillary with Cityscapes' classes. No result is published."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.mapillary import *
+
+model.net.encoder = "L"
+optim_wrapper.optimizer.lr = 2e-5
+optim_wrapper.paramwise_cfg.layer_decay_rate = 0.94

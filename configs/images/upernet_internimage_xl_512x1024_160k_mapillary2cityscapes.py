@@ -1,0 +1,15 @@
+"""UperNet with InternImage-XL on Cityscapes, from Mapillary: `--fine-tune FILE`.
+
+Published: mIoU 86.20, at several scales 86.42.
+
+The release starts from its SegFormer's weights of Mapillary, of which only the encoder fits.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.cityscapes_extra import *
+
+model.net.encoder = "XL"
+optim_wrapper.optimizer.lr = 2e-5
+optim_wrapper.paramwise_cfg.layer_decay_rate = 0.94
