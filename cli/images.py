@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
-from .options import at_least_zero, share
+from .options import above_zero, at_least_zero, share
 from .outputs import check_outputs, writing
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images", nargs="+", metavar="PATH", help="images, or folders of images (default: the config's test dataset)"
     )
+    group.add_argument(
+        "--watch", metavar="DIR", help="answer the images that lie in this folder and those that come, a line each"
+    )
+    group.add_argument("--seconds", type=above_zero, metavar="S", help="watch so long (default: until interrupted)")
     group.add_argument(
         "--pictures", type=at_least_zero, default=0, metavar="N", help="draw the answers to the first N images"
     )
@@ -46,10 +50,10 @@ def refuse_others(options: argparse.Namespace) -> None:
 
 def refuse_images(options: argparse.Namespace) -> None:
     """Raises ConfigError for options that only image models have."""
-    if getattr(options, "images", None) or getattr(options, "pictures", 0):
+    if any(getattr(options, name, None) for name in ("images", "pictures", "watch")):
         raise ConfigError(
-            f"--images and --pictures are for models of single images; {options.config} answers surround cameras: see "
-            "`drivestack visualize`"
+            f"--images, --watch and --pictures are for models of single images; {options.config} answers surround "
+            "cameras: see `drivestack visualize`"
         )
 
 
@@ -79,6 +83,8 @@ def predict_images(options: argparse.Namespace, config: Config) -> int:
     from ..tasks.images import check_classes, class_names_of, image_dataset, image_files, named, writing_answers
 
     refuse_others(options)
+    if options.watch is not None:
+        return _watch(options, config)
     out = Path(options.out or "answers")
     check_outputs(folders=[out])
     files = None if options.images is None else image_files(options.images)
@@ -98,6 +104,52 @@ def predict_images(options: argparse.Namespace, config: Config) -> int:
                 )
             count += 1
     print(f"wrote {out / 'answers.jsonl'}: {count} images")
+    return 0
+
+
+def image_model(options: argparse.Namespace, task: str) -> tuple[Config, Any, Any]:
+    """Config, model and device of the options. Raises ConfigError for a model of another task."""
+    from ..engine.config import load_config
+    from ..tasks.images import is_image_config
+
+    config = load_config(options.config, options.overrides)
+    if not is_image_config(config):
+        raise ConfigError(f"{options.config} answers surround cameras, not single images: name a classifier's config")
+    model, _ = _model(options, config)
+    if model.task != task:
+        raise ConfigError(f"{options.config} answers {model.task}, not {task}: name a config of that task")
+    device = _run(options)["device"]
+    return config, model.to(device), device
+
+
+def _watch(options: argparse.Namespace, config: Config) -> int:
+    """A line of JSON for each image, on standard output, until the command is interrupted; broken images on the way
+    are named on standard error."""
+    import json
+    import sys
+
+    from ..api import ImagePerception
+    from ..backbone.pretrain.arrivals import arrivals
+    from ..core.errors import DataError
+    from ..tasks.images import as_plain, class_names_of, write_segmentation
+
+    if options.images is not None or options.pictures:
+        raise ConfigError("--watch prints its answers: give no --images and no --pictures beside it")
+    model, checkpoint = _model(options, config)
+    if model.task == "segmentation" and options.out is None:
+        raise ConfigError("--watch with a model of segmentation needs --out, the folder of its PNGs")
+    run = _run(options)
+    answers = ImagePerception(model.to(run["device"]), config, options.precision, class_names_of(config, checkpoint))
+    for path in arrivals(options.watch, seconds=options.seconds):
+        try:
+            result = answers(path)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            continue
+        if options.out is not None:
+            write_segmentation(Path(options.out), result.raw)
+        line = as_plain(result.raw, result.class_names) | {"image": str(path)}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
     return 0
 
 

@@ -141,8 +141,7 @@ def writing_answers(folder: Path, class_names: Sequence[str]) -> Iterator[Callab
     with atomic_path(folder / ANSWERS) as temporary, temporary.open("w", encoding="utf-8") as file:
 
         def write(answer: ImageAnswer) -> None:
-            if answer.segmentation is not None:
-                _write_png(folder / SEGMENTATION / _png_name(answer.token), answer.segmentation)
+            write_segmentation(folder, answer)
             file.write(json.dumps(as_plain(answer, named(class_names, answer)), ensure_ascii=False) + "\n")
 
         yield write
@@ -179,13 +178,15 @@ def _png_name(token: str) -> str:
     return file_name(token.replace("/", "__"), "name of an image") + ".png"
 
 
-def _write_png(path: Path, classes: NDArray[np.uint8]) -> None:
-    with atomic_path(path, sync=False) as temporary:
-        Image.fromarray(classes).save(temporary, format="PNG")
+def write_segmentation(folder: Path, answer: ImageAnswer) -> None:
+    """The classes of an image's pixels, where it has them, as ``segmentation/TOKEN.png``."""
+    if answer.segmentation is not None:
+        with atomic_path(folder / SEGMENTATION / _png_name(answer.token), sync=False) as temporary:
+            Image.fromarray(answer.segmentation).save(temporary, format="PNG")
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files that are named, and the images in folders that are, by name. Raises DataError for one that is not there."""
+    """Files that are named, and the images in folders that are, by name, each once. Raises DataError for one that is not there."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -197,4 +198,4 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
             found.append(path)
         else:
             raise DataError(f"{path}: no such image or folder; check the path")
-    return found
+    return list(dict.fromkeys(found))

@@ -109,7 +109,7 @@ def test_what_does_not_belong_is_one_line(
 def test_images_are_no_option_of_surround_cameras(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["predict", "perception_tiny_synthetic", "random", "--images", "x", "--out", str(tmp_path / "a")]
     assert main(arguments) == 2
-    assert "--images and --pictures are for models of single images" in capsys.readouterr().err
+    assert "--images, --watch and --pictures are for models of single images" in capsys.readouterr().err
 
 
 def test_the_api_answers_images_of_any_kind(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -139,3 +139,36 @@ def test_a_set_without_labels_and_other_classes_are_named(tmp_path: Path) -> Non
     check_classes((), ("a",))
     with pytest.raises(DataError, match="holds no images"):
         image_files([tmp_path])
+
+
+def test_a_watched_folder_is_answered_line_by_line(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = trained
+    Image.fromarray(Squares(3).image(2)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    arguments = ["predict", str(config), str(run / "iter_30.pth"), "--watch", str(tmp_path), "--seconds", "0.5"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    (line,) = [json.loads(text) for text in printed.out.splitlines()]
+    assert line["image"] == str(tmp_path / "a.png") and line["classes"][0]["name"] == "blue"
+    assert "b.png: image is not a readable image" in printed.err
+    assert len(list((out / "segmentation").iterdir())) == 1
+    assert main([*arguments, "--pictures", "2"]) == 2
+    assert "give no --images and no --pictures" in capsys.readouterr().err
+
+
+def test_features_and_throughput_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abc":
+        Image.fromarray(Squares(3).image(2)).save(tmp_path / f"{name}.png")
+    common = ["internimage_tiny_synthetic_classes", "random", "--device", "cpu", "--batch-size", "2"]
+    images, out = ["--images", str(tmp_path), str(tmp_path / "a.png")], tmp_path / "f.npz"
+    layers = ["--layers", "levels.3", "conv_head"]
+    assert main(["features", *common, *images, *layers, "--out", str(out)]) == 0
+    with np.load(out) as stored:
+        assert stored["levels.3"].shape[0] == stored["conv_head"].shape[0] == 3
+    assert main(["throughput", *common, "--size", "32", "--warm-up", "0", "--timed", "2"]) == 0
+    assert "images/s, 2 batches of 2" in capsys.readouterr().out
+    assert main(["features", "perception_tiny_synthetic", "random", *images, *layers, "--out", str(out)]) == 2
+    assert "answers surround cameras, not single images" in capsys.readouterr().err
