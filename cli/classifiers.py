@@ -21,7 +21,7 @@ def add_features(verbs: Any) -> None:
     add_model(parser)
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="images, or folders of images")
     parser.add_argument(
-        "--layers", nargs="+", required=True, metavar="NAME", help="such as levels.3, conv_head or levels.2.blocks.0"
+        "--layers", nargs="+", required=True, metavar="NAME", help="such as conv_head or levels.2.blocks.0"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors; axis 0: the images")
 

@@ -186,7 +186,10 @@ def write_segmentation(folder: Path, answer: ImageAnswer) -> None:
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files that are named, and the images in folders that are, by name, each once. Raises DataError for one that is not there."""
+    """Files that are named, and the images in folders that are, by name, each once.
+
+    Raises DataError for one that is not there.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

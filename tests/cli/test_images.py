@@ -164,10 +164,10 @@ def test_features_and_throughput_of_a_classifier(tmp_path: Path, capsys: pytest.
         Image.fromarray(Squares(3).image(2)).save(tmp_path / f"{name}.png")
     common = ["internimage_tiny_synthetic_classes", "random", "--device", "cpu", "--batch-size", "2"]
     images, out = ["--images", str(tmp_path), str(tmp_path / "a.png")], tmp_path / "f.npz"
-    layers = ["--layers", "levels.3", "conv_head"]
+    layers = ["--layers", "levels.3.blocks.0", "conv_head"]
     assert main(["features", *common, *images, *layers, "--out", str(out)]) == 0
     with np.load(out) as stored:
-        assert stored["levels.3"].shape[0] == stored["conv_head"].shape[0] == 3
+        assert stored["levels.3.blocks.0"].shape[0] == stored["conv_head"].shape[0] == 3
     assert main(["throughput", *common, "--size", "32", "--warm-up", "0", "--timed", "2"]) == 0
     assert "images/s, 2 batches of 2" in capsys.readouterr().out
     assert main(["features", "perception_tiny_synthetic", "random", *images, *layers, "--out", str(out)]) == 2
