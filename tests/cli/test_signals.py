@@ -59,7 +59,8 @@ def synthesizing(out: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
     program = out.with_name("program.py")
     program.write_text(PROGRAM)
     command = [sys.executable, str(program), str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard) as run:
         try:
             wait_for(lambda: len(list(out.with_name(out.name + ".partial").glob("begun_*"))) == 2)
             yield run, children(run.pid)
