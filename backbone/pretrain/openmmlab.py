@@ -51,9 +51,9 @@ def toolbox(task: str) -> Iterator[None]:
     if task not in SCOPES:
         raise ConfigError(f"task {task!r}: OpenMMLab's models answer one of {', '.join(SCOPES)}")
     try:
-        from ...compat import mmcv_ext  # the operators under mmcv.ops; tests/test_arrows.py says why from there
+        from ...compat.mmcv_ops import patch_mmcv  # the operators under mmcv.ops; tests/test_arrows.py says why
 
-        mmcv_ext.install()
+        patch_mmcv()
         for module in ("mmdet.models", "mmdet.datasets", "mmseg.models", "mmseg.datasets"):
             importlib.import_module(module)
     except ImportError as error:
