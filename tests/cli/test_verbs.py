@@ -20,7 +20,7 @@ from drivestack.core.answers import Detections, SceneAnswer
 from drivestack.core.registries import MODELS
 
 VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "visualize"]
-VERBS += ["export-weights", "doctor"]
+VERBS += ["features", "throughput", "export-weights", "hand-over", "doctor"]
 
 
 # ------------------------------------------------------------------------------------------------------------ help

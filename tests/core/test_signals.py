@@ -22,6 +22,8 @@ def every_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", signals.ENDING)
 def test_a_signal_becomes_an_exception_and_the_handlers_go_back(number: signal.Signals) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:  # under nohup, or as a background job
+        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     with terminate_as_exception(), pytest.raises(Terminated) as stopped:
         os.kill(os.getpid(), number)

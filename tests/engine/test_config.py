@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,8 @@ def test_a_config_written_as_one_file_is_the_same_config(name: str, tmp_path: Pa
     second = load_config(path)
     assert second.seed == 11
     assert second.model.keys() == first.model.keys()
-    if "tiny" in name:
+    needs_openmmlab = first.model.type.__name__ == "MMModel" and find_spec("mmdet") is None
+    if "tiny" in name and not needs_openmmlab:
         assert repr(build_model(second)) == repr(build_model(first))
     path.write_text(config_text(second, KEYS))
     assert config_text(load_config(path), KEYS) == config_text(second, KEYS)
