@@ -241,8 +241,8 @@ def test_the_lock_of_a_killed_run_is_no_obstacle(tmp_path: Path, lock: str) -> N
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path: Path) -> None:
-    child = "    if not os.fork():\n        time.sleep(3)\n        os._exit(0)\n"
-    body = f"with folder_lock(folder, 'job'):\n{child}    stop()\n"
+    child = "    if not os.fork():\n        os.write(there, b'x')\n        time.sleep(3)\n        os._exit(0)\n"
+    body = f"here, there = os.pipe()\nwith folder_lock(folder, 'job'):\n{child}    os.read(here, 1)\n    stop()\n"
     run_and_kill(tmp_path, body)
     with folder_lock(tmp_path / "out", "next"):
         pass
