@@ -25,7 +25,7 @@ from .core.frames import Annotations, Frame
 from .core.rig import Camera, Rig
 from .data_tools.readers.registry import Conventions, DataSource, register_reader
 from .tasks.answers import Answer
-from .tasks.image_answer import ImageResult
+from .tasks.image_answer import ImagePerception, ImageResult
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -311,58 +311,6 @@ class Perception:
     def evaluate(self, data: DataSource | Sequence[Frame], **settings: Any) -> dict[str, dict[str, Any]]:
         """See the function ``evaluate``."""
         return evaluate(self, data, **settings)
-
-
-class ImagePerception:
-    """A model of single images (classes, instances, segmentation); ``load`` makes it.
-
-    model: the torch module; config: its configuration; class_names: as the weights state them, else as the config's
-    test data do.
-    """
-
-    def __init__(self, model: Any, config: Config, precision: str = "fp32", class_names: Sequence[str] = ()) -> None:
-        from .backbone import prepare_inference
-
-        self.model = model.eval()
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        self._running = prepare_inference(model) if on_cpu else model  # the same numbers, faster
-        self.config, self.precision, self.class_names = config, precision, tuple(class_names)
-
-    def __call__(self, image: Any) -> ImageResult:
-        """The answer for an image: a path, a PIL image, uint8 RGB [H, W, 3], or a tensor [3, H, W] (floats: 0..1).
-
-        Raises DataError for an image that cannot be used.
-        """
-        (result,) = self.batch([image])
-        return result
-
-    def batch(self, images: Sequence[Any]) -> list[ImageResult]:
-        """Answers for several images, in one pass of the model."""
-        import torch
-
-        from .core.decode import read_rgb
-        from .core.rig import as_image
-        from .engine.predict import precision_context
-        from .tasks.images import image_dataset, named
-
-        pixels = []
-        for i, image in enumerate(images):
-            path, array = as_image(image, str(i))
-            pixels.append(read_rgb(path) if array is None else array)
-        dataset = image_dataset(self.config, pixels)
-        names = self.class_names or tuple(dataset.class_names)
-        device = next(self.model.parameters()).device
-        batch = dataset.collate([dataset[i] for i in range(len(pixels))]).to(device)
-        with torch.inference_mode(), precision_context(self.precision, device):
-            answers = self._running.predict(batch)
-        return [ImageResult(answer, image, named(names, answer)) for answer, image in zip(answers, pixels)]
-
-    def evaluate(self, out: str | Path | None = None, **run: Any) -> dict[str, float]:
-        """Scores on the config's test images; out: folder for the answers; run: batch_size, num_workers, progress."""
-        from .tasks.images import score_images
-
-        run.setdefault("precision", self.precision)
-        return score_images(self.config, self.model, None if out is None else Path(out), self.class_names, **run)
 
 
 def read(root: str | Path | Sequence[str | Path], reader: str | Callable = "nuscenes", **options: Any) -> list[Frame]:

@@ -128,9 +128,9 @@ def _watch(options: argparse.Namespace, config: Config) -> int:
     import json
     import sys
 
-    from ..api import ImagePerception
     from ..backbone.pretrain.arrivals import arrivals
     from ..core.errors import DataError
+    from ..tasks.image_answer import ImagePerception
     from ..tasks.images import as_plain, class_names_of, write_segmentation
 
     if options.images is not None or options.pictures:
