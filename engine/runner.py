@@ -103,8 +103,11 @@ class TrainRunner(Runner):
 
     def build_logger(self, log_level: int | str = "WARNING", **kwargs: Any) -> MMLogger:
         """MMEngine's warnings on standard error; progress goes to log.jsonl (run_log.RunLog), not to its files."""
-        with suppress(FileNotFoundError):  # another rank was faster
-            Path(self.log_dir).rmdir()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank has just made the folder, or found it
+        if self.rank == 0:
+            with suppress(OSError):
+                Path(self.log_dir).rmdir()
         return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level=log_level)
 
     def _log_env(self, env_cfg: dict) -> None:
