@@ -1,10 +1,12 @@
-"""A Mask R-CNN that two CPU cores train in a quarter of an hour on the synthetic world's images.
+"""A Mask R-CNN that a CPU core trains in under half an hour of its time on 540 of the synthetic world's images.
 
-    drivestack synthesize data/images_train --split train --scenes 40 --keyframes 4 --seed 11 --image-width 320 \\
+    drivestack synthesize data/images_train --split train --scenes 45 --keyframes 2 --seed 400 --image-width 384 \\
         --labels coco segmentation
-    drivestack synthesize data/images_val --split val --scenes 8 --keyframes 4 --seed 12 --image-width 320 \\
+    drivestack synthesize data/images_val --split val --scenes 9 --keyframes 2 --seed 401 --image-width 384 \\
         --labels coco segmentation
-    drivestack train mask_rcnn_tiny_synthetic
+    drivestack train mask_rcnn_tiny_synthetic --seed 1
+
+Box AP50 0.631, mask AP50 0.543 on the 108 images of other streets.
 """
 
 from mmengine.config import read_base
@@ -15,7 +17,7 @@ with read_base():
 
 data = "data/images_train"
 val_data = "data/images_val"
-max_iters = 2000
+max_iters = 1300
 model.net.update(
     encoder=dict(channels=32, depths=(1, 2, 5, 2), groups=(2, 4, 8, 16)),
     num_classes=10,
@@ -26,7 +28,7 @@ model.net.update(
 )
 sized_by_classes = ("model.net.num_classes",)
 new_parts = ()
-scale = (480, 270)
+scale = (384, 216)
 train_dataloader.dataset.source.update(
     annotations=f"{data}/annotations/instances_train.json", images=f"{data}/images/train", min_side_px=0
 )
