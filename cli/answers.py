@@ -172,7 +172,7 @@ def add_predict(verbs: Any) -> None:
         "drivestack predict openlanev2_subset_a CHECKPOINT --openlane data/OpenLane-V2 --split test --team team.json",
         "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
     ]
-    summary = "run a model and write valid submissions: boxes, voxels, lanes"
+    summary = "run a model and write valid submissions (boxes, voxels, lanes), or answer single images"
     parser = verb(verbs, "predict", _run_predict, summary, examples)
     add_model(parser)
     _add_tasks(parser, "all that the model answers")
@@ -212,7 +212,13 @@ def add_evaluate(verbs: Any) -> None:
         "drivestack evaluate bevformerv2_r50_t1_24ep t1.pth --dataroot D --version v1.0-trainval --split val",
         "drivestack evaluate perception_tiny_synthetic CHECKPOINT --tasks occupancy lanes",
     ]
-    parser = verb(verbs, "evaluate", _run_evaluate, f"run a model and score it: {_SCORED}", examples)
+    parser = verb(
+        verbs,
+        "evaluate",
+        _run_evaluate,
+        f"run a model and score it: {_SCORED}; image models by their config's test data",
+        examples,
+    )
     add_model(parser)
     _add_tasks(parser, "all that the model answers")
     add_source(parser, "the config's test dataset")

@@ -30,6 +30,7 @@ def _run_features(options: argparse.Namespace) -> int:
     import torch
 
     from ..backbone.pretrain.classification.features import FORMATS, layer_features, save_features
+    from ..engine.predict import precision_context
     from ..tasks.images import image_dataset, image_files
 
     if Path(options.out).suffix not in FORMATS:
@@ -42,7 +43,8 @@ def _run_features(options: argparse.Namespace) -> int:
         for start in range(0, len(files), options.batch_size):
             chosen = range(start, min(start + options.batch_size, len(files)))
             batch: Any = dataset.collate([dataset[i] for i in chosen]).to(device)
-            parts.append(layer_features(model.eval(), batch, options.layers))
+            with precision_context(options.precision, device):
+                parts.append(layer_features(model.eval(), batch, options.layers))
         path = save_features({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, options.out)
     shapes = ", ".join(f"{name} {[len(files), *value.shape[1:]]}" for name, value in parts[0].items())
     print(f"wrote {path}: {shapes}")

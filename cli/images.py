@@ -112,6 +112,7 @@ def image_model(options: argparse.Namespace, task: str) -> tuple[Config, Any, An
     from ..engine.config import load_config
     from ..tasks.images import is_image_config
 
+    refuse_others(options)
     config = load_config(options.config, options.overrides)
     if not is_image_config(config):
         raise ConfigError(f"{options.config} answers surround cameras, not single images: name a classifier's config")

@@ -1,4 +1,4 @@
-"""The door for the tools of mmdet, mmsegmentation and mmdet3d, named in their configs:
+"""What configs of mmdet, mmsegmentation and mmdet3d name in their custom_imports:
 
     custom_imports = dict(imports=["drivestack.compat.openmmlab"], allow_failed_imports=False)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +17,7 @@ from PIL import Image
 from ..backbone.pretrain.image_files import SUFFIXES, is_image_name
 from ..backbone.pretrain.protocol import ImageDataset, ImageModel
 from ..core.errors import ConfigError, DataError
-from ..core.files import atomic_path, file_name
+from ..core.files import atomic_path
 from ..core.image_answers import ImageAnswer
 from ..core.registries import MODELS
 from ..core.rle import encode_rle
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 TOP_CLASSES = 5
 """That are written of each image."""
 ANSWERS, SEGMENTATION = "answers.jsonl", "segmentation"
+_MOST_LETTERS = 120  # of a file's name
 
 
 def is_image_config(config: Config) -> bool:
@@ -174,8 +177,11 @@ def _short(value: Any) -> float:
 
 
 def _png_name(token: str) -> str:
-    """A file name without folders, from which no path leads out."""
-    return file_name(token.replace("/", "__"), "name of an image") + ".png"
+    """A file name without folders, different for every token: of one that would not be, or be no name, with a hash."""
+    name = re.sub(r"[^\w.-]", "_", token.replace("/", "__"), flags=re.ASCII).lstrip(".")
+    if name != token.replace("/", "__") or "__" in token or len(name) > _MOST_LETTERS:
+        name = f"{name[-_MOST_LETTERS:].lstrip('.')}-{sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    return name + ".png"
 
 
 def write_segmentation(folder: Path, answer: ImageAnswer) -> None:

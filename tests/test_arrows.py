@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "export": CORE | {"ops", "engine"},
     "compat": CORE | {"ops", "backbone", "bev", "data_tools"},
 }
-# mmdet and mmseg import mmcv's compiled operators when they are imported; the door to both brings ours in their place.
+# mmdet and mmseg import mmcv's compiled operators when they are imported; the file that imports both puts ours there.
 EXCEPTIONS = {"backbone/pretrain/openmmlab.py": {"compat"}}
 
 

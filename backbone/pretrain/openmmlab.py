@@ -1,6 +1,6 @@
 """Any model of mmdet or mmseg in our own training loop: exact resume, safe checkpoints, our answers.
 
-This folder's only door to both packages; they are imported when a model or data set of theirs is first built. Both
+The only file of this folder that imports both packages, when a model or data set of theirs is first built. Both
 build what a config names by text from a registry of their own; `toolbox` chooses which.
 
 Shape legend: n instances, H and W of the image on disk.

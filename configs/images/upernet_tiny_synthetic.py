@@ -1,10 +1,13 @@
-"""A UperNet that two CPU cores train in a quarter of an hour on the synthetic world's images.
+"""A small UperNet for the synthetic world's images.
 
     drivestack synthesize data/images_train --split train --scenes 40 --keyframes 4 --seed 11 --image-width 320 \\
         --labels coco segmentation
     drivestack synthesize data/images_val --split val --scenes 8 --keyframes 4 --seed 12 --image-width 320 \\
         --labels coco segmentation
     drivestack train upernet_tiny_synthetic
+
+After 1400 iterations on 540 images of 384 pixels (ten minutes of one core): mean IoU 0.38 on other streets; thin and
+rare classes were not found yet.
 """
 
 from mmengine.config import read_base

@@ -14,7 +14,7 @@ import drivestack
 from drivestack.cli.main import main
 from drivestack.core.errors import DataError, NoLabelsError
 from drivestack.core.rle import decode_rle
-from drivestack.tasks.images import check_classes, image_files
+from drivestack.tasks.images import _png_name, check_classes, image_files
 from support.toy_images import CLASSES, Squares
 
 CONFIG = """
@@ -172,3 +172,11 @@ def test_features_and_throughput_of_a_classifier(tmp_path: Path, capsys: pytest.
     assert "images/s, 2 batches of 2" in capsys.readouterr().out
     assert main(["features", "perception_tiny_synthetic", "random", *images, *layers, "--out", str(out)]) == 2
     assert "answers surround cameras, not single images" in capsys.readouterr().err
+
+
+def test_files_of_segmentations_are_plain_names_and_never_the_same() -> None:
+    tokens = ["a.png", "a/b.png", "a__b.png", "../../b.png", "/x/" + "y" * 300, "/z/" + "y" * 300]
+    tokens += ["ü.png", "ä.png", "..", "\n"]
+    names = [_png_name(token) for token in tokens]
+    assert len(set(names)) == len(tokens) and names[:2] == ["a.png.png", "a__b.png.png"]
+    assert all(len(name) < 200 and not name.startswith(".") and "/" not in name and name.isascii() for name in names)
