@@ -137,6 +137,8 @@ class MMModel(ImageModel):
         height, width = sample.metainfo["ori_shape"][:2]
         if self.task == "segmentation":
             classes = sample.pred_sem_seg.data.reshape(height, width)
+            if int(classes.max()) > 255:
+                raise ConfigError(f"class {int(classes.max())}: answers of segmentation hold at most 256 classes")
             return ImageAnswer(token, (width, height), segmentation=classes.to(torch.uint8).cpu().numpy())
         return ImageAnswer(token, (width, height), instances=_instances(sample.pred_instances, width, height))
 
