@@ -5,10 +5,11 @@ Sizes: released segmentation/configs (arXiv 2211.05778) and the mmseg 0.27 bases
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..encoders import RGB_MEAN, RGB_STD, Encoder, encoder_config, widths
+from .losses import WeightedCrossEntropy
 
 Config = dict[str, Any]
 LEVELS = (0, 1, 2, 3)
@@ -26,12 +27,13 @@ def upernet(
     train_size: tuple[int, int] | None = None,
     test: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Any] | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Config:
     """UperNet (arXiv 1807.10221) with an auxiliary FCN head on level 2.
 
     train_size: (height, width) that training images are padded to, default multiples of 32 in each batch;
     test: how images are cut, ``dict(mode="whole")`` (default) or ``dict(mode="slide", crop_size=(h, w), stride=(h,
-    w))``; backbone: more arguments of the encoder. BatchNorm where the release has SyncBN; training over several GPUs
+    w))``; backbone: more arguments of the encoder; class_weights: of the loss, one for each class. BatchNorm where the release has SyncBN; training over several GPUs
     synchronises it (the config's ``sync_bn``).
     """
     maps = widths(encoder)
@@ -42,7 +44,7 @@ def upernet(
             in_channels=maps,
             in_index=list(LEVELS),
             pool_scales=(1, 2, 3, 6),
-            **_pixel_head(num_classes, width, dropout, 1.0),
+            **_pixel_head(num_classes, width, dropout, 1.0, class_weights),
         ),
         auxiliary_head=dict(
             type="FCNHead",
@@ -50,7 +52,7 @@ def upernet(
             in_index=2,
             num_convs=1,
             concat_input=False,
-            **_pixel_head(num_classes, aux_width, dropout, 0.4),
+            **_pixel_head(num_classes, aux_width, dropout, 0.4, class_weights),
         ),
     )
 
@@ -200,7 +202,14 @@ def _segmentor(
     )
 
 
-def _pixel_head(num_classes: int, width: int, dropout: float, loss_weight: float) -> Config:
+def _pixel_head(
+    num_classes: int, width: int, dropout: float, loss_weight: float, class_weights: Sequence[float] | None = None
+) -> Config:
+    if class_weights is not None and len(class_weights) != num_classes:
+        raise ValueError(f"class_weights: {len(class_weights)} weights for {num_classes} classes")
+    loss = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=loss_weight)
+    if class_weights is not None:
+        loss = dict(type=WeightedCrossEntropy, class_weights=list(class_weights), loss_weight=loss_weight)
     return dict(
         channels=width,
         num_classes=num_classes,
@@ -208,7 +217,7 @@ def _pixel_head(num_classes: int, width: int, dropout: float, loss_weight: float
         norm_cfg=dict(type="BN", requires_grad=True),
         align_corners=False,
         ignore_index=IGNORED,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=loss_weight),
+        loss_decode=loss,
     )
 
 
