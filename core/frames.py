@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..geometry import PinholeCamera, invert_pose, rotation_z, transform_points, yaw_of
+from ..geometry import CameraModel, invert_pose, rotation_z, transform_points, yaw_of
 from .errors import DataError
 from .labels import LaneLabels
+
+
+class EncodedImage(Protocol):
+    """An image inside a larger file, such as a record, a table or a log. Can be pickled, for loading processes."""
+
+    @property
+    def source(self) -> str:
+        """File and place in it, for messages."""
+        ...
+
+    def read(self) -> bytes:
+        """The content of the image's file (JPEG, PNG). Raises DataError, OSError where it cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,7 @@ class CameraView:
     """One image of a keyframe with its calibration. Other poses are derived, so that no two stored ones disagree."""
 
     name: str
-    camera: PinholeCamera
+    camera: CameraModel
     ego_from_camera: NDArray[np.float64]
     """[4, 4], where the camera is mounted."""
     global_from_ego: NDArray[np.float64]
@@ -30,6 +44,8 @@ class CameraView:
     image_path: str = ""
     image: NDArray[np.uint8] | None = None
     """[H, W, 3] RGB in memory, instead of a file."""
+    encoded: EncodedImage | None = None
+    """Where the image's file lies inside a larger one, instead of a file of its own."""
     sample_data_token: str = ""
 
     @property
@@ -45,7 +61,8 @@ class CameraView:
     @property
     def source(self) -> str:
         """The image's path or name, for messages."""
-        return self.image_path or f"camera {self.name} (image in memory)"
+        inside = "" if self.encoded is None else self.encoded.source
+        return self.image_path or inside or f"camera {self.name} (image in memory)"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..geometry import PinholeCamera
+from ..geometry import CameraModel
 from .cameras import front_camera
 from .errors import DataError
 from .frames import Annotations, CameraView, Frame
@@ -34,14 +34,14 @@ class Camera:
     intrinsics: ArrayLike
     ego_from_camera: ArrayLike
     size_px: tuple[int, int]
-    pinhole: PinholeCamera = field(init=False, repr=False, compare=False)
+    pinhole: CameraModel = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         pose = np.array(self.ego_from_camera, dtype=np.float64)
         if pose.shape != (4, 4):
             raise ValueError(f"ego_from_camera must be a [4, 4] pose, got shape {pose.shape}")
         object.__setattr__(self, "ego_from_camera", pose)
-        object.__setattr__(self, "pinhole", PinholeCamera(np.array(self.intrinsics, np.float64), *self.size_px))
+        object.__setattr__(self, "pinhole", CameraModel(np.array(self.intrinsics, np.float64), *self.size_px))
 
 
 class Rig(Mapping[str, Camera]):

@@ -11,7 +11,7 @@ from .boxes import (
     points_in_boxes,
     transform_boxes,
 )
-from .cameras import PinholeCamera
+from .cameras import CameraModel
 from .grids import OCC3D_GRID, BevGrid, VoxelGrid
 from .poses import (
     invert_pose,
@@ -28,7 +28,7 @@ from .poses import (
 __all__ = [
     "OCC3D_GRID",
     "BevGrid",
-    "PinholeCamera",
+    "CameraModel",
     "VoxelGrid",
     "bev_iou",
     "bev_nms",

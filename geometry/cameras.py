@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
-class PinholeCamera:
+class CameraModel:
     """A pinhole camera without distortion.
 
     intrinsics: [3, 3] float64 with last row (0, 0, 1); width_px, height_px: image size.
@@ -56,19 +56,19 @@ class PinholeCamera:
         directions = pixels @ np.linalg.inv(self.intrinsics).T
         return directions / np.linalg.norm(directions, axis=-1, keepdims=True)
 
-    def resized(self, width_px: int, height_px: int) -> PinholeCamera:
+    def resized(self, width_px: int, height_px: int) -> CameraModel:
         """The camera of the image scaled to the given size."""
         scale = np.diag([width_px / self.width_px, height_px / self.height_px, 1.0])
-        return PinholeCamera(scale @ self.intrinsics, width_px, height_px)
+        return CameraModel(scale @ self.intrinsics, width_px, height_px)
 
-    def cropped(self, left_px: int, top_px: int, width_px: int, height_px: int) -> PinholeCamera:
+    def cropped(self, left_px: int, top_px: int, width_px: int, height_px: int) -> CameraModel:
         """The camera of the window with its upper-left corner at (left, top); it may reach outside the image."""
         k = self.intrinsics.copy()
         k[0, 2] -= left_px
         k[1, 2] -= top_px
-        return PinholeCamera(k, width_px, height_px)
+        return CameraModel(k, width_px, height_px)
 
-    def flipped(self) -> PinholeCamera:
+    def flipped(self) -> CameraModel:
         """The camera of the mirrored image (u -> width - u): the focal length along u becomes negative."""
         k = self.intrinsics.copy()
         k[0] = [-k[0, 0], -k[0, 1], self.width_px - k[0, 2]]

@@ -131,7 +131,9 @@ class Answer:
             if missing := [view.name for view in frame.cameras if view.name not in images]:
                 raise DataError(f"no image of camera {missing[0]}")
             pixels = {name: as_image(image, name) for name, image in images.items()}
-            views = (replace(v, image_path=pixels[v.name][0], image=pixels[v.name][1]) for v in frame.cameras)
+            views = (
+                replace(v, image_path=pixels[v.name][0], image=pixels[v.name][1], encoded=None) for v in frame.cameras
+            )
             frame = replace(frame, cameras=tuple(views))
         view = View(score_threshold=score_threshold, camera_width_px=camera_width_px)
         return Image.fromarray(render_answers(frame, self.raw, self.class_names, view))

@@ -17,7 +17,7 @@ from ..core.answers import Detections
 from ..core.errors import DataError
 from ..core.files import atomic_path
 from ..core.frames import Frame
-from ..geometry import PinholeCamera, box_corners, box_corners_bev, transform_boxes, transform_points
+from ..geometry import CameraModel, box_corners, box_corners_bev, transform_boxes, transform_points
 from .colours import GROUND_TRUTH, Colour, Palette
 from .drawing import (
     NEAR_M,
@@ -114,7 +114,7 @@ def box_legend(found: Drawn, palette: Palette) -> list[LegendEntry]:
 
 def boxes_in_camera(
     draw: ImageDraw.ImageDraw,
-    camera: PinholeCamera,
+    camera: CameraModel,
     camera_from_bev: NDArray[np.float64],
     drawn: Drawn,
     unit: float,
@@ -149,7 +149,7 @@ def clip_near(polygon: NDArray[np.float64], near_m: float = NEAR_M) -> NDArray[n
 
 def _draw_box(
     draw: ImageDraw.ImageDraw,
-    camera: PinholeCamera,
+    camera: CameraModel,
     corners: NDArray[np.float64],
     drawn: Drawn,
     index: int,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..core.frames import CameraView, Frame
-from ..geometry import PinholeCamera, invert_pose, transform_points
+from ..geometry import CameraModel, invert_pose, transform_points
 from .boxes import Drawn, boxes_above, boxes_in_camera, footprints_of, name_boxes, scores_above
 from .colours import FAINT, LIDAR_COLOUR, PANEL, QUIET_TEXT, TEXT
 from .drawing import Extent, Labels, View, letters, plain_letters
@@ -24,7 +24,7 @@ _MAX_COLUMNS = 4  # cameras in one row
 _CAPTION_BEARING_RAD = math.radians(35)  # to the right of forward, where few lanes run
 _LIDAR_HEIGHT_M = 4.0  # points above stay out of the picture: tree tops and bridges hide the street
 
-CameraOverlay = Callable[[ImageDraw.ImageDraw, CameraView, PinholeCamera, Labels], None]
+CameraOverlay = Callable[[ImageDraw.ImageDraw, CameraView, CameraModel, Labels], None]
 """Draws more into a camera image; the camera is the one of the image as it is drawn."""
 Pixels = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 """Points [..., 2 or 3] of the EGO frame to pixels [..., 2] of the picture from above."""

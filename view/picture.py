@@ -33,7 +33,7 @@ from ..core.frames import CameraView, Frame
 from ..data_tools.clips.images import load_image
 from ..data_tools.labels.files import WAYMO_SUFFIX, read_occupancy
 from ..data_tools.readers.lidar import read_lidar
-from ..geometry import OCC3D_GRID, PinholeCamera, VoxelGrid, invert_pose
+from ..geometry import OCC3D_GRID, CameraModel, VoxelGrid, invert_pose
 from ..occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from .boxes import Drawn, box_legend, labelled_boxes, predicted_boxes, save_picture
 from .clips import check_clip_path, save_clip
@@ -306,7 +306,7 @@ class _Canvas:
         return not drawn.is_label or self.answer.boxes is None
 
     def _lanes_in_camera(
-        self, draw: ImageDraw.ImageDraw, view: CameraView, camera: PinholeCamera, labels: Labels
+        self, draw: ImageDraw.ImageDraw, view: CameraView, camera: CameraModel, labels: Labels
     ) -> None:
         camera_from_ego = invert_pose(self.frame.ego_from_bev @ self.frame.bev_from_camera(view))
         lanes_in_camera(draw, camera, camera_from_ego, self.lanes, self.unit)

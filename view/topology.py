@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ..core.answers import LaneGraph
 from ..core.frames import CameraView
 from ..core.labels import ELEMENT_ATTRIBUTES, LaneLabels
-from ..geometry import PinholeCamera, transform_points
+from ..geometry import CameraModel, transform_points
 from .colours import ELEMENT_COLOURS, GROUND_TRUTH, JOINT_COLOUR, LANE_COLOUR, PANEL, SIGN_COLOUR, TEXT, Colour
 from .drawing import NEAR_M, Labels, LegendEntry, draw_path, draw_polygon, letters, shown
 from .panels import Pixels
@@ -120,7 +120,7 @@ def lane_legend(drawn: Sequence[DrawnLanes]) -> list[LegendEntry]:
 
 def lanes_in_camera(
     draw: ImageDraw.ImageDraw,
-    camera: PinholeCamera,
+    camera: CameraModel,
     camera_from_ego: NDArray[np.float64],
     drawn: Sequence[DrawnLanes],
     unit: float,
@@ -137,7 +137,7 @@ def lanes_in_camera(
 def elements_in_camera(
     draw: ImageDraw.ImageDraw,
     view: CameraView,
-    camera: PinholeCamera,
+    camera: CameraModel,
     labels: Labels,
     drawn: Sequence[DrawnLanes],
     unit: float,

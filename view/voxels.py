@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from ..geometry import OCC3D_GRID, PinholeCamera, VoxelGrid, invert_pose, pose, transform_points
+from ..geometry import OCC3D_GRID, CameraModel, VoxelGrid, invert_pose, pose, transform_points
 from ..occupancy.classes import OCC3D_NUSCENES
 from .colours import PANEL, Colour, Palette
 
@@ -36,7 +36,7 @@ _LIGHT = {(2, 1): 1.0, (2, -1): 0.45, (0, -1): 0.82, (0, 1): 0.7, (1, 1): 0.74, 
 class Viewpoint:
     """A camera in the EGO frame; one of the car's own: its ``ego_from_camera``."""
 
-    camera: PinholeCamera
+    camera: CameraModel
     ego_from_camera: NDArray[np.float64]
     """[4, 4]"""
     shows_car: bool = False
@@ -60,7 +60,7 @@ class Viewpoint:
         right /= np.linalg.norm(right)
         rotation = np.stack([right, np.cross(forward, right), forward], 1)  # columns: camera axes in the ego frame
         ego_from_camera = pose(rotation, np.asarray(eye_m, np.float64))
-        unit = PinholeCamera(np.eye(3), 1, 1)
+        unit = CameraModel(np.eye(3), 1, 1)
         corners = grid.origin_m + np.indices((2, 2, 2)).reshape(3, -1).T * grid.size_m
         corners[:, 1] *= _SIDES
         uv, _ = unit.project(transform_points(invert_pose(ego_from_camera), corners))
@@ -68,7 +68,7 @@ class Viewpoint:
         focal_px = (1 - 2 * _MARGIN) * (np.array([width_px, height_px]) / (high - low)).min()
         centre_px = (np.array([width_px, height_px]) - 1) / 2 - focal_px * (low + high) / 2
         matrix = np.array([[focal_px, 0, centre_px[0]], [0, focal_px, centre_px[1]], [0, 0, 1]])
-        return Viewpoint(PinholeCamera(matrix, width_px, height_px), ego_from_camera, shows_car=True)
+        return Viewpoint(CameraModel(matrix, width_px, height_px), ego_from_camera, shows_car=True)
 
 
 def render_voxels(
@@ -167,7 +167,7 @@ def _corners_m(faces: _Faces, grid: VoxelGrid) -> NDArray[np.float64]:
 
 
 def _paint(
-    faces: _Faces, camera: PinholeCamera, ego_from_camera: NDArray[np.float64], grid: VoxelGrid
+    faces: _Faces, camera: CameraModel, ego_from_camera: NDArray[np.float64], grid: VoxelGrid
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Which face each pixel [H, W] shows, -1 for none, and the depth of each face [F]."""
     points = transform_points(invert_pose(ego_from_camera), _corners_m(faces, grid).reshape(-1, 3))

@@ -406,9 +406,10 @@ class ClipDataset(Dataset):
         """The decoded image, or its cached crop at the largest height that this dataset uses."""
         if self._cache is None:
             return load_image(view, frame.token)
-        if view.image_path not in self._cache:
+        key = view.image_path or f"{frame.token} {view.name}"
+        if key not in self._cache:
             height_px = max(self.image.train_heights_px) if self.training else self.image.test_height_px
             placement = self._placement(view, ImageDraw(height_px))
             crop = placement.crop(load_image(view, frame.token))
-            self._cache[view.image_path] = resize_image(crop, placement.width_px, placement.height_px, "area").copy()
-        return self._cache[view.image_path]
+            self._cache[key] = resize_image(crop, placement.width_px, placement.height_px, "area").copy()
+        return self._cache[key]

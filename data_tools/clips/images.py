@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ...core.decode import Wrong, checked_size, decode, read_file
 from ...core.errors import DataError
-from ...core.frames import CameraView
+from ...core.frames import CameraView, EncodedImage
 
 
 def load_image(view: CameraView, sample_token: str) -> NDArray[np.uint8]:
@@ -18,7 +18,7 @@ def load_image(view: CameraView, sample_token: str) -> NDArray[np.uint8]:
     """
 
     def wrong(problem: str, fix: str) -> DataError:
-        place = f": {view.image_path}" if view.image_path else ""
+        place = f": {view.source}" if view.image_path or view.encoded else ""
         return DataError(f"sample {sample_token}, camera {view.name}{place}: {problem}; {fix}")
 
     def of_calibration(width_px: int, height_px: int) -> None:
@@ -31,10 +31,22 @@ def load_image(view: CameraView, sample_token: str) -> NDArray[np.uint8]:
         image = _of_memory(view.image, wrong)
         checked_size(image.shape[1], image.shape[0], wrong, of_calibration)
         return np.ascontiguousarray(image[:, :, ::-1])
+    if view.encoded is not None:
+        return decode(_encoded(view.encoded, wrong), wrong, of_calibration)
     if not view.image_path:
         raise wrong("it has no image", "give its path, or the pixels themselves")
     data = read_file(view.image_path, wrong, "check the data root, or fetch the archive (blob) with this file")
     return decode(data, wrong, of_calibration)
+
+
+def _encoded(image: EncodedImage, wrong: Wrong) -> bytes:
+    try:
+        data = image.read()
+    except OSError as error:
+        raise wrong(f"image cannot be read ({error.strerror or error})", "fetch the file again") from None
+    if not data:
+        raise wrong("image is empty (0 bytes)", "fetch or generate the file again")
+    return data
 
 
 def _of_memory(pixels: NDArray[np.uint8], wrong: Wrong) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...core.errors import ConfigError
-from ...geometry import PinholeCamera, rotation_z
+from ...geometry import CameraModel, rotation_z
 
 Resample = Literal["bicubic", "area", "bilinear"]
 
@@ -71,7 +71,7 @@ class ImageSettings:
     def test_draw(self) -> ImageDraw:
         return ImageDraw(self.test_height_px, False)
 
-    def placement(self, camera_name: str, camera: PinholeCamera, height_px: int) -> ImagePlacement:
+    def placement(self, camera_name: str, camera: CameraModel, height_px: int) -> ImagePlacement:
         """Where the crop of this camera's image lies, and its size as network input of this height."""
         return ImagePlacement.of(camera, self.crops.get(camera_name, self.crop), height_px, self.aspect)
 
@@ -96,7 +96,7 @@ class ImagePlacement:
     @classmethod
     def of(
         cls,
-        camera: PinholeCamera,
+        camera: CameraModel,
         crop: tuple[float, float, float, float],
         height_px: int,
         aspect: float | None = None,
@@ -117,7 +117,7 @@ class ImagePlacement:
     def scale_xy(self) -> tuple[float, float]:
         return self.width_px / self.crop_width_px, self.height_px / self.crop_height_px
 
-    def camera(self, camera: PinholeCamera) -> PinholeCamera:
+    def camera(self, camera: CameraModel) -> CameraModel:
         """The camera of the cropped and resized (not mirrored) image."""
         window = camera.cropped(self.left_px, self.top_px, self.crop_width_px, self.crop_height_px)
         return window.resized(self.width_px, self.height_px)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...core.frames import Annotations, CameraView
 from ...core.labels import MonoTargets
-from ...geometry import PinholeCamera, invert_pose, matrix_to_quaternion, transform_points
+from ...geometry import CameraModel, invert_pose, matrix_to_quaternion, transform_points
 from ..clips.transforms import ImagePlacement
 
 NO_ATTRIBUTE = 3
@@ -49,7 +49,7 @@ def corners_in_camera(
     return local @ rotation.swapaxes(1, 2) + centre_m[:, None]
 
 
-def devkit_visible(corners_m: NDArray[np.float64], camera: PinholeCamera) -> NDArray[np.bool_]:
+def devkit_visible(corners_m: NDArray[np.float64], camera: CameraModel) -> NDArray[np.bool_]:
     """Which boxes with corners [n, 8, 3] the devkit calls visible (BoxVisibility.ANY), bool [n]."""
     uv, depth_m = camera.project(corners_m)
     with np.errstate(invalid="ignore"):  # NaN pixels behind the camera compare False
@@ -57,9 +57,7 @@ def devkit_visible(corners_m: NDArray[np.float64], camera: PinholeCamera) -> NDA
     return np.any(inside & (depth_m > 1), axis=1) & np.all(depth_m > 0.1, axis=1)
 
 
-def image_boxes(
-    corners_m: NDArray[np.float64], camera: PinholeCamera
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def image_boxes(corners_m: NDArray[np.float64], camera: CameraModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """2D boxes [n, 4] of corners [n, 8, 3], clipped to the image, and the share [n] of each that is inside it."""
     with np.errstate(divide="ignore", invalid="ignore"):
         projected = corners_m @ camera.intrinsics.T

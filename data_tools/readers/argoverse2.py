@@ -25,7 +25,7 @@ from ...core.cameras import RING_ORDER
 from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
 from ...core.frames import CameraView, Frame
 from ...core.labels import LaneLabels
-from ...geometry import PinholeCamera, invert_pose, pose, quaternion_to_matrix, transform_points
+from ...geometry import CameraModel, invert_pose, pose, quaternion_to_matrix, transform_points
 from .checks import check_frames
 from .lenses import LensNotes
 from .links import link_frames
@@ -237,11 +237,11 @@ def _poses(table: Mapping[str, NDArray]) -> list[NDArray[np.float64]]:
     return list(map(pose, rotations, np.stack([table[key] for key in ("tx_m", "ty_m", "tz_m")], -1)))
 
 
-def _pinhole(table: Mapping[str, NDArray], row: int) -> PinholeCamera:
+def _pinhole(table: Mapping[str, NDArray], row: int) -> CameraModel:
     fx, fy, cx, cy, width, height = (
         table[key][row] for key in ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
     )
-    return PinholeCamera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
+    return CameraModel(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
 
 
 def image_times_ns(log: Path, camera: str) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
 from ...core.frames import Annotations, CameraView, Frame
-from ...geometry import PinholeCamera, pose, quaternion_to_matrix, transform_points
+from ...geometry import CameraModel, pose, quaternion_to_matrix, transform_points
 from .checks import check_frames
 from .file_paths import path_below
 from .registry import Conventions, register_reader
@@ -84,7 +84,7 @@ def _frame(
     where = f"{path}: image {row.get('file_name', row['id'])}"
     try:
         token = str(row.get("sample_data_token") or row["file_name"])
-        camera = PinholeCamera(np.array(row["camera_intrinsic"], float), int(row["width"]), int(row["height"]))
+        camera = CameraModel(np.array(row["camera_intrinsic"], float), int(row["width"]), int(row["height"]))
         view = CameraView(
             name=CAMERA,
             camera=camera,

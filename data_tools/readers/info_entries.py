@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.frames import Annotations, CameraView, Frame
-from ...geometry import PinholeCamera, invert_pose, nearest_rigid, pose, rotation_z
+from ...geometry import CameraModel, invert_pose, nearest_rigid, pose, rotation_z
 from ..clips.can_bus import SIGNALS
 from .box_layouts import BoxLayout, from_layout
 from .cameras import ImageSizes, camera_order
@@ -47,7 +47,7 @@ class EntryReader:
     """Microseconds per unit of the file's times."""
     box_layout: BoxLayout
     """Of ``gt_boxes``."""
-    cameras: dict[tuple[str, bytes, int, int], PinholeCamera] = field(default_factory=dict)
+    cameras: dict[tuple[str, bytes, int, int], CameraModel] = field(default_factory=dict)
 
     def time_us(self, value: Any) -> int:
         """Raises ValueError for what is no finite time."""
@@ -63,7 +63,7 @@ class EntryReader:
         size = (int(width), int(height)) if width and height else self.sizes(name, matrix, path)
         key = (name, matrix.tobytes(), *size)
         if key not in self.cameras:
-            self.cameras[key] = PinholeCamera(matrix, *size)
+            self.cameras[key] = CameraModel(matrix, *size)
             self.lenses.add(name, self.cameras[key], fields, known)
         return self.cameras[key]
 

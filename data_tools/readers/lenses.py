@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...geometry import PinholeCamera
+from ...geometry import CameraModel
 
 logger = logging.getLogger("drivestack")
 
@@ -29,7 +29,7 @@ class LensNotes:
         self._worst: dict[str, tuple[float, str]] = {}
         self._unknown: dict[str, str] = {}
 
-    def add(self, name: str, camera: PinholeCamera, fields: Mapping[str, Any], known: Iterable[str] = ()) -> None:
+    def add(self, name: str, camera: CameraModel, fields: Mapping[str, Any], known: Iterable[str] = ()) -> None:
         """Of one calibration: fields as the file has them; known: those that the reader uses itself."""
         model = next((str(fields[f]).strip().lower() for f in MODEL_FIELDS if isinstance(fields.get(f), str)), "")
         for field in DISTORTION_FIELDS:
@@ -76,7 +76,7 @@ def _numbers(value: Any) -> NDArray[np.float64] | None:
     return values if 0 < values.size <= 14 and np.all(np.isfinite(values)) else None
 
 
-def corner_shift_px(camera: PinholeCamera, coefficients: NDArray[np.float64], fisheye: bool = False) -> float:
+def corner_shift_px(camera: CameraModel, coefficients: NDArray[np.float64], fisheye: bool = False) -> float:
     """How far the lens moves the image corner that it moves most, against a pinhole; NaN for unknown models.
 
     coefficients: 3 (k1 k2 k3), 4, 5 or 8 of Brown-Conrady, or 4 of OpenCV's fisheye model (fisheye).

@@ -16,7 +16,7 @@ from ...core.cameras import front_by_name
 from ...core.errors import DataError
 from ...core.frames import Annotations, CameraView, Frame
 from ...core.once import warn_once
-from ...geometry import PinholeCamera, quaternion_to_matrix
+from ...geometry import CameraModel, quaternion_to_matrix
 from ..labels.files import lanes_file, occupancy_file, read_lanes
 from .cameras import camera_order
 from .checks import INT64, check_frames
@@ -117,7 +117,7 @@ class _Joiner:
 
     def __init__(self, tables: SceneTables, root: Path, place: Path) -> None:
         self.tables, self.root, self.place = tables, root, place
-        self.cameras: dict[tuple[str, int, int], PinholeCamera] = {}
+        self.cameras: dict[tuple[str, int, int], CameraModel] = {}
         self.lenses = LensNotes(str(place / "calibrated_sensor.json"))
         self.reference = self._reference_channel()
 
@@ -210,11 +210,11 @@ class _Joiner:
             next_token=after,
         )
 
-    def camera(self, sample_token: str, name: str, sensor: CalibratedSensor, record: SampleData) -> PinholeCamera:
+    def camera(self, sample_token: str, name: str, sensor: CalibratedSensor, record: SampleData) -> CameraModel:
         key = (sensor.token, record.width, record.height)
         if key not in self.cameras:
             try:
-                self.cameras[key] = PinholeCamera(np.array(sensor.camera_intrinsic, float), key[1], key[2])
+                self.cameras[key] = CameraModel(np.array(sensor.camera_intrinsic, float), key[1], key[2])
             except ValueError as error:
                 raise DataError(
                     f"sample {sample_token}, camera {name} ({self.root / record.filename}): "

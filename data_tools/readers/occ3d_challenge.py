@@ -21,7 +21,7 @@ import numpy as np
 
 from ...core.errors import DataError, library_errors
 from ...core.frames import CameraView, Frame
-from ...geometry import PinholeCamera, pose, rotation_z
+from ...geometry import CameraModel, pose, rotation_z
 from .cameras import ImageSizes, camera_order
 from .checks import check_frames
 from .file_paths import path_below, portable_path
@@ -118,7 +118,7 @@ def _frame(root: Path, scene: str, token: str, entry: Mapping[str, Any], rig: _R
         name = key if key.startswith("CAM_") else path.parent.name  # the key may be a token
         field = "intrinsics" if "intrinsics" in camera else "intrinsic"  # both occur
         image = _image(root, path)
-        pinhole = PinholeCamera(np.array(camera[field], float), *rig.sizes(name, camera[field], image))
+        pinhole = CameraModel(np.array(camera[field], float), *rig.sizes(name, camera[field], image))
         rig.lenses.add(name, pinhole, camera, _FIELDS)
         views[name] = CameraView(
             name=name,

@@ -23,7 +23,7 @@ from ...core.errors import DataError, library_errors
 from ...core.files import file_name
 from ...core.frames import CameraView, Frame
 from ...core.once import warn_once
-from ...geometry import PinholeCamera, pose
+from ...geometry import CameraModel, pose
 from ..labels.files import check_lanes
 from .cameras import ImageSizes, camera_order
 from .checks import check_frames
@@ -150,7 +150,7 @@ def _frame(identifier: Identifier, entry: Mapping[str, Any], root: Path, rig: _R
         size = _image_size_px(sensor, camera, path, rig, place)
         try:
             ego_from_camera = pose(sensor["extrinsic"]["rotation"], sensor["extrinsic"]["translation"])
-            pinhole = PinholeCamera(np.asarray(intrinsic["K"], np.float64), *size)
+            pinhole = CameraModel(np.asarray(intrinsic["K"], np.float64), *size)
         except ValueError as error:
             raise DataError(f"{place}: camera {camera}: {error}; correct its calibration") from None
         rig.lenses.add(camera, pinhole, intrinsic, ("K",))

@@ -25,7 +25,7 @@ from drivestack.core.frames import CameraView, Frame
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.geometry import PinholeCamera, pose, rotation_z
+from drivestack.geometry import CameraModel, pose, rotation_z
 from drivestack.lane_topology.head import LaneTopologyHead
 
 RANGE = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
@@ -66,7 +66,7 @@ def model() -> BEVFormerV2:
 
 def drive(count: int = 2) -> list[Frame]:
     rng = np.random.default_rng(0)
-    camera = PinholeCamera(np.array([[40.0, 0, 48], [0, 40, 32], [0, 0, 1]]), 96, 64)
+    camera = CameraModel(np.array([[40.0, 0, 48], [0, 40, 32], [0, 0, 1]]), 96, 64)
     frames = []
     for i in range(count):
         global_from_ego = pose(rotation_z(0.05 * i), [1.0 * i, 0, 0])

@@ -28,7 +28,7 @@ from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.engine.predict import predict
-from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
+from drivestack.geometry import CameraModel, invert_pose, pose, rotation_z
 
 CLASSES = ("forklift", "worker", "pallet")
 CLASS_RANGE_M = {"forklift": 30.0, "worker": 20.0, "pallet": 20.0}
@@ -51,7 +51,7 @@ def camera_views(folder, index, global_from_ego, order):
         intrinsics = np.array([[0.7 * width, 0, width / 2], [0, 0.7 * width, height / 2], [0, 0, 1]])
         views[name] = CameraView(
             name=name,
-            camera=PinholeCamera(intrinsics, width, height),
+            camera=CameraModel(intrinsics, width, height),
             ego_from_camera=EGO_FROM_LIDAR @ bev_from_camera,
             global_from_ego=global_from_ego,
             timestamp_us=500_000 * index,

@@ -8,7 +8,7 @@ import torch
 
 from drivestack.geometry import (
     BevGrid,
-    PinholeCamera,
+    CameraModel,
     VoxelGrid,
     bev_iou,
     bev_nms,
@@ -90,7 +90,7 @@ def test_pose_refuses_what_is_not_rigid(rotation, translation):
 
 
 def test_camera_follows_the_image():
-    camera = PinholeCamera(np.array([[500.0, 0, 330], [0, 510, 170], [0, 0, 1]]), 640, 360)
+    camera = CameraModel(np.array([[500.0, 0, 330], [0, 510, 170], [0, 0, 1]]), 640, 360)
     points = np.array([[1.0, 0.5, 10], [-2, 1, 20]])
     uv, depth_m = camera.project(points)
     assert np.allclose(depth_m, points[:, 2])
@@ -109,7 +109,7 @@ def test_camera_follows_the_image():
 @pytest.mark.parametrize("k", [np.eye(4), np.full((3, 3), np.nan), np.diag([0.0, 1, 1]), np.diag([1.0, 1, 2])])
 def test_camera_refuses_bad_intrinsics(k):
     with pytest.raises(ValueError):
-        PinholeCamera(k, 10, 10)
+        CameraModel(k, 10, 10)
 
 
 def test_corners_match_the_picture():

@@ -9,7 +9,7 @@ import torch
 from drivestack.core.errors import ConfigError, PredictionError
 from drivestack.core.frames import CameraView
 from drivestack.core.registries import MODELS
-from drivestack.geometry import PinholeCamera
+from drivestack.geometry import CameraModel
 from drivestack.lane_topology.front_image import boxes_on_disk, front_index
 from drivestack.lane_topology.head import LaneTopologyHead
 from support import toy_streets as toy
@@ -138,8 +138,8 @@ def test_the_front_camera_is_found_by_its_name_in_every_sample():
 def test_boxes_return_to_the_image_on_disk():
     """That of the camera which the batch shows first, though it is the second of the frame."""
     _, _, batch = toy.scenes(1)
-    camera = PinholeCamera(np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]]), 1600, 900)
-    another = PinholeCamera(np.array([[700.0, 0, 500], [0, 700, 400], [0, 0, 1]]), 1000, 800)
+    camera = CameraModel(np.array([[1000.0, 0, 800], [0, 1000, 450], [0, 0, 1]]), 1600, 900)
+    another = CameraModel(np.array([[700.0, 0, 500], [0, 700, 400], [0, 0, 1]]), 1000, 800)
     views = tuple(
         CameraView(name, own, np.diag([side, side, 1.0, 1.0]), np.eye(4), 0)
         for name, own, side in (("behind", another, -1.0), ("front", camera, 1.0))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from drivestack.core.frames import Annotations, CameraView, Frame
-from drivestack.geometry import PinholeCamera, pose, rotation_z
+from drivestack.geometry import CameraModel, pose, rotation_z
 
 RANGE = (-40.0, -40.0, -5.0, 40.0, 40.0, 3.0)
 WIDTH, HEIGHT = 192, 128
@@ -26,7 +26,7 @@ def make_frames(folder: Path, count: int) -> list[Frame]:
     """A car that drives on and turns; objects stand in the world; images of noise."""
     rng = np.random.default_rng(0)
     ego_from_bev = pose(rotation_z(-np.pi / 2), [0.9, 0.0, 1.8])
-    camera = PinholeCamera(np.array([[110.0, 0, WIDTH / 2], [0, 110.0, HEIGHT / 2], [0, 0, 1]]), WIDTH, HEIGHT)
+    camera = CameraModel(np.array([[110.0, 0, WIDTH / 2], [0, 110.0, HEIGHT / 2], [0, 0, 1]]), WIDTH, HEIGHT)
     rows = np.array(list(OBJECTS.values()))
     n = len(rows)
     labels = Annotations(

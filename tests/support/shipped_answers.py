@@ -19,7 +19,7 @@ from drivestack.core.cameras import CAMERA_ORDER
 from drivestack.core.checkpoint import load_checkpoint
 from drivestack.core.frames import CameraView, Frame
 from drivestack.engine.config import build_model, load_config
-from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
+from drivestack.geometry import CameraModel, invert_pose, pose, rotation_z
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "tests" / "reference" / "shipped_answers.json"
@@ -44,7 +44,7 @@ def images(seed: int, count: int) -> np.ndarray:
 
 def batch() -> Batch:
     """One keyframe of six cameras around a car."""
-    camera = PinholeCamera(np.array([[300.0, 0, WIDTH_PX / 2], [0, 300, 50], [0, 0, 1]]), WIDTH_PX, HEIGHT_PX)
+    camera = CameraModel(np.array([[300.0, 0, WIDTH_PX / 2], [0, 300, 50], [0, 0, 1]]), WIDTH_PX, HEIGHT_PX)
     global_from_ego = pose(rotation_z(0.4), [600.0, 1200.0, 0.0])
     names = CAMERA_ORDER  # camera embeddings go by name; when the answers were recorded they went by position
     mounted = [pose(rotation_z(-i * np.pi / 3) @ FORWARD, [0.5, 0.0, 1.5]) for i in range(len(names))]

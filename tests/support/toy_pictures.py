@@ -11,7 +11,7 @@ from PIL import Image
 from drivestack.core.answers import Detections, LaneGraph
 from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.core.labels import LaneLabels
-from drivestack.geometry import PinholeCamera, pose, rotation_z
+from drivestack.geometry import CameraModel, pose, rotation_z
 
 FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # ego from a camera that looks ahead
 EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.0, 0.0, 0.0])  # x to the right, y forward, as on nuScenes
@@ -25,7 +25,7 @@ def camera_view(folder: Path, name: str, degrees: float, size_px: tuple[int, int
     ego_from_camera = pose(rotation_z(np.radians(degrees)) @ FORWARD, [0.0, 0.0, 1.5])
     path = folder / f"{name}.png"
     Image.new("RGB", size_px, (90, 90, 90)).save(path)
-    return CameraView(name, PinholeCamera(matrix, width_px, height_px), ego_from_camera, np.eye(4), 0, str(path))
+    return CameraView(name, CameraModel(matrix, width_px, height_px), ego_from_camera, np.eye(4), 0, str(path))
 
 
 def annotations(boxes_ego: Sequence[Sequence[float]], names: list[str]) -> Annotations:

@@ -15,7 +15,7 @@ from drivestack.bev.map.bev_map import BevMap
 from drivestack.core.batch import LABELS, Batch
 from drivestack.core.frames import CameraView, Frame, past_bev_from_current
 from drivestack.data_tools.clips.can_bus import can_bus_of_pose
-from drivestack.geometry import PinholeCamera, invert_pose, pose, rotation_z
+from drivestack.geometry import CameraModel, invert_pose, pose, rotation_z
 
 RANGE = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
 WIDTH, HEIGHT = 64, 32
@@ -65,7 +65,7 @@ def scene(num_frames, num_cameras=3):
     """Frames of a car that drives and turns, with images."""
     rng = np.random.default_rng(0)
     frames, images = [], []
-    camera = PinholeCamera(np.array([[40.0, 0, 32], [0, 40, 16], [0, 0, 1]]), WIDTH, HEIGHT)
+    camera = CameraModel(np.array([[40.0, 0, 32], [0, 40, 16], [0, 0, 1]]), WIDTH, HEIGHT)
     for i in range(num_frames):
         global_from_ego = pose(rotation_z(0.1 * i), [2.0 * i, 0.3 * i, 0])
         ego_from_bev = pose(rotation_z(-np.pi / 2), [0.9, 0, 1.8])

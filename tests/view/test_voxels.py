@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drivestack.geometry import PinholeCamera, VoxelGrid, pose, rotation_z
+from drivestack.geometry import CameraModel, VoxelGrid, pose, rotation_z
 from drivestack.view.colours import VOXEL_COLOURS
 from drivestack.view.voxels import Viewpoint, render_voxels
 
@@ -14,7 +14,7 @@ GRID = VoxelGrid(-4.0, -4.0, -1.0, 4.0, 4.0, 2.2, 10, 10, 4)
 FREE = 3
 FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # ego from a camera that looks ahead
 SKY = (20, 20, 20)
-CAMERA = PinholeCamera(np.array([[70.0, 0, 59.5], [0, 70.0, 44.5], [0, 0, 1]]), 120, 90)
+CAMERA = CameraModel(np.array([[70.0, 0, 59.5], [0, 70.0, 44.5], [0, 0, 1]]), 120, 90)
 
 
 def classes_shown(picture: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ....geometry.cameras import PinholeCamera
+from ....geometry.cameras import CameraModel
 from ....geometry.poses import pose, rotation_z
 
 LIDAR_CHANNEL = "LIDAR_TOP"
@@ -46,7 +46,7 @@ class RigCamera:
     """One camera of the rig."""
 
     name: str
-    camera: PinholeCamera
+    camera: CameraModel
     ego_from_camera: np.ndarray  # [4, 4]
 
     @cached_property
@@ -73,7 +73,7 @@ def camera_rig(image_width_px: int, rig: str = "nuscenes") -> tuple[RigCamera, .
         forward = np.array([np.cos(yaw), np.sin(yaw), 0])
         right = np.array([np.sin(yaw), -np.cos(yaw), 0])
         rotation = np.stack([right, [0, 0, -1.0], forward], axis=1)  # columns: camera axes in the ego frame
-        cameras.append(RigCamera(name, PinholeCamera(intrinsics * scale, *size_px), pose(rotation, position)))
+        cameras.append(RigCamera(name, CameraModel(intrinsics * scale, *size_px), pose(rotation, position)))
     return tuple(cameras)
 
 

@@ -15,7 +15,7 @@ from drivestack.core.frames import CameraView
 from drivestack.core.jpeg import read_header, walk
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.clips.images import load_image
-from drivestack.geometry import PinholeCamera
+from drivestack.geometry import CameraModel
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def picture() -> Image.Image:
 
 
 def view(path, size=(64, 36)) -> CameraView:
-    return CameraView("CAM_LEFT", PinholeCamera(np.eye(3), *size), np.eye(4), np.eye(4), 0, str(path))
+    return CameraView("CAM_LEFT", CameraModel(np.eye(3), *size), np.eye(4), np.eye(4), 0, str(path))
 
 
 def check(path, problem: str, size=(64, 36)) -> None:

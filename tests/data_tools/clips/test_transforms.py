@@ -22,7 +22,7 @@ from drivestack.data_tools.clips.transforms import (
     normalise,
     resize_image,
 )
-from drivestack.geometry import PinholeCamera, box_corners, boxes_from_legacy, wrap_angle
+from drivestack.geometry import CameraModel, box_corners, boxes_from_legacy, wrap_angle
 
 CROP = (0.0, 26 / 90, 1.0, 1.0)
 HEIGHTS = (51, 54, 58, 61, 64, 67, 70, 74, 77)
@@ -49,7 +49,7 @@ def test_image_augmentation_agrees_with_upstream(ida, row):
     draw = upstream_image_draw(int(get("seed")), bool(get("training")))
     assert draw.flip == get("flip")
     assert draw.height_px / 64 == pytest.approx(float(get("resize")))
-    camera = PinholeCamera(ida["in.cam2img"][0, :3, :3], 160, 90)
+    camera = CameraModel(ida["in.cam2img"][0, :3, :3], 160, 90)
     placement = ImagePlacement.of(camera, CROP, draw.height_px)
     assert [placement.width_px, placement.height_px] == get("resize_dims").tolist()
     corner = [placement.left_px, placement.top_px]
@@ -70,7 +70,7 @@ def test_image_augmentation_agrees_with_upstream(ida, row):
     exact = 160 * draw.height_px % 64 == 0
     tolerance = 1e-6 if exact else 1.0
     for n in range(3):
-        camera = PinholeCamera(ida["in.cam2img"][n, :3, :3], 160, 90)
+        camera = CameraModel(ida["in.cam2img"][n, :3, :3], 160, 90)
         moved = placement.camera(camera).intrinsics
         np.testing.assert_allclose(moved, get("cam2img")[n, :3, :3], atol=tolerance)
         np.testing.assert_allclose(moved[1], get("cam2img")[n, 1, :3], atol=1e-6)
@@ -82,7 +82,7 @@ def test_image_augmentation_agrees_with_upstream(ida, row):
 
 
 def test_the_default_crop_and_heights_are_those_of_the_release():
-    camera = PinholeCamera(np.diag([1266.0, 1266, 1]), 1600, 900)
+    camera = CameraModel(np.diag([1266.0, 1266, 1]), 1600, 900)
     for height in range(512, 769, 32):
         placement = ImagePlacement.of(camera, ImageSettings().crop, height)
         assert (placement.top_px, placement.crop_height_px, placement.width_px) == (260, 640, height * 5 // 2)
@@ -90,7 +90,7 @@ def test_the_default_crop_and_heights_are_those_of_the_release():
 
 
 def test_a_point_keeps_its_pixel_through_crop_and_resize():
-    camera = PinholeCamera(np.array([[500.0, 0, 300], [0, 480, 200], [0, 0, 1]]), 640, 400)
+    camera = CameraModel(np.array([[500.0, 0, 300], [0, 480, 200], [0, 0, 1]]), 640, 400)
     placement = ImagePlacement.of(camera, (0.1, 0.25, 0.9, 1.0), 150)
     point = np.array([1.0, 0.4, 8.0])
     uv, _ = camera.project(point)
@@ -139,7 +139,7 @@ def test_jitter_beyond_the_range_of_bytes_is_clipped_where_upstream_wraps_round(
 def test_every_resampling_gives_almost_the_same_image(resample):
     y, x = np.mgrid[:90, :160]
     image = np.stack([x, y * 2, 255 - x], -1).astype(np.uint8)  # smooth
-    placement = ImagePlacement.of(PinholeCamera(np.eye(3), 160, 90), CROP, 32)
+    placement = ImagePlacement.of(CameraModel(np.eye(3), 160, 90), CROP, 32)
     settings = ImageSettings(crop=CROP, resample=resample, mean=(0, 0, 0))
     reference = augment_image(image, placement, ImageSettings(crop=CROP, mean=(0, 0, 0)))
     np.testing.assert_allclose(augment_image(image, placement, settings), reference, atol=2)
@@ -162,7 +162,7 @@ def test_random_scale_of_v1_agrees_with_upstream(reference_dir, ida):
     image = resize_image(ramps, 80, 45, "bilinear")
     assert list(image.shape) == data["out.img_shape"].tolist()
     np.testing.assert_allclose(image, data["out.img0"], atol=1e-4)
-    placement = ImagePlacement.of(PinholeCamera(np.eye(3), 160, 90), (0, 0, 1, 1), 45)
+    placement = ImagePlacement.of(CameraModel(np.eye(3), 160, 90), (0, 0, 1, 1), 45)
     for before, after in zip(data["in.lidar2img"], data["out.lidar2img"]):
         scaled = np.diag([*placement.scale_xy, 1, 1]) @ before
         np.testing.assert_allclose(scaled, after, atol=1e-9)

@@ -11,7 +11,7 @@ from drivestack.core.frames import Annotations, CameraView, Frame, past_bev_from
 from drivestack.data_tools.clips.transforms import BdaDraw, ImagePlacement
 from drivestack.data_tools.labels.ground_truth import ground_truth
 from drivestack.data_tools.labels.mono_targets import mono_targets
-from drivestack.geometry import PinholeCamera, boxes_from_legacy, pose, quaternion_to_matrix, rotation_z
+from drivestack.geometry import CameraModel, boxes_from_legacy, pose, quaternion_to_matrix, rotation_z
 
 PC_RANGE = (-51.2, -51.2, -5, 51.2, 51.2, 3)
 NAMES = ["car", "pedestrian", "bus", "truck", "traffic_cone", "animal"]
@@ -87,7 +87,7 @@ def test_perspective_targets_agree_with_upstream(reference_dir, classes):
         data["in.velocity"][:, :2],
         attributes,
     )
-    camera = PinholeCamera(data["in.intrinsics"], 1600, 900)
+    camera = CameraModel(data["in.intrinsics"], 1600, 900)
     view = CameraView("CAM", camera, np.eye(4), np.eye(4), 0)
     whole = ImagePlacement.of(camera, (0, 0, 1, 1), 900)
     target = mono_targets(notes, view, classes, whole)
@@ -126,7 +126,7 @@ def test_past_images_see_points_of_the_current_frame_as_upstream_does(reference_
         views = tuple(
             CameraView(
                 str(n),
-                PinholeCamera(get("cam_intrinsic")[n], 160, 90),
+                CameraModel(get("cam_intrinsic")[n], 160, 90),
                 ego_from_bev @ pose(get("sensor2lidar_rotation")[n], get("sensor2lidar_translation")[n]),
                 global_from_ego,
                 0,

@@ -13,10 +13,10 @@ from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.readers.checks import check_frames
 from drivestack.data_tools.readers.registry import DataSource
-from drivestack.geometry import PinholeCamera, invert_pose, matrix_to_quaternion, pose, quaternion_to_matrix, rotation_z
+from drivestack.geometry import CameraModel, invert_pose, matrix_to_quaternion, pose, quaternion_to_matrix, rotation_z
 
 FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # ego from a camera that looks ahead
-CAMERA = PinholeCamera(np.array([[60.0, 0, 40], [0, 60, 30], [0, 0, 1]]), 80, 60)
+CAMERA = CameraModel(np.array([[60.0, 0, 40], [0, 60, 30], [0, 0, 1]]), 80, 60)
 STEP_US = 500_000
 
 

@@ -14,7 +14,7 @@ from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.readers.lidar_check import check_lidar
 from drivestack.data_tools.readers.registry import DataSource
-from drivestack.geometry import PinholeCamera, pose, rotation_z
+from drivestack.geometry import CameraModel, pose, rotation_z
 
 SIZE_LWH_M = np.array([4.6, 1.9, 1.6])
 PLACES_M = np.array([[8.0, 5, 0.8], [15, -6, 0.8], [-12, 7, 0.8], [22, 3, 0.8], [-20, -9, 0.8], [5, -14, 0.8]])
@@ -40,7 +40,7 @@ def frame(tmp_path: Path, change: Callable[[Annotations], Annotations] = lambda 
     )
     view = CameraView(
         "FRONT",
-        PinholeCamera(np.diag([50.0, 50, 1]), 80, 60),
+        CameraModel(np.diag([50.0, 50, 1]), 80, 60),
         pose(LOOKING_AHEAD, [1.5, 0, 1.5]),
         global_from_ego,
         0,

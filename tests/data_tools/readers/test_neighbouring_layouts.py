@@ -18,7 +18,7 @@ from drivestack.data_tools.readers.info_pickle import read_info_pickle
 from drivestack.data_tools.readers.lenses import corner_shift_px
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.readers.nuscenes_tables import split_tokens
-from drivestack.geometry import PinholeCamera, boxes_to_legacy, matrix_to_quaternion
+from drivestack.geometry import CameraModel, boxes_to_legacy, matrix_to_quaternion
 
 VERSION = "v1.0-mini"
 
@@ -299,7 +299,7 @@ def test_lens_distortion_and_unknown_fields_are_reported_once(own_root, edit_tab
 
 
 def test_pixels_that_a_lens_moves():
-    camera = PinholeCamera(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), 100, 100)
+    camera = CameraModel(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), 100, 100)
     radius2 = 0.5
     moved = lambda factor: np.hypot(50, 50) * factor
     assert corner_shift_px(camera, np.array([-0.3, 0, 0, 0])) == pytest.approx(moved(0.3 * radius2))

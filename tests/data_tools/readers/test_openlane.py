@@ -27,7 +27,7 @@ from drivestack.data_tools.readers.openlane_files import (
 )
 from drivestack.engine.config import build_dataset, build_model, load_config
 from drivestack.engine.predict import predict
-from drivestack.geometry import PinholeCamera, pose, rotation_z, transform_points
+from drivestack.geometry import CameraModel, pose, rotation_z, transform_points
 from drivestack.lane_topology.front_image import boxes_on_disk
 
 EGO_FROM_FORWARD_CAMERA = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
@@ -45,7 +45,7 @@ def views(rig: str, timestamp_us: int, global_from_ego: np.ndarray, folder: Path
         width, height = (62, 82) if name == "ring_front_center" else (82, 62)
         turn = rotation_z(-2 * np.pi * i / len(RINGS[rig])) @ EGO_FROM_FORWARD_CAMERA
         ego_from_camera = pose(turn, [1.5, 0.1 * i, 1.4])
-        camera = PinholeCamera(np.array([[60.0, 0, width / 2], [0, 60, height / 2], [0, 0, 1]]), width, height)
+        camera = CameraModel(np.array([[60.0, 0, width / 2], [0, 60, height / 2], [0, 0, 1]]), width, height)
         path = folder / f"{name}_{timestamp_us}.png"
         cv2.imwrite(str(path), np.full((height, width, 3), 40 * i, np.uint8))
         out.append(CameraView(name, camera, ego_from_camera, global_from_ego, timestamp_us, str(path)))

@@ -21,7 +21,7 @@ from drivestack.data_tools.readers.openlane_files import (
     write_collection,
     write_frame,
 )
-from drivestack.geometry import PinholeCamera, pose
+from drivestack.geometry import CameraModel, pose
 
 KEY = ("train", "00001", "315970")
 
@@ -127,7 +127,7 @@ def frame(num_cameras: int, lanes: LaneLabels | None) -> Frame:
     views = tuple(
         CameraView(
             f"camera_{i}",
-            PinholeCamera(np.array([[900.0, 0, 400], [0, 900, 300], [0, 0, 1]]), 800, 600),
+            CameraModel(np.array([[900.0, 0, 400], [0, 900, 300], [0, 0, 1]]), 800, 600),
             ego_from_bev @ pose([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [0.1 * i, 0, -0.3]),
             global_from_ego,
             7,
