@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..tasks.base import GroundTruth, Predictions, Task
 
 INVALID_SUBMISSION = 1
-_SCORED = "nuScenes detection, Occ3D voxel metrics, OpenLane-V2"
+_SCORED = "nuScenes detection, Waymo's LET-3D, Occ3D voxel metrics, OpenLane-V2"
 
 
 def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
@@ -56,6 +56,16 @@ def _add_lane_file(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--half", action="store_true", help="16-bit floats: half the size, a lane at 50 m within 3 cm")
 
 
+def _add_waymo_entry(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Waymo submission")
+    group.add_argument(
+        "--waymo-entry",
+        metavar="FILE",
+        help="JSON: account, method (at most 25 characters), authors, affiliation, description, link, past_frames, "
+        "future_frames; goes before the config's waymo_entry",
+    )
+
+
 def _add_class_range(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-range",
@@ -68,14 +78,22 @@ def _add_class_range(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_tasks(
-    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
+    options: argparse.Namespace,
+    class_names: Sequence[str] = (),
+    config: Config | None = None,
+    submissions: Mapping[str, Path] | None = None,
 ) -> dict[str, Task]:
-    """Every task, as the options want it; ``--class-range`` goes before ``class_range_m``, the config's."""
+    """Every task, as the options want it; ``--class-range`` goes before the config's ranges.
+
+    The benchmark of boxes is the config's, else that of the file among ``submissions``, else nuScenes.
+    """
+    from ..bev.evaluation.waymo_submission import read_entry
     from ..core.errors import ConfigError
     from ..engine.config import parse_override
     from ..lane_topology.evaluation.submission import NOBODY, read_team
     from ..occupancy.evaluation.rules import SPLIT_SAMPLES
-    from ..tasks.registry import Boxes, Lanes, Occupancy
+    from ..tasks.registry import Boxes, Lanes, Occupancy, WaymoBoxes, benchmark_of
+    from ..tasks.run import box_task
 
     given = vars(options)
     megabytes = given.get("max_mb")
@@ -90,7 +108,17 @@ def chosen_tasks(
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False))
+    official, file = given.get("official", False), (submissions or {}).get("boxes")
+    boxes: Task
+    if config is not None:
+        entry = read_entry(options.waymo_entry) if given.get("waymo_entry") else {}
+        boxes = box_task(config, ranges, official, entry)
+    elif file is not None and benchmark_of(file) == "waymo":
+        if official or ranges:
+            raise ConfigError(f"{file} is scored by Waymo's metric: leave out --official and --class-range")
+        boxes = WaymoBoxes()
+    else:
+        boxes = Boxes(class_names, ranges, official)
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
@@ -112,7 +140,7 @@ class _Run:
     def __init__(self, options: argparse.Namespace) -> None:
         from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
-        from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
+        from ..tasks.run import load_model, parse_device
 
         if options.device is not None:
             parse_device(options.device)
@@ -121,7 +149,7 @@ class _Run:
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
-        self.chosen = chosen_tasks(options, class_names(self.config), class_ranges_m(self.config))
+        self.chosen = chosen_tasks(options, config=self.config)
         self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
         self.tasks = self.model.asked(options.tasks or None)
         self.frames = self.source.read()
@@ -169,6 +197,7 @@ def add_predict(verbs: Any) -> None:
         "drivestack predict perception_tiny_synthetic CHECKPOINT --dataroot data/synthetic \\",
         "    --version v1.0-trainval --split val --out runs/answers --tasks occupancy lanes",
         "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
+        "drivestack predict bevformerv2_waymo_internimage_t CHECKPOINT --waymo-entry entry.json",
         "drivestack predict openlanev2_subset_a CHECKPOINT --openlane data/OpenLane-V2 --split test --team team.json",
         "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
     ]
@@ -181,10 +210,11 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="a folder, or the file of a single task: .json boxes, .zip occupancy, .pkl lanes "
-        "(default: submission.json for boxes alone, else submission/)",
+        help="a folder, or the file of a single task: .json boxes (.tar.gz on Waymo), .zip occupancy, .pkl lanes "
+        "(default: submission.json or waymo_submission.tar.gz for boxes alone, else submission/)",
     )
     _add_lane_file(parser)
+    _add_waymo_entry(parser)
     add_images(parser)
 
 
@@ -198,8 +228,8 @@ def _run_predict(options: argparse.Namespace) -> int:
     if (config := _image_config(options)) is not None:
         return predict_images(options, config)
     run = _Run(options)
-    out = Path(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"))
-    paths = places(out, run.tasks)
+    out = Path(options.out or (run.chosen["boxes"].file if run.tasks == ("boxes",) else "submission"))
+    paths = places(out, run.tasks, run.chosen)
     folders = [] if out in paths.values() else [out]
     with writing(f"predict {options.config}", paths.values(), folders):
         run.write(paths)
@@ -238,7 +268,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     run = _Run(options)
     truth = GroundTruth(run.source, run.frames)
     _demand({task: run.chosen[task] for task in run.tasks}, truth)  # before the work
-    paths = in_folder(out, run.tasks)
+    paths = in_folder(out, run.tasks, run.chosen)
     scores = [out / run.chosen[task].scores_file for task in run.tasks]
     with writing(f"evaluate {options.config}", [*paths.values(), *scores], [out]):
         run.write(paths)
@@ -294,7 +324,8 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import find
 
-    paths, chosen = find(options.path, options.tasks), chosen_tasks(options)
+    paths = find(options.path, options.tasks)
+    chosen = chosen_tasks(options, submissions=paths)
     out = Path(options.out) if options.out else None
     files = [] if out is None else [out / chosen[name].scores_file for name in paths]
     with writing(f"score {options.path}", files, [] if out is None else [out]):
@@ -312,8 +343,9 @@ def add_check(verbs: Any) -> None:
         "drivestack check-submission submission.json --dataroot data/nuscenes --version v1.0-test --split test",
         "drivestack check-submission occupancy.zip --split test     # without tables: 6008 samples?",
         "drivestack check-submission lanes.pkl --max-mb 100",
+        "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo --split test",
     ]
-    summary = "say every rule that submissions break: nuScenes boxes, Occ3D voxels, OpenLane-V2 lanes"
+    summary = "say every rule that submissions break: nuScenes and Waymo boxes, Occ3D voxels, OpenLane-V2 lanes"
     parser = verb(verbs, "check-submission", _run_check, summary, examples)
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
     _add_tasks(parser, "what the file is, what the folder holds")
@@ -326,7 +358,8 @@ def _run_check(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import Occupancy, find
 
-    paths, chosen = find(options.path, options.tasks), chosen_tasks(options)
+    paths = find(options.path, options.tasks)
+    chosen = chosen_tasks(options, submissions=paths)
     named = None if list(paths) == ["occupancy"] and options.split and not options.dataroot else source(options)
     counted, voxels = None, chosen["occupancy"]
     if list(paths) == ["occupancy"] and named is None and isinstance(voxels, Occupancy):

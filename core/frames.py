@@ -88,6 +88,13 @@ class Annotations:
     categories: list[str] = field(default_factory=list)
     """The dataset's own, finer category of each object, [] where it is not known. nuScenes' evaluation leaves out
     bicycles in a ``static_object.bicycle_rack``, which is no detection class."""
+    difficulty: NDArray[np.int64] | None = None
+    """[n], 1 (easy) or 2, where the set grades its labels (Waymo)."""
+    num_top_lidar_points: NDArray[np.int64] | None = None
+    """[n], of the LiDAR on the roof alone, which decides what Waymo's camera challenge scores; -1 where unknown."""
+    most_visible_cameras: list[str] | None = None
+    """Name of the camera that sees each object best, '' where none does. Where it is given, boxes are those at that
+    camera's time; None: they are those at the keyframe's time."""
 
     def __len__(self) -> int:
         return len(self.names)
