@@ -22,6 +22,7 @@ from ..core.errors import ConfigError, DataError
 from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score
 from .border import run_verb
 from .classifiers import add_features, add_throughput
+from .ensemble import add_ensemble
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_predict,
         add_score,
         add_check,
+        add_ensemble,
         add_visualize,
         add_features,
         add_throughput,

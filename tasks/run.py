@@ -60,7 +60,9 @@ def box_task(
     if ranges or official:
         what = "--official (see `make waymo-official`)" if official else "class_range_m and --class-range"
         raise ConfigError(f"benchmark {config.benchmark} has ranges and a metric of its own: leave out {what}")
-    return WaymoBoxes(class_names(config), {**config.get("waymo_entry", {}), **(entry or {})})
+    offsets = tuple(config.model.get("bev_map", {}).get("frames", (0,)))  # of the data's frames, as they are read
+    looks_at = {"past_frames": max(0, -min(offsets)), "future_frames": max(0, *offsets, 0)}
+    return WaymoBoxes(class_names(config), {**looks_at, **config.get("waymo_entry", {}), **(entry or {})})
 
 
 def input_settings(config: Config) -> dict[str, Any]:

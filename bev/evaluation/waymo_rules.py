@@ -75,6 +75,12 @@ def check_submission(path: str | os.PathLike[str], frames: Sequence[Frame] | Non
     return problems
 
 
+def meta_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the first shard says beside the boxes, by field; {} where there is none that can be read."""
+    shards, _ = _shards(Path(path))
+    return shards[0][1] if shards else {}
+
+
 def read_submission(
     path: str | os.PathLike[str], frames: Sequence[Frame] | None = None, answered: Collection[str] = ()
 ) -> WaymoObjects:

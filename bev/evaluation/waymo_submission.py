@@ -71,6 +71,21 @@ class Entry:
             "object_types": sorted(CLASS_TYPES[name] for name in class_names),
         }
 
+    @classmethod
+    def of_message(cls, meta: Mapping[str, Any]) -> Entry:
+        """From the fields of a Submission, by name."""
+        names = {
+            "account": "account_name",
+            "method": "unique_method_name",
+            "affiliation": "affiliation",
+            "description": "description",
+            "link": "method_link",
+            "past_frames": "number_past_frames_exclude_current",
+            "future_frames": "number_future_frames_exclude_current",
+        }
+        known = {own: meta[name] for own, name in names.items() if name in meta}
+        return cls(**known, **({"authors": tuple(meta["authors"])} if "authors" in meta else {}))
+
 
 NOBODY = Entry()
 """Placeholder for files that are only scored locally."""
