@@ -22,9 +22,7 @@ def add_ensemble(verbs: Any) -> None:
     parser = verb(verbs, "ensemble", _run, summary, examples)
     parser.add_argument("paths", metavar="FILE", nargs="+", help="submissions of one split, all .json or all .tar.gz")
     parser.add_argument("--out", metavar="FILE", required=True, help="the fused submission, of the same kind")
-    parser.add_argument(
-        "--weights", type=above_zero, nargs="+", default=[], metavar="W", help="of each (default: 1)"
-    )
+    parser.add_argument("--weights", type=above_zero, nargs="+", default=[], metavar="W", help="of each (default: 1)")
     parser.add_argument("--method", choices=METHODS, default="wbf", help="default: %(default)s")
     parser.add_argument(
         "--iou",

@@ -110,9 +110,8 @@ def _nuscenes(
             "LET-IoU needs the cars' poses, as boxes of nuScenes' files are in the global frame: name the data, or "
             "compare with --iou standard"
         )
-    own_classes = sorted(
-        {name for f in frames or () if f.annotations is not None for name in f.annotations.names} - {""}
-    )
+    notes = [frame.annotations for frame in frames or () if frame.annotations is not None]
+    own_classes = sorted({name for own in notes for name in own.names} - {""})
     tokens = None if frames is None else [frame.token for frame in frames]
     files = [read_submission(path, tokens, own_classes) for path in paths]
     for path, own in zip(paths[1:], files[1:]):

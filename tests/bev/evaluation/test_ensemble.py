@@ -118,11 +118,8 @@ def test_matrix_nms_by_hand() -> None:
 
 
 def test_methods_limits_and_what_is_refused() -> None:
-    boxes, scores, labels, models = (
-        np.array([box(20), box(20.1), box(60)]),
-        np.array([0.9, 0.5, 0.05]),
-        *np.zeros((2, 3), int),
-    )
+    boxes, scores = np.array([box(20), box(20.1), box(60)]), np.array([0.9, 0.5, 0.05])
+    labels, models = np.zeros((2, 3), np.int64)
     for method, expected in (("wbf", [0.9, 0.05]), ("matrix-nms", [0.9, 0.5 * np.exp(-(1**2) / 0.5), 0.05])):
         own = fuse(boxes, scores, labels, models, [2.0], ["vehicle"], Fusion(method))[1]
         assert own == pytest.approx(expected, rel=0.15)
