@@ -33,8 +33,8 @@ def upernet(
 
     train_size: (height, width) that training images are padded to, default multiples of 32 in each batch;
     test: how images are cut, ``dict(mode="whole")`` (default) or ``dict(mode="slide", crop_size=(h, w), stride=(h,
-    w))``; backbone: more arguments of the encoder; class_weights: of the loss, one for each class. BatchNorm where the release has SyncBN; training over several GPUs
-    synchronises it (the config's ``sync_bn``).
+    w))``; backbone: more arguments of the encoder; class_weights: of the loss, one for each class. BatchNorm where the
+    release has SyncBN; training over several GPUs synchronises it (the config's ``sync_bn``).
     """
     maps = widths(encoder)
     return dict(
