@@ -167,7 +167,7 @@ def f_theta(
 def mei(
     intrinsics: ArrayLike, width_px: int, height_px: int, xi: float, coefficients: Sequence[float] = ()
 ) -> CameraModel:
-    """The unified omnidirectional camera (OpenCV's omnidir, KITTI-360): gamma1 gamma2 u0 v0 as intrinsics, k1 k2 p1 p2."""
+    """The unified omnidirectional camera (OpenCV's omnidir, KITTI-360), gamma1 gamma2 u0 v0 as matrix; k1 k2 p1 p2."""
     matrix = np.array(intrinsics, np.float64)
     matrix[:2, :2] /= 1 + xi
     return CameraModel(matrix, width_px, height_px, Lens("mei", (xi, *(float(c) for c in coefficients))))
