@@ -37,6 +37,7 @@ ROW = 8 + MAX_COEFFICIENTS
 """Numbers of a camera in a table of rows: 1 + index of the kind (0: pinhole), the largest angle, the first two rows of
 K, the coefficients, padded with zeros."""
 
+_ODD = {"brown_conrady": (3, 8, 9), "mei": (4,)}  # coefficients of terms that are even in x where x should be odd
 _BISECTIONS, _NEWTON_STEPS = 24, 6
 _POWERS = {"kannala_brandt": (3, 5, 7, 9), "f_theta": tuple(range(2, 9)), "f_theta_backward": tuple(range(2, 9))}
 
@@ -57,7 +58,7 @@ class Lens:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"lens {self.kind!r}: choose from {', '.join(KINDS)}")
-        given, count = tuple(float(c) for c in self.coefficients), _count(self.kind)
+        given, count = tuple(float(c) for c in self.coefficients), num_coefficients(self.kind)
         if len(given) > count or not all(map(math.isfinite, given)):
             raise ValueError(f"lens {self.kind} has up to {count} finite coefficients, got {list(given)}")
         object.__setattr__(self, "coefficients", given + (0.0,) * (count - len(given)))
@@ -91,7 +92,7 @@ class Lens:
     def mirrored(self) -> Lens:
         """The lens of the mirrored camera: ``plane`` of points with x negated has a negated."""
         c = list(self.coefficients)
-        for i in {"brown_conrady": (3, 8, 9), "mei": (4,)}.get(self.kind, ()):
+        for i in _ODD.get(self.kind, ()):
             c[i] = -c[i]
         return replace(self, coefficients=tuple(c))
 
@@ -107,6 +108,15 @@ def pinhole_row(intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
     """The row [ROW] of a camera without lens."""
     out = np.zeros(ROW)
     out[1], out[2:8] = math.pi / 2, np.asarray(intrinsics)[:2].ravel()
+    return out
+
+
+def mirrored_row(row: NDArray[np.floating], width_px: int) -> NDArray[np.floating]:
+    """The row [ROW] of the camera that sees the mirrored world (x negated) as the mirrored image (u -> width - u)."""
+    out = row.copy()
+    out[3:6] = -row[3], width_px - row[4], -row[5]
+    for i in _ODD.get(KINDS[round(float(row[0])) - 1], ()) if row[0] else ():
+        out[8 + i] = -row[8 + i]
     return out
 
 
@@ -164,7 +174,8 @@ def _by_kind(
     return out, seen
 
 
-def _count(kind: str) -> int:
+def num_coefficients(kind: str) -> int:
+    """How many a kind of lens has."""
     return {"brown_conrady": 12, "kannala_brandt": 4, "mei": 5, "double_sphere": 2, "cylinder": 0}.get(kind, 7)
 
 
@@ -361,7 +372,7 @@ def fold_angle(kind: str, coefficients: tuple[float, ...]) -> float:
     if kind == "brown_conrady":
         most = math.pi / 2 - 1e-6
     elif kind == "mei":
-        most = math.acos(-1 / c[0]) if c[0] > 1 else math.acos(-c[0])
+        most = math.acos(-1 / c[0] if c[0] > 1 else -c[0]) * (1 - 1e-6)  # rounded to float32 it stays below
     elif kind == "double_sphere":
         w1 = c[1] / (1 - c[1]) if c[1] <= 0.5 else (1 - c[1]) / c[1]
         most = math.acos(-(w1 + c[0]) / math.sqrt(2 * w1 * c[0] + c[0] ** 2 + 1))
