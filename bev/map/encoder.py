@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ...backbone.cpu.linear import run_linear
 from ...backbone.cpu.plain import is_ordinary, is_plain
 from ...backbone.internimage.layers import LayerNorm
+from ...core.errors import ConfigError
 from ...geometry import BevGrid, Lens
 from ...geometry.lenses import KINDS, num_coefficients
 from .attention import Shapes, SpatialCrossAttention, TemporalSelfAttention
@@ -79,7 +80,15 @@ def project_to_images(
 def _through_lenses(
     points_m: Tensor, camera_from_bev: Tensor, lenses: Tensor, out: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    """Writes pixels u, v and what is seen [B, N, Q, D] of the cameras with a lens."""
+    """Writes pixels u, v and what is seen [B, N, Q, D] of the cameras with a lens.
+
+    Raises ConfigError while a model is exported: its graph has one path, that of pinholes.
+    """
+    if torch.compiler.is_exporting():
+        raise ConfigError(
+            "an exported model projects pinholes alone, and a camera has a lens: export with image settings "
+            "lens='undistort', and undistort the images that the exported model gets"
+        )
     flat = points_m.flatten(0, -2)  # [Q * D, 3]
     for sample, cameras in enumerate(lenses.tolist()):
         for camera, row in enumerate(cameras):

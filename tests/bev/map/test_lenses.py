@@ -156,3 +156,16 @@ def test_published_models_refuse_what_they_cannot_project() -> None:
     batch = collate_clips([dataset()[1]])
     with pytest.raises(ConfigError, match="has a lens, and published models project by a matrix"):
         images_from_own_bev(batch)
+
+
+def test_an_export_with_lenses_is_refused_not_frozen() -> None:
+    batch = collate_clips([dataset()[1]])
+    assert batch.lenses is not None
+    size: tuple[int, int] = tuple(batch.images.shape[-2:])  # type: ignore[assignment]
+
+    class Project(torch.nn.Module):
+        def forward(self, matrices: torch.Tensor, lenses: torch.Tensor) -> torch.Tensor:
+            return project_to_images(torch.ones(2, 1, 3), matrices, size, batch.image_size_px[:, 0], lenses)[0]
+
+    with pytest.raises(Exception, match="projects pinholes alone"):
+        torch.export.export(Project(), (batch.image_from_bev[:, 0], batch.lenses[:, 0]))
