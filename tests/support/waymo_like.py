@@ -56,6 +56,7 @@ def frames_of(num_segments: int = 2, num_frames: int = 3, objects: int = 12, see
             labels = replace(
                 labels,
                 difficulty=np.where(row % 4 == 3, 2, 1),
+                num_lidar_points=np.full(objects, 20),
                 num_top_lidar_points=np.full(objects, 20),
                 most_visible_cameras=["FRONT"] * objects,
             )
