@@ -7,12 +7,12 @@ In it, beside bevformerv2_waymo_internimage_t:
 * LET-IoU in the matching, the decoder's assignment (bev/boxes/matching.py: our formula, the report gives none);
 * colour jitter, scales from 0.5 to 1.2, GridMask; images and the BEV map are mirrored as in BEVFormer v2.
 
-Left out, as the project has none of it: FreeAnchor and CenterPoint heads (only the DETR one is here), Swin-L, offsets by
-convolution in the temporal attention, the deformable view encoder, corner pooling, experts for single classes and times
-of day, tests at several scales; and the flip that exchanges left and right cameras (the dataset's ``mirror``), which the
-labels of single images do not follow here. History is fused by concatenation (BEVFormer v2), not by temporal attention. Ensembles:
-`drivestack ensemble`. The report's numbers (34.6 to 36.2 LET-3D-mAPL with ResNet-101 on a fifth of the frames) are its
-own; this config was not trained.
+Left out, as the project has none of it: FreeAnchor and CenterPoint heads (only the DETR one is here), Swin-L, offsets
+by convolution in the temporal attention, the deformable view encoder, corner pooling, experts for single classes and
+times of day, tests at several scales. Left out, too, is the flip that exchanges left and right cameras (the dataset's
+``mirror``): the labels of single images do not follow it. History is fused by concatenation (BEVFormer v2), not by
+temporal attention. Ensembles: `drivestack ensemble`. The report's numbers (34.6 to 36.2 LET-3D-mAPL with ResNet-101 on
+a fifth of the frames) are its own; this config was not trained.
 """
 
 from mmengine.config import read_base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -157,7 +158,7 @@ def five_cameras(frames: list) -> list:
                       global_from_ego=frame.global_from_ego, annotations=frame.annotations,
                       prev_token=made[-1].token if made else "")
         )  # fmt: skip
-    return [replace(f, next_token=g.token) for f, g in zip(made, made[1:])] + made[-1:]
+    return [replace(f, next_token=g.token) for f, g in itertools.pairwise(made)] + made[-1:]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
