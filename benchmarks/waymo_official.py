@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from drivestack.bev.evaluation.waymo_messages import WaymoObjects, encode_objects
 from drivestack.bev.evaluation.waymo_metrics import WaymoGroundTruths, WaymoPredictions, evaluate_waymo
 from drivestack.bev.evaluation.waymo_rules import read_submission
 from drivestack.bev.evaluation.waymo_scores import ground_truths
 from drivestack.bev.evaluation.waymo_submission import as_submitted, write_submission
+from drivestack.bev.evaluation.waymo_wire import WaymoObjects, encode_objects
 from drivestack.core.errors import DrivestackError
 from drivestack.data_tools.readers.registry import DataSource
 

@@ -12,7 +12,6 @@ import numpy as np
 from ..bev.evaluation.ensemble import Fusion, fuse
 from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
 from ..bev.evaluation.nuscenes_submission import CAMERA_META, NuScenesSubmission
-from ..bev.evaluation.waymo_messages import WaymoObjects
 from ..bev.evaluation.waymo_metrics import OBJECT_TYPES
 from ..bev.evaluation.waymo_rules import meta_of
 from ..bev.evaluation.waymo_rules import read_submission as read_waymo
@@ -22,6 +21,7 @@ from ..bev.evaluation.waymo_submission import (
     as_submitted,
     write_submission,
 )
+from ..bev.evaluation.waymo_wire import WaymoObjects
 from ..core.errors import ConfigError, SubmissionError
 from ..core.frames import Frame
 from ..core.progress import track

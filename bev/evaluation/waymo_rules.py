@@ -27,7 +27,6 @@ from ...core.frames import Frame
 from ...core.ids import ids_apart
 from ...core.physics import MAX_DISTANCE_M, MAX_SIZE_M
 from .nuscenes_rules import Problem
-from .waymo_messages import MAX_MESSAGE_BYTES, WaymoObjects, decode_submission, token_of
 from .waymo_metrics import OBJECT_TYPES
 from .waymo_submission import (
     CAMERA_ALL,
@@ -38,6 +37,7 @@ from .waymo_submission import (
     NOBODY,
     frame_key,
 )
+from .waymo_wire import MAX_MESSAGE_BYTES, WaymoObjects, decode_submission, token_of
 
 BOXES_PER_FRAME = 400
 """Suggested at most."""

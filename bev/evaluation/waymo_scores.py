@@ -15,7 +15,6 @@ import numpy as np
 from ...core.errors import DataError
 from ...core.frames import Annotations, Frame
 from ...core.once import warn_once
-from .waymo_messages import WaymoObjects
 from .waymo_metrics import (
     OBJECT_TYPES,
     WaymoGroundTruths,
@@ -25,6 +24,7 @@ from .waymo_metrics import (
     waymo_mean,
 )
 from .waymo_submission import CLASS_TYPES, frame_key
+from .waymo_wire import WaymoObjects
 
 MAX_POINTS_HARD = 5
 _RANGES = ("", "[0, 30)", "[30, 50)", "[50, +inf)")

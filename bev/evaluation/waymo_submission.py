@@ -3,7 +3,7 @@
 Each shard is a message Submission: who and how, the same in all of them, and a part of the boxes, in the vehicle frame
 at the frame's timestamp. As the official create_submission does, boxes of a score below MIN_SCORE are left out and
 sizes are at least MIN_SIZE_M; a box that is not finite is an error here. Rules: waymo_rules.py. Messages:
-waymo_messages.py. Source: waymo-open-dataset 1.6.7, protos/submission.proto and metrics/tools/create_submission.cc.
+waymo_wire.py. Source: waymo-open-dataset 1.6.7, protos/submission.proto and metrics/tools/create_submission.cc.
 
 Shapes: n boxes, k of a frame.
 """
@@ -28,7 +28,7 @@ from ...core.errors import SubmissionError
 from ...core.files import atomic_path
 from ...core.frames import Frame
 from ...geometry import invert_pose, transform_boxes, wrap_angle
-from .waymo_messages import MAX_MESSAGE_BYTES, WaymoObjects, encode_objects, encode_submission, token_of
+from .waymo_wire import MAX_MESSAGE_BYTES, WaymoObjects, encode_objects, encode_submission, token_of
 
 CLASS_TYPES: Mapping[str, int] = {"vehicle": 1, "pedestrian": 2, "sign": 3, "cyclist": 4}
 """Class names of Waymo's frames, and label.proto's numbers."""

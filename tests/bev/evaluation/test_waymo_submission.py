@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivestack.bev.evaluation.waymo_messages import WaymoObjects, encode_objects, encode_submission
 from drivestack.bev.evaluation.waymo_rules import check_frames, check_submission, oddities, read_submission
 from drivestack.bev.evaluation.waymo_submission import (
     MIN_SIZE_M,
@@ -28,6 +27,7 @@ from drivestack.bev.evaluation.waymo_submission import (
     read_entry,
     write_submission,
 )
+from drivestack.bev.evaluation.waymo_wire import WaymoObjects, encode_objects, encode_submission
 from drivestack.core.answers import Detections
 from drivestack.core.errors import DataError, SubmissionError
 from drivestack.geometry import pose, rotation_z

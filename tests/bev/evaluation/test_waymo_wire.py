@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivestack.bev.evaluation.waymo_messages import (
+from drivestack.bev.evaluation.waymo_wire import (
     WaymoObjects,
     decode_objects,
     decode_submission,
