@@ -17,6 +17,8 @@ from ...core.frames import Annotations, Frame
 from ...core.once import warn_once
 from .waymo_metrics import (
     OBJECT_TYPES,
+    RANGE_NAMES,
+    RANGES_M,
     WaymoGroundTruths,
     WaymoPredictions,
     WaymoScore,
@@ -27,7 +29,6 @@ from .waymo_submission import CLASS_TYPES, frame_key
 from .waymo_wire import WaymoObjects
 
 MAX_POINTS_HARD = 5
-_RANGES = ("", "[0, 30)", "[30, 50)", "[50, +inf)")
 _KEYS = {"let": ("apl", "ap", "aph"), "standard": ("ap", "aph")}
 
 
@@ -82,7 +83,7 @@ def evaluate(frames: Sequence[Frame], found: WaymoObjects) -> dict[str, Any]:
     """LET-3D and standard scores of boxes. Their frames must be among ``frames`` (waymo_rules.check_frames).
 
     Keys: ``let`` and ``standard`` hold the means over vehicle, pedestrian and cyclist at LEVEL_2 (mapl, map, maph) and
-    ``breakdowns``; ``labels`` the number of labels of each type that count, by level.
+    ``breakdowns``; ``labels`` the number of labels that count in each breakdown.
     Raises DataError where the frames have no label that counts, or boxes lie on frames that are not there.
     """
     truths = ground_truths(frames)
@@ -96,11 +97,7 @@ def evaluate(frames: Sequence[Frame], found: WaymoObjects) -> dict[str, Any]:
     given = WaymoPredictions(found.boxes, found.types, found.scores, same, zone)
     labels = WaymoGroundTruths(truths.boxes, truths.types, truths.difficulties, truths.frame)
     result: dict[str, Any] = {"frames": len(frames), "boxes": len(found)}
-    result["labels"] = {
-        name.lower(): {f"level_{level}": int(((truths.types == kind) & (truths.difficulties <= level)).sum())
-                       for level in (1, 2)}
-        for kind, name in OBJECT_TYPES.items()
-    }  # fmt: skip
+    result["labels"] = _label_counts(truths)
     for name, tolerant in (("let", True), ("standard", False)):
         if not set(same.tolist()) & set(truths.frame.tolist()):  # nothing that could match: 0, whatever the rest
             given = WaymoPredictions(*(np.zeros((0, 7)), *[np.zeros(0, np.int64)] * 3))
@@ -111,6 +108,25 @@ def evaluate(frames: Sequence[Frame], found: WaymoObjects) -> dict[str, Any]:
     return result
 
 
+def _label_counts(truths: WaymoObjects) -> dict[str, int]:
+    """Labels by breakdown; LEVEL_2 includes LEVEL_1."""
+    shard = np.searchsorted(RANGES_M, np.linalg.norm(truths.boxes[:, :3], axis=1), side="right")
+    counts = {}
+    for kind, name in OBJECT_TYPES.items():
+        for level in (1, 2):
+            own = (truths.types == kind) & (truths.difficulties <= level)
+            counts[_key(name, "", level)] = int(own.sum())
+            counts |= {_key(name, r, level): int((own & (shard == i)).sum()) for i, r in enumerate(RANGE_NAMES)}
+    return counts
+
+
+def _key(name: str, range_name: str, level: int) -> str:
+    """The official name of a breakdown."""
+    if range_name:
+        return f"RANGE_TYPE_{name}_{range_name}_LEVEL_{level}"
+    return f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"
+
+
 def _means(scores: Mapping[str, WaymoScore], tolerant: bool) -> dict[str, float]:
     means = waymo_mean(scores)
     return means if tolerant else {key: value for key, value in means.items() if key != "mapl"}
@@ -119,7 +135,7 @@ def _means(scores: Mapping[str, WaymoScore], tolerant: bool) -> dict[str, float]
 def table(scores: Mapping[str, Any]) -> list[str]:
     """The scores as lines of text: means, then each class and range at both levels. "-": no label of it."""
     let, standard, labels = scores["let"], scores["standard"], scores["labels"]
-    total = sum(own["level_2"] for own in labels.values())
+    total = sum(labels[_key(name, "", 2)] for name in OBJECT_TYPES.values())
     lines = [
         f"LET-3D-mAPL {let['mapl']:.4f}   LET-3D-mAP {let['map']:.4f}   LET-3D-mAPH {let['maph']:.4f}   "
         f"mAP {standard['map']:.4f}   mAPH {standard['maph']:.4f}",
@@ -130,15 +146,11 @@ def table(scores: Mapping[str, Any]) -> list[str]:
         f"{'AP':>8} {'APH':>8}",
     ]
     for name in OBJECT_TYPES.values():
-        for range_name in _RANGES:
+        for range_name in ("", *RANGE_NAMES):
             for level in (1, 2):
-                key = f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"
-                if range_name:
-                    key = f"RANGE_TYPE_{name}_{range_name}_LEVEL_{level}"
-                a, b = let["breakdowns"][key], standard["breakdowns"][key]
-                held = labels[name.lower()][f"level_{level}"]
+                key = _key(name, range_name, level)
+                a, b, held = let["breakdowns"][key], standard["breakdowns"][key], labels[key]
                 values = [a["apl"], a["ap"], a["aph"], b["ap"], b["aph"]]
                 shown = " ".join(f"{value:8.4f}" if held else f"{'-':>8}" for value in values)
-                count = f"{held:>7}" if not range_name else f"{'':>7}"
-                lines.append(f"{name.lower():<10} {range_name or 'all':<11} {level:<6} {count} {shown}")
+                lines.append(f"{name.lower():<10} {range_name or 'all':<11} {level:<6} {held:>7} {shown}")
     return lines

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivestack.bev.evaluation.waymo_metrics import WaymoGroundTruths, WaymoPredictions, evaluate_waymo
+from drivestack.bev.evaluation.waymo_metrics import (
+    RANGE_NAMES,
+    WaymoGroundTruths,
+    WaymoPredictions,
+    evaluate_waymo,
+)
 from drivestack.bev.evaluation.waymo_scores import counted, evaluate, ground_truths, table
 from drivestack.bev.evaluation.waymo_submission import objects_of
 from drivestack.core.errors import ConfigError, DataError, NoLabelsError, SubmissionError
@@ -65,7 +70,10 @@ def test_scores_are_those_of_the_metric_on_arrays(frames) -> None:
         assert scores["let"]["breakdowns"][key] == {"apl": own.apl, "ap": own.ap, "aph": own.aph}
     assert 0.1 < scores["let"]["mapl"] < scores["let"]["map"] < 1 and "mapl" not in scores["standard"]
     assert scores["standard"]["map"] < scores["let"]["map"]
-    assert scores["labels"]["vehicle"] == {"level_1": 18, "level_2": 24} and scores["labels"]["sign"]["level_2"] == 0
+    counts = [scores["labels"][f"OBJECT_TYPE_TYPE_{name}_LEVEL_2"] for name in ("VEHICLE", "SIGN")]
+    assert counts == [24, 0] and scores["labels"]["OBJECT_TYPE_TYPE_VEHICLE_LEVEL_1"] == 18
+    near, middle, far = (scores["labels"][f"RANGE_TYPE_VEHICLE_{r}_LEVEL_2"] for r in RANGE_NAMES)
+    assert near + middle + far == 24 and min(near, middle, far) > 0
     perfect = evaluate(frames, objects_of(found_in(frames), frames, CLASSES))
     assert perfect["let"]["mapl"] == pytest.approx(1) and perfect["standard"]["maph"] == pytest.approx(1)
     lines = table(perfect)
