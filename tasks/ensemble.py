@@ -80,12 +80,13 @@ def _waymo(
     names = [""] + [name.lower() for name in OBJECT_TYPES.values()]
     order = np.argsort(every.frame, kind="stable")
     start = np.searchsorted(every.frame[order], np.arange(len(every.keys) + 1))
-    found = []
+    nothing = np.zeros(0, np.int64)
+    found = [(np.zeros((0, 7)), np.zeros(0), nothing, nothing)]
     for index in track(range(len(every.keys)), "ensemble", unit="frames", shown=progress):
         rows = order[start[index] : start[index + 1]]
-        own = every.where(rows)
+        given = every.where(rows)
         boxes, scores, types, _ = fuse(
-            own.boxes, own.scores.astype(np.float64), own.types, models[rows], weights, names, how
+            given.boxes, given.scores.astype(np.float64), given.types, models[rows], weights, names, how
         )
         found.append((boxes, scores, types, np.full(len(boxes), index, np.int64)))
     columns = [np.concatenate(column) for column in zip(*found)]

@@ -103,8 +103,8 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
         )
     if waymo.exists():
         found["boxes"] = waymo
-    held = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-    if not found and list(tasks) == ["boxes"] and held and all(file.suffix in ("", ".bin", ".pb") for file in held):
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    if not found and list(tasks) == ["boxes"] and files and all(file.suffix in ("", ".bin", ".pb") for file in files):
         found["boxes"] = path  # Waymo's shards
     if "occupancy" not in found and (path / "occupancy").is_dir():
         found["occupancy"] = path / "occupancy"

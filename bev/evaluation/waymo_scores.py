@@ -15,6 +15,7 @@ import numpy as np
 from ...core.errors import DataError
 from ...core.frames import Annotations, Frame
 from ...core.once import warn_once
+from ...geometry import invert_pose
 from .waymo_metrics import (
     OBJECT_TYPES,
     RANGE_NAMES,
@@ -63,7 +64,7 @@ def ground_truths(frames: Sequence[Frame]) -> WaymoObjects:
         if (notes := frame.annotations) is None:
             raise DataError(f"sample {frame.token}: has no annotations; score a labelled split")
         keep, difficulty = counted(notes)
-        own = notes.boxes_in(np.linalg.inv(frame.global_from_ego))[keep, :7]
+        own = notes.boxes_in(invert_pose(frame.global_from_ego))[keep, :7]
         boxes.append(own)
         types += [CLASS_TYPES[name] for name, kept in zip(notes.names, keep) if kept]
         hard.append(difficulty[keep])

@@ -83,8 +83,10 @@ class Entry:
             "past_frames": "number_past_frames_exclude_current",
             "future_frames": "number_future_frames_exclude_current",
         }
-        known = {own: meta[name] for own, name in names.items() if name in meta}
-        return cls(**known, **({"authors": tuple(meta["authors"])} if "authors" in meta else {}))
+        known: dict[str, Any] = {own: meta[name] for own, name in names.items() if name in meta}
+        if "authors" in meta:
+            known["authors"] = tuple(meta["authors"])
+        return cls(**known)
 
 
 NOBODY = Entry()

@@ -104,14 +104,11 @@ class WaymoObjects:
         frames = [
             np.array([index.setdefault(key, len(index)) for key in part.keys], np.int64)[part.frame] for part in parts
         ]
-        empty = cls(np.zeros((0, 7)), *_none(np.int64, np.float32, np.int64), keys=[])
+        nothing = np.zeros(0, np.int64)
+        empty = cls(np.zeros((0, 7)), nothing, np.zeros(0, np.float32), nothing, [])
         names = ("boxes", "types", "scores", "in_no_label_zone", "difficulties", "cameras")
         columns = {name: np.concatenate([getattr(part, name) for part in (empty, *parts)]) for name in names}
         return cls(**columns, frame=np.concatenate([np.zeros(0, np.int64), *frames]), keys=list(index))
-
-
-def _none(*kinds: Any) -> list[NDArray[Any]]:
-    return [np.zeros(0, kind) for kind in kinds]
 
 
 def token_of(context: str, timestamp_us: int) -> str:
@@ -279,10 +276,10 @@ def decode_objects(content: bytes, start: int = 0, end: int | None = None) -> Wa
     end = len(content) if end is None else end
     begin, size = _object_spans(content, start, end)
     count = len(begin)
-    table = {name: np.zeros(count, np.float64) for name, _ in _LEAVES.values() if name.startswith("box")}
-    table = {name: np.full(count, np.nan) for name in table} | {"score": np.full(count, np.nan, np.float32)}
-    table |= {name: np.zeros(count, np.int64) for name in ("type", "difficulty", "zone", "timestamp", "camera")}
-    table["context"] = np.zeros(count, np.int64)
+    table: dict[str, NDArray[Any]] = {f"box{i}": np.full(count, np.nan) for i in range(7)}
+    table["score"] = np.full(count, np.nan, np.float32)
+    for name in ("type", "difficulty", "zone", "context", "timestamp", "camera"):
+        table[name] = np.zeros(count, np.int64)
     contexts: dict[str, int] = {"": 0}
     data = np.frombuffer(content, np.uint8)
     for length in np.unique(size):

@@ -232,3 +232,13 @@ def test_nuscenes_files(tmp_path: Path) -> None:
     NuScenesSubmission.from_detections(noisy(frames[1:], 0), frames[1:], names).write(tmp_path / "few.json")
     with pytest.raises(SubmissionError, match=r"is in one of few\.json, 0\.json alone"):
         ensemble([paths[0], tmp_path / "few.json"], tmp_path / "f.json", how=Fusion(let=False))
+
+
+def test_files_without_a_box_give_one_without(tmp_path: Path) -> None:
+    frames = frames_of(1, 2)
+    found = objects_of(found_in(frames), frames, CLASSES)
+    for name in ("a", "b"):
+        write_submission(tmp_path / f"{name}.tar.gz", found.where(found.frame > 9), Entry(), CLASSES)
+    paths = [tmp_path / "a.tar.gz", tmp_path / "b.tar.gz"]
+    assert ensemble(paths, tmp_path / "f.tar.gz", progress=False).startswith("0 boxes of 0")
+    assert len(read_waymo(tmp_path / "f.tar.gz")) == 0
