@@ -21,7 +21,8 @@ with read_base():
     from .bevformerv2_waymo_internimage_t import *
 
 model.img_backbone.variant = "B"
-model.bev_map.update(bev_size=(300, 220), frames=(-3, -2, -1, 0))
+model.bev_map.update(bev_size=(300, 220), frames=(-15, -10, -5, 0))  # of ten a second
+train_dataloader.dataset.source.stride = 1  # so that the past frames are there; the number of iterations is the same
 model.boxes.learned_loss_weights = True
 model.boxes.head.update(label_smoothing=0.1, let_weight=2.0)
 

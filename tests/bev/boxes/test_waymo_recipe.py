@@ -166,6 +166,10 @@ def test_a_step_on_frames_of_waymos_kind(name: str) -> None:
     torch.manual_seed(0)
     config = load_config(name)
     assert config.benchmark == "waymo" and config.class_names == CLASSES
+    stride = 1 if "bevformerpp" in name else 5
+    source = {"reader": "waymo", "root": "data/waymo"}
+    assert config.train_dataloader.dataset.source == source | {"split": "train", "stride": stride}
+    assert config.test_dataset.source == source | {"split": "val"}
     frames = five_cameras(frames_of(1, 4))
     settings = {k: v for k, v in config.train_dataloader.dataset.items() if k != "source"}
     settings["image"] = {**settings["image"], "train_heights_px": (64,)}
