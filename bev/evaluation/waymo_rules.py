@@ -26,7 +26,7 @@ from ...core.file_kinds import kind_of_file
 from ...core.frames import Frame
 from ...core.ids import ids_apart
 from ...core.physics import MAX_DISTANCE_M, MAX_SIZE_M
-from .nuscenes_rules import Problem
+from .nuscenes_rules import MAX_NUMBER, Problem
 from .waymo_metrics import OBJECT_TYPES
 from .waymo_submission import (
     CAMERA_ALL,
@@ -276,6 +276,11 @@ def _check_objects(shard: str, found: WaymoObjects, allowed: Iterable[int]) -> l
             for i, name in list(enumerate(names))[3:6]
         ]  # fmt: skip
         tests += [
+            (f"box.{name}", finite[:, i] & (np.abs(boxes[:, i]) > MAX_NUMBER), boxes[:, i], "is beyond any map",
+             "give metres and radians, or fix the model")
+            for i, name in enumerate(names)
+        ]  # fmt: skip
+        tests += [
             ("box.heading", finite[:, 6] & ((boxes[:, 6] < -np.pi) | (boxes[:, 6] >= np.pi)), boxes[:, 6],
              "is not in [-pi, pi)", "give radians, wrapped"),
             ("score", ~((score >= 0) & (score <= 1)), score, "is missing or not in [0, 1]", "give confidences"),
@@ -294,8 +299,7 @@ def _check_objects(shard: str, found: WaymoObjects, allowed: Iterable[int]) -> l
             value = f" ({values[row]:.6g})" if field != "context_name, frame_timestamp_micros" else ""
             text = f"{message}{value} of {broken.sum()} of {len(found)} boxes of shard {shard}"
             problems.append(Problem(text, fix, token_of(*found.keys[found.frame[row]]), row, field))
-    distance = np.linalg.norm(boxes[:, :3], axis=1)
-    if len(found) >= 20 and (distance > MAX_DISTANCE_M).all():
+    if len(found) >= 20 and (np.abs(boxes[:, :3]).max(1) > MAX_DISTANCE_M).all():
         text = f"all {len(found)} boxes of shard {shard} lie farther than {MAX_DISTANCE_M:g} m from the car"
         problems.append(Problem(text, "give boxes in the vehicle frame, not in the global one"))
     return problems
@@ -350,7 +354,7 @@ def oddities(shards_of: str | os.PathLike[str], frames: Sequence[Frame] = ()) ->
         lines.append(f"{low} of {len(found)} boxes score below {MIN_SCORE:g}, which official submissions leave out")
     if huge := int((found.boxes[:, 3:6] > MAX_SIZE_M).any(1).sum()):
         lines.append(f"{huge} of {len(found)} boxes are larger than {MAX_SIZE_M:g} m")
-    if far := int((np.linalg.norm(found.boxes[:, :3], axis=1) > MAX_DISTANCE_M).sum()):
+    if far := int((np.abs(found.boxes[:, :3]).max(1, initial=0) > MAX_DISTANCE_M).sum()):
         lines.append(f"{far} of {len(found)} boxes are farther than {MAX_DISTANCE_M:g} m from the car")
     return lines
 

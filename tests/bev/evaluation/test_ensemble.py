@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivestack.bev.evaluation.ensemble import Fusion, fuse, let_iou, matrix_nms, overlaps, weighted_box_fusion
+from drivestack.bev.evaluation.ensemble import METHODS, Fusion, fuse, let_iou, matrix_nms, overlaps, weighted_box_fusion
 from drivestack.bev.evaluation.nuscenes_boxes import read_submission
 from drivestack.bev.evaluation.nuscenes_submission import NuScenesSubmission
 from drivestack.bev.evaluation.waymo_metrics import SENSOR_M
@@ -15,6 +15,7 @@ from drivestack.bev.evaluation.waymo_rules import check_submission, meta_of
 from drivestack.bev.evaluation.waymo_rules import read_submission as read_waymo
 from drivestack.bev.evaluation.waymo_scores import evaluate
 from drivestack.bev.evaluation.waymo_submission import Entry, objects_of, write_submission
+from drivestack.cli.ensemble import METHODS as NAMES
 from drivestack.cli.main import main
 from drivestack.core.answers import Detections
 from drivestack.core.errors import ConfigError, SubmissionError
@@ -125,6 +126,7 @@ def test_methods_limits_and_what_is_refused() -> None:
         assert own == pytest.approx(expected, rel=0.15)
     few = fuse(boxes, scores, labels, models, [1.0], ["vehicle"], Fusion("wbf", min_score=0.1, max_boxes=1))
     assert few[1] == pytest.approx([0.9]) and few[3].tolist() == [0]
+    assert METHODS == NAMES
     assert Fusion().threshold("vehicle") == 0.5 and Fusion().threshold("car") == 0.3
     assert Fusion(thresholds={"car": 0.7}).threshold("car") == 0.7
     for wrong, message in (({"method": "nms"}, "unknown method"), ({"thresholds": {"car": 0}}, "threshold car=0"),

@@ -154,6 +154,7 @@ def _column(name: str, value: Any) -> Callable[[WaymoObjects], WaymoObjects]:
     [
         (_boxes(0, np.nan), "box.center_x: is missing or not finite"),
         (_boxes(2, np.inf), "box.center_z: is missing or not finite"),
+        (_boxes(1, 1e300), "box.center_y: is beyond any map"),
         (_boxes(3, 0.0), "box.length: is not above 0"),
         (_boxes(5, -1.0), "box.height: is not above 0"),
         (_boxes(6, np.pi), r"box.heading: is not in \[-pi, pi\) \(3.14159\) of 1 of 72 boxes of shard one"),
