@@ -9,7 +9,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -66,23 +65,31 @@ class HungarianMatcher:
 
     def let_cost(self, codes: Tensor, gt_codes: Tensor) -> Tensor:
         """[G, Q, n] from codes [G, Q, 10] and [n, 10], on the CPU; 1 for predictions that are not finite."""
-        from ..evaluation.waymo_metrics import SENSOR_M, iou_3d, longitudinal_affinity
+        from ..evaluation.waymo_metrics import TOLERANCE_FRACTION, TOLERANCE_MIN_M, iou_3d
 
-        groups, queries, count = codes.shape[0], codes.shape[1], len(gt_codes)
-        limited = torch.cat([codes[..., :2], codes[..., 2:4].clamp(-6, 6), codes[..., 4:5],
-                             codes[..., 5:6].clamp(-6, 6), codes[..., 6:]], -1)  # fmt: skip
-        found = decode_boxes(limited)[..., :7].reshape(-1, 7).double().cpu().numpy()  # [G * Q, 7]
-        truth = decode_boxes(gt_codes)[..., :7].double().cpu().numpy()  # [n, 7]
-        shift = SENSOR_M - np.asarray(self.let_sensor_m)
-        worth = np.zeros((len(found), count))
-        for column, own in enumerate(truth):
-            reference = np.broadcast_to(own, found.shape)
-            with np.errstate(invalid="ignore", over="ignore"):
-                affinity, aligned = longitudinal_affinity(found[:, :3] + shift, reference[:, :3] + shift)
-            seen = np.flatnonzero(affinity > 0)
-            moved = np.concatenate([aligned[seen] - shift, found[seen, 3:]], 1)
-            worth[seen, column] = affinity[seen] * iou_3d(moved, reference[seen])
-        return torch.from_numpy(1 - worth).float().reshape(groups, queries, count)
+        parts = (
+            codes[..., :2],
+            codes[..., 2:4].clamp(-6, 6),
+            codes[..., 4:5],
+            codes[..., 5:6].clamp(-6, 6),
+            codes[..., 6:],
+        )
+        found = decode_boxes(torch.cat(parts, -1))[..., :7].flatten(0, -2)  # [G * Q, 7]
+        truth = decode_boxes(gt_codes)[..., :7]  # [n, 7]
+        sensor = found.new_tensor(self.let_sensor_m)
+        p, g = found[:, :3] - sensor, truth[:, :3] - sensor
+        dot, range_m = p @ g.T, g.norm(dim=-1).clamp(min=1e-6)  # [G * Q, n], [n]
+        tolerance = (TOLERANCE_FRACTION * range_m).clamp(min=TOLERANCE_MIN_M)
+        affinity = (1 - (dot / range_m - range_m).abs() / tolerance).clamp(0, 1)
+        along = dot / p.square().sum(-1, keepdim=True).clamp(min=1e-6)
+        beside = (g.norm(dim=-1).square() - dot * along).clamp(min=0).sqrt()  # of the truth from the line of sight
+        reach = found[:, 3:6].norm(dim=-1)[:, None] + truth[:, 3:6].norm(dim=-1)
+        row, column = ((affinity > 0) & (beside < reach / 2)).nonzero(as_tuple=True)  # NaN is neither
+        moved = torch.cat([(p[row] * along[row, column, None]) + sensor, found[row, 3:]], 1)
+        iou = iou_3d(moved.double().cpu().numpy(), truth[column].double().cpu().numpy())
+        worth = torch.zeros(affinity.shape)
+        worth[row.cpu(), column.cpu()] = affinity[row, column].cpu() * torch.from_numpy(iou).float()
+        return (1 - worth).unflatten(0, codes.shape[:-1])
 
     @torch.no_grad()
     def match(
