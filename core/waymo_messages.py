@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from .errors import ConfigError
 
@@ -22,3 +23,13 @@ def waymo_messages(module: str) -> ModuleType:
             f"Waymo records need the official message classes ({' '.join(str(error).split())[:200]}): make waymo, or "
             f"pip install protobuf && pip install --no-deps {PACKAGE}"
         ) from None
+
+
+def parse(message_class: Any, data: bytes) -> Any:
+    """A message of its serialized bytes. Raises ValueError for bytes that are none."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return message_class.FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"no {message_class.DESCRIPTOR.name}: {' '.join(str(error).split())[:200]}") from None

@@ -63,6 +63,7 @@ _BUILT_IN = {
     "openlane": "openlane",
     "argoverse2": "argoverse2",
     "camera_images": "camera_images",
+    "waymo": "waymo",
 }
 """Reader -> module of this folder that registers it, imported when it is first used."""
 
