@@ -43,7 +43,8 @@ class RollingShutter:
     """Of the last row or column: exposure and readout lie between the two."""
     velocity_global_mps: tuple[float, float, float]
     angular_velocity_global_radps: tuple[float, float, float]
-    """Both of the car at the view's ``timestamp_us``, in the global frame: R(t + dt) = exp([w]x dt) R(t)."""
+    """Both of the car at the view's ``timestamp_us``, in the global frame, R(t + dt) = exp([w]x dt) R(t); NaN where
+    unknown."""
 
 
 @dataclass(frozen=True)

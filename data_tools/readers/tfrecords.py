@@ -1,7 +1,7 @@
 """TFRecord files without TensorFlow: where their records lie, and records to write.
 
-A record is its length (8 bytes), a checksum of these, the payload, and a checksum of that; all numbers are little-endian.
-Checksums are CRC-32C (Castagnoli), masked: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+A record is its length (8 bytes), a checksum of these, the payload, and a checksum of that, all little-endian. Checksums
+are CRC-32C (Castagnoli), masked: https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
 
 from __future__ import annotations

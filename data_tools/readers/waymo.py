@@ -36,16 +36,16 @@ CLASSES: Mapping[str, str] = {name: name for number, name in TYPES.items() if nu
     "waymo",
     "Waymo Open Dataset, perception: v1.4 records (make waymo) or v2 Parquet (pyarrow), five cameras",
     Conventions(
-        boxes="gravity centre, l w h, heading counter-clockwise, in the vehicle's frame of Frame.pose; camera-synced ones, "
-        "at the time when their most visible camera sees them, else those of the LiDAR's time",
-        quaternions="none: 4x4 matrices by rows; camera axes x ahead, y left, z up are turned to x right, y down, z ahead",
-        time="microseconds of the frame's first LiDAR scan; its pose is that of its middle, some 50 ms later; images in "
-        "seconds, each with the car's pose at its own time",
+        boxes="gravity centre, l w h, heading counter-clockwise, in the vehicle's frame of Frame.pose; camera-synced: "
+        "when their most visible camera sees them, else those of the LiDAR's time",
+        quaternions="none: 4x4 matrices by rows; camera axes x ahead, y left, z up become x right, y down, z ahead",
+        time="microseconds of the frame's first LiDAR scan; its pose is that of its middle, some 50 ms later; images "
+        "in seconds, each with the car's pose at its own time",
         cameras="FRONT, FRONT_LEFT, FRONT_RIGHT (1920 x 1280), SIDE_LEFT, SIDE_RIGHT (1920 x 886); Brown-Conrady "
-        "k1 k2 p1 p2 k3; pixel 0 begins at the edge of the first pixel: principal points are moved by -0.5; rolling "
+        "k1 k2 p1 p2 k3; pixels count from the edge of the first: principal points are moved by -0.5; rolling "
         "shutter is kept in each view, but not projected with",
-        frames="EGO: the vehicle, x ahead, y left, z up, at the rear axle on the ground; BEV maps lie in it; velocities "
-        "global",
+        frames="EGO: the vehicle, x ahead, y left, z up, at the rear axle on the ground; BEV maps lie in it; "
+        "velocities global",
     ),
 )
 def read_waymo(
@@ -89,9 +89,7 @@ def read_waymo(
     return frames
 
 
-def _segments(
-    root: Path, split: str, version: str, stride: int, checksums: bool
-) -> list[Callable[[], list[Segment]]]:
+def _segments(root: Path, split: str, version: str, stride: int, checksums: bool) -> list[Callable[[], list[Segment]]]:
     """A function that reads it, for each file of v1 or segment of v2, in the order of their names."""
     if root.is_file():
         return [partial(waymo_records.read_segments, root, stride, checksums)]

@@ -1,7 +1,7 @@
 """What both versions of the Waymo Open Dataset say about a segment, as they say it; and Frames of it.
 
-Waymo's axes: vehicle and camera x ahead, y left, z up, so a camera looks along its x. Pixel 0 begins at the left (upper)
-edge of the first pixel; here whole numbers are the middles of pixels, so principal points move by half a pixel.
+Waymo's axes: vehicle and camera x ahead, y left, z up, so a camera looks along its x. Its pixel coordinates are 0 at
+the left (upper) edge of the first pixel; here they are at its middle, so principal points move by half a pixel.
 Facts: https://github.com/waymo-research/waymo-open-dataset, dataset.proto and label.proto.
 
 Shapes: n labels.
@@ -133,7 +133,9 @@ class LabelRules:
             warn_once(f"{root}: {self.without_images} frames without any image are left out")
 
 
-def calibration(values: Iterable[float], extrinsic: Iterable[float], size_px: tuple[int, int], direction: int, where: str) -> Calibration:
+def calibration(
+    values: Iterable[float], extrinsic: Iterable[float], size_px: tuple[int, int], direction: int, where: str
+) -> Calibration:
     """values: f_u f_v c_u c_v k1 k2 p1 p2 k3; extrinsic: 16 numbers, vehicle from Waymo's camera axes.
 
     Raises DataError naming ``where`` for numbers that are no calibration.
@@ -146,7 +148,7 @@ def calibration(values: Iterable[float], extrinsic: Iterable[float], size_px: tu
         return Calibration(camera, matrix(extrinsic) @ WAYMO_FROM_OPTICAL, DIRECTIONS.get(direction, ""))
     except LIBRARY_ERRORS as error:
         raise DataError(
-            f"{where}: no calibration ({type(error).__name__}: {error}); it needs 9 intrinsics, a pose and an image size"
+            f"{where}: no calibration ({type(error).__name__}: {error}); it needs 9 intrinsics, a pose, an image size"
         ) from None
 
 
@@ -160,7 +162,7 @@ def camera_number(value: object) -> int:
     number = next((n for n, name in CAMERAS.items() if name == value), value)
     if number not in CAMERAS:
         raise ValueError(f"camera {value!r}, which is none of {', '.join(CAMERAS.values())}")
-    return int(number)  # type: ignore[call-overload]
+    return int(number)
 
 
 def check_jpeg(data: bytes, where: str) -> None:

@@ -118,7 +118,6 @@ class _Reader:
         self.small = {fields[name].number for name in ("timestamp_micros", "pose", "laser_labels")}
         fields = messages.CameraImage.DESCRIPTOR.fields_by_name
         self.pixels, self.masks = fields["image"].number, fields["camera_segmentation_label"].number
-        self.contexts: dict[bytes, Any] = {}
         self.drives: dict[str, tuple[Any, list[Moment]]] = {}
 
     def add(self, number: int, begin: int, end: int) -> None:
@@ -148,9 +147,7 @@ class _Reader:
                 context += self.content[field.begin : field.end]  # parts of one message may be written one by one
             elif field.number in self.small:
                 small += self.content[field.tag : field.end]
-        if context not in self.contexts:
-            self.contexts[context] = parse(self.messages.Context, context)
-        return self.contexts[context], parse(self.messages.Frame, bytes(small)), images
+        return parse(self.messages.Context, context), parse(self.messages.Frame, bytes(small)), images
 
     def _image(self, field: WireField) -> tuple[Any, WireField]:
         small, pixels = bytearray(), None
@@ -181,7 +178,7 @@ class _Reader:
             exposure_s=image.shutter,
             trigger_s=image.camera_trigger_time,
             readout_done_s=image.camera_readout_done_time,
-            velocity=(v.v_x, v.v_y, v.v_z, v.w_x, v.w_y, v.w_z),
+            velocity=(v.v_x, v.v_y, v.v_z, v.w_x, v.w_y, v.w_z) if image.HasField("velocity") else (np.nan,) * 6,
         )
 
     def segments(self) -> list[Segment]:

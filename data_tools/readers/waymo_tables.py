@@ -98,7 +98,9 @@ def _parquet(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:200]}); {_FIX}") from None
 
 
-def rows(path: Path, columns: Collection[str], times_us: NDArray[np.int64] | None = None) -> Iterator[tuple[int, int, Row]]:
+def rows(
+    path: Path, columns: Collection[str], times_us: NDArray[np.int64] | None = None
+) -> Iterator[tuple[int, int, Row]]:
     """Row group, number in it, and the row with these columns, of every row whose time is one of times_us (sorted).
 
     Raises DataError naming the file for one that lacks a column, or cannot be read.
@@ -181,7 +183,7 @@ def _shots(path: Path, name: str, times_us: NDArray[np.int64]) -> dict[int, list
                 exposure_s=float(exposure_s or 0),
                 trigger_s=float(trigger_s or 0),
                 readout_done_s=float(done_s or 0),
-                velocity=tuple(float(value or 0) for value in velocity),
+                velocity=tuple(np.nan if value is None else float(value) for value in velocity),
             )
         out.setdefault(int(row[TIME]), []).append(shot)
     return out
