@@ -30,6 +30,8 @@ def mapped_file(path: Path) -> Iterator[mmap.mmap]:
     """A file's content without reading it. Raises DataError where it cannot be opened, or is empty."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if hasattr(mmap, "MADV_RANDOM"):  # not what lies behind the few bytes that are needed
+                content.madvise(mmap.MADV_RANDOM)
             yield content
     except ValueError as error:
         if "empty" not in str(error):
