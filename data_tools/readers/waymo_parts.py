@@ -165,6 +165,11 @@ def camera_number(value: object) -> int:
     return int(number)
 
 
+def seen_by(value: object) -> str:
+    """Name of the camera that sees an object best, '' for none, of a number or a name."""
+    return "" if value in (None, 0, "", "UNKNOWN") else CAMERAS[camera_number(value)]
+
+
 def check_jpeg(data: bytes, where: str) -> None:
     """Raises OSError for an image that does not begin as JPEG: its place was read from another file, or is damaged."""
     if not data.startswith(_JPEG):
@@ -257,7 +262,7 @@ def _annotations(moment: Moment, token: str, rules: LabelRules, has_synced: bool
         attributes=[""] * len(labels),
         num_lidar_points=np.array(of_lidar, np.int64),
         num_radar_points=np.zeros(len(labels), np.int64),
-        tokens=[f"{token}_{label.id}" for label in labels],
+        tokens=[label.id for label in labels],  # the same text in all frames of a track, for there are many
         instance_tokens=[label.id for label in labels],
         categories=kinds,
         difficulty=np.array([label.level or 1 + (n <= FEW_POINTS) for label, n in zip(labels, graded)], np.int64),

@@ -8,6 +8,7 @@ Wire format: https://protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,18 @@ import numpy as np
 from ...core.errors import LIBRARY_ERRORS, DataError
 from ...core.waymo_messages import parse, waymo_messages
 from .tfrecords import mapped_file, record_places
-from .waymo_parts import Calibration, Label, Moment, Segment, Shot, calibration, camera_number, check_jpeg, matrix
+from .waymo_parts import (
+    Calibration,
+    Label,
+    Moment,
+    Segment,
+    Shot,
+    calibration,
+    camera_number,
+    check_jpeg,
+    matrix,
+    seen_by,
+)
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIX = "fetch it again, or give perception data (segment-*.tfrecord) of the Waymo Open Dataset v1"
@@ -113,6 +125,7 @@ class _Reader:
 
     def __init__(self, path: Path, content: mmap.mmap, messages: ModuleType) -> None:
         self.path, self.content, self.messages = path, content, messages
+        self.source = str(path)  # one text for all images
         fields = messages.Frame.DESCRIPTOR.fields_by_name
         self.images, self.context = fields["images"].number, fields["context"].number
         self.small = {fields[name].number for name in ("timestamp_micros", "pose", "laser_labels")}
@@ -164,7 +177,7 @@ class _Reader:
         camera = camera_number(image.name)
         if not image.HasField("pose") or not image.HasField("pose_timestamp"):
             raise ValueError(f"image of camera {camera} without pose and pose_timestamp")
-        encoded = RecordImage(str(self.path), pixels.begin, pixels.end - pixels.begin)
+        encoded = RecordImage(self.source, pixels.begin, pixels.end - pixels.begin)
         try:
             check_jpeg(self.content[pixels.begin : min(pixels.end, pixels.begin + 2)], encoded.source)
         except OSError as error:
@@ -214,11 +227,11 @@ def _label(label: Any) -> Label:
     meta = label.metadata
     known = meta.HasField("speed_x") and meta.HasField("speed_y")
     return Label(
-        id=label.id,
+        id=sys.intern(label.id),
         kind=label.type,
         box=_box(label.box),
         synced_box=_box(label.camera_synced_box) if label.HasField("camera_synced_box") else None,
-        camera=label.most_visible_camera_name,
+        camera=seen_by(label.most_visible_camera_name),
         velocity_global_mps=(meta.speed_x, meta.speed_y) if known else (np.nan, np.nan),
         points=label.num_lidar_points_in_box if label.HasField("num_lidar_points_in_box") else None,
         top_points=label.num_top_lidar_points_in_box if label.HasField("num_top_lidar_points_in_box") else None,

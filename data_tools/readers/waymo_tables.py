@@ -10,6 +10,7 @@ https://github.com/waymo-research/waymo-open-dataset/tree/master/src/waymo_open_
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,7 @@ from .waymo_parts import (
     camera_number,
     check_jpeg,
     matrix,
+    seen_by,
 )
 
 NEEDED = ("camera_image", "camera_calibration", "vehicle_pose")
@@ -168,7 +170,7 @@ def read_segment(folder: Path, name: str, stride: int = 1) -> Segment:
 
 def _shots(path: Path, name: str, times_us: NDArray[np.int64]) -> dict[int, list[Shot]]:
     _warn_of_large_groups(path)
-    prefix = "[CameraImageComponent]."
+    prefix, source = "[CameraImageComponent].", str(path)
     out: dict[int, list[Shot]] = {}
     for group, number, row in rows(path, (CONTEXT, TIME, CAMERA, *(prefix + part for part in _OF_IMAGE)), times_us):
         with library_errors(DataError, f"{path}: row {number} of row group {group}", _FIX):
@@ -179,7 +181,7 @@ def _shots(path: Path, name: str, times_us: NDArray[np.int64]) -> dict[int, list
                 camera=camera_number(row[CAMERA]),
                 global_from_ego=matrix(transform),
                 time_s=float(time_s),
-                encoded=TableImage(str(path), group, number),
+                encoded=TableImage(source, group, number),
                 exposure_s=float(exposure_s or 0),
                 trigger_s=float(trigger_s or 0),
                 readout_done_s=float(done_s or 0),
@@ -246,11 +248,11 @@ def _labels(paths: Mapping[str, Path], times_us: NDArray[np.int64]) -> dict[int,
             other = synced.get((int(row[TIME]), row[OBJECT]))
             speed = (row[more["x"]], row[more["y"]])
             label = Label(
-                id=str(row[OBJECT]),
+                id=sys.intern(str(row[OBJECT])),
                 kind=int(row[more["kind"]] or 0),
                 box=np.array([row[part] for part in own], np.float64),
                 synced_box=None if other is None else np.array([other[part] for part in boxes], np.float64),
-                camera=CAMERAS[camera_number(other[camera])] if other is not None and other[camera] else "",
+                camera="" if other is None else seen_by(other[camera]),
                 velocity_global_mps=(np.nan, np.nan) if None in speed else (float(speed[0]), float(speed[1])),
                 points=row[more["points"]],
                 top_points=row[more["top"]],

@@ -17,6 +17,7 @@ from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers import waymo_tables
 from drivestack.data_tools.readers.tfrecords import record
 from drivestack.data_tools.readers.waymo import read_waymo
+from drivestack.data_tools.readers.waymo_parts import seen_by
 from drivestack.data_tools.readers.waymo_records import wire_fields
 from drivestack.data_tools.synthetic.files.waymo_writer import SCHEMAS, write_waymo_v1, write_waymo_v2
 from support.waymo_frames import CONTEXT, drive
@@ -207,13 +208,17 @@ def test_cameras_may_have_names_instead_of_numbers(folder: Path, parquet: Any) -
     names = {1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT"}
 
     def named(table: Any) -> Any:
-        column = pyarrow.array([names[number] for number in table["key.camera_name"].to_pylist()])
-        return table.set_column(table.column_names.index("key.camera_name"), "key.camera_name", column)
+        column = next(name for name in table.column_names if name.endswith("camera_name"))
+        values = pyarrow.array([names[number] for number in table[column].to_pylist()])
+        return table.set_column(table.column_names.index(column), column, values)
 
     before = read_waymo(folder.parent)
-    for part in ("camera_image", "camera_calibration"):
+    for part in ("camera_image", "camera_calibration", "lidar_camera_synced_box"):
         change(folder / part / f"{CONTEXT}.parquet", parquet, named)
+    assert [seen_by(value) for value in (0, None, "", "UNKNOWN", "REAR", 5)] == [""] * 4 + ["REAR", "SIDE_RIGHT"]
     for a, b in zip(before, read_waymo(folder.parent)):
+        assert a.annotations is not None and b.annotations is not None
+        assert a.annotations.most_visible_cameras == b.annotations.most_visible_cameras
         assert [view.name for view in a.cameras] == [view.name for view in b.cameras]
         assert [view.camera.lens for view in a.cameras] == [view.camera.lens for view in b.cameras]
 
