@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,12 +73,12 @@ class TableImage:
 
     def read(self) -> bytes:
         """Raises OSError where the file is not as it was. The last two row groups are kept, by each process."""
-        state = os.stat(self.path)
         try:
+            state = os.stat(self.path)
             images = _images(self.path, self.row_group, (state.st_mtime_ns, state.st_size))
             data = images[self.row].as_py()
-        except LIBRARY_ERRORS as error:
-            raise OSError(f"{self.source}: {type(error).__name__}: {error}") from None
+        except (OSError, *LIBRARY_ERRORS) as error:
+            raise OSError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
         check_jpeg(data or b"", self.source)
         return data
 
@@ -108,13 +109,14 @@ def rows(
     Raises DataError naming the file for one that lacks a column, or cannot be read.
     """
     file = _parquet(path)
-    names = file.schema_arrow.names
+    with _damage_named(path):
+        names, groups = file.schema_arrow.names, list(range(file.num_row_groups))
+        if times_us is not None:
+            groups = [group for group in groups if _overlaps(file.metadata.row_group(group), times_us)]
     if missing := [column for column in columns if column not in names]:
         raise DataError(f"{path}: has no column {missing[0]!r}; {_FIX}")
-    for group in range(file.num_row_groups):
-        if times_us is not None and not _overlaps(file.metadata.row_group(group), times_us):
-            continue
-        with library_errors(DataError, path, _FIX):
+    for group in groups:
+        with _damage_named(path):
             table = file.read_row_group(group, columns=list(columns))
             if times_us is None:
                 kept = np.arange(table.num_rows)
@@ -124,11 +126,23 @@ def rows(
         yield from ((group, int(number), row) for number, row in zip(kept, found))
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What pyarrow raises about a file's content, OSError among it, becomes one line."""
+    with library_errors(DataError, path, _FIX):
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(str(error)) from None
+
+
 def _overlaps(group: Any, times_us: NDArray[np.int64]) -> bool:
     """Whether a row group may hold one of the times, by its statistics."""
     for i in range(group.num_columns):
         column = group.column(i)
-        if column.path_in_schema == TIME and column.is_stats_set and column.statistics.has_min_max:
+        if column.path_in_schema != TIME or column.physical_type != "INT64":  # pyarrow aborts at damaged types
+            continue
+        if column.is_stats_set and column.statistics.has_min_max:
             first = np.searchsorted(times_us, column.statistics.min)
             return bool(first < len(times_us) and times_us[first] <= column.statistics.max)
     return True
@@ -138,7 +152,7 @@ def read_poses(path: Path) -> dict[int, NDArray[np.float64]]:
     """Poses [4, 4] (global from vehicle) of a ``vehicle_pose`` file by time in microseconds, in order."""
     column = "[VehiclePoseComponent].world_from_vehicle.transform"
     found = [row for _, _, row in rows(path, (TIME, column))]
-    with library_errors(DataError, path, _FIX):
+    with _damage_named(path):
         return {int(row[TIME]): matrix(row[column]) for row in sorted(found, key=lambda row: row[TIME])}
 
 
@@ -193,10 +207,11 @@ def _shots(path: Path, name: str, times_us: NDArray[np.int64]) -> dict[int, list
 
 def _warn_of_large_groups(path: Path) -> None:
     file = _parquet(path)
-    if IMAGE not in file.schema_arrow.names:
-        raise DataError(f"{path}: has no column {IMAGE!r}; {_FIX}")
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    largest = max((group.total_byte_size for group in groups), default=0)
+    with _damage_named(path):
+        if IMAGE not in file.schema_arrow.names:
+            raise DataError(f"{path}: has no column {IMAGE!r}; {_FIX}")
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        largest = max((group.total_byte_size for group in groups), default=0)
     if largest > SLOW_BYTES:
         warn_once(
             f"{path.parent}: row groups of images have {largest / 2**20:.0f} MB, all of which is read for one image; "
@@ -211,7 +226,7 @@ def _calibrations(path: Path) -> dict[int, Calibration]:
     intrinsics = [f"{prefix}intrinsic.{part}" for part in _INTRINSICS]
     out = {}
     for _, _, row in rows(path, (CAMERA, *intrinsics, pose, *size, direction)):
-        with library_errors(DataError, path, _FIX):
+        with _damage_named(path):
             camera = camera_number(row[CAMERA])
             values = [row[part] for part in intrinsics]
             size_px = (row[size[0]], row[size[1]])
@@ -244,7 +259,7 @@ def _labels(paths: Mapping[str, Path], times_us: NDArray[np.int64]) -> dict[int,
     }
     out: dict[int, list[Label]] = {}
     for _, _, row in rows(path, (TIME, OBJECT, *own, *more.values()), times_us):
-        with library_errors(DataError, path, _FIX):
+        with _damage_named(path):
             other = synced.get((int(row[TIME]), row[OBJECT]))
             speed = (row[more["x"]], row[more["y"]])
             label = Label(
