@@ -23,6 +23,7 @@ from ...core.once import warn_once
 from ...geometry import invert_pose
 from .cameras import camera_order
 from .checks import check_frames
+from .choices import classes_of, names_of
 from .file_paths import path_below
 from .links import link_frames
 from .nuscenes import DETECTION_CLASS
@@ -85,9 +86,9 @@ def read_py123d(
     if not isinstance(stride, int) or stride < 1:
         raise DataError(f"stride {stride}: give a whole number of rows, 1 or more")
     options = _Options(
-        _names(cameras), stride, Path(images or root), classes, tuple(_names(label_names)), ego_height_m
+        names_of(cameras), stride, Path(images or root), classes, tuple(names_of(label_names)), ego_height_m
     )
-    splits, datasets, names = _names(split), _names(dataset), _names(logs)
+    splits, datasets, names = names_of(split), names_of(dataset), names_of(logs)
     frames: list[Frame] = []
     seen: dict[str, set[str]] = {"split": set(), "dataset": set(), "log": set()}
     for folder in log_folders(Path(root)):
@@ -267,6 +268,7 @@ class _Boxes:
         self.velocities_of = dataset
         kind = _text(file, "box_detection_label_class").rpartition(".")[2]
         self.words = LABELS.get(kind) or options.label_names
+        self.usual = DETECTION_CLASS if kind == "NuScenesBoxDetectionLabel" else None
         if not self.words:
             raise DataError(f"{file.path}: labels of the unknown class {kind}; name them with the option label_names")
         self.boxes, self.velocities = file.lists("bounding_box_se3", 10), file.lists("velocity_3d", 3)
@@ -299,7 +301,7 @@ class _Boxes:
         categories = [self.words[int(label)] for label in labels]
         n = len(boxes)
         return Annotations(
-            names=[self._class(category) for category in categories],
+            names=classes_of(categories, self.classes, self.usual),
             centre_global_m=boxes[:, :3],
             rotation_global=rotation,
             size_lwh_m=boxes[:, 7:],
@@ -311,11 +313,6 @@ class _Boxes:
             instance_tokens=tracks,
             categories=categories,
         )
-
-    def _class(self, category: str) -> str:
-        if self.classes is not None:
-            return self.classes.get(category, "")
-        return DETECTION_CLASS.get(category, "") if self.words is LABELS["NuScenesBoxDetectionLabel"] else category
 
 
 def _neighbours(tracks: Sequence[Sequence[str]], times_us: NDArray[np.int64]) -> list[frozenset[str]]:
@@ -338,7 +335,3 @@ def _text(file: LogFile, key: str) -> str:
         raise DataError(f"{file.path}: its metadata lack {key}; {FIX}")
     return value
 
-
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    given = value.split(",") if isinstance(value, str) else value
-    return tuple(name.strip() for name in given if name.strip())
