@@ -54,9 +54,9 @@ _SIGNALS = [7, 8, 9, 13, 14, 15, 10, 11, 12]
         boxes="gravity centre, l w h and yaw in the car's frame, upright in the global one; 7 classes of nuPlan",
         quaternions="w x y z",
         time="microseconds; cameras have the time of their sample",
-        cameras="CAM_F0 first, then alphabetically; Brown-Conrady lenses; sizes from one image of each camera, or option "
-        "image_size_px",
-        frames="EGO: x ahead, y left, z up, below the rear axle on the ground (option ego_height_m); BEV maps lie in it",
+        cameras="CAM_F0 first, then alphabetically; Brown-Conrady lenses; sizes from one image of each camera, or "
+        "option image_size_px",
+        frames="EGO: x ahead, y left, z up, on the ground below the rear axle (ego_height_m); BEV maps lie there",
     ),
 )
 def read_openscene(

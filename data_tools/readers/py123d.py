@@ -53,8 +53,8 @@ class _Options:
         boxes="gravity centre, quaternion, l w h, in the global frame",
         quaternions="w x y z, behind x y z",
         time="microseconds",
-        cameras="in the order of published models, others alphabetically, the front one first; pinholes, Brown-Conrady, "
-        "MEI and f-theta lenses; sizes from the files",
+        cameras="in the order of published models, others alphabetically, the front one first; pinholes, "
+        "Brown-Conrady, MEI and f-theta lenses; sizes from the files",
         frames="EGO: x ahead, y left, z up, below the rear axle on the ground as the log's car says (option "
         "ego_height_m); BEV maps lie in it",
     ),
@@ -160,12 +160,12 @@ class _Log:
         ego, boxes = self._rows(EGO), self._rows(BOXES)
         out, without = [], 0
         for i in range(0, len(self.times_us), self.options.stride):
-            place = f"{self.sync.path}, row {i}"
-            with reading(place):
+            now, seen = ego[i], boxes[i]
+            with reading(self.sync.path, f"row {i}"):
                 at = [(name, row) for name in self.cameras if (row := rows[name][i]) is not None]
                 views = [self.cameras[name].view(name, row, f"{self.tokens[i]}-{name}") for name, row in at]
-                pose = self.trajectory.row(ego[i]) if ego[i] is not None else self.trajectory.at(self.times_us[i])
-                labels = None if self.boxes is None or boxes[i] is None else self.boxes.annotations(boxes[i])
+                pose = self.trajectory.at(int(self.times_us[i])) if now is None else self.trajectory.poses[now]
+                labels = None if self.boxes is None or seen is None else self.boxes.annotations(seen)
             if not views:
                 without += 1
                 continue
@@ -178,7 +178,7 @@ class _Log:
                     cameras=tuple(views),
                     global_from_ego=pose,
                     annotations=labels,
-                    can_signals=self.trajectory.signals(ego[i]),
+                    can_signals=self.trajectory.signals(now),
                 )
             )
         if without:
@@ -202,9 +202,6 @@ class _Trajectory:
             if not len(self.poses) or np.isnan(self.poses).any():
                 raise ValueError("a pose of the car is missing")
             self.dynamics = file.numbers("dynamic_state_se3", 9)
-
-    def row(self, row: int) -> NDArray[np.float64]:
-        return self.poses[row]
 
     def at(self, time_us: int) -> NDArray[np.float64]:
         """Between two rows, as straight as possible. Raises ValueError far outside of them."""
@@ -233,8 +230,8 @@ class _Camera:
         self.file, self.trajectory, self.images = file, trajectory, images
         if file.image_type not in ("string", "large_string", "binary", "large_binary"):
             raise DataError(
-                f"{file.path}: images are a film ({file.image_type or 'none'}), which is not read; convert the log with "
-                "camera_store_option=jpeg_binary, or path"
+                f"{file.path}: images are a film ({file.image_type or 'none'}), which is not read; convert the log "
+                "with camera_store_option=jpeg_binary, or path"
             )
         with reading(file.path):
             self.model = camera_of(file.about)
@@ -276,17 +273,17 @@ class _Boxes:
         self.tracks: list[list[str]] = [list(map(str, tracks or ())) for tracks in file.values("track_token")]
         times_us = file.integers("timestamp_us")
         self.neighbours = _neighbours(self.tracks, times_us)
-        if dataset in OBJECT_FRAME and self._are_global(times_us * 1e-6):
+        if dataset in OBJECT_FRAME and self._are_global(times_us):
             self.velocities_of = ""
 
-    def _are_global(self, times_s: NDArray[np.float64]) -> bool:
+    def _are_global(self, times_us: NDArray[np.int64]) -> bool:
         """Whether velocities follow the movements of the boxes as they are: a log whose velocities were inferred."""
         error = np.zeros(2)  # as stored, and out of the objects' own axes
         for i, j in pairwise(range(len(self.boxes))):
             before = dict(zip(self.tracks[i], self.boxes[i][:, :3]))
             moved = np.array([box[:3] - before.get(track, np.nan) for track, box in zip(self.tracks[j], self.boxes[j])])
-            if times_s[j] > times_s[i] and len(moved):
-                moved /= times_s[j] - times_s[i]
+            if times_us[j] > times_us[i] and len(moved):
+                moved /= 1e-6 * (times_us[j] - times_us[i])
                 stored, rotation = self.velocities[j], poses_of(self.boxes[j])[:, :3, :3]
                 turned = known_velocities(stored, rotation, self.dataset, self.tracks[j], frozenset(self.tracks[j]))
                 error += [np.nansum(np.linalg.norm(v - moved, axis=1)) for v in (stored, turned)]
@@ -334,4 +331,3 @@ def _text(file: LogFile, key: str) -> str:
     if not isinstance(value, str) or not value:
         raise DataError(f"{file.path}: its metadata lack {key}; {FIX}")
     return value
-

@@ -93,7 +93,7 @@ def known_velocities(
     velocity of exactly 0 is unknown in sets that have none, and in every set for an object that is seen only here,
     where py123d writes 0 for want of another place.
     """
-    unknown = ~velocity_mps.any(1)  # NaN counts as something
+    unknown = np.asarray(~velocity_mps.any(1), bool)  # NaN counts as something
     if dataset not in ZERO_IS_UNKNOWN:
         unknown &= np.array([track not in neighbours for track in tracks], bool)
     out = velocity_mps

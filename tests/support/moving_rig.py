@@ -1,4 +1,4 @@
-"""A car that drives and turns, its cameras of any lens, and objects around it: what readers and writers must agree on."""
+"""A car that drives and turns, its cameras of any lens, objects around it: what readers and writers must agree on."""
 
 from __future__ import annotations
 

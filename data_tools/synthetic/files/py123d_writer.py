@@ -65,14 +65,16 @@ def write_py123d(
     Raises DataError for a camera that py123d has no model or place for, and objects that are none of its labels.
     """
     kind = label_class or _LABEL_CLASSES.get(dataset, "DefaultBoxDetectionLabel")
-    folders = []
+    folders: list[Path] = []
     for scene in dict.fromkeys(frame.scene_token for frame in frames):
         own = sorted((f for f in frames if f.scene_token == scene), key=lambda f: f.timestamp_us)
         name = file_name(own[0].scene_name or scene, "scene name")
         folder = Path(root) / "logs" / f"{dataset}_{split}" / name
         files = _Files(folder, None if images is None else Path(images), compression)
         rows = {EGO: files.ego(own), BOXES: files.boxes(own, kind)} | files.cameras(own)
-        about = {"dataset": dataset, "split": f"{dataset}_{split}", "log_name": name}
+        if folder in folders:
+            raise DataError(f"{folder}: a second scene {name}; scenes become logs of their names")
+        about: dict[str, Any] = {"dataset": dataset, "split": f"{dataset}_{split}", "log_name": name}
         about |= {"location": None, "version": VERSION, "map_metadata": None}
         files.sync(own, {key: numbers for key, numbers in rows.items() if numbers}, about)
         folders.append(folder)
@@ -92,13 +94,16 @@ class _Files:
         schema = arrow.schema([(prefix + key, kind) for key, kind in types.items()])
         schema = schema.with_metadata({b"metadata": msgspec.msgpack.encode(about)})
         options = arrow.ipc.IpcWriteOptions(compression=self.compression)
-        with atomic_path(self.folder / f"{name}.arrow", sync=False) as path, arrow.OSFile(str(path), "wb") as file:
-            with arrow.ipc.new_file(file, schema, options=options) as writer:
-                count = len(next(iter(columns.values())))
-                step = 10 if types.get("data") == arrow.binary() else 1000  # as py123d: few images at a time
-                for first in range(0, count, step):
-                    part = {prefix + key: values[first : first + step] for key, values in columns.items()}
-                    writer.write_batch(arrow.record_batch(part, schema=schema))
+        count = len(next(iter(columns.values())))
+        step = 10 if types.get("data") == arrow.binary() else 1000  # as py123d: few images at a time
+        with (
+            atomic_path(self.folder / f"{name}.arrow", sync=False) as path,
+            arrow.OSFile(str(path), "wb") as file,
+            arrow.ipc.new_file(file, schema, options=options) as writer,
+        ):
+            for first in range(0, count, step):
+                part = {prefix + key: values[first : first + step] for key, values in columns.items()}
+                writer.write_batch(arrow.record_batch(part, schema=schema))
 
     def list_of(self, width: int) -> Any:
         return self.arrow.list_(self.arrow.float64(), width)
@@ -107,7 +112,7 @@ class _Files:
         arrow = self.arrow
         types = {"timestamp_us": arrow.int64(), "imu_se3": self.list_of(7), "dynamic_state_se3": self.list_of(9)}
         signals = [None if f.can_signals is None else np.roll(f.can_signals, 3).tolist() for f in frames]
-        columns = {
+        columns: dict[str, list] = {
             "timestamp_us": [f.timestamp_us for f in frames],
             "imu_se3": [_numbers(f.global_from_ego) for f in frames],
             "dynamic_state_se3": signals,
@@ -148,7 +153,7 @@ class _Files:
         for name, (identity, about) in _places(frames).items():
             seen = [next((view for view in frame.cameras if view.name == name), None) for frame in frames]
             there = [view for view in seen if view is not None]
-            columns = {
+            columns: dict[str, list] = {
                 "timestamp_us": [view.timestamp_us for view in there],
                 "data": [self._image(view) for view in there],
                 "camera_to_global_se3": [_numbers(view.global_from_camera) for view in there],
@@ -170,9 +175,7 @@ class _Files:
             return file.getvalue()
         return read_file(view.image_path, _wrong(view), "write its path, or the image")
 
-    def sync(
-        self, frames: Sequence[Frame], rows: Mapping[str, list[int | None]], about: Mapping[str, Any]
-    ) -> None:
+    def sync(self, frames: Sequence[Frame], rows: Mapping[str, list[int | None]], about: Mapping[str, Any]) -> None:
         arrow = self.arrow
         types = {"sync.uuid": arrow.uuid(), "sync.timestamp_us": arrow.int64()} | dict.fromkeys(rows, arrow.int64())
         place = f"{about['split']}:{about['log_name']}"

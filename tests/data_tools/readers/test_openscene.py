@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.moving_rig import BROWN, PINHOLE, furthest_px, moving_frames
 
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
@@ -19,6 +18,7 @@ from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers.openscene import AXLE_HEIGHT_M, read_openscene
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.geometry import invert_pose, matrix_to_quaternion, pose, rotation_z, yaw_of
+from support.moving_rig import BROWN, PINHOLE, furthest_px, moving_frames
 
 CATEGORIES = ["vehicle", "pedestrian", "bicycle", "traffic_cone"]
 CHANNELS = {"CAM_FRONT": "CAM_F0", "CAM_LEFT": "CAM_L0", "CAM_RIGHT": "CAM_R0"}

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.moving_rig import BROWN, PINHOLE, RIGS, furthest_px, moving_frames
 
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
@@ -21,6 +20,7 @@ from drivestack.data_tools.readers.py123d_labels import LABELS
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.data_tools.synthetic.files.py123d_writer import write_py123d
 from drivestack.geometry import double_sphere, nearest_rigid, pose
+from support.moving_rig import BROWN, PINHOLE, RIGS, furthest_px, moving_frames
 
 arrow = pytest.importorskip("pyarrow")
 
@@ -103,11 +103,14 @@ def test_the_synthetic_world_is_read_again(tmp_path: Path) -> None:
 
 def test_options_choose_logs_cameras_and_rows(log: Path, tmp_path: Path) -> None:
     assert len(read_py123d(log, stride=2)) == 2
-    assert [v.name for v in read_py123d(tmp_path, cameras="CAM_LEFT, CAM_FRONT")[0].cameras] == ["CAM_FRONT", "CAM_LEFT"]
+    assert [v.name for v in read_py123d(tmp_path, cameras="CAM_LEFT, CAM_FRONT")[0].cameras] == [
+        "CAM_FRONT",
+        "CAM_LEFT",
+    ]
     assert len(read_py123d(log.parent, logs=[log.name], split="nuscenes_train")) == 4
     renamed = read_py123d(log, classes={"vehicle.car": "auto"})[0].annotations
     assert renamed.names == ["auto", "", "", "", "", "auto"] and renamed.categories == CATEGORIES
-    with pytest.raises(DataError, match="no keyframe of split 'val'.*it has split nuscenes_train; dataset nuscenes"):
+    with pytest.raises(DataError, match=r"no keyframe of split 'val'.*it has split nuscenes_train; dataset nuscenes"):
         read_py123d(tmp_path, split="val")
 
 
@@ -306,12 +309,12 @@ def test_damaged_files(log: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 4):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="pcam_f0.arrow"):
+        with pytest.raises(DataError, match=r"pcam_f0\.arrow"):
             image.read()
         with pytest.raises(DataError, match=r"pcam_f0\.arrow.*convert this log again"):
             read_py123d(log)
     path.unlink()
-    with pytest.raises(DataError, match="pcam_f0.arrow, row 0: cannot be read"):
+    with pytest.raises(DataError, match=r"pcam_f0\.arrow, row 0: cannot be read"):
         image.read()
     shutil.rmtree(log)
     with pytest.raises(DataError, match=r"no log of py123d \(logs/SPLIT/LOG/sync\.arrow\)"):
@@ -329,6 +332,9 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
         write_py123d(moving_frames([double_sphere(PINHOLE.intrinsics, 64, 48, 0.1, 0.6)], CATEGORIES), tmp_path)
     with pytest.raises(DataError, match="object 'spaceship' is none of"):
         write_py123d(moving_frames([PINHOLE], ["spaceship"]), tmp_path)
+    frames = moving_frames([PINHOLE], CATEGORIES)
+    with pytest.raises(DataError, match="a second scene"):
+        write_py123d([*frames, *(replace(f, scene_token="another") for f in frames)], tmp_path)
 
 
 def test_an_image_in_a_log_is_the_file_that_was_given(tmp_path: Path) -> None:
