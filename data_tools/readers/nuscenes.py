@@ -213,7 +213,7 @@ class FrameJoiner:
         if key not in self.cameras:
             try:
                 self.cameras[key] = self.model(sensor, record)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise DataError(
                     f"sample {sample_token}, camera {name} ({self.root / record.filename}): "
                     f"unusable calibration, {error}; correct calibrated_sensor {sensor.token}"

@@ -155,9 +155,9 @@ class _Reader:
             )
         signals = entry.get("can_bus")
         return Frame(
-            token=entry["token"],
-            scene_token=entry.get("scene_token") or entry.get("log_name") or log,
-            scene_name=entry.get("scene_name") or entry.get("log_name") or log,
+            token=_text(entry["token"]),
+            scene_token=_text(entry.get("scene_token") or log),
+            scene_name=_text(entry.get("scene_name") or log),
             timestamp_us=time_us,
             cameras=tuple(views),
             global_from_ego=global_from_ego,
@@ -200,3 +200,9 @@ class _Reader:
 
 
 _TOKENS = ("instance_tokens", "track_tokens")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"tokens and names are texts, not {str(value)[:60]!r}")
+    return value

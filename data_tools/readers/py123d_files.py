@@ -41,8 +41,8 @@ class LogFile:
     """Of the field `data`, '' where it has none."""
     image_field: int
     """Its place among the columns of the file."""
-    batch_rows: list[int]
-    """Rows of each batch in the file."""
+    batch_ends: NDArray[np.int64]
+    """Rows of the file up to the end of each of its batches."""
 
     def integers(self, field: str) -> NDArray[np.int64]:
         """[rows]; raises DataError for missing ones."""
@@ -71,9 +71,9 @@ class LogFile:
 
     def image(self, row: int) -> ArrowImage:
         """The image inside this file at a row."""
-        ends = np.cumsum(self.batch_rows)
-        batch = int(np.searchsorted(ends, row, side="right"))
-        return ArrowImage(str(self.path), self.image_field, batch, row - int(ends[batch]) + self.batch_rows[batch], row)
+        batch = int(np.searchsorted(self.batch_ends, row, side="right"))
+        before = int(self.batch_ends[batch - 1]) if batch else 0
+        return ArrowImage(str(self.path), self.image_field, batch, row - before, row)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def reading(path: str | Path, place: str = "") -> Iterator[None]:
     """Within, what libraries say about a file's content becomes one line with its name."""
     where = f"{path}{', ' * bool(place)}{place}"
     try:
-        yield
+        with np.errstate(over="ignore", invalid="ignore"):  # the checks name what is not finite
+            yield
     except OSError as error:
         text = " ".join(str(error.strerror or error).split())[:200]
         raise DataError(f"{where}: cannot be read ({text}); {FIX}") from None
@@ -158,7 +159,7 @@ def open_log_file(path: Path, fields: Sequence[str] | None = None) -> LogFile:
             dict(zip((names[i] for i in wanted), table.columns)),
             types[found] if found >= 0 else "",
             found,
-            [batch.num_rows for batch in batches],
+            np.cumsum([batch.num_rows for batch in batches], dtype=np.int64),
         )
 
 

@@ -41,9 +41,11 @@ def moving_frames(
     size = np.tile([4.5, 1.9, 1.6], (n, 1))
 
     def ego(time_us: int) -> np.ndarray:
-        time_s = time_us * 1e-6
-        tilt = np.array([[1, 0, 0.01], [0, 1, 0], [-0.01, 0, 1]])
-        return pose(np.linalg.qr(rotation_z(0.2 + 0.1 * time_s) @ tilt * [1, 1, 1])[0], [600 + 8 * time_s, 1600, 0.3])
+        """On a circle at 8 m/s, on a slope."""
+        yaw = 0.2 + 0.1 * time_us * 1e-6
+        place = [600 + 80 * (np.sin(yaw) - np.sin(0.2)), 1600 - 80 * (np.cos(yaw) - np.cos(0.2)), 0.3]
+        cos, sin = np.cos(0.01), np.sin(0.01)
+        return pose(rotation_z(yaw) @ np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]), place)
 
     frames = []
     for k in range(num_frames):
@@ -53,7 +55,7 @@ def moving_frames(
             late_us = 20_000 * i
             mounted = pose(rotation_z(heading) @ AHEAD, [1.0, 0.4 * np.sin(heading), 1.5])
             pixels = rng.integers(0, 255, (camera.height_px, camera.width_px, 3), dtype=np.uint8)
-            then = _upright(ego(time_us + late_us))
+            then = ego(time_us + late_us)
             views.append(CameraView(name, camera, mounted, then, 1_700_000_000_000_000 + time_us + late_us, "", pixels))
         centre = start.copy()
         centre[:, :2] += velocity * time_us * 1e-6
@@ -68,19 +70,12 @@ def moving_frames(
                 scene_name="2021.05.12.22.00.38_veh-35",
                 timestamp_us=1_700_000_000_000_000 + time_us,
                 cameras=tuple(views),
-                global_from_ego=_upright(ego(time_us)),
+                global_from_ego=ego(time_us),
                 annotations=labels,
                 can_signals=np.array([0.1, 0.2, 9.8, 0, 0, 0.1, 8.0, 0, 0]),
             )
         )
     return frames
-
-
-def _upright(matrix: np.ndarray) -> np.ndarray:
-    """QR may turn axes about: x ahead and z up again."""
-    out = matrix.copy()
-    out[:3, :3] *= np.sign(np.diag(out[:3, :3]))
-    return out
 
 
 def furthest_px(ours: Frame, theirs: Frame, ours_name: str, theirs_name: str) -> float:

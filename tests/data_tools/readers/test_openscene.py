@@ -181,6 +181,7 @@ BROKEN = [
     (without("token"), "sample number 0: KeyError: 'token'"),
     (without("ego2global_rotation"), "KeyError: 'ego2global_rotation'"),
     (changed(ego2global_rotation=np.zeros(4)), "ValueError: quaternion of zero"),
+    (changed(scene_token=[1]), r"TypeError: tokens and names are texts, not '\[1\]'"),
     (changed(timestamp=1e30), "its timestamp is no time"),
     (changed(cams={}), "no camera"),
     (changed(anns={"gt_boxes": np.zeros((3, 7)), "gt_names": ["car"]}), "cannot reshape"),

@@ -218,6 +218,7 @@ def lens(values):
 BROKEN = [
     ("calibrated_sensor", lens([0.1] * 7), "unusable calibration, Brown-Conrady distortion has 4, 5, 8 or 12"),
     ("calibrated_sensor", lens(["wide"]), "unusable calibration, could not convert string to float"),
+    ("calibrated_sensor", lens({"k1": 1}), "unusable calibration, float"),
     ("sample_annotation", lambda rows: rows[0].update(velocity="fast"), "its velocity is fast; give x, y, z in m/s"),
     ("sample_annotation", lambda rows: rows[0].update(velocity=3), "its velocity is 3; give x, y, z in m/s"),
     ("instance", lambda rows: rows[0].update(category_token="none"), r"do not fit together \(missing key or token"),
