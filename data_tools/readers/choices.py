@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ...core.errors import ConfigError
+
 
 def names_of(value: str | Sequence[str]) -> tuple[str, ...]:
     """An option that takes several names, as a list or in one text with commas between."""
-    given = value.split(",") if isinstance(value, str) else value
-    return tuple(stripped for name in given if (stripped := str(name).strip()))
+    if not isinstance(value, (list, tuple)):
+        value = str(value).split(",")  # a name of digits comes as a number from the command line
+    return tuple(stripped for name in value if (stripped := str(name).strip()))
 
 
 def classes_of(
@@ -16,7 +19,10 @@ def classes_of(
 ) -> list[str]:
     """Class of each object of a category, '' where it has none.
 
-    classes: category -> class, as the user has it; None: the set's own (usual), or the categories themselves.
+    classes: category -> class, as the user has it; None: the set's own (usual), or the categories themselves. Raises
+    ConfigError for what is no mapping.
     """
+    if classes is not None and not isinstance(classes, Mapping):
+        raise ConfigError(f"option classes is {str(classes)[:60]!r}; give a mapping, such as {{'vehicle': 'car'}}")
     chosen = usual if classes is None else classes
     return list(categories) if chosen is None else [chosen.get(category, "") for category in categories]

@@ -121,6 +121,7 @@ class _Log:
     def __init__(self, folder: Path, sync: LogFile, options: _Options) -> None:
         self.folder, self.sync, self.options = folder, sync, options
         self.dataset, self.split, self.name = (_text(sync, key) for key in ("dataset", "split", "log_name"))
+        self.dataset = self.dataset.replace("_", "-")  # as older logs have it
         self.times_us = sync.integers("timestamp_us")
         with reading(sync.path, "uuid"):
             self.tokens = [_hex(value) for value in sync.values("uuid")]

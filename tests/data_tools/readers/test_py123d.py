@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from PIL import Image
 
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
+from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers.py123d import read_py123d
 from drivestack.data_tools.readers.py123d_labels import LABELS
-from drivestack.data_tools.readers.registry import DataSource
+from drivestack.data_tools.readers.registry import DataSource, find_reader, reader_names
 from drivestack.data_tools.synthetic.files.py123d_writer import write_py123d
 from drivestack.geometry import double_sphere, nearest_rigid, pose
 from support.moving_rig import BROWN, PINHOLE, RIGS, furthest_px, moving_frames
@@ -110,6 +112,15 @@ def test_options_choose_logs_cameras_and_rows(log: Path, tmp_path: Path) -> None
     assert len(read_py123d(log.parent, logs=[log.name], split="nuscenes_train")) == 4
     renamed = read_py123d(log, classes={"vehicle.car": "auto"})[0].annotations
     assert renamed.names == ["auto", "", "", "", "", "auto"] and renamed.categories == CATEGORIES
+    assert len(read_py123d(tmp_path, logs=log.name, stride=3)) == len(
+        read_py123d(tmp_path, dataset=["nuscenes"], stride=3)
+    )
+    with pytest.raises(ConfigError, match="option classes is 'car'; give a mapping"):
+        read_py123d(tmp_path, classes="car")
+    with pytest.raises(DataError, match="none of its 3 cameras .* named 7"):
+        read_py123d(tmp_path, cameras=7)
+    with pytest.raises(DataError, match="stride 0"):
+        read_py123d(tmp_path, stride=0)
     with pytest.raises(DataError, match=r"no keyframe of split 'val'.*it has split nuscenes_train; dataset nuscenes"):
         read_py123d(tmp_path, split="val")
 
@@ -236,10 +247,11 @@ def test_frames_without_boxes_or_images(log: Path, caplog: pytest.LogCaptureFixt
     assert all(frame.annotations is None for frame in read_py123d(log))
 
 
-def test_names_of_waymo_cameras_and_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", ["wod-perception", "wod_perception"])
+def test_names_of_waymo_cameras_and_labels(dataset: str, tmp_path: Path) -> None:
     frames = moving_frames([PINHOLE], ["VEHICLE", "CYCLIST"])
     frames = [replace(f, cameras=(replace(f.cameras[0], name="1"),)) for f in frames]
-    write_py123d(frames, tmp_path, dataset="wod-perception", label_class="WODPerceptionBoxDetectionLabel")
+    write_py123d(frames, tmp_path, dataset=dataset, label_class="WODPerceptionBoxDetectionLabel")
     read = read_py123d(tmp_path)[0]
     assert read.cameras[0].name == "FRONT" and read.annotations.names == ["VEHICLE", "CYCLIST"]
 
@@ -346,3 +358,37 @@ def test_an_image_in_a_log_is_the_file_that_was_given(tmp_path: Path) -> None:
     frames = [replace(f, cameras=(replace(f.cameras[0], image=None, image_path=str(path)),)) for f in frames]
     write_py123d(frames, tmp_path / "out")
     assert read_py123d(tmp_path / "out")[3].cameras[0].encoded.read() == data.getvalue()
+
+
+@pytest.mark.parametrize("rig", RIGS)
+def test_a_clip_of_a_log_is_ready_for_training(rig: str, tmp_path: Path) -> None:
+    """Images out of the log, boxes of the chosen classes, cameras as they are."""
+    frames = frames_of(rig)
+    write_py123d(frames, tmp_path)
+    image = {"crop": (0, 0, 1, 1), "train_heights_px": (48,), "test_height_px": 48}
+    settings = {"classes": ["auto"], "image": image, "frame_offsets": (-1, 0), "pc_range": (-60, -60, -5, 60, 60, 5)}
+    source = {"reader": "py123d", "root": str(tmp_path), "classes": {"vehicle.car": "auto"}}
+    sample = ClipDataset(source=source, **settings)[2]
+    assert sample.frame.token == frames[2].token and len(sample.gt_boxes) == 2
+    for past, frame in zip((0, 1), frames[1:3]):
+        for pixels, view in zip(sample.images[past], frame.cameras):  # normalised, blue first
+            assert np.corrcoef(pixels[2].ravel(), view.image[:, :, 0].ravel())[0, 1] > 0.999
+    assert (sample.lenses is None) == (rig == "pinhole")
+
+
+def test_the_examples_of_the_page_run(repository_root: Path, tmp_path: Path) -> None:
+    """Of docs/other_logs.md: here py123d's; the other readers take the same call."""
+    page = (repository_root / "docs" / "other_logs.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert [re.findall(r'reader="(\w+)"', block)[0] for block in blocks] == ["py123d", "openscene", "t4"]
+    frames = moving_frames([PINHOLE], ["vehicle", "pedestrian"], num_frames=6, step_us=100_000)
+    write_py123d(frames, tmp_path, dataset="nuplan", split="val", label_class="NuPlanBoxDetectionLabel")
+    names: dict = {}
+    exec(compile(blocks[0].replace("/data/py123d", str(tmp_path)), "docs/other_logs.md", "exec"), names)
+    assert [frame.annotations.names for frame in names["frames"]] == [["car", "pedestrian"]] * 2
+
+
+@pytest.mark.parametrize("name", ["py123d", "openscene", "t4"])
+def test_readers_are_known_by_name_and_state_their_conventions(name: str) -> None:
+    reader = find_reader(name)
+    assert name in reader_names() and reader.conventions.frames.startswith("EGO: x ahead, y left, z up")
