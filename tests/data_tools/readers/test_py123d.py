@@ -117,7 +117,7 @@ def test_options_choose_logs_cameras_and_rows(log: Path, tmp_path: Path) -> None
     )
     with pytest.raises(ConfigError, match="option classes is 'car'; give a mapping"):
         read_py123d(tmp_path, classes="car")
-    with pytest.raises(DataError, match="none of its 3 cameras .* named 7"):
+    with pytest.raises(DataError, match=r"none of its 3 cameras .* named 7"):
         read_py123d(tmp_path, cameras=7)
     with pytest.raises(DataError, match="stride 0"):
         read_py123d(tmp_path, stride=0)
