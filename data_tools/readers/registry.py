@@ -63,6 +63,9 @@ _BUILT_IN = {
     "openlane": "openlane",
     "argoverse2": "argoverse2",
     "camera_images": "camera_images",
+    "openscene": "openscene",
+    "py123d": "py123d",
+    "t4": "t4",
 }
 """Reader -> module of this folder that registers it, imported when it is first used."""
 
