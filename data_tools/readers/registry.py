@@ -64,6 +64,9 @@ _BUILT_IN = {
     "argoverse2": "argoverse2",
     "camera_images": "camera_images",
     "waymo": "waymo",
+    "openscene": "openscene",
+    "py123d": "py123d",
+    "t4": "t4",
 }
 """Reader -> module of this folder that registers it, imported when it is first used."""
 
