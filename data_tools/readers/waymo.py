@@ -17,6 +17,7 @@ from ...core.errors import ConfigError, DataError
 from ...core.frames import Frame
 from . import waymo_records, waymo_tables
 from .checks import check_frames
+from .choices import classes_of
 from .links import link_frames
 from .registry import Conventions, register_reader
 from .waymo_parts import TYPES, LabelRules, Segment, frames_of
@@ -70,12 +71,12 @@ def read_waymo(
     """
     if stride < 1 or max_segments < 0:
         raise ConfigError(f"reader waymo: stride {stride} must be at least 1, max_segments {max_segments} at least 0")
-    names = dict(CLASSES if classes is None else classes)
-    if unknown := [name for name in names if name not in CLASSES]:
+    classes_of((), classes)  # refuses what is no mapping
+    if unknown := [name for name in classes or () if name not in CLASSES]:
         raise ConfigError(f"reader waymo: class {unknown[0]!r} is none of Waymo's: {', '.join(CLASSES)}")
     if version not in VERSIONS:
         raise ConfigError(f"reader waymo: version {version!r}: give v1 (TFRecords) or v2 (Parquet)")
-    rules = LabelRules(names, camera_only)
+    rules = LabelRules(CLASSES if classes is None else classes, camera_only)
     readers = _segments(Path(root), split, version, stride, checksums)
     frames: list[Frame] = []
     for read in readers[: max_segments or None]:

@@ -21,6 +21,7 @@ from ...core.frames import Annotations, CameraView, EncodedImage, Frame, Rolling
 from ...core.once import warn_once
 from ...geometry import CameraModel, brown_conrady, pose, rotation_z, transform_points
 from .camera_images import AHEAD
+from .choices import classes_of
 
 CAMERAS = {
     1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT",
@@ -254,7 +255,7 @@ def _annotations(moment: Moment, token: str, rules: LabelRules, has_synced: bool
     graded = of_top if has_top else of_lidar
     kinds = [TYPES.get(label.kind, "unknown") for label in labels]
     return Annotations(
-        names=[rules.classes.get(kind, "") for kind in kinds],
+        names=classes_of(kinds, rules.classes),
         centre_global_m=transform_points(moment.global_from_ego, boxes[:, :3]),
         rotation_global=rotation.reshape(-1, 3, 3),
         size_lwh_m=boxes[:, 3:6],

@@ -149,6 +149,7 @@ def test_stride_segments_classes_and_splits(version: str, tmp_path: Path) -> Non
         ({"stride": 0}, "stride 0 must be at least 1"),
         ({"max_segments": -1}, "max_segments -1"),
         ({"classes": {"car": "car"}}, "class 'car' is none of Waymo's"),
+        ({"classes": "car"}, "option classes is 'car'; give a mapping"),
         ({"version": "v3"}, "give v1"),
     ],
 )
