@@ -95,8 +95,8 @@ def _segments(root: Path, split: str, version: str, stride: int, checksums: bool
     if root.is_file():
         return [partial(waymo_records.read_segments, root, stride, checksums)]
     folder = _folder(root, split)
-    records = sorted(folder.glob("*.tfrecord")) if version != "v2" else []
-    tables = sorted((folder / "camera_image").glob("*.parquet")) if version != "v1" else []
+    records = sorted(folder.glob("[!.]*.tfrecord")) if version != "v2" else []  # a dot: not whole yet
+    tables = sorted((folder / "camera_image").glob("[!.]*.parquet")) if version != "v1" else []
     if records and tables:
         raise ConfigError(f"{folder}: holds records and Parquet; choose with reader option version (v1 or v2)")
     if not records and not tables:

@@ -63,12 +63,16 @@ def segments(frames: Iterable[Frame]) -> Iterator[tuple[str, list[Frame]]]:
     scenes: dict[str, list[Frame]] = {}
     for frame in frames:
         scenes.setdefault(frame.scene_token or frame.scene_name or frame.token, []).append(frame)
+    names: dict[str, str] = {}
     for scene, members in scenes.items():
         ordered = sorted(members, key=lambda frame: frame.timestamp_us)
         times = [frame.timestamp_us for frame in ordered]
         if len(set(times)) < len(times):
             raise DataError(f"scene {scene}: two frames have one time, by which Waymo's files know them; correct it")
-        yield context_name(members[0].scene_name or scene, times[-1] - times[0]), ordered
+        name = context_name(members[0].scene_name or scene, times[-1] - times[0])
+        if names.setdefault(name, scene) != scene:
+            raise DataError(f"scenes {names[name]} and {scene}: both have the name {members[0].scene_name}; rename one")
+        yield name, ordered
 
 
 def context_name(scene: str, duration_us: int) -> str:
@@ -169,7 +173,7 @@ class LabelWriter:
         seen_by, synced = self._synced(frame, notes, boxes)
         out = []
         for i, name in enumerate(notes.names):
-            kind = self.classes.get(name or (notes.categories[i] if notes.categories else ""))
+            kind = self.classes.get(name) or self.classes.get(notes.categories[i] if notes.categories else "")
             if kind is None:
                 self.left_out[name or "objects without class"] += 1
                 continue
@@ -189,6 +193,8 @@ class LabelWriter:
                     level=0 if notes.difficulty is None else int(notes.difficulty[i]),
                 )
             )
+        if len({label.id for label in out}) < len(out):
+            raise DataError(f"sample {frame.token}: two objects of one track; give each instance token once in a frame")
         return out
 
     def _synced(

@@ -142,9 +142,12 @@ def write_waymo_v2(
         _write_tables(path, "camera_image", (_image_rows(frame, context, rig) for frame in members))
         paths.append(path)
         rows = _segment_rows(context, members, rig, writer)
-        for component, of_component in rows.items():
+        for component in [name for name in SCHEMAS if name != "camera_image"]:
             path = Path(folder) / component / f"{context}.parquet"
-            _write_tables(path, component, [of_component])
+            if component not in rows:  # labels of frames that were written here before
+                path.unlink(missing_ok=True)
+                continue
+            _write_tables(path, component, [rows[component]])
             paths.append(path)
     writer.report()
     return paths

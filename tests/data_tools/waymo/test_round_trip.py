@@ -181,6 +181,27 @@ def test_lenses_skew_and_cameras_that_waymo_cannot_say_are_refused(version: str,
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_scenes_and_tracks_that_cannot_be_told_apart_are_refused(version: str, tmp_path: Path) -> None:
+    frames = drive(num_frames=1)
+    [twin] = [replace(frame, scene_token="another", token="t") for frame in frames]
+    with pytest.raises(DataError, match=f"scenes {CONTEXT} and another: both have the name"):
+        WRITERS[version]([*frames, twin], tmp_path)
+    with pytest.raises(DataError, match="two frames have one time"):
+        WRITERS[version](frames * 2, tmp_path)
+    notes = replace(frames[0].annotations, instance_tokens=list("aacde"))  # type: ignore[type-var]
+    with pytest.raises(DataError, match="two objects of one track"):
+        WRITERS[version]([replace(frames[0], annotations=notes)], tmp_path)
+
+
+def test_own_names_of_classes_are_known_by_category_and_old_labels_do_not_stay(version: str, tmp_path: Path) -> None:
+    frames = drive(num_frames=1)
+    back = there_and_back(version, frames, tmp_path, classes={"vehicle": "car", "pedestrian": "person"})
+    again = there_and_back(version, back, tmp_path)
+    same_labels(frames[0].annotations, again[0].annotations)
+    bare = there_and_back(version, [replace(frame, annotations=None) for frame in frames], tmp_path)
+    assert bare[0].annotations is None
+
+
 def test_names_of_cameras_and_contexts() -> None:
     names = {"CAM_FRONT": 1, "ring_front_center": 1, "CAM_BACK_LEFT": 6, "CAM_BACK": 7, "ring_side_left": 4, "FRONT": 1}
     assert {name: camera_number(name) for name in names} == names
