@@ -22,7 +22,6 @@ from .frames import Annotations, CameraView, Frame
 from .images import rgb_pixels
 from .labels import LaneLabels
 
-
 _LENSES: dict[str, Callable[..., CameraModel]] = {
     "": brown_conrady,
     "brown_conrady": brown_conrady,
@@ -75,7 +74,9 @@ class Camera:
         values = [float(value) for value in self.coefficients]
         if len(values) not in _COUNTS[self.lens]:
             counts = " or ".join(map(str, _COUNTS[self.lens]))
-            what = f"lens {self.lens} has {counts} coefficients" if self.lens else "coefficients need the name of a lens"
+            what = (
+                f"lens {self.lens} has {counts} coefficients" if self.lens else "coefficients need the name of a lens"
+            )
             raise ValueError(f"{what}, got {values}")
         return _LENSES[self.lens](np.array(self.intrinsics, np.float64), *self.size_px, values)
 
@@ -83,8 +84,8 @@ class Camera:
 class Rig(Mapping[str, Camera]):
     """Cameras by name, in any order. Traffic lights and signs are found in the one that looks ahead (``front``).
 
-    cameras: Camera objects, or what makes one: (intrinsics, ego_from_camera, size_px), or (camera model, pose). Raises ValueError without any, DataError as
-    Camera does, naming the camera.
+    cameras: Camera objects, or what makes one: (intrinsics, ego_from_camera, size_px), (camera model, pose).
+    Raises ValueError without any, DataError as Camera does, naming the camera.
     """
 
     def __init__(self, cameras: Mapping[str, Camera | tuple]) -> None:

@@ -138,13 +138,13 @@ def _annotations(moment: Moment, pose: Any, where: str) -> Annotations:
 
 def write_boxes(frames: Sequence[Frame], path: str | Path) -> None:
     """The labels of frames as a JSON or CSV file (by the ending), in the global frame, from their headings."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for frame in frames:
         notes = frame.annotations
         if notes is None:
             continue
         boxes = notes.boxes_in(np.eye(4))  # [n, 9]
-        objects = [
+        objects: list[dict[str, Any]] = [
             {
                 "class": notes.names[i],
                 "centre": box[:3].tolist(),

@@ -270,8 +270,8 @@ def _register(opcode: int, body: bytes, records: Any, decoders: Any, known: tupl
         raise DataError(f"{path}: a schema or channel cannot be read ({error}); record the file again") from None
     if decode is None:
         raise DataError(
-            f"{path}: topic {channel.topic} has {kind} as {channel.message_encoding}/{schema.encoding}, not as cdr with "
-            "ros2msg definitions; convert the recording with `ros2 bag convert` (ROS 1: rosbags-convert)"
+            f"{path}: topic {channel.topic} has {kind} as {channel.message_encoding}/{schema.encoding}, not as cdr "
+            "with ros2msg definitions; convert the recording with `ros2 bag convert` (ROS 1: rosbags-convert)"
         )
     channels[channel.id] = _Channel(channel.topic, kind, decode)
 

@@ -17,7 +17,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,9 @@ from .ros_poses import FrameTree, Track
 logger = logging.getLogger("drivestack")
 
 _VIDEO = ("h264", "h265", "hevc", "av1", "vp9", "compresseddepth", "rvl")
-_PLAIN_PARTS = re.compile(r"compressed|image(_raw|_rect|_color|_mono|_rect_color|_rect_mono|_compressed)*|raw|camera_info")
+_PLAIN_PARTS = re.compile(
+    r"compressed|image(_raw|_rect|_color|_mono|_rect_color|_rect_mono|_compressed)*|raw|camera_info"
+)
 _GAP = 1.5  # times the usual time between two images of the reference camera
 
 
@@ -48,11 +49,11 @@ _GAP = 1.5  # times the usual time between two images of the reference camera
     "mcap",
     "a car's own ROS 2 recording in MCAP files: CompressedImage, CameraInfo, tf and odometry, without ROS",
     Conventions(
-        boxes="none in a recording; beside it: middle, (l, w, h), yaw, in the global or the EGO frame (option boxes_in)",
+        boxes="none in a recording; beside it: middle, (l, w, h), yaw, global or EGO (option boxes_in)",
         quaternions="x, y, z, w in messages, read by name",
         time="header stamps, nanoseconds, cut to microseconds",
         cameras="any number and names; plumb_bob, rational_polynomial, thin_prism, equidistant (fisheye), rectified",
-        frames="EGO is the base frame, lowered to the ground by ground_height_m; global is the fixed frame (odometry's)",
+        frames="EGO is the base frame, lowered to the ground by ground_height_m; global is the odometry's frame",
     ),
 )
 def read_mcap(
@@ -105,7 +106,9 @@ def _drives(root: Path) -> dict[str, list[Path]]:
     """Scene -> its files."""
     if not root.is_dir():
         return {file_name(root.stem, f"{root}: the name"): [root]}
-    files = sorted(root.glob("*.mcap"), key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", path.stem)])
+    files = sorted(
+        root.glob("*.mcap"), key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", path.stem)]
+    )
     if not files:
         raise DataError(f"{root}: no .mcap file in it; name a recording or its folder")
     if (root / "metadata.yaml").is_file():
@@ -309,15 +312,18 @@ class _Drive:
         self._report(len(chosen), without_pose, lost, np.diff(stamps) / 1e9, period_s, leader.name)
         if not out:
             raise DataError(
-                f"{self.path}: at none of {len(chosen)} images of {leader.name} is the car's pose known (in {self.fixed}, "
-                f"at most {self.max_gap_s:g} s away); images and odometry must share one clock"
+                f"{self.path}: at none of {len(chosen)} images of {leader.name} is the car's pose known (in "
+                f"{self.fixed}, at most {self.max_gap_s:g} s away); images and odometry must share one clock"
             )
         return out
 
     def _view(self, camera: _Camera, stamp_ns: int, offset_ns: int) -> CameraView | None:
         """The camera's image nearest to a time; None where that is too far, or the car's pose is not known then."""
         i = int(np.searchsorted(camera.stamps_ns, stamp_ns))
-        near = min((j for j in (i - 1, i) if 0 <= j < len(camera.stamps_ns)), key=lambda j: abs(int(camera.stamps_ns[j]) - stamp_ns))
+        near = min(
+            (j for j in (i - 1, i) if 0 <= j < len(camera.stamps_ns)),
+            key=lambda j: abs(int(camera.stamps_ns[j]) - stamp_ns),
+        )
         picture = camera.pictures[near]
         if abs(picture.stamp_ns - stamp_ns) > offset_ns:
             return None

@@ -46,8 +46,8 @@ def camera_of(info: Any, rectified: bool, where: str) -> CameraModel:
     matrix[:2] /= binning[:, None]
     if rectified and any(info.p[i] for i in (3, 7, 11)):
         warn_once(
-            f"{where}: P has a fourth column, as the second camera of a stereo pair: the frame of the image is taken as "
-            "this camera's own, and the column left out"
+            f"{where}: P has a fourth column, as the second camera of a stereo pair: the frame of the image is taken "
+            "as this camera's own, and the column left out"
         )
     try:
         return _with_lens(info, matrix, width, height, rectified)

@@ -9,6 +9,7 @@ Shapes: n samples of a track.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +116,9 @@ class FrameTree:
                     f"{self.where}: tf gives frame {out[-1]} two parents, {' and '.join(parents)}; keep one of them"
                 )
             if parents[0] in out:
-                raise DataError(f"{self.where}: tf frames {' -> '.join(out)} -> {parents[0]} go in a circle; correct them")
+                raise DataError(
+                    f"{self.where}: tf frames {' -> '.join(out)} -> {parents[0]} go in a circle; correct them"
+                )
             out.append(parents[0])
         return out
 
@@ -143,7 +146,7 @@ class FrameTree:
     def _along(self, chain: list[str], stamp_ns: int, max_gap_s: float) -> NDArray[np.float64] | None:
         """``last_from_first`` of a chain child, parent, ..."""
         out = np.eye(4)
-        for edge in zip(chain[:-1], chain[1:]):
+        for edge in pairwise(chain):
             step = self._fixed.get(edge)
             if step is None:
                 step = self._moving[edge].at(stamp_ns, max_gap_s)

@@ -1,7 +1,7 @@
 """Frames as a ROS 2 recording in an MCAP file: what readers/mcap_log.py reads, for tests and tools that replay MCAP.
 
-Per camera ``/camera/NAME/image_raw/compressed`` and ``/camera/NAME/camera_info``, the cameras' mounting on ``/tf_static``,
-the car's poses on ``/odometry`` at the times of keyframes and images. Boxes are no part of it: ``write_boxes`` of
+Per camera ``/camera/NAME/image_raw/compressed`` and ``/camera/NAME/camera_info``, their mounting on ``/tf_static``, the
+car's poses on ``/odometry`` at the times of keyframes and images. Boxes are no part of it: ``write_boxes`` of
 readers/box_files.py puts them beside it. Needs the packages mcap and mcap-ros2-support (extra ``mcap``).
 """
 
@@ -35,7 +35,8 @@ _PARTS = {
     "geometry_msgs/Point": _VECTOR,
     "geometry_msgs/Quaternion": _QUATERNION,
     "geometry_msgs/Transform": "geometry_msgs/Vector3 translation\ngeometry_msgs/Quaternion rotation",
-    "geometry_msgs/TransformStamped": "std_msgs/Header header\nstring child_frame_id\ngeometry_msgs/Transform transform",
+    "geometry_msgs/TransformStamped": "std_msgs/Header header\nstring child_frame_id\n"
+    "geometry_msgs/Transform transform",
     "geometry_msgs/Pose": "geometry_msgs/Point position\ngeometry_msgs/Quaternion orientation",
     "geometry_msgs/PoseWithCovariance": "geometry_msgs/Pose pose\nfloat64[36] covariance",
     "geometry_msgs/Twist": "geometry_msgs/Vector3 linear\ngeometry_msgs/Vector3 angular",
@@ -80,7 +81,9 @@ def write_mcap(
         from mcap.writer import CompressionType
         from mcap_ros2.writer import Writer
     except ImportError as error:
-        raise ConfigError(f"writing MCAP files needs mcap and mcap-ros2-support ({error}); pip install 'drivestack[mcap]'") from None
+        raise ConfigError(
+            f"writing MCAP files needs mcap and mcap-ros2-support ({error}); pip install 'drivestack[mcap]'"
+        ) from None
     kinds = {"zstd": CompressionType.ZSTD, "lz4": CompressionType.LZ4, "none": CompressionType.NONE}
     if compression not in kinds:
         raise ConfigError(f"compression {compression!r}: choose from {', '.join(kinds)}")
@@ -103,7 +106,12 @@ def write_mcap(
             put("/odometry", "nav_msgs/msg/Odometry", _odometry(time_us, poses[time_us]), time_us)
         for view in sorted(views, key=lambda view: view.timestamp_us):
             topic, header = f"/camera/{view.name}", _header(view.timestamp_us, _frame_id(view.name))
-            put(f"{topic}/camera_info", "sensor_msgs/msg/CameraInfo", camera_info(view.camera, header), view.timestamp_us)
+            put(
+                f"{topic}/camera_info",
+                "sensor_msgs/msg/CameraInfo",
+                camera_info(view.camera, header),
+                view.timestamp_us,
+            )
             kind, data = _image_file(view)
             image = {"header": header, "format": kind, "data": data}
             put(f"{topic}/image_raw/compressed", "sensor_msgs/msg/CompressedImage", image, view.timestamp_us)
@@ -118,7 +126,9 @@ def _check(frames: Sequence[Frame]) -> None:
     for frame in frames:
         for view in frame.cameras:
             if not np.allclose(mounts.setdefault(view.name, view.ego_from_camera), view.ego_from_camera, atol=1e-9):
-                raise DataError(f"sample {frame.token}, camera {view.name}: it moves on the car; tf_static cannot say so")
+                raise DataError(
+                    f"sample {frame.token}, camera {view.name}: it moves on the car; tf_static cannot say so"
+                )
 
 
 def camera_info(camera: CameraModel, header: Any) -> dict[str, Any]:
