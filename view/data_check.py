@@ -126,18 +126,28 @@ def _ground(unit: float) -> CameraOverlay:
             points = transform_points(camera_from_ego, line)
             pixels, _ = camera.project(points)
             near = np.linalg.norm(points, axis=1) < _NEAREST_DEPTH_M
-            pixels[near | _jumps(pixels, camera)] = np.nan
+            pixels[near] = np.nan
             colour, alpha = (RING_COLOUR, 200) if is_ring else (GRID_COLOUR, 110)
-            draw_path(draw, pixels, colour, unit, False, 1.3 if is_ring else 0.8, alpha)
+            for part in _in_sight(pixels, camera):
+                draw_path(draw, part, colour, unit, False, 1.3 if is_ring else 0.8, alpha)
 
     return draw_ground
 
 
-def _jumps(pixels: NDArray[np.float64], camera: CameraModel) -> NDArray[np.bool_]:
-    """[k] where a line leaves for far outside the image, as near the plane of a pinhole."""
-    far = 20 * max(camera.width_px, camera.height_px)
+def _in_sight(pixels: NDArray[np.float64], camera: CameraModel) -> Iterator[NDArray[np.float64]]:
+    """The parts of a line [k, 2] inside the image, each with the point before and after it where the lens sees them.
+
+    Points far outside the image are left out, too: near the plane of a pinhole lines jump.
+    """
+    size = np.array([camera.width_px, camera.height_px])
     with np.errstate(invalid="ignore"):
-        return ~(np.abs(pixels) < far).all(1)
+        inside = ((pixels >= 0) & (pixels <= size)).all(1)
+        near = (np.abs(pixels - size / 2) < 20 * size).all(1)
+    flags = np.concatenate([[False], inside, [False]])
+    for begin, end in zip(np.flatnonzero(~flags[:-1] & flags[1:]), np.flatnonzero(flags[:-1] & ~flags[1:])):
+        begin -= bool(begin > 0 and near[begin - 1])
+        end += bool(end < len(pixels) and near[end])
+        yield pixels[begin:end]
 
 
 def ground_lines() -> Iterator[tuple[NDArray[np.float64], bool]]:

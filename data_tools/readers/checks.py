@@ -47,8 +47,8 @@ _noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
 @contextmanager
 def problems_noted() -> Iterator[list[str]]:
-    """Within, what the border checks would refuse is noted in this list, so that a set with a wrong calibration or label
-    can be looked at. Its frames may hold anything."""
+    """Within, what the border checks would refuse is noted in this list, so that a set with a wrong calibration or
+    label can be looked at. Its frames may hold anything."""
     problems: list[str] = []
     token = _noted.set(problems)
     try:

@@ -88,7 +88,7 @@ def in_image(camera: CameraModel, points_camera: NDArray[np.float64]) -> NDArray
     """Which points [..., 3] of the camera frame lie in the image."""
     pixels, _ = camera.project(points_camera)
     with np.errstate(invalid="ignore"):
-        return ((pixels >= 0) & (pixels <= [camera.width_px, camera.height_px])).all(-1)
+        return np.asarray(((pixels >= 0) & (pixels <= [camera.width_px, camera.height_px])).all(-1))
 
 
 def covered(view: CameraView) -> NDArray[np.bool_]:
