@@ -1,8 +1,8 @@
 """Pictures that show whether calibration and labels fit: boxes and the ground drawn into every camera.
 
-The ground is a grid of 5 m squares at z = 0 of the EGO frame, with thick lines every 10 m along the car's axes and a
-ring at 10, 20 and 30 m. It lies on the street, goes on from one camera to the next, and boxes stand on it, if focal
-lengths, lenses, mountings and the EGO origin are right.
+The ground is a grid of 5 m squares at z = 0 of the EGO frame, with rings at 10, 20 and 30 m. It lies on the street,
+goes on from one camera to the next, and boxes stand on it, if focal lengths, lenses, mountings and the EGO origin are
+right. From above, each camera has the sector that it sees.
 
 Pixels of this file are canvas pixels of the double size (view/drawing.py); k points of a line.
 """
@@ -21,7 +21,7 @@ from ..data_tools.clips.images import load_image
 from ..data_tools.readers.lidar import read_lidar
 from ..geometry import CameraModel, invert_pose, transform_points
 from .boxes import Drawn, box_legend
-from .colours import BACKGROUND, Palette
+from .colours import BACKGROUND, QUIET_TEXT, Palette
 from .drawing import (
     OVERSAMPLING,
     Labels,
@@ -32,13 +32,15 @@ from .drawing import (
     draw_title,
     legend_row_height,
     legend_rows,
+    letters,
     plain_letters,
 )
-from .panels import CameraOverlay, bev_panel, camera_rows, camera_tile
+from .panels import BevOverlay, CameraOverlay, Pixels, bev_panel, camera_rows, camera_tile
 
 GRID_COLOUR, RING_COLOUR = (255, 255, 255), (255, 214, 90)
 GRID_M, STEP_M, REACH_M = 5.0, 0.25, 30.0
 RINGS_M = (10.0, 20.0, 30.0)
+SECTOR_M = 12.0
 _NEAREST_DEPTH_M = 0.3
 _MAX_CAMERA_PX = 1600
 
@@ -71,7 +73,7 @@ def render_data_check(frame: Frame, view: View | None = None) -> tuple[NDArray[n
         points = read_lidar(frame)
     except DataError as error:
         points, problems = np.zeros((0, 3)), [*problems, str(error)]
-    above = bev_panel(frame, points, [drawn], (height, height), view, unit)
+    above = bev_panel(frame, points, [drawn], (height, height), view, unit, below=_sectors(frame, unit))
     canvas.paste(above, (gap + columns * (width + gap), bar))
     title = f"{plain_letters(frame.scene_name)}    sample {plain_letters(frame.token)}"
     draw_title(canvas, title, f"{len(drawn.boxes)} boxes", bar, gap, unit)
@@ -132,6 +134,27 @@ def _ground(unit: float) -> CameraOverlay:
                 draw_path(draw, part, colour, unit, False, 1.3 if is_ring else 0.8, alpha)
 
     return draw_ground
+
+
+def _sectors(frame: Frame, unit: float) -> BevOverlay:
+    """Each camera's name and edges of its view, from its place on the car to SECTOR_M away."""
+
+    def draw_sectors(panel: Image.Image, pixels: Pixels, labels: Labels) -> None:
+        draw = ImageDraw.Draw(panel, "RGBA")
+        for view in frame.cameras:
+            camera, place = view.camera, view.ego_from_camera[:2, 3]
+            columns = np.linspace(0, camera.width_px, 65)
+            rays = camera.unproject(np.stack([columns, np.full(65, camera.intrinsics[1, 2])], 1))
+            seen = (rays @ view.ego_from_camera[:3, :3].T)[np.isfinite(rays).all(1), :2]
+            if not len(seen):
+                continue
+            arc = place + SECTOR_M * seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-9)
+            outline = pixels(np.concatenate([place[None], arc, place[None]]))
+            draw.line([tuple(p) for p in outline], fill=(*RING_COLOUR, 90), width=max(1, round(unit)))
+            x, y = pixels(arc[len(arc) // 2])
+            labels.beside((x, y, x, y), plain_letters(view.name), QUIET_TEXT, letters(9.5, unit))
+
+    return draw_sectors
 
 
 def _in_sight(pixels: NDArray[np.float64], camera: CameraModel) -> Iterator[NDArray[np.float64]]:

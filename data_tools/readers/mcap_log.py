@@ -110,7 +110,9 @@ def _drives(root: Path) -> dict[str, list[Path]]:
         root.glob("*.mcap"), key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", path.stem)]
     )
     if not files:
-        raise DataError(f"{root}: no .mcap file in it; name a recording or its folder")
+        others = sorted(path.name for ending in ("*.db3", "*.bag", "*.mcap.zstd") for path in root.glob(ending))
+        found = f", but {others[0]}: convert it (`ros2 bag convert`, ROS 1: rosbags-convert)" if others else ""
+        raise DataError(f"{root}: no .mcap file in it{found}; name a recording or its folder")
     if (root / "metadata.yaml").is_file():
         return {file_name(root.resolve().name, f"{root}: the name"): files}
     return {file_name(path.stem, f"{path}: the name"): [path] for path in files}
@@ -292,6 +294,7 @@ class _Drive:
         period_s = float(np.median(np.diff(stamps))) / 1e9 if len(stamps) > 1 else 0.1
         chosen = _at_rate(stamps, rate_hz, period_s)
         offset_ns = round((max_offset_s or period_s / 2) * 1e9)
+        drive = f"{self.scene}-{int(stamps[0]) // 1000}"  # recordings of one name in several folders are several drives
         out: list[Frame] = []
         lost: dict[str, int] = {}
         without_pose = 0
@@ -308,7 +311,7 @@ class _Drive:
                 else:
                     views.append(view)
             token = f"{self.scene}-{stamp // 1000}"
-            out.append(Frame(token, self.scene, self.scene, stamp // 1000, tuple(views), here))
+            out.append(Frame(token, drive, self.scene, stamp // 1000, tuple(views), here))
         self._report(len(chosen), without_pose, lost, np.diff(stamps) / 1e9, period_s, leader.name)
         if not out:
             raise DataError(

@@ -73,7 +73,12 @@ class _Table:
         self.centre_ego_m = np.concatenate(centres)
         self.distance_m = np.hypot(*self.centre_ego_m[:, :2].T)
         self.bottom_m = self.centre_ego_m[:, 2] - self.size_m[:, 2] / 2
-        self.places = [(frame.token, i) for frame in frames for i in range(len(frame.annotations or ()))]
+        self._tokens, self._ends = [frame.token for frame in frames], np.cumsum(self.per_frame)
+
+    def place(self, box: int) -> str:
+        """Words for a box."""
+        frame = int(np.searchsorted(self._ends, box, side="right"))
+        return f"{self._tokens[frame]} object {box - int(self._ends[frame]) + self.per_frame[frame]}"
 
     def of_class(self, name: str) -> dict[str, Any]:
         own = np.flatnonzero(self.names == name)
@@ -84,9 +89,9 @@ class _Table:
             out[f"{side}_m"] = {
                 "median": _median(size[:, axis]),
                 "min": _rounded(self.size_m[low, axis]),
-                "min_in": "{} object {}".format(*self.places[low]),
+                "min_in": self.place(low),
                 "max": _rounded(self.size_m[high, axis]),
-                "max_in": "{} object {}".format(*self.places[high]),
+                "max_in": self.place(high),
             }
         known = speed[np.isfinite(speed)]
         return out | {
