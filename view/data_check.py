@@ -164,8 +164,8 @@ def _in_sight(pixels: NDArray[np.float64], camera: CameraModel) -> Iterator[NDAr
     """
     size = np.array([camera.width_px, camera.height_px])
     with np.errstate(invalid="ignore"):
-        inside = ((pixels >= 0) & (pixels <= size)).all(1)
-        near = (np.abs(pixels - size / 2) < 20 * size).all(1)
+        inside = np.asarray(((pixels >= 0) & (pixels <= size)).all(1))
+        near = np.asarray((np.abs(pixels - size / 2) < 20 * size).all(1))
     flags = np.concatenate([[False], inside, [False]])
     for begin, end in zip(np.flatnonzero(~flags[:-1] & flags[1:]), np.flatnonzero(flags[:-1] & ~flags[1:])):
         begin -= bool(begin > 0 and near[begin - 1])

@@ -31,7 +31,7 @@ from ...geometry import CameraModel, invert_pose, pose
 from .box_files import label_frames
 from .camera_images import AHEAD
 from .cameras import camera_order
-from .mcap_file import Picture, Recording
+from .mcap_file import IMAGE, Picture, Recording
 from .registry import Conventions, register_reader
 from .ros_cameras import camera_of, is_rectified_topic, raw_from_rectified
 from .ros_poses import FrameTree, Track
@@ -130,8 +130,8 @@ class _Camera:
     since_ns: NDArray[np.int64]
     """From when each calibration holds."""
     models: list[CameraModel]
-    base_from_frame_turn: NDArray[np.float64]
-    """[4, 4]: frame of the messages from the optical, perhaps rectified one."""
+    frame_from_optical: NDArray[np.float64]
+    """[4, 4]: from the axes x right, y down, z ahead of the images, perhaps rectified, to the frame that they name."""
 
     def model_at(self, stamp_ns: int) -> CameraModel:
         return self.models[max(0, int(np.searchsorted(self.since_ns, stamp_ns, side="right")) - 1)]
@@ -196,9 +196,10 @@ class _Drive:
         body_cameras: Sequence | str,
         rectified: Sequence | str | None,
     ) -> None:
-        names = self._named_topics(topics, info_topics)
-        for option, chosen in (("info_topics", info_topics), ("body_cameras", body_cameras), ("rectified", rectified)):
-            if strange := [n for n in (chosen or ()) if chosen != "all" and n not in names]:
+        names = self._named_topics(topics)
+        bodies, flats = _chosen(body_cameras, names), _chosen(rectified or (), names)
+        for option, chosen in (("info_topics", info_topics), ("body_cameras", bodies), ("rectified", flats)):
+            if strange := [name for name in chosen if name not in names]:
                 raise ConfigError(f"{option}: no camera {strange[0]!r}; there are {', '.join(names)}")
         self.cameras: dict[str, _Camera] = {}
         for name in camera_order(names):
@@ -209,10 +210,10 @@ class _Drive:
                 known = ", ".join(self.recording.infos) or "none"
                 raise DataError(f"{self.path}: camera {name}: no CameraInfo on {info_topic}; there is {known}: name it "
                                 "(info_topics)")  # fmt: skip
-            flat = is_rectified_topic(topic) if rectified is None else rectified == "all" or name in rectified
+            flat = is_rectified_topic(topic) if rectified is None else name in flats
             where = f"{self.path}, {info_topic}"
             pictures = sorted(self.recording.pictures[topic], key=lambda picture: picture.stamp_ns)
-            turn = pose(AHEAD, np.zeros(3)) if body_cameras == "all" or name in body_cameras else np.eye(4)
+            turn = pose(AHEAD, np.zeros(3)) if name in bodies else np.eye(4)
             if flat:
                 turn = turn @ raw_from_rectified(infos[0][1])
             self.cameras[name] = camera = _Camera(
@@ -229,12 +230,12 @@ class _Drive:
                 logger.info("%s: camera %s: %d calibrations, each used from its time on", self.path, name, len(infos))
             self._check(camera)
 
-    def _named_topics(self, topics: Mapping | Sequence | None, info_topics: Mapping) -> dict[str, str]:
+    def _named_topics(self, topics: Mapping | Sequence | None) -> dict[str, str]:
         """Camera -> image topic."""
         there = self.recording.pictures
         if not there:
             seen = ", ".join(f"{topic} ({kind})" for topic, kind in list(self.recording.others.items())[:10]) or "none"
-            raise DataError(f"{self.path}: no topic of {'sensor_msgs/msg/CompressedImage'}; other topics: {seen}")
+            raise DataError(f"{self.path}: no topic of {IMAGE}; other topics: {seen}")
         if isinstance(topics, str):
             topics = [topics]
         if isinstance(topics, Mapping):
@@ -280,7 +281,7 @@ class _Drive:
         base_from_frame = self.tree.pose(self.base, camera.frame_id, stamp_ns, self.max_gap_s)
         if base_from_frame is None:
             return None
-        return invert_pose(self.base_from_ego) @ base_from_frame @ camera.base_from_frame_turn
+        return invert_pose(self.base_from_ego) @ base_from_frame @ camera.frame_from_optical
 
     # -------------------------------------------------------------------------------------------------------- frames
 
@@ -310,13 +311,16 @@ class _Drive:
                     lost[camera.name] = lost.get(camera.name, 0) + 1
                 else:
                     views.append(view)
+            if not views:
+                without_pose += 1
+                continue
             token = f"{self.scene}-{stamp // 1000}"
             out.append(Frame(token, drive, self.scene, stamp // 1000, tuple(views), here))
         self._report(len(chosen), without_pose, lost, np.diff(stamps) / 1e9, period_s, leader.name)
         if not out:
             raise DataError(
                 f"{self.path}: at none of {len(chosen)} images of {leader.name} is the car's pose known (in "
-                f"{self.fixed}, at most {self.max_gap_s:g} s away); images and odometry must share one clock"
+                f"{self.fixed}, at most max_pose_gap_s {self.max_gap_s:g} s away); both must share one clock"
             )
         return out
 
@@ -369,6 +373,13 @@ def _at_rate(stamps_ns: NDArray[np.int64], rate_hz: float, period_s: float) -> N
             due = stamp + step_ns if not kept or stamp - due > step_ns else due + step_ns
             kept.append(stamp)
     return np.array(kept, np.int64)
+
+
+def _chosen(option: Sequence | str, names: Mapping[str, str]) -> set[str]:
+    """The cameras that an option names: one, several, or "all"."""
+    if isinstance(option, str):
+        return set(names) if option == "all" else {option}
+    return {str(name) for name in option}
 
 
 def _info_topic(topic: str) -> str:

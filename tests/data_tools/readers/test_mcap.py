@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,6 +238,24 @@ def test_a_calibration_that_cannot_be_used(tmp_path: Path, changed: dict, says: 
         read(log.done())
 
 
+def test_rectification_turns_the_camera(tmp_path: Path) -> None:
+    """A point seen by the raw camera is where R and P put it, as image_proc rectifies."""
+    turn = rotation_z(0.2) @ np.array([[1, 0, 0], [0, np.cos(0.1), -np.sin(0.1)], [0, np.sin(0.1), np.cos(0.1)]])
+    p = [70.0, 0, 60, 0, 0, 71, 41, 0, 0, 0, 1, 0]
+    log = usual(tmp_path / "a.mcap", info=False)
+    log.info(d=[0.1, 0, 0, 0, 0], r=turn.ravel().tolist(), p=p)
+    path = log.done()
+    point = MOUNTED @ [0.5, -0.2, 6.0, 1.0]  # EGO
+    u, v, w = np.array(p).reshape(3, 4)[:, :3] @ turn @ [0.5, -0.2, 6.0]
+    for chosen in ("all", "front", ["front"]):
+        view = read(path, rectified=chosen)[0].cameras[0]
+        pixels, _ = view.camera.project((invert_pose(view.ego_from_camera) @ point)[:3])
+        np.testing.assert_allclose(pixels, [u / w, v / w], atol=1e-9)
+    assert read(path)[0].cameras[0].camera.lens is not None
+    with pytest.raises(ConfigError, match="rectified: no camera 'rear'"):
+        read(path, rectified="rear")
+
+
 def test_a_calibration_that_changes_on_the_way(tmp_path: Path) -> None:
     log = usual(tmp_path / "a.mcap")
     log.info(time_ns=S // 2, k=[80.0, 0, 60, 0, 80, 40, 0, 0, 1])
@@ -360,6 +379,24 @@ def test_random_damage_ends_in_one_line(tmp_path: Path) -> None:
             read(path)
         except DataError as error:
             assert "\n" not in str(error) and "b.mcap" in str(error)
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = usual(tmp_path / "a.mcap").done()
+    for name in ("mcap", "mcap.records", "mcap_ros2", "mcap_ros2.decoder", "mcap_ros2.writer", "mcap.writer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"pip install 'drivestack\[mcap\]'"):
+        read(path)
+    with pytest.raises(ConfigError, match=r"pip install 'drivestack\[mcap\]'"):
+        mcap_writer.write_mcap(toy_drive(1), tmp_path / "b.mcap")
+
+
+def test_recordings_that_must_be_converted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \.mcap file in it; name a recording"):
+        read(tmp_path)
+    (tmp_path / "drive_0.db3").write_bytes(b"SQLite format 3")
+    with pytest.raises(DataError, match=r"but drive_0\.db3: convert it"):
+        read(tmp_path)
 
 
 def test_several_files(tmp_path: Path) -> None:
