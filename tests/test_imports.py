@@ -9,6 +9,8 @@ from pathlib import Path
 # Installed for tests and bridges only, or (nuscenes) slow to import and needed by a few functions.
 NOT_AT_IMPORT = (
     "hypothesis",
+    "mcap",
+    "mcap_ros2",
     "mmcv",
     "mmdet",
     "mmdet3d",
