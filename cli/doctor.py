@@ -65,6 +65,7 @@ EXTRAS = {
         "reading and writing Waymo v1 records (reader waymo); v2 needs pyarrow alone",
         "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
     ),
+    "mcap": Extra(("mcap", "mcap_ros2"), "reading a car's own ROS 2 recordings (MCAP), without ROS"),
     "classification": Extra(("timm",), "training classifiers: augmentation and mixup; InternImage in timm's registry"),
     "export": Extra(("onnx", "onnxscript"), "ONNX files of operators and models (drivestack.export.onnx)"),
     "dev": Extra(

@@ -21,6 +21,7 @@ from .. import __version__
 from ..core.errors import ConfigError, DataError
 from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score
 from .border import run_verb
+from .check_data import add_check_data
 from .classifiers import add_features, add_throughput
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_predict,
         add_score,
         add_check,
+        add_check_data,
         add_visualize,
         add_features,
         add_throughput,

@@ -12,6 +12,8 @@ NOT_AT_IMPORT = (
     "google.protobuf",
     "google_crc32c",
     "hypothesis",
+    "mcap",
+    "mcap_ros2",
     "mmcv",
     "mmdet",
     "mmdet3d",
