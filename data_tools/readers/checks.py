@@ -225,13 +225,16 @@ def check_label_shapes(notes: Annotations, where: str) -> None:
         "num_lidar_points": (n,),
         "num_radar_points": (n,),
     }
+    shapes |= {name: (n,) for name in ("difficulty", "num_top_lidar_points") if getattr(notes, name) is not None}
     for name, shape in shapes.items():
         if np.shape(getattr(notes, name)) != shape:
             raise DataError(
                 f"{where}: {n} names of objects, but {name} has shape {list(np.shape(getattr(notes, name)))}, "
                 f"not {list(shape)}; give one row for each object"
             )
-    for name in ("attributes", "tokens", "instance_tokens", "categories"):
+    for name in ("attributes", "tokens", "instance_tokens", "categories", "most_visible_cameras"):
+        if getattr(notes, name) is None:
+            continue
         length = len(getattr(notes, name))
         if length != n and not (name == "categories" and length == 0):
             raise DataError(f"{where}: {n} names of objects, but {length} {name}; give one for each object")

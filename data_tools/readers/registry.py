@@ -64,6 +64,7 @@ _BUILT_IN = {
     "argoverse2": "argoverse2",
     "mcap": "mcap_log",
     "camera_images": "camera_images",
+    "waymo": "waymo",
     "openscene": "openscene",
     "py123d": "py123d",
     "t4": "t4",
