@@ -5,7 +5,7 @@ Shapes: n boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +31,23 @@ class EncodedImage(Protocol):
 
 
 @dataclass(frozen=True)
+class RollingShutter:
+    """How an image was read out, and how the car moved meanwhile, for sets that state it (Waymo)."""
+
+    direction: str
+    """The side that is read first and the last: "left_to_right", "top_to_bottom", ... or "global"; '' if unknown."""
+    exposure_s: float
+    """Of one row or column, whose time is the middle of its exposure."""
+    trigger_time_us: int
+    readout_done_time_us: int
+    """Of the last row or column: exposure and readout lie between the two."""
+    velocity_global_mps: tuple[float, float, float]
+    angular_velocity_global_radps: tuple[float, float, float]
+    """Both of the car at the view's ``timestamp_us``, in the global frame, R(t + dt) = exp([w]x dt) R(t); NaN where
+    unknown."""
+
+
+@dataclass(frozen=True)
 class CameraView:
     """One image of a keyframe with its calibration. Other poses are derived, so that no two stored ones disagree."""
 
@@ -47,6 +64,8 @@ class CameraView:
     encoded: EncodedImage | None = None
     """Where the image's file lies inside a larger one, instead of a file of its own."""
     sample_data_token: str = ""
+    rolling_shutter: RollingShutter | None = None
+    """None where the set does not state it."""
 
     @property
     def global_from_camera(self) -> NDArray[np.float64]:
@@ -180,6 +199,8 @@ class Frame:
     None where they were not recorded."""
     lidar_floats_per_point: int | None = None
     """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; None: as the values look (readers/lidar)."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """What the set says about the scene, as "weather", "time_of_day", "location"; empty where it says nothing."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:
