@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from .outputs import check_outputs, writing
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from ..tasks.across import AcrossSets
     from ..tasks.base import GroundTruth, Predictions, Task
 
 INVALID_SUBMISSION = 1
@@ -67,6 +69,29 @@ def _add_class_range(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_mapping(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mapping",
+        metavar="FILE",
+        help="score boxes on a set of other classes: JSON with predictions and labels, each class -> common class "
+        "(docs/across_sets.md)",
+    )
+
+
+def _mapped(options: argparse.Namespace) -> AcrossSets | None:
+    from ..bev.evaluation.class_mapping import read_mapping
+    from ..core.errors import ConfigError
+    from ..tasks.across import AcrossSets
+
+    if not vars(options).get("mapping"):
+        return None
+    if options.class_range:
+        raise ConfigError("--class-range beside --mapping: state the radii of the common classes there, in range_m")
+    if options.tasks and "boxes" not in options.tasks:
+        raise ConfigError("--mapping is of boxes, and --tasks leaves them out: leave one of them out")
+    return AcrossSets(read_mapping(options.mapping))
+
+
 def chosen_tasks(
     options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
 ) -> dict[str, Task]:
@@ -90,7 +115,7 @@ def chosen_tasks(
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False))
+    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False), _mapped(options))
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
@@ -110,8 +135,10 @@ class _Run:
     """A model and the frames to run it on, as the options name them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from ..core.weights.shipped import weights_file
         from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
+        from ..tasks.boxes import Boxes
         from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
 
         if options.device is not None:
@@ -122,9 +149,16 @@ class _Run:
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
         self.chosen = chosen_tasks(options, class_names(self.config), class_ranges_m(self.config))
-        self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
-        self.tasks = self.model.asked(options.tasks or None)
-        self.frames = self.source.read()
+        weights = None if options.checkpoint == "random" else options.checkpoint
+        self.model = load_model(self.config, weights)
+        mapped = self.chosen["boxes"].across if isinstance(self.chosen["boxes"], Boxes) else None
+        self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
+        self.frames = self.seen = self.source.read()
+        if mapped is not None:
+            self.seen = mapped.mapping.renamed(self.frames)
+            known = None if weights is None else weights_file(weights)
+            across = mapped.with_model(self.config, self.model, self.frames, known)
+            self.chosen["boxes"] = replace(self.chosen["boxes"], across=across)
 
     def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels are written one frame at a time."""
@@ -139,7 +173,7 @@ class _Run:
             folder = Occupancy.folder(paths["occupancy"])
             check_outputs(folders=[folder])
             remove_stale_files(folder)
-        how, frames = self.options.perturb_calibration, self.frames
+        how, frames = self.options.perturb_calibration, self.seen
         seen = frames if how is None else perturb_calibration(frames, how)
         voxels = self.chosen["occupancy"]
         keep = (
@@ -223,6 +257,7 @@ def add_evaluate(verbs: Any) -> None:
     _add_tasks(parser, "all that the model answers")
     add_source(parser, "the config's test dataset")
     _add_class_range(parser)
+    _add_mapping(parser)
     parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
     _add_metrics(parser)
 
@@ -286,6 +321,7 @@ def add_score(verbs: Any) -> None:
     _add_tasks(parser, "what the file is, what the folder holds")
     add_source(parser)
     _add_class_range(parser)
+    _add_mapping(parser)
     parser.add_argument("--out", metavar="DIR", help="also write the scores here, as JSON")
     _add_metrics(parser)
 
@@ -294,7 +330,7 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import find
 
-    paths, chosen = find(options.path, options.tasks), chosen_tasks(options)
+    paths, chosen = find(options.path, options.tasks or (("boxes",) if options.mapping else ())), chosen_tasks(options)
     out = Path(options.out) if options.out else None
     files = [] if out is None else [out / chosen[name].scores_file for name in paths]
     with writing(f"score {options.path}", files, [] if out is None else [out]):
