@@ -103,7 +103,7 @@ def test_python_takes_the_same_mapping(config: Path, weights: Path, root: Path) 
     with pytest.raises(drivestack.DrivestackError, match="predictions have no entry for 'barrier'"):
         model.evaluate(frames, mapping={"predictions": {"car": "v"}, "labels": {"car": "v"}})
     with pytest.raises(drivestack.DrivestackError, match="answers boxes, not lanes"):
-        model.evaluate(frames, ["lanes"], mapping={"predictions": {"car": "v"}, "labels": {"car": "v"}})
+        model.evaluate(frames, tasks=["lanes"], mapping={"predictions": {"car": "v"}, "labels": {"car": "v"}})
 
 
 def test_what_does_not_go_together_is_refused_before_the_work(
