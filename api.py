@@ -352,14 +352,13 @@ def evaluate(
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
     tasks = ("boxes",) if mapping is not None and tasks is None else tasks
     chosen: dict[str, Task] = {name: TASKS[name]() for name in model.model.asked(tasks)}
-    across = None
+    if "boxes" in chosen:
+        chosen["boxes"] = Boxes(model.class_names, class_ranges_m(model.config, class_range_m))
     if mapping is not None:
         if "boxes" not in chosen:
             raise ConfigError("mapping is of boxes, and tasks leaves them out: leave one of them out")
         across = AcrossSets(read_mapping(mapping)).with_model(model.config, model.model, truth.frames)
-    if "boxes" in chosen:
-        ranges = class_ranges_m(model.config, class_range_m)
-        chosen["boxes"] = Boxes(model.class_names, ranges, across=across)
+        chosen["boxes"] = Boxes(model.class_names, class_ranges_m(model.config, class_range_m), across=across)
     if tasks is None:
         chosen = labelled(chosen, truth)
     device = str(next(model.model.parameters()).device)

@@ -29,8 +29,8 @@ from .outputs import check_outputs, writing
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-    from ..tasks.across import AcrossSets
     from ..tasks.base import GroundTruth, Predictions, Task
+    from ..tasks.boxes import Boxes
 
 INVALID_SUBMISSION = 1
 _SCORED = "nuScenes detection, Occ3D voxel metrics, OpenLane-V2"
@@ -78,18 +78,23 @@ def _add_mapping(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _mapped(options: argparse.Namespace) -> AcrossSets | None:
+def _mapped(
+    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
+) -> Boxes | None:
+    """The boxes' task by ``--mapping``, None without it. It takes the place of any other: its metric is one for all."""
     from ..bev.evaluation.class_mapping import read_mapping
     from ..core.errors import ConfigError
     from ..tasks.across import AcrossSets
+    from ..tasks.boxes import Boxes
 
-    if not vars(options).get("mapping"):
+    if not options.mapping:
         return None
     if options.class_range:
         raise ConfigError("--class-range beside --mapping: state the radii of the common classes there, in range_m")
     if options.tasks and "boxes" not in options.tasks:
         raise ConfigError("--mapping is of boxes, and --tasks leaves them out: leave one of them out")
-    return AcrossSets(read_mapping(options.mapping))
+    across = AcrossSets(read_mapping(options.mapping))
+    return Boxes(class_names, dict(class_range_m or {}), options.official, across)
 
 
 def chosen_tasks(
@@ -115,7 +120,7 @@ def chosen_tasks(
         version=given.get("metric_version", METRIC_VERSIONS[0]),
     )
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False), _mapped(options))
+    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False))
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
@@ -138,7 +143,6 @@ class _Run:
         from ..core.weights.shipped import weights_file
         from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
-        from ..tasks.boxes import Boxes
         from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
 
         if options.device is not None:
@@ -151,14 +155,16 @@ class _Run:
         self.chosen = chosen_tasks(options, class_names(self.config), class_ranges_m(self.config))
         weights = None if options.checkpoint == "random" else options.checkpoint
         self.model = load_model(self.config, weights)
-        mapped = self.chosen["boxes"].across if isinstance(self.chosen["boxes"], Boxes) else None
+        mapped = None
+        if "mapping" in options:
+            mapped = _mapped(options, class_names(self.config), class_ranges_m(self.config))
         self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
         self.frames = self.seen = self.source.read()
-        if mapped is not None:
-            self.seen = mapped.mapping.renamed(self.frames)
+        if mapped is not None and mapped.across is not None:
             known = None if weights is None else weights_file(weights)
-            across = mapped.with_model(self.config, self.model, self.frames, known)
-            self.chosen["boxes"] = replace(self.chosen["boxes"], across=across)
+            across = mapped.across.with_model(self.config, self.model, self.frames, known)
+            self.chosen["boxes"] = replace(mapped, across=across)
+            self.seen = across.mapping.renamed(self.frames)
 
     def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels are written one frame at a time."""
@@ -331,6 +337,8 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.registry import find
 
     paths, chosen = find(options.path, options.tasks or (("boxes",) if options.mapping else ())), chosen_tasks(options)
+    if (mapped := _mapped(options)) is not None:
+        chosen["boxes"] = mapped
     out = Path(options.out) if options.out else None
     files = [] if out is None else [out / chosen[name].scores_file for name in paths]
     with writing(f"score {options.path}", files, [] if out is None else [out]):

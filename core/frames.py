@@ -5,7 +5,7 @@ Shapes: n boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -173,6 +173,8 @@ class Frame:
     None where they were not recorded."""
     lidar_floats_per_point: int | None = None
     """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; None: as the values look (readers/lidar)."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """What the set says about the scene, as "weather", "time_of_day", "location"; empty where it says nothing."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:

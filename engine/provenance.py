@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.weights.lineage import MOST_SCENES, Stage, data_settings, lineage_of, seen_before, split_in
 from ..data_tools.readers.registry import DataSource
+from ..data_tools.splits.places import overlap, places_of
 from .config import task_names
 from .resume import plain_settings
 
@@ -68,4 +69,31 @@ def warn_if_seen(config: Mapping[str, Any], stages: tuple[Stage, ...]) -> None:
         logger.warning(
             "the weights to start from have seen validation data: %s; scores there are not those of unseen data",
             phrase,
+        )
+
+
+def warn_if_near(config: Mapping[str, Any], dataset: Any) -> None:
+    """Warn where the config scores on places that it trains on, as far as the sets state their cities.
+
+    Only with ``validation`` in the config; nothing is said of frames without a location, whose poses may be local.
+    """
+    test = config.get("test_dataset") or {}
+    located = [frame for frame in getattr(dataset, "frames", ()) if frame.conditions.get("location")]
+    if not located or not config.get("validation") or not test.get("source"):
+        return
+    try:
+        frames = [frame for frame in DataSource.of(test["source"]).read() if frame.conditions.get("location")]
+        found = overlap(places_of(frames), places_of(located))
+    except (DataError, ConfigError) as error:
+        logger.debug("the places of the validation data are not known: %s", error)
+        return
+    if near := sum(scene.near for scene in found.first):
+        cities = sorted({scene.location for scene in found.first})
+        logger.warning(
+            "%d of %d keyframes of the validation data lie within %g m of training data (%s): scores do not say how "
+            "the model does at places that it has not seen; see `drivestack check-splits` and `make-splits`",
+            near,
+            len(frames),
+            found.distance_m,
+            ", ".join(cities[:6]) + (", ..." if len(cities) > 6 else ""),
         )
