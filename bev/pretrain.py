@@ -84,7 +84,8 @@ class MonoDetector(PerceptionModel):
         num_cameras = batch.images.shape[2]
         targets = [target for cameras in batch.mono for target in cameras or [None] * num_cameras]
         run = [i for i, target in enumerate(targets) if target is not None]
-        return self.perspective.loss(self._outputs(batch, run or [0]), batch.intrinsics.flatten(0, 1), targets)
+        outs = self._outputs(batch, run or [0])
+        return self.perspective.loss(outs, batch.intrinsics.flatten(0, 1), targets, self._lenses(batch))
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> list[list[CameraDetections | None]]:
@@ -94,7 +95,7 @@ class MonoDetector(PerceptionModel):
         """
         num_cameras = batch.images.shape[2]
         outs = self._outputs(batch, run := self._present(batch))
-        found = dict(zip(run, self.perspective.detect(outs, batch.intrinsics.flatten(0, 1))))
+        found = dict(zip(run, self.perspective.detect(outs, batch.intrinsics.flatten(0, 1), self._lenses(batch))))
         return [[found.get(b * num_cameras + n) for n in range(num_cameras)] for b in range(len(batch.images))]
 
     @torch.no_grad()
@@ -110,13 +111,19 @@ class MonoDetector(PerceptionModel):
             raise ConfigError("the perspective head has box3d_on=False: it finds 2D boxes (MonoDetector.detect) only")
         self.asked(tasks)
         outs = self._outputs(batch, self._present(batch))
-        seen = self.perspective.detect_in_bev(outs, batch.intrinsics, batch.bev_from_camera)
+        where = batch.intrinsics, batch.bev_from_camera
+        seen = self.perspective.detect_in_bev(outs, *where, lenses=batch.current_lenses)
         answers = []
         for token, boxes, scores, labels in zip(batch.tokens, *seen):
             check_answer("boxes", token, boxes, scores)
             found = self._merged(token, *(values.cpu().numpy() for values in (boxes.float(), scores.float(), labels)))
             answers.append(SceneAnswer(token, boxes=found))
         return answers, memory
+
+    @staticmethod
+    def _lenses(batch: Batch) -> Tensor | None:
+        """[B * N, ROW] of all images, None where all cameras are pinholes."""
+        return None if batch.current_lenses is None else batch.current_lenses.flatten(0, 1)
 
     @staticmethod
     def _present(batch: Batch) -> list[int]:

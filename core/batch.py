@@ -31,7 +31,8 @@ class Batch:
     frame_valid: Tensor
     """[B, T] bool: False where the scene has no frame at that offset."""
     image_from_bev: Tensor
-    """[B, T, N, 4, 4]: points of the CURRENT frame's BEV frame to pixels of each (un-flipped) image."""
+    """[B, T, N, 4, 4]: points of the CURRENT frame's BEV frame to pixels of each (un-flipped) image; to points of the
+    camera frame where the camera has a lens, which no matrix describes (``lenses``)."""
     image_size_px: Tensor
     """[B, T, N, 2] long (height, width) of each image before padding."""
     image_flipped: Tensor
@@ -42,6 +43,8 @@ class Batch:
     """[B, N, 3, 3] of the current frame's (un-flipped) images."""
     bev_from_camera: Tensor
     """[B, N, 4, 4] of the current frame."""
+    lenses: Tensor | None = None
+    """[B, T, N, geometry.lenses.ROW]: lens and matrix of each (un-flipped) image's camera; None: all are pinholes."""
     gt_boxes: list[Tensor | None] = field(default_factory=list)
     """B x [n, 9] in the current BEV frame after BEV augmentation, None for a sample without annotations."""
     gt_labels: list[Tensor | None] = field(default_factory=list)
@@ -77,6 +80,11 @@ class Batch:
                 setattr(self, name, [None] * count)
         if not self.camera_names:
             self.camera_names = [tuple(view.name for view in frame.cameras) for frame in self.frames]
+
+    @property
+    def current_lenses(self) -> Tensor | None:
+        """[B, N, ROW] of the current frame's cameras, None where all are pinholes."""
+        return None if self.lenses is None else self.lenses[:, self.current]
 
     def without_labels(self) -> Batch:
         """The same batch as a model meets it at test time."""

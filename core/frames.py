@@ -185,7 +185,7 @@ class Frame:
         return invert_pose(self.global_from_bev) @ view.global_from_camera
 
     def image_from_bev(self, view: CameraView) -> NDArray[np.float64]:
-        """[4, 4]: BEV points (x, y, z, 1) to (u * depth, v * depth, depth, 1)."""
+        """[4, 4]: BEV points (x, y, z, 1) to (u * depth, v * depth, depth, 1). Raises ValueError for a lens."""
         return view.camera.image_from_camera @ invert_pose(self.bev_from_camera(view))
 
     def bev_boxes(self) -> NDArray[np.float64]:

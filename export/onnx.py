@@ -281,6 +281,7 @@ def export_onnx(
         The program; its `model_proto` is the ONNX model.
 
     Raises:
+        ConfigError: a BEV model is traced with cameras that have lenses; exported models project pinholes.
         ExportError: packages are missing, the model is in training mode, or the plugins cannot do what it needs.
         OutputError: `file` cannot be written.
         ValueError: unknown `operators_as`, or an opset below 18.

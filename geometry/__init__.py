@@ -11,8 +11,9 @@ from .boxes import (
     points_in_boxes,
     transform_boxes,
 )
-from .cameras import CameraModel
+from .cameras import CameraModel, brown_conrady, cylinder, double_sphere, f_theta, kannala_brandt, mei
 from .grids import OCC3D_GRID, BevGrid, VoxelGrid
+from .lenses import Lens
 from .poses import (
     invert_pose,
     matrix_to_quaternion,
@@ -29,6 +30,7 @@ __all__ = [
     "OCC3D_GRID",
     "BevGrid",
     "CameraModel",
+    "Lens",
     "VoxelGrid",
     "bev_iou",
     "bev_nms",
@@ -37,8 +39,14 @@ __all__ = [
     "box_corners_bev",
     "boxes_from_legacy",
     "boxes_to_legacy",
+    "brown_conrady",
+    "cylinder",
+    "double_sphere",
+    "f_theta",
     "invert_pose",
+    "kannala_brandt",
     "matrix_to_quaternion",
+    "mei",
     "nearest_rigid",
     "points_in_boxes",
     "pose",

@@ -93,7 +93,7 @@ def boxes_on_disk(boxes: Tensor, batch: Batch, sample: int, front: int) -> Tenso
     if view is None:
         return boxes
     intrinsics = batch.intrinsics[sample, front].double().cpu()
-    on_disk = torch.from_numpy(view.camera.image_from_camera).double()
+    on_disk = torch.from_numpy(view.camera.intrinsics).double()
     scale = intrinsics.diagonal()[:2].abs() / on_disk.diagonal()[:2]
     shift = intrinsics[:2, 2] - scale * on_disk[:2, 2]
     limit = torch.tensor([view.camera.width_px, view.camera.height_px] * 2)

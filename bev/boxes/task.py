@@ -106,7 +106,8 @@ class BoxTask(nn.Module):
         if dense is not None:
             found.append(self.bev_proposals.proposals(dense))
         if self.perspective_proposals is not None:
-            seen = self.perspective.detect_in_bev(mono, batch.intrinsics, batch.bev_from_camera, batch.camera_valid)
+            where = batch.intrinsics, batch.bev_from_camera, batch.camera_valid, batch.current_lenses
+            seen = self.perspective.detect_in_bev(mono, *where)
             found.append(self.perspective_proposals.proposals(*seen, bda=batch.bda if self.training else None))
         if not found:
             return None
@@ -143,7 +144,9 @@ class BoxTask(nn.Module):
             dense = None if dense is None else DenseOutputs(dense.heat[labelled], dense.codes[labelled])
         losses: dict[str, Tensor] = {}
         if outputs.mono is not None:
-            terms = self.perspective.loss(outputs.mono, batch.intrinsics.flatten(0, 1), self._image_targets(batch))
+            lenses = None if batch.current_lenses is None else batch.current_lenses.flatten(0, 1)
+            where = batch.intrinsics.flatten(0, 1)
+            terms = self.perspective.loss(outputs.mono, where, self._image_targets(batch), lenses)
             losses |= {f"{name}_mono": value for name, value in terms.items()}
         if dense is not None:
             losses |= self.bev_proposals.loss(dense, boxes, labels)

@@ -188,17 +188,19 @@ class BevMap(nn.Module):
         padded_size: tuple[int, int],
         bda: Tensor | None = None,
         camera_ids: Sequence[int] | None = None,
+        lenses: Tensor | None = None,
     ) -> Tensor:
         """The map [B, C, num_y, num_x] of one frame on the current BEV frame's grid.
 
         ``feats`` L x [B, N, C, h, w]; ``image_from_bev`` [B, N, 4, 4] from the current BEV frame into these images;
         ``image_size_px`` [B, N, 2] (height, width) inside ``padded_size`` (height, width); ``bda`` [B, 3, 3] warps the
-        result into the augmented frame (training).
+        result into the augmented frame (training); ``lenses`` [B, N, ROW] of these images, see Batch.
         """
         tokens, shapes = self.image_tokens(feats, camera_ids)
         query = self.bev_embedding.weight.expand(len(tokens), -1, -1)
         bev_pos = self.positional_encoding().expand_as(query)
-        bev = self.as_map(self.encoder(query, bev_pos, tokens, shapes, image_from_bev, padded_size, image_size_px))
+        where = image_from_bev, padded_size, image_size_px
+        bev = self.as_map(self.encoder(query, bev_pos, tokens, shapes, *where, lenses=lenses))
         return bev if bda is None else warp_bev(bev, bda, self.grid)
 
     def fuse(self, bevs: Sequence[Tensor | None], valid: Tensor) -> Tensor:
@@ -230,7 +232,8 @@ class BevMap(nn.Module):
                 bevs.append(None)
                 continue
             seen = batch.image_from_bev[:, t], batch.image_size_px[:, t]
-            arguments = levels[: self.num_levels], *seen, padded, bda, rows
+            lenses = None if batch.lenses is None else batch.lenses[:, t]
+            arguments = levels[: self.num_levels], *seen, padded, bda, rows, lenses
             if t == batch.current:
                 bevs.append(self.encode_frame(*arguments))
             else:

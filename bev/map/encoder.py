@@ -7,6 +7,9 @@ Shapes: B batch, N cameras, Q = num_y * num_x BEV cells, D points of a pillar, C
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from ...backbone.cpu.linear import run_linear
 from ...backbone.cpu.plain import is_ordinary, is_plain
 from ...backbone.internimage.layers import LayerNorm
-from ...geometry import BevGrid
+from ...core.errors import ConfigError
+from ...geometry import BevGrid, Lens
+from ...geometry.lenses import KINDS, num_coefficients
 from .attention import Shapes, SpatialCrossAttention, TemporalSelfAttention
 
 MIN_DEPTH_M = 1e-5
@@ -42,12 +47,17 @@ def cell_centres_normalised(grid: BevGrid) -> Tensor:
 
 
 def project_to_images(
-    points_m: Tensor, image_from_bev: Tensor, padded_size: tuple[int, int], image_size_px: Tensor
+    points_m: Tensor,
+    image_from_bev: Tensor,
+    padded_size: tuple[int, int],
+    image_size_px: Tensor,
+    lenses: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Projects BEV points into every camera; always in float32, without matrix products (no TF32).
 
     ``points_m`` [Q, D, 3], ``image_from_bev`` [B, N, 4, 4], ``padded_size`` (height, width) in pixels of the tensor
-    that went through the backbone, ``image_size_px`` [B, N, 2] (height, width) of each image inside it.
+    that went through the backbone, ``image_size_px`` [B, N, 2] (height, width) of each image inside it; ``lenses``
+    [B, N, ROW], see Batch.
     Returns (u, v) [B, N, Q, D, 2] as fractions of the padded size, and [B, N, Q, D] bool: in front of the camera and
     strictly inside its own image (docs/quirks.md#one-image-size-for-all-cameras).
     """
@@ -57,11 +67,57 @@ def project_to_images(
         px, py, depth = (m[:, :, i, 0] * x + m[:, :, i, 1] * y + m[:, :, i, 2] * z + m[:, :, i, 3] for i in range(3))
         in_front = depth > MIN_DEPTH_M  # [B, N, Q, D]
         depth = depth.clamp(min=MIN_DEPTH_M)
-        u, v = px / depth / padded_size[1], py / depth / padded_size[0]
+        u, v = px / depth, py / depth
+        if lenses is not None:
+            _through_lenses(torch.stack([x, y, z], -1), image_from_bev, lenses, (u, v, in_front))
+        u, v = u / padded_size[1], v / padded_size[0]
         sizes = image_size_px.float()[..., None, None]  # [B, N, 2, 1, 1]
         limit_v, limit_u = sizes[:, :, 0] / padded_size[0], sizes[:, :, 1] / padded_size[1]
         visible = in_front & (u > 0) & (u < limit_u) & (v > 0) & (v < limit_v)
         return torch.stack([u, v], -1), visible
+
+
+def _through_lenses(
+    points_m: Tensor, camera_from_bev: Tensor, lenses: Tensor, out: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Writes pixels u, v and what is seen [B, N, Q, D] of the cameras with a lens.
+
+    Raises ConfigError while a model is exported: its graph has one path, that of pinholes.
+    """
+    if torch.compiler.is_exporting():
+        raise ConfigError(
+            "an exported model projects pinholes alone, and a camera has a lens: export with image settings "
+            "lens='undistort', and undistort the images that the exported model gets"
+        )
+    flat = points_m.flatten(0, -2)  # [Q * D, 3]
+    for sample, cameras in enumerate(lenses.tolist()):
+        for camera, row in enumerate(cameras):
+            if row[0]:
+                pose, kind = camera_from_bev[sample, camera].float(), KINDS[round(row[0]) - 1]
+                lens = Lens(kind, tuple(row[8 : 8 + num_coefficients(kind)]), row[1])
+                where, pixels, seen = _through_lens(flat, pose, lens, row[2:8])
+                for target, values in zip(out, (pixels[:, 0], pixels[:, 1], seen)):
+                    target[sample, camera].zero_().view(-1)[where] = values
+
+
+def _through_lens(
+    points_m: Tensor, camera_from_bev: Tensor, lens: Lens, affine: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices [k] of the points [P, 3] within the lens's largest angle, their pixels [k, 2] and which are seen [k].
+
+    Only these, of a pillar grid a sixth or so, go through the lens's formula. affine: first two rows of the matrix.
+    """
+    m = camera_from_bev
+    z = m[2, 0] * points_m[:, 0] + m[2, 1] * points_m[:, 1] + m[2, 2] * points_m[:, 2] + m[2, 3]
+    where = torch.arange(len(z), device=z.device)
+    if lens.limit_rad < math.pi / 2:
+        where = (z > MIN_DEPTH_M).nonzero()[:, 0]
+        points_m, z = points_m[where], z[where]
+    x, y = (m[i, 0] * points_m[:, 0] + m[i, 1] * points_m[:, 1] + m[i, 2] * points_m[:, 2] + m[i, 3] for i in (0, 1))
+    within = z > math.cos(lens.limit_rad) * torch.sqrt(x * x + y * y + z * z)
+    plane, seen = lens.plane(torch.stack([x, y, z], -1)[within])
+    a, b, (fx, skew, cx, e, fy, cy) = plane[:, 0], plane[:, 1], affine
+    return where[within], torch.stack([fx * a + skew * b + cx, e * a + fy * b + cy], 1), seen
 
 
 class FeedForward(nn.Module):
@@ -163,15 +219,16 @@ class BevEncoder(nn.Module):
         image_size_px: Tensor,
         previous: Tensor | None = None,
         shift: Tensor | None = None,
+        lenses: Tensor | None = None,
     ) -> Tensor:
         """BEV features [B, Q, C] of one frame.
 
         ``query``, ``query_pos`` [B, Q, C]; ``value`` [B, N, S, C] image tokens, levels of ``spatial_shapes`` (h, w) one
         after the other; ``image_from_bev`` [B, N, 4, 4]; sizes as in ``project_to_images``. Only BEVFormer v1 has
         ``previous`` [B, Q, C], the last frame's BEV, and ``shift`` [B, 2], the (x, y) fraction of the grid by which it
-        is displaced.
+        is displaced. ``lenses`` [B, N, ROW], see Batch.
         """
-        uv, visible = project_to_images(self.pillars, image_from_bev, padded_size, image_size_px)
+        uv, visible = project_to_images(self.pillars, image_from_bev, padded_size, image_size_px, lenses)
         visible = visible.any(-1)  # [B, N, Q]: some point of the pillar
         reference_2d = self.cells[None, :, None].expand(1, -1, 2, -1)  # [1, Q, 2, 2]
         current = None

@@ -30,6 +30,8 @@ class PastFrame:
     """[N, 4, 4] from the frame's own BEV frame."""
     image_size_px: Tensor
     """[N, 2] (height, width) before padding."""
+    lenses: Tensor | None = None
+    """[N, ROW], see Batch; None: all cameras are pinholes."""
 
 
 History = Mapping[str, PastFrame]
@@ -65,7 +67,11 @@ def remember(levels: Sequence[Tensor], batch: Batch) -> dict[str, PastFrame]:
     """The history that a batch of current frames adds for later ones; ``levels`` [B, N, C, h, w]."""
     return {
         frame.token: PastFrame(
-            frame, tuple(level[b] for level in levels), batch.image_from_bev[b, 0], batch.image_size_px[b, 0]
+            frame,
+            tuple(level[b] for level in levels),
+            batch.image_from_bev[b, 0],
+            batch.image_size_px[b, 0],
+            None if batch.lenses is None else batch.lenses[b, 0],
         )
         for b, frame in enumerate(batch.frames)
     }
@@ -77,7 +83,7 @@ def recall(
     """The features of a clip of frames at ``offsets`` (past ones and 0), and the batch as it would be with all of them
     loaded. Raises ValueError where images of the past were padded to another size.
     """
-    clip, matrices, sizes, valid = [], [], [], []
+    clip, matrices, sizes, valid, lenses = [], [], [], [], []
     for offset in offsets:
         past = [None if offset == 0 else find_past(history, frame, -offset) for frame in batch.frames]
         for frame, p in zip(batch.frames, past):
@@ -94,6 +100,9 @@ def recall(
         )
         seen = [batch.image_from_bev[b, 0] if p is None else _seen_from(batch, b, p) for b, p in own]
         matrices.append(torch.stack(seen))
+        if batch.lenses is not None:
+            rows = [batch.lenses[b, 0] if p is None else p.lenses for b, p in own]
+            lenses.append(torch.stack([torch.zeros_like(batch.lenses[0, 0]) if row is None else row for row in rows]))
         sizes.append(torch.stack([batch.image_size_px[b, 0] if p is None else p.image_size_px for b, p in own]))
     return clip, replace(
         batch,
@@ -101,11 +110,12 @@ def recall(
         frame_valid=torch.stack(valid, 1),
         image_from_bev=torch.stack(matrices, 1),
         image_size_px=torch.stack(sizes, 1),
+        lenses=torch.stack(lenses, 1) if lenses else None,
     )
 
 
 def _seen_from(batch: Batch, b: int, past: PastFrame) -> Tensor:
-    """[N, 4, 4]: points of sample b's current BEV frame to pixels of a past frame's images."""
+    """[N, 4, 4]: points of sample b's current BEV frame to pixels of a past frame's images (see Batch)."""
     motion = torch.from_numpy(past_bev_from_current(batch.frames[b], past.frame)).to(past.image_from_bev.device)
     return (past.image_from_bev.double() @ motion).to(past.image_from_bev.dtype)
 

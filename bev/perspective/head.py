@@ -277,11 +277,16 @@ class NuscenesDD3D(nn.Module):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, outs: PerspectiveOutputs, intrinsics: Tensor, targets: Sequence[MonoTargets | None]
+        self,
+        outs: PerspectiveOutputs,
+        intrinsics: Tensor,
+        targets: Sequence[MonoTargets | None],
+        lenses: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The ten loss terms (five with 3D off) of the images that have labels.
 
-        intrinsics: [I, 3, 3]; targets: I labels, None for an image without. Both are of all the images that went in.
+        intrinsics: [I, 3, 3]; targets: I labels, None for an image without; lenses: [I, ROW], see Batch. All are of all
+        the images that went in.
         """
         kept = [i for i, image in enumerate(outs.images.tolist()) if targets[image] is not None]
         if not kept:
@@ -305,11 +310,11 @@ class NuscenesDD3D(nn.Module):
         weight = assigned.centerness
         if self.box3d_on:
             classes = assigned.labels[image, location]
-            pred, confidence = self._boxes(
-                at, classes, locations[location], torch.linalg.inv(intrinsics)[images[image]]
-            )
+            own = None if lenses is None else lenses[images[image]]
+            inverse = torch.linalg.inv(intrinsics)[images[image]]
+            pred, confidence = self._boxes(at, classes, locations[location], inverse, own)
             all_boxes = torch.cat([t.boxes3d_camera.float() for t in labels])
-            target = labelled_boxes(all_boxes[assigned.object], intrinsics[images[image]])
+            target = labelled_boxes(all_boxes[assigned.object], intrinsics[images[image]], own)
             losses |= losses_3d(pred, confidence, target, weight, total_weight)
         attributes = torch.cat([t.attributes for t in labels])[assigned.object]
         speeds = torch.cat([t.speed for t in labels]).float()[assigned.object]
@@ -321,7 +326,12 @@ class NuscenesDD3D(nn.Module):
         return ["cls", "box2d_reg", "centerness", *boxes, "attr", "speed"]
 
     def _boxes(
-        self, at: dict[str, Tensor], classes: Tensor, locations: Tensor, inv_intrinsics: Tensor
+        self,
+        at: dict[str, Tensor],
+        classes: Tensor,
+        locations: Tensor,
+        inv_intrinsics: Tensor,
+        lenses: Tensor | None = None,
     ) -> tuple[CameraBoxes, Tensor]:
         """3D boxes and confidence logits [M] of one class each from raw predictions [M, components * K]."""
         rows = torch.arange(len(classes), device=classes.device)
@@ -338,27 +348,41 @@ class NuscenesDD3D(nn.Module):
             inv_intrinsics,
             self.canonical_sizes_wlh[classes],
             self.depth_range,
+            lenses=lenses,
         )
         return boxes, conf[:, 0]
 
     # ---- inference -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def detect(self, outs: PerspectiveOutputs, intrinsics: Tensor) -> list[CameraDetections]:
+    def detect(
+        self, outs: PerspectiveOutputs, intrinsics: Tensor, lenses: Tensor | None = None
+    ) -> list[CameraDetections]:
         """Detections in each of the images that were run, after suppression inside the image (same class, 2D IoU).
 
-        intrinsics: [I, 3, 3] of all the images that went in.
+        intrinsics: [I, 3, 3], lenses: [I, ROW], of all the images that went in.
         """
         locations = feature_locations(outs.shapes, self.strides, outs.images.device)
         sizes = [h * w for h, w in outs.shapes]
         inverse = torch.linalg.inv(intrinsics)
         return [
-            self._detect_image({n: v[i] for n, v in outs.maps.items()}, locations, sizes, inverse[image])
+            self._detect_image(
+                {n: v[i] for n, v in outs.maps.items()},
+                locations,
+                sizes,
+                inverse[image],
+                None if lenses is None else lenses[image],
+            )
             for i, image in enumerate(outs.images.tolist())
         ]
 
     def _detect_image(
-        self, maps: dict[str, Tensor], locations: Tensor, level_sizes: Sequence[int], inv_intrinsics: Tensor
+        self,
+        maps: dict[str, Tensor],
+        locations: Tensor,
+        level_sizes: Sequence[int],
+        inv_intrinsics: Tensor,
+        lens: Tensor | None,
     ) -> CameraDetections:
         probability = maps["logits"].sigmoid()  # [K, P]
         scores = probability * maps["centerness"].sigmoid()
@@ -379,7 +403,8 @@ class NuscenesDD3D(nn.Module):
         score = scores[classes, index].sqrt()
         boxes, score_3d = None, score
         if self.box3d_on:
-            boxes, confidence = self._boxes(at, classes, point, inv_intrinsics.expand(len(index), 3, 3))
+            lenses = None if lens is None else lens.expand(len(index), -1)
+            boxes, confidence = self._boxes(at, classes, point, inv_intrinsics.expand(len(index), 3, 3), lenses)
             score_3d = score * confidence.sigmoid()
 
         solid = (boxes_2d[:, 2:] > boxes_2d[:, :2]).all(1).nonzero().flatten()  # the ReLU can give boxes without area
@@ -404,18 +429,20 @@ class NuscenesDD3D(nn.Module):
         intrinsics: Tensor,
         bev_from_camera: Tensor,
         camera_valid: Sequence[Sequence[bool]] = (),
+        lenses: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes B x [m, 9] in the BEV frame of all N views together, their 3D scores [m] and labels [m].
 
         intrinsics [B, N, 3, 3]; bev_from_camera [B, N, 4, 4]; camera_valid B x N: a camera that a frame lacks gives
-        none; left out: all are there. The speed points along the heading. For proposals.PerspectiveProposals, which
-        suppresses duplicates between the views.
+        none; left out: all are there; lenses [B, N, ROW], see Batch. The speed points along the heading. For
+        proposals.PerspectiveProposals, which suppresses duplicates between the views.
         """
         batch, num_cameras = intrinsics.shape[:2]
         boxes: list[list[Tensor]] = [[] for _ in range(batch)]
         scores: list[list[Tensor]] = [[] for _ in range(batch)]
         labels: list[list[Tensor]] = [[] for _ in range(batch)]
-        for image, found in zip(outs.images.tolist(), self.detect(outs, intrinsics.flatten(0, 1))):
+        rows = None if lenses is None else lenses.flatten(0, 1)
+        for image, found in zip(outs.images.tolist(), self.detect(outs, intrinsics.flatten(0, 1), rows)):
             sample, camera = divmod(image, num_cameras)
             if camera_valid and not camera_valid[sample][camera]:
                 continue

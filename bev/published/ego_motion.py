@@ -62,8 +62,9 @@ def rotate_bev(bev: Tensor, angle_deg: Tensor, centre: tuple[int, int]) -> Tenso
 def images_from_ego(batch: Batch) -> Tensor:
     """[B, T, N, 4, 4]: points of each frame's OWN EGO frame to pixels of its images.
 
-    Raises ConfigError where a clip of several frames lacks their ego poses.
+    Raises ConfigError where a clip of several frames lacks their ego poses, and for cameras with a lens.
     """
+    _check_pinholes(batch)
     bev_from_ego = invert_pose(batch.ego_from_bev.double())[:, None]  # [B, 1, 4, 4]
     if len(batch.frame_offsets) > 1:
         if batch.global_from_ego is None:
@@ -78,5 +79,14 @@ def images_from_ego(batch: Batch) -> Tensor:
 def images_from_own_bev(batch: Batch) -> Tensor:
     """[B, T, N, 4, 4]: points of each frame's OWN BEV frame to pixels of its images. Raises as images_from_ego."""
     if len(batch.frame_offsets) == 1:
+        _check_pinholes(batch)
         return batch.image_from_bev
     return (images_from_ego(batch).double() @ batch.ego_from_bev.double()[:, None, None]).to(batch.image_from_bev.dtype)
+
+
+def _check_pinholes(batch: Batch) -> None:
+    if batch.lenses is not None:
+        raise ConfigError(
+            f"samples {', '.join(batch.tokens)}: a camera has a lens, and published models project by a matrix alone: "
+            "give the dataset image settings with lens='undistort'"
+        )

@@ -1,13 +1,12 @@
 """A small UperNet for the synthetic world's images.
 
-    drivestack synthesize data/images_train --split train --scenes 40 --keyframes 4 --seed 11 --image-width 320 \\
+    drivestack synthesize data/images_train --split train --scenes 45 --keyframes 2 --seed 400 --image-width 384 \\
         --labels coco segmentation
-    drivestack synthesize data/images_val --split val --scenes 8 --keyframes 4 --seed 12 --image-width 320 \\
+    drivestack synthesize data/images_val --split val --scenes 9 --keyframes 2 --seed 401 --image-width 384 \\
         --labels coco segmentation
-    drivestack train upernet_tiny_synthetic
+    drivestack train upernet_tiny_synthetic --seed 1
 
-After 1400 iterations on 540 images of 384 pixels (ten minutes of one core): mean IoU 0.38 on other streets; thin and
-rare classes were not found yet.
+Mean IoU MEASURED on the 108 images of other streets.
 """
 
 from mmengine.config import read_base
@@ -21,13 +20,18 @@ with read_base():
 data = "data/images_train"
 val_data = "data/images_val"
 crop = (160, 320)
-max_iters = 2000
+max_iters = 3300
+# one over the root of each class's share of the pixels: cones and signs have 0.2 % of them
+class_weights = (
+    0.65, 1.33, 3.35, 2.59, 0.51, 3.45, 5.94, 2.09, 0.78, 1.25, 1.39, 2.19, 1.36, 1.44, 2.94, 4.67, 6.67, 5.36, 7.19,
+)  # fmt: skip
 model.net.update(
     encoder=dict(channels=32, depths=(1, 2, 5, 2), groups=(2, 4, 8, 16)),
     num_classes=19,
     width=64,
     aux_width=32,
     train_size=crop,
+    class_weights=class_weights,
 )
 sized_by_classes = ("model.net.num_classes",)
 new_parts = ()

@@ -22,6 +22,7 @@ from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.once import warn_once
 from ...core.registries import DATASETS
 from ...geometry import invert_pose
+from ...geometry.lenses import ROW
 from ..labels.files import check_lanes, read_occupancy
 from ..labels.ground_truth import ground_truth
 from ..labels.mono_targets import mono_targets
@@ -345,6 +346,7 @@ class ClipDataset(Dataset):
     ) -> ClipSample:
         shape = len(self.frame_offsets), len(self.camera_names)
         images: list[list[NDArray[np.float32] | None] | None] = []
+        lenses = np.zeros((*shape, ROW))
         image_from_bev = np.zeros((*shape, 4, 4))  # zeros: nothing is visible in a missing frame or camera
         global_from_ego = np.tile(np.eye(4), (shape[0], 1, 1))
         can_bus = np.zeros((shape[0], 18))
@@ -361,8 +363,12 @@ class ClipDataset(Dataset):
                 if view is None:
                     continue
                 camera = self._placement(view, draw).camera(view.camera)
-                camera_from_bev = invert_pose(neighbour.bev_from_camera(view))
-                image_from_bev[t, n] = camera.image_from_camera @ camera_from_bev @ bev_from_current
+                camera_from_bev = invert_pose(neighbour.bev_from_camera(view)) @ bev_from_current
+                if camera.lens is None:
+                    image_from_bev[t, n] = camera.image_from_camera @ camera_from_bev
+                else:
+                    image_from_bev[t, n] = camera_from_bev
+                lenses[t, n] = camera.row
                 photometric = None if self.photometric is None or rng is None else self.photometric.draw(rng)
                 pictures[n] = self._image(view, neighbour, draw, photometric)
         intrinsics, bev_from_camera = np.tile(np.eye(3), (shape[1], 1, 1)), np.tile(np.eye(4), (shape[1], 1, 1))
@@ -380,6 +386,7 @@ class ClipDataset(Dataset):
             bda=bda_draw.matrix.astype(np.float32),
             intrinsics=intrinsics.astype(np.float32),
             bev_from_camera=bev_from_camera.astype(np.float32),
+            lenses=lenses.astype(np.float32) if lenses[..., 0].any() else None,
             frame=frame,
             camera_names=self.camera_names,
             front_camera=self.front_camera,

@@ -43,6 +43,8 @@ class ClipSample:
     """N, in the order of the images."""
     front_camera: int | None = None
     """Index of the camera that looks ahead, None where none does."""
+    lenses: NDArray[np.float32] | None = None
+    """[T, N, geometry.lenses.ROW], zeros where there is no image; None: all cameras are pinholes."""
     gt_boxes: NDArray[np.float32] | None = None
     """[n, 9], None if the frame is not annotated."""
     gt_labels: NDArray[np.int64] | None = None
@@ -105,6 +107,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         bda=stack("bda"),
         intrinsics=stack("intrinsics"),
         bev_from_camera=stack("bev_from_camera"),
+        lenses=_lenses(samples),
         gt_boxes=[tensor(sample.gt_boxes) for sample in samples],
         gt_labels=[tensor(sample.gt_labels) for sample in samples],
         mono=[sample.mono for sample in samples],
@@ -118,6 +121,14 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_valid=[tuple(own) for own in sizes[:, first.frame_offsets.index(0), :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
     )
+
+
+def _lenses(samples: Sequence[ClipSample]) -> torch.Tensor | None:
+    known = [sample.lenses for sample in samples if sample.lenses is not None]
+    if not known:
+        return None
+    pinholes = np.zeros_like(known[0])  # their matrices say all
+    return torch.from_numpy(np.stack([pinholes if s.lenses is None else s.lenses for s in samples]))
 
 
 def _ego_from_bev(sample: ClipSample) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...core.labels import LaneTargets, OccupancyTargets
 from ...geometry import wrap_angle
+from ...geometry.lenses import mirrored_row
 from .can_bus import mirror_can_bus
 from .collate import ClipSample
 
@@ -35,11 +36,16 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
     reflect, reflect_camera = np.eye(4), np.diag([-1.0, 1.0, 1.0, 1.0])
     reflect[sideways, sideways] = -1.0
     image_from_bev = sample.image_from_bev.copy()
+    lenses = None if sample.lenses is None else sample.lenses.copy()
     for t, views in enumerate(sample.images):
         for n, view in enumerate(views or ()):
             if view is None:
                 continue
-            image_from_bev[t, n] = _mirror_pixels(view.shape[2]) @ sample.image_from_bev[t, n] @ reflect
+            bent = sample.lenses is not None and sample.lenses[t, n, 0] > 0
+            mirror = reflect_camera if bent else _mirror_pixels(view.shape[2])
+            image_from_bev[t, n] = mirror @ sample.image_from_bev[t, n] @ reflect
+            if lenses is not None:
+                lenses[t, n] = mirrored_row(lenses[t, n], view.shape[2])
     intrinsics = sample.intrinsics.copy()
     for n, view in enumerate(_current(sample)):
         if view is None:
@@ -61,6 +67,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         sample,
         images=[views and [_mirror_image(view) for view in views] for views in sample.images],
         image_from_bev=image_from_bev,
+        lenses=lenses,
         intrinsics=intrinsics,
         bev_from_camera=(reflect @ sample.bev_from_camera @ reflect_camera).astype(np.float32),
         bda=(reflect[:3, :3] @ sample.bda @ reflect[:3, :3]).astype(np.float32),

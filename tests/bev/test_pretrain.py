@@ -135,7 +135,7 @@ def test_one_object_in_two_cameras_is_one_box_and_classes_do_not_suppress_each_o
     boxes = torch.tensor([box, shifted, shifted, far, [30.0, *box[1:]]])
     seen = [boxes, boxes[:0]], [torch.tensor([0.5, 0.9, 0.3, 0.4, 0.1]), torch.zeros(0)]
     labels = [torch.tensor([3, 3, 9, 3, 3]), torch.zeros(0).long()]
-    model.perspective.detect_in_bev = lambda *_: (*seen, labels)
+    model.perspective.detect_in_bev = lambda *_, **__: (*seen, labels)
     first, second = (answer.boxes for answer in model.predict(batch)[0])
     np.testing.assert_allclose(first.scores, [0.9, 0.4, 0.3])
     assert first.labels.tolist() == [3, 3, 9] and first.boxes[0, 0] == np.float32(10.3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ....core.errors import ConfigError
 from ..encoders import RGB_MEAN, RGB_STD, Encoder, encoder_config, widths
 from .losses import WeightedCrossEntropy
 
@@ -33,8 +34,8 @@ def upernet(
 
     train_size: (height, width) that training images are padded to, default multiples of 32 in each batch;
     test: how images are cut, ``dict(mode="whole")`` (default) or ``dict(mode="slide", crop_size=(h, w), stride=(h,
-    w))``; backbone: more arguments of the encoder; class_weights: of the loss, one for each class. BatchNorm where the release has SyncBN; training over several GPUs
-    synchronises it (the config's ``sync_bn``).
+    w))``; backbone: more arguments of the encoder; class_weights: of the loss, one for each class. BatchNorm where the
+    release has SyncBN; training over several GPUs synchronises it (the config's ``sync_bn``).
     """
     maps = widths(encoder)
     return dict(
@@ -206,7 +207,9 @@ def _pixel_head(
     num_classes: int, width: int, dropout: float, loss_weight: float, class_weights: Sequence[float] | None = None
 ) -> Config:
     if class_weights is not None and len(class_weights) != num_classes:
-        raise ValueError(f"class_weights: {len(class_weights)} weights for {num_classes} classes")
+        raise ConfigError(
+            f"class_weights: {len(class_weights)} weights for {num_classes} classes; give one for each, or None"
+        )
     loss = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=loss_weight)
     if class_weights is not None:
         loss = dict(type=WeightedCrossEntropy, class_weights=list(class_weights), loss_weight=loss_weight)

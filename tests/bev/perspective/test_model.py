@@ -124,7 +124,7 @@ def perfect_views(model: BEVFormerV2, batch) -> list:
     """Makes the perspective head detect the labels; what becomes of them is appended to the list."""
     targets = [target for cameras in batch.mono for target in cameras]
 
-    def detect(outs, intrinsics):
+    def detect(outs, intrinsics, lenses=None):
         found = []
         for image in outs.images.tolist():
             target = targets[image]
