@@ -140,7 +140,6 @@ class _Run:
     """A model and the frames to run it on, as the options name them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ..core.weights.shipped import weights_file
         from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
         from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
@@ -161,8 +160,7 @@ class _Run:
         self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
         self.frames = self.seen = self.source.read()
         if mapped is not None and mapped.across is not None:
-            known = None if weights is None else weights_file(weights)
-            across = mapped.across.with_model(self.config, self.model, self.frames, known)
+            across = mapped.across.with_model(self.config, self.model, self.frames, weights)
             self.chosen["boxes"] = replace(mapped, across=across)
             self.seen = across.mapping.renamed(self.frames)
 

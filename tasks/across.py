@@ -17,6 +17,7 @@ from ..core.cameras import PUBLISHED_ORDERS, embedding_rows
 from ..core.errors import CheckpointError
 from ..core.frames import CameraView, Frame
 from ..core.weights.lineage import lineage_of
+from ..core.weights.shipped import weights_file
 from .base import GroundTruth
 from .run import class_names, input_dataset, input_settings
 
@@ -40,8 +41,8 @@ class AcrossSets:
     ) -> AcrossSets:
         """The same, with what is to be said of a model and of the cameras that it sees in these frames.
 
-        weights: their file, whose record of trainings is quoted. Raises ConfigError where the mapping leaves a class of
-        the model or a camera open, or the rig does not fit the model.
+        weights: their file or shipped name, whose record of trainings is quoted. Raises ConfigError where the mapping
+        leaves a class of the model or a camera open, or the rig does not fit the model.
         """
         self.mapping.demand(frames, class_names(config))
         seen = self.mapping.renamed(frames)
@@ -70,7 +71,7 @@ def _model_lines(config: Config, weights: str | Path | None) -> list[str]:
     lines = [f"model     {config.get('config_name', 'not named')}" + (f", weights {weights}" if weights else "")]
     lines += [f"          trained for {', '.join(class_names(config))}"]
     try:
-        stages = () if weights is None else lineage_of(weights)
+        stages = () if weights is None else lineage_of(weights_file(weights))
     except CheckpointError:
         stages = ()
     for stage in stages:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import drivestack
 from drivestack.api import Perception
+from drivestack.bev.evaluation.class_mapping import read_mapping
 from drivestack.cli.main import main
 from drivestack.engine.config import load_config
 from drivestack.tasks.run import load_model
@@ -104,6 +106,14 @@ def test_python_takes_the_same_mapping(config: Path, weights: Path, root: Path) 
         model.evaluate(frames, mapping={"predictions": {"car": "v"}, "labels": {"car": "v"}})
     with pytest.raises(drivestack.DrivestackError, match="answers boxes, not lanes"):
         model.evaluate(frames, tasks=["lanes"], mapping={"predictions": {"car": "v"}, "labels": {"car": "v"}})
+
+
+def test_the_page_shows_the_mapping_of_the_example(repository_root: Path) -> None:
+    page = (repository_root / "docs" / "across_sets.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    file = repository_root / "examples" / "own_rig" / "mapping.json"
+    assert json.loads(shown) == json.loads(file.read_text(encoding="utf-8"))
+    assert read_mapping(file).common == ("vehicle", "person", "two_wheeler", "obstacle")
 
 
 def test_what_does_not_go_together_is_refused_before_the_work(
