@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,33 @@ def test_the_page_shows_the_mapping_of_the_example(repository_root: Path) -> Non
     file = repository_root / "examples" / "own_rig" / "mapping.json"
     assert json.loads(shown) == json.loads(file.read_text(encoding="utf-8"))
     assert read_mapping(file).common == ("vehicle", "person", "two_wheeler", "obstacle")
+
+
+def test_the_shipped_model_on_the_example_of_another_rig(
+    repository_root: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five cameras of three sizes and five classes; cameras stand for the training's, and get their embeddings."""
+    frames = drivestack.read(root, version="v1.0-trainval", split="val")
+    runpy.run_path(str(repository_root / "examples" / "make_street.py"))["write_own_rig"](frames, tmp_path / "val")
+    own_rig, tiny = repository_root / "examples" / "own_rig", "perception_tiny_synthetic"
+    source = ["--reader", str(own_rig / "my_reader.py"), "--dataroot", str(tmp_path), "--split", "val"]
+    evaluate = ["evaluate", tiny, tiny, *source, "--out", str(tmp_path / "out"), "--mapping"]
+    assert main([*evaluate, str(own_rig / "mapping.json")]) == 0
+    by_name = scores_of(tmp_path / "out")
+    report = "\n".join(by_name["across_sets"]["report"])
+    assert re.search(r"rear_left as CAM_BACK_LEFT +embedding 4, CAM_BACK_LEFT's", report)
+    assert "no camera for CAM_BACK" in report and "vehicle within 40 m: predictions car, truck, bus; labels" in report
+    assert by_name["tp_errors"]["mAVE"] is None and by_name["across_sets"]["out_of_view"]["labels"] > 0
+    labels = by_name["num_ground_truths"]
+    assert labels["vehicle"] > 3
+
+    content = json.loads((own_rig / "mapping.json").read_text())
+    del content["cameras"]
+    assert main([*evaluate, write(tmp_path / "m.json", **content)]) == 0
+    by_position = scores_of(tmp_path / "out")
+    report = "\n".join(by_position["across_sets"]["report"])
+    assert re.search(r"rear_left +embedding 3, CAM_BACK's", report)
+    assert by_position["num_ground_truths"] == labels and by_position["nds"] != by_name["nds"]
 
 
 def test_what_does_not_go_together_is_refused_before_the_work(
