@@ -177,7 +177,7 @@ def _deal(
         spare = [i for i in np.argsort(sizes, kind="stable") if counts[dealt[i]] > 1]
         if counts[k] == 0 and spare:
             dealt[spare[0]] = k
-    return dealt, np.bincount(dealt, weights=sizes, minlength=len(target))
+    return dealt, np.array([sizes[dealt == k].sum() for k in range(len(target))], dtype=np.float64)
 
 
 def _cut(

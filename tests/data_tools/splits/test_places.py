@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import drivestack
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
 from drivestack.core.once import forget_warnings
@@ -215,3 +216,15 @@ def test_a_written_split_is_read_by_the_nuscenes_reader(own_root: Path) -> None:
     assert write_split(version / "splits.json", {"other": ["scene-0553"]}) == ["other"]
     with pytest.raises(ConfigError, match=r"'train' is a split of nuScenes, .* name it geo_train"):
         write_split(version / "splits.json", {"train": ["scene-0061"]})
+
+
+def test_halves_of_a_real_log_are_near_where_they_meet(shared_real: Path) -> None:
+    frames = drivestack.read(shared_real / "argoverse2_log", reader="argoverse2", interval_s=1.0)
+    xy = np.array([frame.global_from_ego[:2, 3] for frame in frames])
+    halves = [places_of(frames_of_list(frames, [f.token for f in part], "x")) for part in (frames[:8], frames[8:])]
+    found = overlap(*halves, 100.0)
+    distance = np.linalg.norm(xy[:8, None] - xy[None, 8:], axis=2)
+    assert found.shared == ("argoverse2_log",) and found.first[0].least_m == pytest.approx(distance.min(), abs=1e-9)
+    assert (found.first[0].near, found.second[0].near) == (8, len(frames) - 8)
+    near = overlap(*halves, distance.min() + 1.0)
+    assert near.first[0].near == (distance.min(1) <= distance.min() + 1.0).sum()
