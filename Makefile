@@ -5,6 +5,7 @@
 #   make setup     only the environment               make clean    remove builds, caches and runs
 #
 #   make openmmlab   mmcv-lite, mmdet, mmseg and mmdet3d into .venv, without a compiler; make test-openmmlab tests them
+#   make waymo       Waymo's message classes into .venv, without TensorFlow; make test-waymo tests reading and writing
 #   make benchmark   operators and models against their peers      make sanitize    CPU kernels under ASan and UBSan
 #   make cuda-build  compiles the CUDA kernels, without a GPU      make gpu-check   tests and times them on a GPU
 #
@@ -26,10 +27,10 @@ INPUTS := pyproject.toml setup.py constraints.txt $(sort $(wildcard ops/csrc/* o
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) 2>/dev/null | sha256sum | cut -c1-16)
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test lint format clean openmmlab test-openmmlab benchmark cuda-build sanitize gpu-check
+.PHONY: help setup demo test lint format clean openmmlab test-openmmlab waymo test-waymo benchmark cuda-build sanitize gpu-check
 
 help:
-	@sed -n '3,11s/^# \{0,1\}//p' Makefile
+	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
@@ -90,6 +91,20 @@ openmmlab: $(OPENMMLAB_STAMP)
 test-openmmlab: $(OPENMMLAB_STAMP)
 	@DRIVESTACK_REQUIRE_OPENMMLAB=1 $(PYTHON) -m pytest tests/openmmlab $(ARGS)
 
+# --no-deps: the package asks for TensorFlow 2.13 and NumPy 1.23, which its message classes do not need.
+WAYMO_STAMP := $(VENV)/.waymo-$(shell cat requirements-waymo.txt 2>/dev/null | sha256sum | cut -c1-16)
+$(WAYMO_STAMP): | $(STAMP)
+	@set -e; SECONDS=0; \
+	$(PIP) --no-deps --only-binary :all: --requirement requirements-waymo.txt; \
+	$(PYTHON) -c "from waymo_open_dataset import dataset_pb2; import pyarrow.parquet"; \
+	rm -f $(VENV)/.waymo-*; touch $@; \
+	echo "Waymo's message classes ready after $$SECONDS s. 'pip check' names requirements that were left out on purpose"
+
+waymo: $(WAYMO_STAMP)
+
+test-waymo: $(WAYMO_STAMP)
+	@DRIVESTACK_REQUIRE_WAYMO=1 $(PYTHON) -m pytest tests/data_tools/waymo $(ARGS)
+
 benchmark: $(STAMP)
 	@$(PYTHON) benchmarks/operators.py $(ARGS)
 	@$(PYTHON) benchmarks/models.py
@@ -136,5 +151,5 @@ gpu-check:
 	$$python benchmarks/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-* $(VENV)/.openmmlab-*
+	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info ops/*.so ops/_build.json $(VENV)/.installed-* $(VENV)/.openmmlab-* $(VENV)/.waymo-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

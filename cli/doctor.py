@@ -62,9 +62,10 @@ EXTRAS = {
     "argoverse": Extra(("pyarrow",), "reading Argoverse 2 logs"),
     "waymo": Extra(
         ("google.protobuf", "pyarrow", "waymo_open_dataset"),
-        "the message classes of Waymo files; no reader uses them yet",
+        "reading and writing Waymo v1 records (reader waymo); v2 needs pyarrow alone",
         "pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7",
     ),
+    "mcap": Extra(("mcap", "mcap_ros2"), "reading a car's own ROS 2 recordings (MCAP), without ROS"),
     "classification": Extra(("timm",), "training classifiers: augmentation and mixup; InternImage in timm's registry"),
     "export": Extra(("onnx", "onnxscript"), "ONNX files of operators and models (drivestack.export.onnx)"),
     "dev": Extra(

@@ -21,6 +21,7 @@ from .. import __version__
 from ..core.errors import ConfigError, DataError
 from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, add_score
 from .border import run_verb
+from .check_data import add_check_data
 from .classifiers import add_features, add_throughput
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_predict,
         add_score,
         add_check,
+        add_check_data,
         add_check_splits,
         add_make_splits,
         add_visualize,
@@ -217,6 +219,14 @@ def _synthesize(verbs: Any) -> None:
         help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
     )
     parser.add_argument(
+        "--also",
+        nargs="*",
+        default=(),
+        choices=("waymo_v1", "waymo_v2"),
+        metavar="FORMAT",
+        help="write it in these formats, too, each in a folder of its name below DIR: %(choices)s",
+    )
+    parser.add_argument(
         "--workers", type=positive, default=os.cpu_count() or 2, metavar="N", help="processes (default: all cores)"
     )
     parser.set_defaults(again="the same command goes on with the scenes that are missing")
@@ -240,6 +250,11 @@ def _run_synthesize(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise DataError(str(error)) from error
     print(f"wrote {options.out}: --dataroot {options.out} --version v1.0-trainval --split {options.split}")
+    if options.also:
+        from ..data_tools.synthetic.files.other_formats import write_other_formats
+
+        for folder in write_other_formats(options.out, [options.split], options.also):
+            print(f"wrote {folder}")
     return 0
 
 

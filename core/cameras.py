@@ -25,8 +25,10 @@ RING_ORDER = (
 
 PUBLISHED_ORDERS = (CAMERA_ORDER, RING_ORDER)
 
-FRONT_NAMES = ("cam_front", "ring_front_center", "front", "camera_front", "front_camera", "cam_front_center")
-"""Names of the camera that looks ahead, in lower case: nuScenes, Argoverse 2 (OpenLane-V2), Waymo, own rigs."""
+FRONT_NAMES = (
+    "cam_front", "ring_front_center", "front", "camera_front", "front_camera", "cam_front_center", "cam_f0",
+)  # fmt: skip
+"""Names of the camera that looks ahead, in lower case: nuScenes, Argoverse 2 (OpenLane-V2), Waymo, nuPlan, own rigs."""
 
 MAX_FRONT_ANGLE_DEG = 45.0
 """A camera whose optical axis is further from straight ahead is no front camera."""

@@ -31,6 +31,23 @@ class EncodedImage(Protocol):
 
 
 @dataclass(frozen=True)
+class RollingShutter:
+    """How an image was read out, and how the car moved meanwhile, for sets that state it (Waymo)."""
+
+    direction: str
+    """The side that is read first and the last: "left_to_right", "top_to_bottom", ... or "global"; '' if unknown."""
+    exposure_s: float
+    """Of one row or column, whose time is the middle of its exposure."""
+    trigger_time_us: int
+    readout_done_time_us: int
+    """Of the last row or column: exposure and readout lie between the two."""
+    velocity_global_mps: tuple[float, float, float]
+    angular_velocity_global_radps: tuple[float, float, float]
+    """Both of the car at the view's ``timestamp_us``, in the global frame, R(t + dt) = exp([w]x dt) R(t); NaN where
+    unknown."""
+
+
+@dataclass(frozen=True)
 class CameraView:
     """One image of a keyframe with its calibration. Other poses are derived, so that no two stored ones disagree."""
 
@@ -47,6 +64,8 @@ class CameraView:
     encoded: EncodedImage | None = None
     """Where the image's file lies inside a larger one, instead of a file of its own."""
     sample_data_token: str = ""
+    rolling_shutter: RollingShutter | None = None
+    """None where the set does not state it."""
 
     @property
     def global_from_camera(self) -> NDArray[np.float64]:
@@ -88,6 +107,13 @@ class Annotations:
     categories: list[str] = field(default_factory=list)
     """The dataset's own, finer category of each object, [] where it is not known. nuScenes' evaluation leaves out
     bicycles in a ``static_object.bicycle_rack``, which is no detection class."""
+    difficulty: NDArray[np.int64] | None = None
+    """[n], 1 (easy) or 2, where the set grades its labels (Waymo)."""
+    num_top_lidar_points: NDArray[np.int64] | None = None
+    """[n], of the LiDAR on the roof alone, which decides what Waymo's camera challenge scores; -1 where unknown."""
+    most_visible_cameras: list[str] | None = None
+    """Name of the camera that sees each object best, '' where none does. Where it is given, boxes are those at that
+    camera's time; None: they are those at the keyframe's time."""
 
     def __len__(self) -> int:
         return len(self.names)

@@ -6,7 +6,7 @@ The EGO frame is the car's: x ahead, y left, z up, the origin on the ground. Cam
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,77 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..geometry import CameraModel
+from ..geometry import CameraModel, brown_conrady, double_sphere, kannala_brandt, mei
 from .cameras import front_camera
 from .errors import DataError
 from .frames import Annotations, CameraView, Frame
 from .images import rgb_pixels
 from .labels import LaneLabels
 
+_LENSES: dict[str, Callable[..., CameraModel]] = {
+    "": brown_conrady,
+    "brown_conrady": brown_conrady,
+    "kannala_brandt": kannala_brandt,
+    "mei": lambda k, width, height, c: mei(k, width, height, c[0], c[1:]),
+    "double_sphere": lambda k, width, height, c: double_sphere(k, width, height, c[0], c[1]),
+}
+"""Name -> what makes a camera of its matrix, size and coefficients; a pinhole without a name."""
+_COUNTS = {"": (0,), "brown_conrady": (4, 5, 8, 12, 14), "kannala_brandt": (4,), "mei": (5,), "double_sphere": (2,)}
+
 
 @dataclass(frozen=True)
 class Camera:
     """One camera of a car.
 
-    intrinsics: [3, 3] pinhole matrix in pixels of the image as it is given; ego_from_camera: [4, 4] pose in metres;
-    size_px: (width, height) of that image. Raises ValueError for matrices that are none.
+    intrinsics: [3, 3] matrix in pixels of the image as it is given, or a ``geometry.CameraModel``, which has size and
+    lens as well; ego_from_camera: [4, 4] pose in metres; size_px: (width, height) of that image. lens, coefficients:
+    "brown_conrady" with OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6 [s1 s2 s3 s4]]]; "kannala_brandt" (OpenCV's fisheye, ROS's
+    equidistant) with k1 k2 k3 k4; "mei" with xi k1 k2 p1 p2; "double_sphere" with xi alpha; without a lens images are
+    undistorted. An f-theta lens: ``geometry.f_theta`` as the model. Raises ValueError for matrices that are none, and
+    coefficients that do not belong to the lens.
     """
 
-    intrinsics: ArrayLike
+    intrinsics: ArrayLike | CameraModel
     ego_from_camera: ArrayLike
-    size_px: tuple[int, int]
-    pinhole: CameraModel = field(init=False, repr=False, compare=False)
+    size_px: tuple[int, int] | None = None
+    lens: str = ""
+    coefficients: Sequence[float] = ()
+    model: CameraModel = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         pose = np.array(self.ego_from_camera, dtype=np.float64)
         if pose.shape != (4, 4):
             raise ValueError(f"ego_from_camera must be a [4, 4] pose, got shape {pose.shape}")
         object.__setattr__(self, "ego_from_camera", pose)
-        object.__setattr__(self, "pinhole", CameraModel(np.array(self.intrinsics, np.float64), *self.size_px))
+        object.__setattr__(self, "model", self._model())
+
+    def _model(self) -> CameraModel:
+        if isinstance(self.intrinsics, CameraModel):
+            own = self.intrinsics.width_px, self.intrinsics.height_px
+            if self.lens or len(self.coefficients) or (self.size_px is not None and tuple(self.size_px) != own):
+                raise ValueError("a camera model has its own size and lens: give no others beside it")
+            object.__setattr__(self, "size_px", own)
+            return self.intrinsics
+        if self.size_px is None:
+            raise ValueError("size_px is missing: the (width, height) of the image in pixels")
+        if self.lens not in _LENSES:
+            known = ", ".join(name for name in _LENSES if name)
+            raise ValueError(f"lens {self.lens!r}: choose from {known}, or give a CameraModel as intrinsics")
+        values = [float(value) for value in self.coefficients]
+        if len(values) not in _COUNTS[self.lens]:
+            counts = " or ".join(map(str, _COUNTS[self.lens]))
+            what = (
+                f"lens {self.lens} has {counts} coefficients" if self.lens else "coefficients need the name of a lens"
+            )
+            raise ValueError(f"{what}, got {values}")
+        return _LENSES[self.lens](np.array(self.intrinsics, np.float64), *self.size_px, values)
 
 
 class Rig(Mapping[str, Camera]):
     """Cameras by name, in any order. Traffic lights and signs are found in the one that looks ahead (``front``).
 
-    cameras: Camera objects, or (intrinsics, ego_from_camera, size_px) each. Raises ValueError without any, DataError as
-    Camera does, naming the camera.
+    cameras: Camera objects, or what makes one: (intrinsics, ego_from_camera, size_px), (camera model, pose).
+    Raises ValueError without any, DataError as Camera does, naming the camera.
     """
 
     def __init__(self, cameras: Mapping[str, Camera | tuple]) -> None:
@@ -110,7 +147,7 @@ class Rig(Mapping[str, Camera]):
             views.append(
                 CameraView(
                     name,
-                    camera.pinhole,
+                    camera.model,
                     np.asarray(camera.ego_from_camera, np.float64),
                     pose,
                     timestamp_us,

@@ -8,7 +8,12 @@ from pathlib import Path
 
 # Installed for tests and bridges only, or (nuscenes) slow to import and needed by a few functions.
 NOT_AT_IMPORT = (
+    "crc32c",
+    "google.protobuf",
+    "google_crc32c",
     "hypothesis",
+    "mcap",
+    "mcap_ros2",
     "mmcv",
     "mmdet",
     "mmdet3d",
@@ -18,6 +23,7 @@ NOT_AT_IMPORT = (
     "onnxruntime",
     "onnxscript",
     "openlanev2",
+    "pyarrow",
     "pytest",
     "tensorflow",
     "timm",

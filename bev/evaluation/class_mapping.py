@@ -300,8 +300,8 @@ def in_view(frame: Frame, centres_global_m: NDArray[np.float64], cameras: Sequen
     for view in frame.cameras:
         if cameras is not None and view.name not in cameras:
             continue
-        pixels, depth = view.camera.project(transform_points(invert_pose(view.global_from_camera), centres_global_m))
+        pixels, _ = view.camera.project(transform_points(invert_pose(view.global_from_camera), centres_global_m))
         width, height = view.image_size_px
-        with np.errstate(invalid="ignore"):  # NaN: not seen
-            seen |= (depth > 0) & (pixels >= 0).all(-1) & (pixels[..., 0] < width) & (pixels[..., 1] < height)
+        with np.errstate(invalid="ignore"):  # NaN: beyond what the lens, or a pinhole, sees
+            seen |= (pixels >= 0).all(-1) & (pixels[..., 0] < width) & (pixels[..., 1] < height)
     return seen

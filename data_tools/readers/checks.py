@@ -5,7 +5,9 @@ Here: what one frame or camera shows by itself. What a whole set shows (times, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,16 +37,52 @@ def check_frames(frames: Iterable[Frame]) -> None:
     Raises DataError naming sample, camera or box, path and fix at the first that fails.
     """
     frames = list(frames)
+    for check in (_check_each, _check_all_poses, check_world):
+        with noting():
+            check(frames)
+
+
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def problems_noted() -> Iterator[list[str]]:
+    """Within, what the border checks would refuse is noted in this list, so that a set with a wrong calibration or
+    label can be looked at. Its frames may hold anything."""
+    problems: list[str] = []
+    token = _noted.set(problems)
+    try:
+        yield problems
+    finally:
+        _noted.reset(token)
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """Around a check: its DataError passes, or is noted within ``problems_noted``."""
+    problems = _noted.get()
+    try:
+        yield
+    except DataError as error:
+        if problems is None:
+            raise
+        if str(error) not in problems:
+            problems.append(str(error))
+
+
+def _check_each(frames: Sequence[Frame]) -> None:
     names: set[tuple[str, str]] = set()
     for frame in frames:
         _check_names(frame, names)
         if frame.annotations is not None:
             check_label_shapes(frame.annotations, f"sample {frame.token}")
+
+
+def _check_all_poses(frames: Sequence[Frame]) -> None:
     if frames:
         poses = _Poses.of(frames)
         _check_poses(poses)
         _check_mountings(poses)
-    check_world(frames)
 
 
 def rigid_problem(poses: NDArray[np.float64]) -> tuple[int, str] | None:
@@ -187,13 +225,16 @@ def check_label_shapes(notes: Annotations, where: str) -> None:
         "num_lidar_points": (n,),
         "num_radar_points": (n,),
     }
+    shapes |= {name: (n,) for name in ("difficulty", "num_top_lidar_points") if getattr(notes, name) is not None}
     for name, shape in shapes.items():
         if np.shape(getattr(notes, name)) != shape:
             raise DataError(
                 f"{where}: {n} names of objects, but {name} has shape {list(np.shape(getattr(notes, name)))}, "
                 f"not {list(shape)}; give one row for each object"
             )
-    for name in ("attributes", "tokens", "instance_tokens", "categories"):
+    for name in ("attributes", "tokens", "instance_tokens", "categories", "most_visible_cameras"):
+        if getattr(notes, name) is None:
+            continue
         length = len(getattr(notes, name))
         if length != n and not (name == "categories" and length == 0):
             raise DataError(f"{where}: {n} names of objects, but {length} {name}; give one for each object")

@@ -30,6 +30,7 @@ from .nuscenes_tables import (
     SampleData,
     Scene,
     SceneTables,
+    joining,
     read_tables,
 )
 from .registry import Conventions, register_reader
@@ -88,14 +89,8 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     without scenes, unusable calibration, or what ``check_frames`` refuses.
     """
     tables = read_tables(dataroot, version, split)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):  # the checks name what is not finite
-            frames = _Joiner(tables, Path(dataroot), Path(dataroot) / version).frames()
-    except KeyError as error:
-        raise DataError(
-            f"{Path(dataroot) / version}: the tables do not fit together (missing key or token {error}); "
-            "they come from different releases or are incomplete: extract the metadata archive again"
-        ) from error
+    with joining(Path(dataroot) / version):
+        frames = FrameJoiner(tables, Path(dataroot), Path(dataroot) / version).frames()
     check_frames(frames)
     return frames
 
@@ -112,8 +107,11 @@ def _poses(records: Sequence[CalibratedSensor | EgoPose | SampleAnnotation]) -> 
     return out
 
 
-class _Joiner:
-    """Makes Frames of the rows of some scenes."""
+class FrameJoiner:
+    """Makes Frames of the rows of some scenes.
+
+    ``model``, ``ego_from_lidar``, ``class_names`` and ``velocity`` are nuScenes' own; sets in its schema may differ.
+    """
 
     def __init__(self, tables: SceneTables, root: Path, place: Path) -> None:
         self.tables, self.root, self.place = tables, root, place
@@ -200,7 +198,7 @@ class _Joiner:
             scene_name=scene.name,
             timestamp_us=int(sample.timestamp),
             cameras=views,
-            ego_from_bev=ego_from_sensor[0] if has_lidar else np.eye(4),
+            ego_from_bev=self.ego_from_lidar(ego_from_sensor[0]) if has_lidar else np.eye(4),
             global_from_ego=global_from_ego[0],
             lidar_path=str(path_below(self.root, records[self.reference].filename)) if has_lidar else "",
             annotations=self.annotations(keyframe.annotations) if self.tables.has_labels else None,
@@ -219,14 +217,25 @@ class _Joiner:
         key = (sensor.token, record.width, record.height)
         if key not in self.cameras:
             try:
-                self.cameras[key] = CameraModel(np.array(sensor.camera_intrinsic, float), key[1], key[2])
-            except ValueError as error:
+                self.cameras[key] = self.model(sensor, record)
+            except (TypeError, ValueError) as error:
                 raise DataError(
                     f"sample {sample_token}, camera {name} ({self.root / record.filename}): "
                     f"unusable calibration, {error}; correct calibrated_sensor {sensor.token}"
                 ) from None
-            self.lenses.add(name, self.cameras[key], sensor.fields, _CALIBRATION_FIELDS)
+            if self.cameras[key].lens is None:
+                self.lenses.add(name, self.cameras[key], sensor.fields, _CALIBRATION_FIELDS)
         return self.cameras[key]
+
+    def model(self, sensor: CalibratedSensor, record: SampleData) -> CameraModel:
+        return CameraModel(np.array(sensor.camera_intrinsic, float), record.width, record.height)
+
+    def ego_from_lidar(self, mounted: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pose [4, 4] of the frame of the reference LiDAR's points, which is mounted there."""
+        return mounted
+
+    def class_names(self, categories: Sequence[str]) -> list[str]:
+        return [DETECTION_CLASS.get(category, "") for category in categories]
 
     def annotations(self, records: Sequence[SampleAnnotation]) -> Annotations:
         n = len(records)
@@ -234,7 +243,7 @@ class _Joiner:
         attributes = [r.attribute_tokens for r in records]  # none or one for each object
         size_wlh = np.array([r.size for r in records], dtype=np.float64).reshape(n, 3)
         return Annotations(
-            names=[DETECTION_CLASS.get(category, "") for category in categories],
+            names=self.class_names(categories),
             centre_global_m=np.array([r.translation for r in records], dtype=np.float64).reshape(n, 3),
             rotation_global=_poses(records)[:, :3, :3] if n else np.zeros((0, 3, 3)),
             size_lwh_m=size_wlh[:, [1, 0, 2]],

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
 
 from ...core.errors import DataError, library_errors
 from .nuscenes_chains import samples_in_order
@@ -103,6 +105,8 @@ class SampleData(msgspec.Struct, gc=False, frozen=True):
     height: int
     width: int
     filename: str
+    is_valid: bool = True
+    """Of T4 sets."""
 
 
 class SampleAnnotation(msgspec.Struct, gc=False, frozen=True):
@@ -118,6 +122,8 @@ class SampleAnnotation(msgspec.Struct, gc=False, frozen=True):
     num_radar_pts: int
     prev: str
     next: str
+    velocity: Any = None
+    """Of T4 sets: x, y, z in the global frame, m/s."""
 
 
 class _SampleOfScene(msgspec.Struct, gc=False, frozen=True):
@@ -182,13 +188,8 @@ def read_tables(dataroot: str | Path, version: str, split: str) -> SceneTables:
             f"belongs to split {split!r}; give the split that this version holds, or name its scenes in "
             f"{folder / 'splits.json'} ({{split: [scene, ...]}})"
         )
-    try:
-        return _join(folder, scenes)
-    except KeyError as error:
-        raise DataError(
-            f"{folder}: the tables do not fit together (missing token {error}); "
-            "they come from different releases or are incomplete: extract the metadata archive again"
-        ) from error
+    with joining(folder):
+        return join_tables(folder, scenes)
 
 
 def split_tokens(dataroot: str | Path, version: str, split: str) -> list[str]:
@@ -221,7 +222,21 @@ def _version_folder(dataroot: str | Path, version: str) -> Path:
     return folder
 
 
-def _join(folder: Path, scenes: list[Scene]) -> SceneTables:
+@contextmanager
+def joining(folder: Path) -> Iterator[None]:
+    """Within, keys and tokens that lead nowhere become a DataError with the folder of the tables."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # the checks name what is not finite
+            yield
+    except KeyError as error:
+        raise DataError(
+            f"{folder}: the tables do not fit together (missing key or token {error}); "
+            "they come from different releases or are incomplete: extract the metadata archive again"
+        ) from error
+
+
+def join_tables(folder: Path, scenes: list[Scene]) -> SceneTables:
+    """The rows of some scenes of the tables in a folder; within ``joining``. Raises DataError as ``read_tables``."""
     sensors = _by_token(folder / "sensor.json", Sensor)
     calibrated = _calibrations(folder / "calibrated_sensor.json")
     channels = {token: sensors[row.sensor_token].channel for token, row in calibrated.items()}

@@ -17,7 +17,7 @@ scores = drivestack.evaluate(model, frames)
 print(f"mAP {scores['boxes']['map']:.3f}", {name: round(ap, 3) for name, ap in scores["boxes"]["ap"].items()})
 
 frame = frames[0]
-rig = drivestack.Rig({v.name: (v.camera.intrinsics, v.ego_from_camera, v.image_size_px) for v in frame.cameras})
+rig = drivestack.Rig({v.name: (v.camera, v.ego_from_camera) for v in frame.cameras})
 answer = model({view.name: view.image_path for view in frame.cameras}, rig, frame.global_from_ego)
 answer.picture().save("own_rig.jpg")
 print(f"{len(answer.boxes.above(0.3))} boxes in own_rig.jpg")

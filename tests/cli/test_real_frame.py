@@ -53,6 +53,18 @@ def test_a_small_model_predicts_and_pictures_are_drawn(source, tmp_path, capsys)
     assert all(tile.sum() > 130 for tile in tiles), "each of the six cameras sees labelled objects, in dashes"
 
 
+def test_the_real_frame_fits(source, tmp_path, capsys):
+    """No false alarm; mounting, overlaps, sizes and LiDAR as nuScenes has them."""
+    assert main(["check-data", *source, "--out", str(tmp_path), "--pictures", "1", "--camera-width", "200"]) == 0
+    assert capsys.readouterr().out.startswith("fits")
+    report = json.loads((tmp_path / "report.json").read_text())
+    front, back = (report["cameras"]["each"][name] for name in ("CAM_FRONT", "CAM_BACK"))
+    assert abs(front["yaw_deg"]) < 1 and abs(abs(back["yaw_deg"]) - 180) < 1 and 1.4 < front["position_m"][2] < 1.7
+    assert back["field_of_view_deg"][0] > 85 and report["cameras"]["covered_deg"] == 360
+    assert report["boxes"]["boxes"] == 69 and report["boxes"]["lidar"]["with_points"] == 1.0
+    assert abs(report["boxes"]["height_of_bottoms_m"]) < 0.2 and report["boxes"]["in_cameras"]["in_one"] == 1.0
+
+
 def test_a_training_step_on_the_real_frame(source):
     """Real labels, 2D and 3D, reach a model with the perspective head and its proposals."""
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from drivestack.bev.evaluation.nuscenes_metrics import DETECTION_CVPR_2019, eval
 from drivestack.bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
 from drivestack.core.errors import ConfigError, NoLabelsError
 from drivestack.core.frames import Annotations, CameraView, Frame
-from drivestack.geometry import CameraModel
+from drivestack.geometry import CameraModel, kannala_brandt
 from support.scored_scenes import random_scenes
 
 IDENTITY = {name: name for name in CLASS_ATTRIBUTES}
@@ -122,6 +122,15 @@ def test_only_what_a_camera_sees_counts_where_that_is_asked() -> None:
     assert in_view(both[0], centres, ["rear"]).tolist() == [False, True, False]
     hidden = replace(mapping, in_view=True, cameras={"front": "CAM_FRONT", "rear": ""})  # not shown to the model
     assert evaluate_mapped(both, boxes, hidden)["num_ground_truths"] == {"v": 1}
+
+
+def test_a_fisheye_sees_what_lies_beside_it() -> None:
+    frames, _ = scene([("pkw", 1, 5), ("pkw", -1, 5), ("pkw", -5, 1)], [])  # at 79, 101 and 169 degrees
+    fisheye = kannala_brandt(np.array([[28.0, 0, 50], [0, 28.0, 50], [0, 0, 1]]), 100, 100, [0.0] * 4)
+    centres = frames[0].annotations.centre_global_m
+    assert in_view(frames[0], centres, None).tolist() == [False, False, False]
+    wide = replace(frames[0], cameras=(replace(frames[0].cameras[0], camera=fisheye),))
+    assert in_view(wide, centres, None).tolist() == [True, True, False]
 
 
 def test_cameras_are_shown_by_the_names_that_they_stand_for() -> None:
