@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.frames import Frame
 from ..core.weights.lineage import MOST_SCENES, Stage, data_settings, lineage_of, seen_before, split_in
 from ..data_tools.readers.registry import DataSource
 from ..data_tools.splits.places import overlap, places_of
@@ -78,11 +79,11 @@ def warn_if_near(config: Mapping[str, Any], dataset: Any) -> None:
     Only with ``validation`` in the config; nothing is said of frames without a location, whose poses may be local.
     """
     test = config.get("test_dataset") or {}
-    located = [frame for frame in getattr(dataset, "frames", ()) if frame.conditions.get("location")]
-    if not located or not config.get("validation") or not test.get("source"):
+    if not config.get("validation") or not test.get("source"):
         return
+    located = _located(getattr(dataset, "frames", ()))
     try:
-        frames = [frame for frame in DataSource.of(test["source"]).read() if frame.conditions.get("location")]
+        frames = _located(DataSource.of(test["source"]).read() if located else ())
         found = overlap(places_of(frames), places_of(located))
     except (DataError, ConfigError) as error:
         logger.debug("the places of the validation data are not known: %s", error)
@@ -97,3 +98,7 @@ def warn_if_near(config: Mapping[str, Any], dataset: Any) -> None:
             found.distance_m,
             ", ".join(cities[:6]) + (", ..." if len(cities) > 6 else ""),
         )
+
+
+def _located(frames: Iterable[Any]) -> list[Frame]:
+    return [frame for frame in frames if isinstance(frame, Frame) and frame.conditions.get("location")]

@@ -13,6 +13,7 @@ import drivestack
 from drivestack.api import Perception
 from drivestack.bev.evaluation.class_mapping import read_mapping
 from drivestack.cli.main import main
+from drivestack.data_tools.readers.waymo import CLASSES as WAYMO_CLASSES
 from drivestack.engine.config import load_config
 from drivestack.tasks.run import load_model
 
@@ -111,10 +112,12 @@ def test_python_takes_the_same_mapping(config: Path, weights: Path, root: Path) 
 
 def test_the_page_shows_the_mapping_of_the_example(repository_root: Path) -> None:
     page = (repository_root / "docs" / "across_sets.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    shown, waymo = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     file = repository_root / "examples" / "own_rig" / "mapping.json"
     assert json.loads(shown) == json.loads(file.read_text(encoding="utf-8"))
     assert read_mapping(file).common == ("vehicle", "person", "two_wheeler", "obstacle")
+    mapping = read_mapping(json.loads(waymo))
+    assert set(mapping.predictions) == set(CLASSES) and set(mapping.labels) == set(WAYMO_CLASSES)
 
 
 def test_the_shipped_model_on_the_example_of_another_rig(
