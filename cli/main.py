@@ -26,6 +26,7 @@ from .classifiers import add_features, add_throughput
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
+from .splits import add_check_splits, add_make_splits
 from .visualize import add_visualize
 
 
@@ -96,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_score,
         add_check,
         add_check_data,
+        add_check_splits,
+        add_make_splits,
         add_visualize,
         add_features,
         add_throughput,

@@ -206,7 +206,12 @@ class FrameJoiner:
             lanes=read_lanes(lanes) if lanes.is_file() else None,
             prev_token=before,
             next_token=after,
+            conditions=self.conditions(scene),
         )
+
+    def conditions(self, scene: Scene) -> dict[str, str]:
+        location = self.tables.locations.get(str(scene.log_token), "")
+        return {"location": location} if location else {}
 
     def camera(self, sample_token: str, name: str, sensor: CalibratedSensor, record: SampleData) -> CameraModel:
         key = (sensor.token, record.width, record.height)

@@ -164,7 +164,7 @@ def write_scene(
             "logfile": log_name,
             "vehicle": "synthetic",
             "date_captured": "2026-01-01",
-            "location": "singapore-onenorth",
+            "location": log_name,  # every scene is a world of its own
         }
     )
     rows["scene"].append(
