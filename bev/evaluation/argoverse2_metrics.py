@@ -82,15 +82,13 @@ def detection_scores(
         predictions, truths = _renumbered(predictions, joint), _renumbered(truths, joint)
     pd, gt = _Flat.of(predictions, num_classes, "predictions"), _Flat.of(truths, num_classes, "ground truths")
     names = np.unique(np.concatenate([np.unique(pd.sweeps), np.unique(gt.sweeps)]))
-    by_rank = np.lexsort((pd.sweeps, -pd.counts))
-    pd = pd.where(by_rank)
     pd_group, gt_group = (np.searchsorted(names, own.sweeps) * num_classes + own.labels for own in (pd, gt))
-
-    near = np.linalg.norm(pd.boxes[:, :3], axis=1) < MAX_RANGE_M
-    counted = near.copy()
-    counted[near] = _rank_in_group(pd_group[near]) < MAX_PREDICTIONS  # before the region is looked at, as officially
-    counted &= pd.in_region
-    pd, pd_group = pd.where(counted), pd_group[counted]
+    order = np.lexsort((-pd.counts, pd_group))  # by group, best score first: groups lie together in memory
+    order = order[np.linalg.norm(pd.boxes[order, :3], axis=1) < MAX_RANGE_M]
+    group = pd_group[order]
+    first_100 = np.arange(len(order)) - np.searchsorted(group, group, "left") < MAX_PREDICTIONS
+    order = order[first_100 & pd.in_region[order]]  # the region is looked at after the 100, as officially
+    pd, pd_group = pd.where(order), pd_group[order]
     counted = (np.linalg.norm(gt.boxes[:, :3], axis=1) < MAX_RANGE_M) & (gt.counts > 0) & gt.in_region
     gt, gt_group = gt.where(counted), gt_group[counted]
 
@@ -106,10 +104,11 @@ def detection_scores(
 
     classes = {}
     for label, name in enumerate(class_names):
-        own = pd.labels == label
+        own = np.flatnonzero(pd.labels == label)
+        own = own[np.argsort(-pd.counts[own], kind="stable")]
         num_truths = int(np.sum(gt.labels == label))
-        numbers = _class_scores(right[own], errors[own & matched], num_truths)
-        classes[name] = numbers | {"num_truths": num_truths, "num_predictions": int(own.sum())}
+        numbers = _class_scores(right[own], errors[own[matched[own]]], num_truths)
+        classes[name] = numbers | {"num_truths": num_truths, "num_predictions": len(own)}
     present = [own for own in classes.values() if own["num_truths"]]
     return _mean(list(classes.values())) | {"classes_with_truth": _mean(present), "classes": classes}
 
@@ -199,18 +198,11 @@ class _Flat:
         if n and not (boxes[:, 3:6] > 0).all():
             raise DataError(f"boxes of {what}: a size is not above 0; leave these boxes out, or fix the model")
         whole = cls(sweeps if n else np.zeros(0, sweeps.dtype), labels.astype(np.int64), boxes[:, :7], counts, inside)
-        return whole.where((whole.labels >= 0) & (whole.labels < num_classes))
+        known = (whole.labels >= 0) & (whole.labels < num_classes)
+        return whole if known.all() else whole.where(known)
 
     def where(self, rows: NDArray[Any]) -> _Flat:
         return _Flat(self.sweeps[rows], self.labels[rows], self.boxes[rows], self.counts[rows], self.in_region[rows])
-
-
-def _rank_in_group(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[n]: how many of the same group stand before each."""
-    order = np.argsort(group, kind="stable")
-    rank = np.empty(len(group), np.int64)
-    rank[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order], "left")
-    return rank
 
 
 def _errors(pd: NDArray[np.float64], gt: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -71,7 +71,10 @@ def nearest_truth(
     for p, g in _pairs_of_groups(prediction_group, truth_group):
         if not len(p):
             continue
-        apart = np.linalg.norm(prediction_m[p] - truth_m[g], axis=1)  # [k], by prediction
+        square = np.zeros(len(p))
+        for mine, its in zip(prediction_m.T, truth_m.T):  # axis by axis: quicker than rows of three
+            square += (mine[p] - its[g]) ** 2
+        apart = np.sqrt(square)  # [k], by prediction
         start = np.flatnonzero(np.diff(p, prepend=-1))
         least = np.minimum.reduceat(apart, start)  # of each prediction that has objects
         equal = np.flatnonzero(apart == np.repeat(least, np.diff(start, append=len(p))))
