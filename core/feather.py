@@ -28,7 +28,7 @@ class FeatherTable:
             with arrow.OSFile(str(path)) as file:
                 self._table = arrow.ipc.open_file(file).read_all()
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; {fix}") from None
+            raise DataError(f"{path}: cannot be read (no such file); {fix}") from None
         except (OSError, arrow.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); {fix}") from None
 
