@@ -28,7 +28,7 @@ def sweep_time_ns(frame: Frame) -> int:
     Raises DataError for a frame that is no sweep of an Argoverse 2 log.
     """
     time = frame.token.removeprefix(f"{frame.scene_token}-")
-    if time == frame.token or not (time.isascii() and time.isdigit()) or len(time) > 18:
+    if time == frame.token or not (time.isascii() and time.isdigit()) or len(time) > 19 or int(time) >= 2**63:
         raise DataError(
             f"sample {frame.token}: is no sweep of an Argoverse 2 log (LOG-NANOSECONDS); read the set with the reader "
             "argoverse2_sensor"

@@ -160,7 +160,7 @@ class _Log:
     def __init__(self, path: Path, labelled: bool) -> None:
         """labelled: it must have annotations."""
         self.path = path
-        self.name = file_name(path.resolve().name, "log")
+        self.name = file_name(path.absolute().name, "log")
         self.trajectory = read_trajectory(path)
         self.cameras = read_cameras(path)
         self.boxes: _Boxes | None = None
