@@ -97,5 +97,7 @@ def _pyarrow(path: Path) -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise ConfigError(f"{path}: Feather files need pyarrow ({error}); pip install 'drivestack[argoverse]'") from None
+        raise ConfigError(
+            f"{path}: Feather files need pyarrow ({error}); pip install 'drivestack[argoverse]'"
+        ) from None
     return pyarrow

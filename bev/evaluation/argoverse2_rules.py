@@ -44,9 +44,8 @@ def check_submission(
     """Every rule that the file breaks; an empty list means valid.
 
     sweeps: times (ns) by log id of the whole split (sweeps_of); without them foreign and missing sweeps are not
-    reported. every_sweep: each sweep needs a box. A file cannot tell a sweep where nothing was found from one that was
-    forgotten; a model with a high threshold may find nothing, then pass False (logs without any box are still
-    reported).
+    reported. every_sweep: each sweep needs a box, for a file cannot tell a sweep where nothing was found from one that
+    was forgotten; False: each log does.
     Raises DataError if the file does not exist, ConfigError without pyarrow.
     """
     if not Path(path).is_file():
@@ -84,7 +83,9 @@ def oddities(path: str | os.PathLike[str]) -> list[str]:
         )
     far = np.linalg.norm(rows.boxes[:, :3], axis=1) >= MAX_RANGE_M
     if far.any():
-        found.append(f"{int(far.sum())} of {len(far)} boxes are {MAX_RANGE_M:g} m or more from the car and do not count")
+        found.append(
+            f"{int(far.sum())} of {len(far)} boxes are {MAX_RANGE_M:g} m or more from the car and do not count"
+        )
     if len(far) > 1 and np.ptp(rows.counts) == 0:
         found.append(f"all scores are {rows.counts[0]:g}: boxes cannot be ranked")
     return found
@@ -173,4 +174,5 @@ class _Rows:
             self._missing(name, "this log has no box")
 
     def _missing(self, place: str, message: str) -> None:
-        self.problems.append(Problem(message, "predict on every sweep of the split", place))
+        fix = "predict on every sweep of the split; one where nothing was found may have a box of score 0"
+        self.problems.append(Problem(message, fix, place))

@@ -21,6 +21,7 @@ from ...core.argoverse2 import EVALUATED_CLASSES, sweep_time_ns, sweep_token
 from ...core.errors import SubmissionError
 from ...core.feather import FeatherTable, write_feather
 from ...core.frames import Frame
+from ...core.once import warn_once
 from ...geometry import invert_pose, matrix_to_quaternion, quaternion_to_matrix, rotation_z, transform_boxes, yaw_of
 from .argoverse2_metrics import MAX_PREDICTIONS, MAX_RANGE_M, Scores, SweepBoxes, argoverse2_scores
 from .argoverse2_region import RegionOfInterest
@@ -105,6 +106,10 @@ def write_submission(
     if missing := [frame.token for frame in frames if frame.token not in detections]:
         raise SubmissionError(f"sample {missing[0]}: no prediction; run the model on every frame of the split")
     kept = [_best(detections[frame.token], frame, len(class_names)) for frame in frames]
+    if empty := [frame.token for frame, own in zip(frames, kept) if not len(own.scores)]:
+        warn_once(
+            f"{path}: {len(empty)} of {len(frames)} sweeps have no box, such as {empty[0]}, and no row in the file"
+        )
     repeat = lambda values, kind: np.repeat(np.array(values, kind), [len(own.scores) for own in kept])
     boxes = np.concatenate([np.zeros((0, 7)), *(own.boxes for own in kept)])
     quaternion = matrix_to_quaternion(rotation_z(boxes[:, 6])) if len(boxes) else np.zeros((0, 4))

@@ -185,4 +185,3 @@ def _lane(entry: Mapping[str, Any]) -> MapLane:
         for side in ("left", "right")
     )
     return MapLane((left + right) / 2, frozenset(map(int, entry["successors"])), bool(entry["is_intersection"]))
-

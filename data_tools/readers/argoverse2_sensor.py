@@ -113,6 +113,15 @@ def find_logs(root: Path, split: str) -> list[Path]:
     return logs
 
 
+def log_folder(frame: Frame) -> Path:
+    """Where the log of a frame lies, by the paths of its images. Raises DataError for frames of another reader."""
+    for view in frame.cameras:
+        path = Path(view.image_path)
+        if path.parts[-4:-2] == ("sensors", "cameras"):
+            return path.parents[3]
+    raise DataError(f"sample {frame.token}: its images lie in no log of Argoverse 2; use the reader argoverse2_sensor")
+
+
 def _class_of_category(classes: Mapping[str, str] | None) -> Mapping[str, str]:
     if classes is None:
         return {name: name for name in EVALUATED_CLASSES}
@@ -178,9 +187,7 @@ class _Log:
         if not (known := self.trajectory.known(self.times_ns)).all():
             raise DataError(f"{path}: sweep {self.times_ns[~known][0]} has no pose in city_SE3_egovehicle; {REPAIR}")
 
-    def frames(
-        self, stride: int, of_category: Mapping[str, str], with_lanes: bool, missing: _Missing
-    ) -> list[Frame]:
+    def frames(self, stride: int, of_category: Mapping[str, str], with_lanes: bool, missing: _Missing) -> list[Frame]:
         times_ns = self.times_ns[::stride]
         poses = self.trajectory.at(times_ns)  # [k, 4, 4]
         lanes = read_map(map_path(self.path)) if with_lanes else None

@@ -98,7 +98,9 @@ def write_argoverse2(
         replace_folder(partial, log)
     if left_out:
         LOGGER.warning(
-            "%s: %d objects have no category of Argoverse 2 and are left out; name one for their class", folder, left_out
+            "%s: %d objects have no category of Argoverse 2 and are left out; name one for their class",
+            folder,
+            left_out,
         )
     return folder
 

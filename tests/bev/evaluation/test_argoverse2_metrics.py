@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.argoverse2_boxes import Boxes, category_of, invented_areas, invented_boxes, invented_poses
 
 from drivestack.bev.evaluation.argoverse2_metrics import (
     NUMBERS,
@@ -25,6 +24,7 @@ from drivestack.core.argoverse2 import EVALUATED_CLASSES, sweep_token
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Annotations, Frame
 from drivestack.geometry import pose, rotation_z
+from support.argoverse2_boxes import Boxes, category_of, invented_areas, invented_boxes, invented_poses
 
 AVERAGE = "AVERAGE_METRICS"
 

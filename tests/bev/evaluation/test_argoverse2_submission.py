@@ -124,7 +124,7 @@ def test_answers_that_cannot_be_submitted_are_refused(tmp_path: Path) -> None:
         write_submission(tmp_path, own, frames(), CLASSES)
 
 
-def test_every_rule_is_reported_with_its_place(path: Path, edited: Callable[..., Path]) -> None:
+def test_every_rule_is_reported_with_its_place(path: Path, edited: Callable[..., Path], caplog) -> None:
     sweeps = sweeps_of(frames())
 
     def says(*wanted: str, every_sweep: bool = True, **changes) -> None:
@@ -147,7 +147,7 @@ def test_every_rule_is_reported_with_its_place(path: Path, edited: Callable[...,
     says("no box lies within 150 m of the car; give boxes in the EGO frame", tx_m=lambda c: [5000.0 + x for x in c])
     says("timestamp_ns: is no sweep of its log", timestamp_ns=first(T0 + 5))
     says("none of its 2 logs is one of the 2 of the split", log_id=lambda c: [f"{name}x" for name in c])
-    says("log_id: does not belong to the split (and 5 more rows)", f"log-b: this log has no box",
+    says("log_id: does not belong to the split (and 5 more rows)", "log-b: this log has no box",
          log_id=lambda c: [name.replace("-b", "-c") for name in c])  # fmt: skip
     of_first = lambda c: [T0] * len(c)
     missing = "1 of 2 sweeps of this log have no box; predict on every sweep"
@@ -157,6 +157,7 @@ def test_every_rule_is_reported_with_its_place(path: Path, edited: Callable[...,
 
     empty = path.with_name("empty.feather")
     write_submission(empty, answers(0), frames(), CLASSES)
+    assert "4 of 4 sweeps have no box, such as log-a-" in caplog.text
     assert [str(p) for p in check_submission(empty, sweeps)] == [
         "the file has no rows; predict on every sweep of the split"
     ]

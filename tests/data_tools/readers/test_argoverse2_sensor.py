@@ -22,74 +22,10 @@ from drivestack.core.once import forget_warnings
 from drivestack.data_tools.readers.argoverse2_files import Trajectory, nearest_times
 from drivestack.data_tools.readers.argoverse2_sensor import read_argoverse2_sensor, track_velocities
 from drivestack.data_tools.readers.registry import find_reader
-from drivestack.geometry import invert_pose, matrix_to_quaternion, quaternion_to_matrix, rotation_z, transform_points
+from drivestack.geometry import invert_pose, quaternion_to_matrix, rotation_z, transform_points
+from support.argoverse2_log import SPEED_MPS, START_NS, STEP_NS, TURN_RADPS, car_at, touch_images, write_log
 
 pytest.importorskip("pyarrow", reason="Feather files need pyarrow (extra argoverse)")
-
-START_NS = 315_966_253_660_357_000
-STEP_NS = 100_123_000
-SPEED_MPS, TURN_RADPS = 8.0, 0.1
-AHEAD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
-
-
-def car_at(time_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quaternions [n, 4] and places [n, 3] of a car that drives ahead and turns a little."""
-    seconds = (np.asarray(time_ns) - START_NS) * 1e-9
-    yaw = TURN_RADPS * seconds
-    place = np.stack([SPEED_MPS * seconds + 5000, 0.2 * seconds, 0 * seconds + 60], -1)
-    return matrix_to_quaternion(rotation_z(yaw)), place
-
-
-def columns_of(quaternions: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
-    columns = {name: quaternions[:, i] for i, name in enumerate(("qw", "qx", "qy", "qz"))}
-    return columns | {name: places[:, i] for i, name in enumerate(("tx_m", "ty_m", "tz_m"))}
-
-
-def write_log(log: Path, sweeps: int = 5, labels: bool = True) -> np.ndarray:
-    """A log without images; returns the sweeps' times. One car drives beside ours, one post stands still and is seen
-    once, one animal has no LiDAR point."""
-    times = START_NS + STEP_NS * np.arange(sweeps)
-    between = np.arange(START_NS - 50_000_000, times[-1] + 60_000_000, 7_000_000)
-    pose_times = np.sort(np.concatenate([between, times, times[:1] + 2]))  # two poses 2 ns apart
-    write_feather(log / "city_SE3_egovehicle.feather", {"timestamp_ns": pose_times, **columns_of(*car_at(pose_times))})
-    names = [*RING_ORDER, "stereo_front_left"]
-    n = len(names)
-    yaws = np.linspace(0, 2 * np.pi, n, endpoint=False)
-    mounted = columns_of(matrix_to_quaternion(rotation_z(yaws) @ AHEAD), np.tile([1.5, 0, 1.4], (n, 1)))
-    write_feather(log / "calibration/egovehicle_SE3_sensor.feather", {"sensor_name": names, **mounted})
-    front = np.array([name == "ring_front_center" for name in RING_ORDER])
-    optics = {
-        "sensor_name": list(RING_ORDER),  # no stereo camera, as some logs lack them
-        **{"fx_px": np.full(7, 1700.0), "fy_px": np.full(7, 1701.0)},
-        **{"cx_px": np.where(front, 775.0, 1024), "cy_px": np.where(front, 1024.0, 775)},
-        **{"k1": np.full(7, -0.25), "k2": np.zeros(7), "k3": np.zeros(7)},
-        "height_px": np.where(front, 2048, 1550).astype(np.uint16),
-        "width_px": np.where(front, 1550, 2048).astype(np.uint16),
-    }
-    write_feather(log / "calibration/intrinsics.feather", optics)
-    if labels:
-        rows = [(time, "car", "REGULAR_VEHICLE", 5) for time in times]
-        rows += [(times[1], "post", "BOLLARD", 2), *((time, "dog", "ANIMAL", 0) for time in times)]
-        time, track, category, points = map(list, zip(*rows))
-        place = np.array([[10.0, 3, 0.5] if t == "car" else [20.0, -4, 0.2] for t in track])
-        write_feather(
-            log / "annotations.feather",
-            {
-                "timestamp_ns": np.array(time), "track_uuid": track, "category": category,
-                "length_m": np.full(len(rows), 4.0), "width_m": np.full(len(rows), 2.0),
-                "height_m": np.full(len(rows), 1.5),
-                **columns_of(np.tile([np.cos(0.1), 0, 0, np.sin(0.1)], (len(rows), 1)), place),
-                "num_interior_pts": np.array(points),
-            },
-        )  # fmt: skip
-    return times
-
-
-def touch_images(log: Path, camera: str, times: np.ndarray) -> None:
-    folder = log / "sensors" / "cameras" / camera
-    folder.mkdir(parents=True, exist_ok=True)
-    for time in times:
-        (folder / f"{time}.jpg").touch()
 
 
 @pytest.fixture
@@ -108,7 +44,11 @@ def test_boxes_lie_in_the_city_and_move_as_their_tracks(root: Path) -> None:
     assert frame.token == f"log-a-{START_NS + STEP_NS}" and frame.timestamp_us == (START_NS + STEP_NS) // 1000
     notes = frame.annotations
     assert notes.names == ["REGULAR_VEHICLE", "BOLLARD", ""]  # animals are not evaluated
-    assert notes.categories == ["REGULAR_VEHICLE", "BOLLARD", "ANIMAL"] and notes.instance_tokens == ["car", "post", "dog"]
+    assert notes.categories == ["REGULAR_VEHICLE", "BOLLARD", "ANIMAL"] and notes.instance_tokens == [
+        "car",
+        "post",
+        "dog",
+    ]
     assert notes.num_lidar_points.tolist() == [5, 2, 0]
     quaternion, place = car_at(np.array([START_NS + STEP_NS]))
     wanted = quaternion_to_matrix(quaternion[0]) @ [10, 3, 0.5] + place[0]
@@ -238,9 +178,14 @@ def test_bad_input_is_refused_in_one_line(root: Path) -> None:
     spoil(boxes, "its centre is not finite", tx_m=lambda c: [float("nan"), *c[1:]])
     spoil(boxes, "size is not a number above 0", width_m=lambda c: [-1.0, *c[1:]])
     spoil(poses, "poses are .* apart, or out of order", timestamp_ns=lambda c: c[::-1])
-    spoil(poses, "poses are 7 s apart", timestamp_ns=lambda c: [START_NS + 7_000_000_000 * i for i in range(len(c))])
+    spoil(poses, "poses are 7e-09 s apart, .* are nanoseconds", timestamp_ns=lambda c: [t // 10**6 for t in c])
+    spoil(poses, "poses are 70 s apart", timestamp_ns=lambda c: [START_NS + 70_000_000_000 * i for i in range(len(c))])
     spoil(poses, "a translation is not finite", tz_m=lambda c: [float("inf"), *c[1:]])
-    spoil("calibration/intrinsics.feather", "has no ring_side_left", sensor_name=lambda c: ["x" if "side_l" in n else n for n in c])
+    spoil(
+        "calibration/intrinsics.feather",
+        "has no ring_side_left",
+        sensor_name=lambda c: ["x" if "side_l" in n else n for n in c],
+    )
     spoil("calibration/intrinsics.feather", "ring_front_center: unusable calibration", fx_px=lambda c: [0.0, *c[1:]])
     for name in (boxes, poses, "calibration/egovehicle_SE3_sensor.feather"):
         before = (log / name).read_bytes()

@@ -103,6 +103,17 @@ def test_boxes_velocities_and_classes_come_back(world: list[Frame], again: list[
     assert total > 50 and compared > 40
 
 
+def test_images_may_be_of_the_very_time_of_their_sweep(world: list[Frame], tmp_path: Path) -> None:
+    still = [
+        replace(view, timestamp_us=world[0].timestamp_us, global_from_ego=world[0].global_from_ego)
+        for view in world[0].cameras
+    ]
+    write_argoverse2([replace(world[0], cameras=tuple(still))], tmp_path, images=False)  # one pose in the whole log
+    (frame,) = read_argoverse2_sensor(tmp_path)
+    assert {view.timestamp_us for view in frame.cameras} == {frame.timestamp_us} == {world[0].timestamp_us}
+    np.testing.assert_allclose(frame.global_from_ego, world[0].global_from_ego, rtol=0, atol=1e-9)
+
+
 def test_links_lead_through_each_log(again: list[Frame]) -> None:
     assert [bool(frame.prev_token) for frame in again] == [False, True, True] * 2
     assert all(frame.token.startswith(f"{frame.scene_token}-") for frame in again)
@@ -125,9 +136,7 @@ def test_a_submission_of_the_truth_scores_1(world: list[Frame], root: Path, tmp_
     assert len(present) >= 5
     for name, own in present.items():  # boxes without a LiDAR point are no truths, and predictions of them are wrong
         assert own["ATE"] < 1e-5 and own["ASE"] < 1e-5 and own["AOE"] < 1e-5, name
-    seen = {
-        frame.token: replace_rows(answers[frame.token], frame.annotations.num_lidar_points > 0) for frame in frames
-    }
+    seen = {frame.token: replace_rows(answers[frame.token], frame.annotations.num_lidar_points > 0) for frame in frames}
     write_submission(path, seen, frames)
     assert score_submission(path, frames)["classes_with_truth"]["CDS"] == pytest.approx(1.0, abs=1e-5)
     back = read_detections(path, frames)
