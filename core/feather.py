@@ -6,7 +6,7 @@ Shapes: n rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ class FeatherTable:
         try:
             with arrow.OSFile(str(path)) as file:
                 self._table = arrow.ipc.open_file(file).read_all()
+            self._table.validate(full=True)  # a damaged file may hold offsets beyond its end, which would crash
+            self.names: list[str] = self._table.column_names
         except FileNotFoundError:
             raise DataError(f"{path}: cannot be read (no such file); {fix}") from None
-        except (OSError, arrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); {fix}") from None
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def __contains__(self, name: str) -> bool:
-        return self._table.column_names.count(name) == 1
+        return self.names.count(name) == 1
 
     def numbers(self, *names: str) -> NDArray[np.float64]:
         """Columns of numbers [n] or, of several names, [n, names]. Raises DataError: not there, no numbers, or none."""
@@ -70,7 +72,7 @@ class FeatherTable:
 
     def _entry(self, name: str) -> Any:
         if name not in self:
-            found = "twice" if name in self._table.column_names else f"not among {', '.join(self._table.column_names)}"
+            found = "twice" if name in self.names else f"not among {', '.join(self.names)}"
             raise DataError(f"{self.path}: column {name} is there {found}"[:400] + f"; {self.fix}")
         return self._table[name]
 
@@ -79,15 +81,16 @@ class FeatherTable:
 
 
 def write_feather(
-    path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any] | Sequence[str]], kinds: Mapping[str, str] = {}
+    path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any] | Sequence[str]], texts: Collection[str] = ()
 ) -> None:
-    """Write columns of equal length, in their order, atomically. kinds: "text" for columns of texts, also empty ones.
+    """Write columns of equal length, in their order, atomically. texts: names of columns of texts, where they may be
+    empty.
 
     Raises OutputError for a place that cannot be written, ConfigError without pyarrow.
     """
     arrow = _pyarrow(Path(path))
-    types = {name: arrow.string() for name, kind in kinds.items() if kind == "text"}
-    table = arrow.table({name: arrow.array(values, types.get(name)) for name, values in columns.items()})
+    kind_of = dict.fromkeys(texts, arrow.string())
+    table = arrow.table({name: arrow.array(values, kind_of.get(name)) for name, values in columns.items()})
     options = arrow.ipc.IpcWriteOptions(compression="lz4" if arrow.Codec.is_available("lz4") else None)
     with atomic_path(path) as temporary, arrow.ipc.new_file(str(temporary), table.schema, options=options) as file:
         file.write_table(table)

@@ -69,8 +69,8 @@ class Argoverse2Boxes:
         if not names & set(EVALUATED_CLASSES):
             found = ", ".join(sorted(names - {""})[:20]) or "no class"
             raise NoLabelsError(
-                f"{truth.source}: its labels are of {found}, none of the 26 of Argoverse 2; read the set with the reader "
-                "argoverse2_sensor, without the option classes"
+                f"{truth.source}: its labels are of {found}, none of the 26 of Argoverse 2; read the set with the "
+                "reader argoverse2_sensor, without the option classes"
             )
         self._region_of(truth)
 

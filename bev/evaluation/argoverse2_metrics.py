@@ -13,7 +13,7 @@ means over the true positives at 2 m, and 2, 1, pi where there are none.
     CDS = AP * mean(1 - ATE / 2, 1 - ASE, 1 - AOE / pi)
 
 The official mean is over all classes that are scored: one without a ground truth counts with AP 0, CDS 0 and the worst
-errors, so that a log with 10 of the 26 classes scores at most 10/26. ``classes_with_truth`` is the mean over the others.
+errors, so that a log with 10 of the 26 classes scores at most 10/26. ``classes_with_truth`` is the mean over the rest.
 
 Source: av2 0.3.6, evaluation/detection/{utils,eval}.py, whose numbers tests/bev/evaluation reproduce. Of predictions
 with equal scores the first is taken here; the package's order of them is not defined.
@@ -121,9 +121,9 @@ def argoverse2_scores(
 ) -> Scores:
     """Scores of predictions on labelled frames, see detection_scores.
 
-    predictions: their ``names`` are tokens of frames, labels are as in ``class_names``. region_of: the region of interest of a
-    log by its scene token; called once for each log. Labels that are none of ``class_names`` are left out, as the
-    package leaves out categories that are not evaluated.
+    predictions: their ``names`` are tokens of frames, labels are as in ``class_names``. region_of: the region of
+    interest of a log by its scene token; called once for each log. Labels that are none of ``class_names`` are left
+    out, as the package leaves out categories that are not evaluated.
     Raises DataError for frames without labels, predictions of sweeps that are not among the frames, and bad arrays.
     """
     if unlabelled := [frame.token for frame in frames if frame.annotations is None]:

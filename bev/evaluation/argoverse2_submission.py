@@ -120,7 +120,7 @@ def write_submission(
     columns["log_id"] = repeat([frame.scene_token for frame in frames], object)
     columns["timestamp_ns"] = repeat([sweep_time_ns(frame) for frame in frames], np.int64)
     columns["category"] = np.array([*class_names], object)[labels]
-    write_feather(path, columns, {"log_id": "text", "category": "text"})
+    write_feather(path, columns, texts=("log_id", "category"))
     return len(boxes)
 
 
@@ -180,4 +180,4 @@ def _best(found: Detections, frame: Frame, num_classes: int) -> Detections:
     order = np.argsort(-scores, kind="stable")
     kept = [order[near[order] & (labels[order] == label)][:MAX_PREDICTIONS] for label in np.unique(labels)]
     rows = np.concatenate([np.zeros(0, np.int64), *kept])
-    return Detections(frame.token, boxes[rows], scores[rows], labels[rows])  # type: ignore[arg-type]
+    return Detections(frame.token, boxes[rows], scores[rows], labels[rows])

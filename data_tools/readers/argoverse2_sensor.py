@@ -54,7 +54,7 @@ ANNOTATIONS = "annotations.feather"
     "argoverse2_sensor",
     "the Argoverse 2 sensor data set: 3D boxes, seven ring cameras, splits",
     Conventions(
-        boxes="centre, (l, w, h) and quaternion in the EGO frame of the sweep; no velocities: differences of the tracks",
+        boxes="centre, (l, w, h) and quaternion in the EGO frame of the sweep; velocities: differences of tracks",
         quaternions="w x y z",
         time="nanoseconds; microseconds in Frames, the token has all digits",
         cameras="front centre first, seven in all; images are undistorted: k1 k2 k3 do not apply; sizes as calibrated",

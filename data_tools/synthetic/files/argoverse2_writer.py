@@ -137,10 +137,10 @@ def _write_calibration(log: Path, views: Sequence[tuple[Frame, CameraView, str]]
     numbers = {"fx_px": k[:, 0, 0], "fy_px": k[:, 1, 1], "cx_px": k[:, 0, 2], "cy_px": k[:, 1, 2]}
     numbers |= {key: np.zeros(len(k)) for key in ("k1", "k2", "k3")}
     width, height = np.array([view.image_size_px for view in cameras.values()], np.uint16).reshape(-1, 2).T
-    optics = {"sensor_name": list(cameras), **numbers, "height_px": height, "width_px": width}
+    optics: dict[str, Any] = {"sensor_name": list(cameras), **numbers, "height_px": height, "width_px": width}
     write_feather(log / "calibration" / "intrinsics.feather", optics)
     mounted = np.array([view.ego_from_camera for view in cameras.values()]).reshape(-1, 4, 4)
-    mounting = {"sensor_name": list(cameras), **_pose_columns(mounted)}
+    mounting: dict[str, Any] = {"sensor_name": list(cameras), **_pose_columns(mounted)}
     write_feather(log / "calibration" / "egovehicle_SE3_sensor.feather", mounting)
 
 
@@ -154,12 +154,13 @@ def _pose_columns(poses: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
 def _write_poses(log: Path, frames: Sequence[Frame]) -> None:
     poses: dict[int, NDArray[np.float64]] = {}
     for frame in frames:
-        for of in (frame, *frame.cameras):
+        both: list[Frame | CameraView] = [frame, *frame.cameras]
+        for of in both:
             known = poses.setdefault(_ns(of), of.global_from_ego)
             if np.abs(known - of.global_from_ego).max() > _SAME:
                 raise DataError(
-                    f"sample {frame.token}: the car has two poses at {of.timestamp_us} us; Argoverse 2 has one for each "
-                    "time: correct the times of frame and images"
+                    f"sample {frame.token}: the car has two poses at {of.timestamp_us} us; Argoverse 2 has one for "
+                    "each time: correct the times of frame and images"
                 )
     times = sorted(poses)
     columns = _pose_columns(np.array([poses[time] for time in times]))
@@ -199,7 +200,7 @@ def _write_boxes(log: Path, frames: Sequence[Frame], categories: Mapping[str, st
     columns |= {name: size[:, i] for i, name in enumerate(("length_m", "width_m", "height_m"))}
     columns |= _pose_columns(np.concatenate(poses))
     columns["num_interior_pts"] = np.array(rows["num_interior_pts"], np.int64)
-    write_feather(log / "annotations.feather", columns, {"track_uuid": "text", "category": "text"})
+    write_feather(log / "annotations.feather", columns, texts=("track_uuid", "category"))
     return left_out
 
 
