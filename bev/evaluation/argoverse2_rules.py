@@ -86,6 +86,9 @@ def oddities(path: str | os.PathLike[str]) -> list[str]:
         found.append(
             f"{int(far.sum())} of {len(far)} boxes are {MAX_RANGE_M:g} m or more from the car and do not count"
         )
+    odd = (rows.counts < 0) | (rows.counts > 1)
+    if odd.any():
+        found.append(f"{int(odd.sum())} of {len(odd)} scores are not from 0 to 1, such as {rows.counts[odd][0]:g}")
     if len(far) > 1 and np.ptp(rows.counts) == 0:
         found.append(f"all scores are {rows.counts[0]:g}: boxes cannot be ranked")
     return found
@@ -138,9 +141,6 @@ class _Rows:
         known = np.isfinite(np.stack([values[name] for name in QUATERNION], 1)).all(1)
         self.report(
             known & (np.abs(length - 1) > 1e-3), "qw qx qy qz", "is no quaternion of length 1", "normalise (w, x, y, z)"
-        )
-        self.report(
-            (finite["score"] < 0) | (finite["score"] > 1), "score", "is not from 0 to 1", "give confidences from 0 to 1"
         )
         distance = np.linalg.norm(np.stack([finite[name] for name in CENTRE], 1), axis=1)
         if distance.min() >= MAX_RANGE_M:

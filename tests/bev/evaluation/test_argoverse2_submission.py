@@ -142,7 +142,7 @@ def test_every_rule_is_reported_with_its_place(path: Path, edited: Callable[...,
     says(f"sample log-a {T0}, box 0, tx_m: is beyond any map", tx_m=first(1e12))
     says("box 0, width_m: is not above 0; give metres", width_m=first(0.0))
     says("qw qx qy qz: is no quaternion of length 1", qw=first(3.0))
-    says("score: is not from 0 to 1", score=first(1.5))
+    says("score: is NaN or infinite", score=first(np.nan))
     says("category: is 'car'; use one of ARTICULATED_BUS", category=first("car"))
     says("no box lies within 150 m of the car; give boxes in the EGO frame", tx_m=lambda c: [5000.0 + x for x in c])
     says("timestamp_ns: is no sweep of its log", timestamp_ns=first(T0 + 5))
@@ -180,6 +180,9 @@ def test_oddities_are_what_breaks_no_rule(tmp_path: Path) -> None:
     surplus, far, scores = oddities(path)
     assert surplus.startswith("30 boxes are beyond the 100 best") and far.startswith("1 of 130 boxes are 150 m or more")
     assert scores == "all scores are 1: boxes cannot be ranked"
+    columns["score"] = np.linspace(-3, 1, n)
+    write_feather(path, columns | {"timestamp_ns": np.full(n, T0)})
+    assert check_submission(path) == [] and oddities(path)[2] == "97 of 130 scores are not from 0 to 1, such as -3"
 
 
 def test_texts_may_be_stored_as_categories(tmp_path: Path, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,3 +205,14 @@ def test_other_images_become_jpegs_and_a_test_split_has_no_labels(world: list[Fr
     front, left = found.cameras[:2]
     assert np.abs(load_image(front, "a")[:, :, ::-1].astype(int) - pixels).mean() < 3
     assert (load_image(left, "a") == 77).all()
+
+
+def test_the_code_of_the_page_runs(
+    repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (repository_root / "docs" / "argoverse2.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "argoverse2.md", "exec"), {"__name__": "page"})
+    printed = re.findall(r"print\(.*\)  # (.*)", code)
+    assert capsys.readouterr().out.splitlines() == printed == ["[]", "1.00 m"]
