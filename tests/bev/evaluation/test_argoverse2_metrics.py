@@ -203,3 +203,5 @@ def test_the_region_is_the_area_and_five_metres_around_it() -> None:
     region = RegionOfInterest.of_areas([np.array([[0.0, 0, 9], [20, 0, 9], [20, 10, 9], [0, 10, 9]])])
     points = np.array([[10.0, 5], [0.02, 0.02], [20.9, 5], [25.2, 5], [10, 10.9], [-3.0, 5]])
     assert region.contains(points).tolist() == [True, True, True, False, True, False]  # the grid ends where areas do
+    # officially coordinates are cut, not floored, so that the first cells are twice as wide
+    assert region.contains(np.array([[-0.05, 5.0], [-0.15, 5]])).tolist() == [True, False]

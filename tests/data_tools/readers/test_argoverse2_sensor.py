@@ -17,7 +17,7 @@ from drivestack.bev.evaluation.argoverse2_submission import score_submission
 from drivestack.core.argoverse2 import EVALUATED_CLASSES, OTHER_CATEGORIES
 from drivestack.core.cameras import RING_ORDER
 from drivestack.core.errors import ConfigError, DataError
-from drivestack.core.feather import write_feather
+from drivestack.core.feather import FeatherTable, write_feather
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.readers.argoverse2_files import Trajectory, nearest_times
 from drivestack.data_tools.readers.argoverse2_sensor import read_argoverse2_sensor, track_velocities
@@ -102,6 +102,16 @@ def test_cameras_show_their_nearest_image_from_where_the_car_was(root: Path, cap
         np.testing.assert_allclose(view.global_from_ego[:3, :3], quaternion_to_matrix(quaternion[0]), atol=1e-9)
     assert front.camera.intrinsics[0, 0] == 1700 and front.camera.lens is None  # k1 of the file does not apply
 
+    forget_warnings()
+    table = FeatherTable(log / "city_SE3_egovehicle.feather")
+    known = table.whole_numbers("timestamp_ns") <= times[-1]
+    poses = {name: table.numbers(name)[known] for name in table.names if name != "timestamp_ns"}
+    poses = {"timestamp_ns": table.whole_numbers("timestamp_ns")[known], **poses}
+    write_feather(log / "city_SE3_egovehicle.feather", poses)  # ends at the last sweep, before its images
+    with caplog.at_level(logging.WARNING, "drivestack"):
+        assert [len(frame.cameras) for frame in read_argoverse2_sensor(root)] == [7, 7, 6, 6]
+    assert "9 of 35 images are missing within 25 ms of their sweep, or have no pose" in caplog.text
+
     shutil.rmtree(log / "sensors")
     touch_images(log, "ring_side_left", times[:4])
     with caplog.at_level(logging.WARNING, "drivestack"):
@@ -154,8 +164,6 @@ def test_bad_input_is_refused_in_one_line(root: Path) -> None:
     refused(r"log-a: no map/log_map_archive", lanes=True)
 
     def spoil(name: str, says: str, **columns) -> None:
-        from drivestack.core.feather import FeatherTable
-
         path = log / name
         before = path.read_bytes()
         table = FeatherTable(path)._table
