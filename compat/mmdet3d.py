@@ -29,6 +29,7 @@ from ..core.frames import CameraView, Frame
 from ..core.once import warn_once
 from ..core.registries import METRICS
 from ..data_tools.labels.mono_targets import corners_in_camera, edge_pixels
+from ..data_tools.readers.lenses import lens_fields
 from ..geometry import invert_pose, transform_points
 
 CLASSES = (
@@ -107,9 +108,13 @@ def _image(frame: Frame, view: CameraView) -> dict[str, Any]:
         raise DataError(f"keyframe {frame.token}: {view.source}: mmdet3d reads files; write the image to one")
     if view.camera.lens is not None:
         warn_once(
-            f"camera {view.name} has a lens ({view.camera.lens.kind}), which mmdet3d's infos cannot state: boxes in "
-            "the image are through the lens, cam2img is without it; undistort the images to train 3D boxes"
+            f"camera {view.name} has a lens ({view.camera.lens.kind}), which mmdet3d's models do not know: they take "
+            "cam2img as a pinhole's; undistort the images to train 3D boxes"
         )
+    try:
+        lens = lens_fields(view.camera)  # our own reader takes it
+    except ValueError as error:
+        raise DataError(f"keyframe {frame.token}, camera {view.name}: {error}; undistort the images") from None
     path = Path(view.image_path).absolute()
     in_samples = path.parent.name == view.name and path.parent.parent.name == "samples"
     return dict(
@@ -121,6 +126,7 @@ def _image(frame: Frame, view: CameraView) -> dict[str, Any]:
         timestamp=view.timestamp_us / 1e6,
         width=view.camera.width_px,
         height=view.camera.height_px,
+        **lens,
     )
 
 

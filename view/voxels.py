@@ -171,9 +171,12 @@ def _paint(
     faces: _Faces, camera: CameraModel, ego_from_camera: NDArray[np.float64], grid: VoxelGrid
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Which face each pixel [H, W] shows, -1 for none, and the depth (distance, beyond 90 degrees) of each face [F]."""
-    points = transform_points(invert_pose(ego_from_camera), _corners_m(faces, grid).reshape(-1, 3))
-    uv = camera.project(points)[0].reshape(-1, 4, 2)
-    depth_m = nearness_m(points, camera).reshape(-1, 4)
+    corners = _corners_m(faces, grid)
+    if camera.lens is not None:  # sides are curves: their middles too
+        corners = np.stack([corners, (corners + np.roll(corners, -1, 1)) / 2], 2).reshape(len(corners), 8, 3)
+    points = transform_points(invert_pose(ego_from_camera), corners.reshape(-1, 3))
+    uv = camera.project(points)[0].reshape(*corners.shape[:2], 2)
+    depth_m = nearness_m(points, camera).reshape(corners.shape[:2])
     buffer = np.full((camera.height_px, camera.width_px), -1, np.int32)
     with np.errstate(invalid="ignore"):
         inside = (uv.max(1) > 0).all(1) & (uv.min(1) < [camera.width_px, camera.height_px]).all(1)

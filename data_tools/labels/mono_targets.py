@@ -41,6 +41,9 @@ MIN_SIDE_PX = 1e-5
 _SIGNS = np.array([[x, y, z] for x in (1, -1) for y in (1, -1) for z in (1, -1)], dtype=np.float64) / 2
 _EDGES = np.array([(i, j) for i in range(8) for j in range(i) if (_SIGNS[i] != _SIGNS[j]).sum() == 1])  # [12, 2]
 _PIECES = 16  # of an edge, for its curve
+_GRID = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 9)] * 3), -1).reshape(-1, 3)
+_ON_FACES = np.prod(0.5 + 2 * _GRID[(abs(_GRID) == 0.5).any(1), None] * _SIGNS, -1)
+"""[points, 8] weights of the corners for points on all faces."""
 
 
 def corners_in_camera(
@@ -79,7 +82,7 @@ def devkit_visible(corners_m: NDArray[np.float64], camera: CameraModel) -> NDArr
 def image_boxes(corners_m: NDArray[np.float64], camera: CameraModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """2D boxes [n, 4] of corners [n, 8, 3], clipped to the image, and the share [n] of each that is inside it.
 
-    Through a lens edges are curves: the box spans them, as far as the lens sees; without any of them the share is 0.
+    Through a lens edges are curves: the box spans them, as far as the lens sees; where it sees nothing the share is 0.
     """
     if camera.lens is None:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -87,14 +90,25 @@ def image_boxes(corners_m: NDArray[np.float64], camera: CameraModel) -> tuple[ND
             uv = projected[..., :2] / projected[..., 2:]  # [n, 8, 2]
         full = np.concatenate([uv.min(1), uv.max(1)], 1)  # [n, 4]
     else:
-        uv = edge_pixels(corners_m, camera)
-        seen = np.isfinite(uv).all(-1, keepdims=True)
-        full = np.concatenate([np.where(seen, uv, np.inf).min(1), np.where(seen, uv, -np.inf).max(1)], 1)
-        full[~seen.any((1, 2))] = 0.0
+        full = _bounds(edge_pixels(corners_m, camera))
+        ends = np.isnan(camera.project(corners_m)[0][..., 0])
+        if (cut := ends.any(1) & ~ends.all(1)).any():  # where the lens ends within a box, faces reach beyond the edges
+            faces = _bounds(camera.project(_ON_FACES @ corners_m[cut])[0])
+            full[cut, :2], full[cut, 2:] = (
+                np.minimum(full[cut, :2], faces[:, :2]),
+                np.maximum(full[cut, 2:], faces[:, 2:]),
+            )
+        full[full[:, 2] < full[:, 0]] = 0.0  # nothing is seen
     clipped = np.clip(full, 0, [camera.width_px, camera.height_px] * 2)
     area = np.prod(full[:, 2:] - full[:, :2], axis=1)
     inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) / np.maximum(area, 1e-12)
     return clipped, inside
+
+
+def _bounds(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes [n, 4] around pixels [n, points, 2] that are seen; from infinity to minus infinity where none is."""
+    seen = np.isfinite(pixels).all(-1, keepdims=True)
+    return np.concatenate([np.where(seen, pixels, np.inf).min(1), np.where(seen, pixels, -np.inf).max(1)], 1)
 
 
 def mono_targets(
