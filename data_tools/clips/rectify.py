@@ -138,4 +138,4 @@ def _tables(source_key: _Key, target_key: _Key) -> tuple[NDArray[np.int16], NDAr
     outside = -2.0  # what is not seen, for cv2.remap to paint black
     uv = np.clip(np.where(np.isfinite(uv), uv, outside), outside, [source.width_px + 1.0, source.height_px + 1.0])
     whole, parts = cv2.convertMaps(uv[..., 0].astype(np.float32), uv[..., 1].astype(np.float32), cv2.CV_16SC2)
-    return whole, parts
+    return np.asarray(whole, np.int16), np.asarray(parts, np.uint16)
