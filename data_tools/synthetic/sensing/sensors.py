@@ -7,7 +7,7 @@ LIDAR_TOP x right, y forward, z up. Pixel index (u, v) samples the image plane a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -79,6 +79,7 @@ class RigCamera:
         return self.camera.rays()
 
 
+@lru_cache(maxsize=2)  # for the lines of sight, which take long through a lens
 def camera_rig(image_width_px: int, rig: str = "nuscenes") -> tuple[RigCamera, ...]:
     """The cameras of a rig (a key of RIGS), the front one first; intrinsics scale with the width.
 
