@@ -104,21 +104,23 @@ class LensNotes:
         if kind is not None and len(found) == 1 and self.lens == "used":
             ((field, values),) = found.items()
             try:
-                made = _with_lens(camera, kind, values, fields.get(LIMIT_FIELD))
+                with np.errstate(all="ignore"):  # of numbers that no lens has
+                    made = _with_lens(camera, kind, values, fields.get(LIMIT_FIELD))
+                    self._check(name, made, field)
             except ValueError as error:
                 self._keep(name, camera, values, kind, f"{field}: {error}")
                 return camera
-            self._check(name, made, field)
             return made
         for field, values in found.items():
-            self._keep(name, camera, values, kind, f"{field} {np.round(values, 4).tolist()}")
+            self._keep(name, camera, values, kind, f"{field} {[float(f'{v:.4g}') for v in values]}")
         if kind is None or not found:
             what = f"lens model {stated!r}" + ("" if kind is None else " without coefficients")
             self._keep(name, camera, np.zeros(0), kind, what)
         return camera
 
     def _keep(self, name: str, camera: CameraModel, values: NDArray[np.float64], kind: str | None, what: str) -> None:
-        moved_px = corner_shift_px(camera, values, kind == "kannala_brandt")
+        with np.errstate(all="ignore"):
+            moved_px = corner_shift_px(camera, values, kind == "kannala_brandt")
         if name not in self._worst or moved_px > self._worst[name][0]:
             self._worst[name] = moved_px, what
 

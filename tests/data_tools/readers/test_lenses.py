@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from drivestack.core.errors import ConfigError
-from drivestack.data_tools.readers.lenses import LensNotes, lens_fields
+from drivestack.data_tools.readers.lenses import LENS_FIELDS, LensNotes, lens_fields
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.readers.occ3d_challenge import read_challenge
 from drivestack.geometry import (
@@ -128,6 +129,27 @@ def test_lenses_that_a_table_cannot_state_are_refused() -> None:
     for camera in (mei(K, 640, 480, 1.2, (0.1,)), cylinder(640, 480, 2.0)):
         with pytest.raises(ValueError, match="cannot be stated"):
             lens_fields(camera)
+
+
+@pytest.mark.filterwarnings("error")
+def test_fields_may_hold_anything() -> None:
+    rng, made = np.random.default_rng(0), 0
+    odd = [0, 1e-3, -0.3, 5, -1e300, 1e308, math.nan, math.inf, "x", None, True]
+    for _ in range(400):
+        counts = [0, 2, 3, 4, 5, 7, 8, 12, 14, 20]
+        numbers = (rng.normal(size=rng.choice(counts)) * 10 ** rng.uniform(-4, 6)).tolist()
+        mixed = [odd[i] for i in rng.integers(0, len(odd), rng.choice(counts))]
+        values: list[Any] = [numbers, numbers, mixed, {"k1": 0.1, "k9": "a", "k3": None}, [[1, 2], [3]], b"x", 3, None]
+        fields = {str(rng.choice(LENS_FIELDS)): values[rng.integers(len(values))] for _ in range(2)}
+        fields["camera_model"] = ["", "fisheye", "f_theta", "f_theta_backward", "double_sphere", "zz", 3][
+            rng.integers(7)
+        ]
+        if rng.random() < 0.2:
+            fields["camera_max_angle_rad"] = [-1, 0, 1.0, math.nan, 1e9, "x"][rng.integers(6)]
+        notes = LensNotes("set")
+        made += notes.add("CAM", PINHOLE, fields).lens is not None
+        notes.report()
+    assert made > 20
 
 
 # ---------------------------------------------------------------------------------------------------------- in tables
