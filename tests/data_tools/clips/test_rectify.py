@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from drivestack.core.errors import ConfigError
-from drivestack.core.frames import CameraView, Frame
+from drivestack.core.frames import Annotations, CameraView, Frame
 from drivestack.core.labels import LaneLabels
 from drivestack.data_tools.clips import rectify
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
@@ -24,6 +24,7 @@ from drivestack.data_tools.synthetic.sensing.observe import take_picture
 from drivestack.data_tools.synthetic.sensing.renderer import RayCaster
 from drivestack.data_tools.synthetic.sensing.sensors import RigCamera, camera_rig
 from drivestack.geometry import CameraModel, kannala_brandt
+from drivestack.geometry.lenses import pinhole_row, project_rows
 from drivestack.lane_topology.front_image import boxes_on_disk
 
 MODES: list[tuple[LensHandling, float | None]] = [
@@ -192,6 +193,24 @@ def test_clips_state_the_camera_of_the_image_that_they_hold(
     assert len(targets.attributes) == 1 + corner_is_seen and targets.lane_element.shape == (1, 1 + corner_is_seen)
     on_disk = boxes_on_disk(targets.elements_xyxy_px, batch, 0, 0)
     assert torch.abs(on_disk[0] - torch.tensor([200.0, 100, 240, 140])).max() < 4
+
+
+@pytest.mark.parametrize(("lens", "fov_deg"), [("keep", None), *MODES])
+def test_targets_of_single_images_are_those_of_the_virtual_camera(
+    frame: Frame, lens: LensHandling, fov_deg: float | None
+) -> None:
+    labels = Annotations.of_boxes(["car", "car"], [[9.0, 1.0, 0.8], [12.0, -2.0, 0.8]], [[4.0, 2, 1.6]] * 2, [0.3, 0.0])
+    labelled = replace(frame, annotations=replace(labels, num_lidar_points=np.full(2, 9)))
+    image = {"crop": (0.0, 0.0, 1.0, 1.0), "test_height_px": 135, "resample": "area", "lens": lens, "fov_deg": fov_deg}
+    clip = ClipDataset(classes=["car"], frames=[labelled], image=image, mono=True)[0]
+    assert clip.mono is not None
+    targets = clip.mono[0]
+    assert targets is not None and len(targets.labels) == 2
+    rows = pinhole_row(clip.intrinsics[0]) if clip.lenses is None else clip.lenses[0, 0]
+    centres = targets.boxes3d_camera[:, 4:7].double()
+    uv, seen = project_rows(centres, torch.from_numpy(np.asarray(rows, np.float64)).expand(2, -1))
+    low, high = targets.boxes_xyxy_px[:, :2], targets.boxes_xyxy_px[:, 2:]
+    assert seen.all() and ((low < uv) & (uv < high)).all()
 
 
 def test_cached_images_are_re_projected_too(frame: Frame) -> None:
