@@ -330,6 +330,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     out: str | Path | None = None,
     class_range_m: Mapping[str, float] | None = None,
+    mapping: Mapping[str, Any] | str | Path | None = None,
     **run: Any,
 ) -> dict[str, dict[str, Any]]:
     """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
@@ -337,17 +338,28 @@ def evaluate(
     Boxes are scored on the config's ``benchmark``, nuScenes by default; Waymo's scores are LET-3D and standard AP.
     data: frames with labels, or where they come from. tasks: default all tasks of the model that the data have labels
     for; what is left out is logged. out: folder for the submissions. class_range_m: radius within which boxes of a
-    class count, where it is neither the config's nor nuScenes'. run: batch_size, num_workers, progress.
+    class count, where it is neither the config's nor nuScenes'. mapping: a JSON file, or its content, that says what
+    counts as what on a set of other classes and cameras; it is of boxes, the only task then unless ``tasks`` names more
+    (docs/across_sets.md). run: batch_size, num_workers, progress.
     Raises DataError where the data have labels for none of the tasks, or labels that cannot be used, before predicting.
     """
+    from .bev.evaluation.class_mapping import read_mapping
+    from .tasks.across import AcrossSets
     from .tasks.base import GroundTruth, Task, labelled
+    from .tasks.boxes import Boxes
     from .tasks.registry import TASKS
-    from .tasks.run import box_task, score_frames
+    from .tasks.run import box_task, class_ranges_m, score_frames
 
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
+    tasks = ("boxes",) if mapping is not None and tasks is None else tasks
     chosen: dict[str, Task] = {name: TASKS[name]() for name in model.model.asked(tasks)}
     if "boxes" in chosen:
-        chosen["boxes"] = box_task(model.config, class_range_m)
+        chosen["boxes"] = box_task(model.config, class_range_m if mapping is None else None)
+    if mapping is not None:
+        if "boxes" not in chosen:
+            raise ConfigError("mapping is of boxes, and tasks leaves them out: leave one of them out")
+        across = AcrossSets(read_mapping(mapping)).with_model(model.config, model.model, truth.frames)
+        chosen["boxes"] = Boxes(model.class_names, class_ranges_m(model.config, class_range_m), across=across)
     if tasks is None:
         chosen = labelled(chosen, truth)
     device = str(next(model.model.parameters()).device)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from ..tasks.base import GroundTruth, Predictions, Task
+    from ..tasks.boxes import Boxes
 
 INVALID_SUBMISSION = 1
 _SCORED = "nuScenes detection, Waymo's LET-3D, Occ3D voxel metrics, OpenLane-V2"
@@ -75,6 +77,34 @@ def _add_class_range(parser: argparse.ArgumentParser) -> None:
         help="radius in metres within which boxes of a class count, where it is neither the config's class_range_m nor "
         "nuScenes' (own classes: 50); repeatable",
     )
+
+
+def _add_mapping(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mapping",
+        metavar="FILE",
+        help="score boxes on a set of other classes: JSON with predictions and labels, each class -> common class "
+        "(docs/across_sets.md)",
+    )
+
+
+def _mapped(
+    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
+) -> Boxes | None:
+    """The boxes' task by ``--mapping``, None without it. It takes the place of any other: its metric is one for all."""
+    from ..bev.evaluation.class_mapping import read_mapping
+    from ..core.errors import ConfigError
+    from ..tasks.across import AcrossSets
+    from ..tasks.boxes import Boxes
+
+    if not options.mapping:
+        return None
+    if options.class_range:
+        raise ConfigError("--class-range beside --mapping: state the radii of the common classes there, in range_m")
+    if options.tasks and "boxes" not in options.tasks:
+        raise ConfigError("--mapping is of boxes, and --tasks leaves them out: leave one of them out")
+    across = AcrossSets(read_mapping(options.mapping))
+    return Boxes(class_names, dict(class_range_m or {}), options.official, across)
 
 
 def chosen_tasks(
@@ -140,7 +170,7 @@ class _Run:
     def __init__(self, options: argparse.Namespace) -> None:
         from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
-        from ..tasks.run import load_model, parse_device
+        from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
 
         if options.device is not None:
             parse_device(options.device)
@@ -150,9 +180,17 @@ class _Run:
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
         self.chosen = chosen_tasks(options, config=self.config)
-        self.model = load_model(self.config, None if options.checkpoint == "random" else options.checkpoint)
-        self.tasks = self.model.asked(options.tasks or None)
-        self.frames = self.source.read()
+        weights = None if options.checkpoint == "random" else options.checkpoint
+        self.model = load_model(self.config, weights)
+        mapped = None
+        if "mapping" in options:
+            mapped = _mapped(options, class_names(self.config), class_ranges_m(self.config))
+        self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
+        self.frames = self.seen = self.source.read()
+        if mapped is not None and mapped.across is not None:
+            across = mapped.across.with_model(self.config, self.model, self.frames, weights)
+            self.chosen["boxes"] = replace(mapped, across=across)
+            self.seen = across.mapping.renamed(self.frames)
 
     def write(self, paths: dict[str, Path]) -> Predictions:
         """Predict, and write the submissions; voxels are written one frame at a time."""
@@ -167,7 +205,7 @@ class _Run:
             folder = Occupancy.folder(paths["occupancy"])
             check_outputs(folders=[folder])
             remove_stale_files(folder)
-        how, frames = self.options.perturb_calibration, self.frames
+        how, frames = self.options.perturb_calibration, self.seen
         seen = frames if how is None else perturb_calibration(frames, how)
         voxels = self.chosen["occupancy"]
         keep = (
@@ -253,6 +291,7 @@ def add_evaluate(verbs: Any) -> None:
     _add_tasks(parser, "all that the model answers")
     add_source(parser, "the config's test dataset")
     _add_class_range(parser)
+    _add_mapping(parser)
     parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
     _add_metrics(parser)
 
@@ -316,6 +355,7 @@ def add_score(verbs: Any) -> None:
     _add_tasks(parser, "what the file is, what the folder holds")
     add_source(parser)
     _add_class_range(parser)
+    _add_mapping(parser)
     parser.add_argument("--out", metavar="DIR", help="also write the scores here, as JSON")
     _add_metrics(parser)
 
@@ -324,8 +364,10 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import find
 
-    paths = find(options.path, options.tasks)
+    paths = find(options.path, options.tasks or (("boxes",) if options.mapping else ()))
     chosen = chosen_tasks(options, submissions=paths)
+    if (mapped := _mapped(options)) is not None:
+        chosen["boxes"] = mapped
     out = Path(options.out) if options.out else None
     files = [] if out is None else [out / chosen[name].scores_file for name in paths]
     with writing(f"score {options.path}", files, [] if out is None else [out]):

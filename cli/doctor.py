@@ -59,7 +59,7 @@ EXTRAS = {
         "box scores by nuscenes-devkit itself (--official); our own, equal ones are here",
         DEVKIT,
     ),
-    "argoverse": Extra(("pyarrow",), "reading Argoverse 2 logs"),
+    "argoverse": Extra(("pyarrow",), "Argoverse 2: logs, boxes, submissions"),
     "waymo": Extra(
         ("google.protobuf", "pyarrow", "waymo_open_dataset"),
         "reading and writing Waymo v1 records (reader waymo); v2 needs pyarrow alone",

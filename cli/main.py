@@ -27,6 +27,7 @@ from .ensemble import add_ensemble
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
+from .splits import add_check_splits, add_make_splits
 from .visualize import add_visualize
 
 
@@ -98,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_check,
         add_ensemble,
         add_check_data,
+        add_check_splits,
+        add_make_splits,
         add_visualize,
         add_features,
         add_throughput,
@@ -206,8 +209,9 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument(
         "--rig",
         default="nuscenes",
-        choices=("nuscenes", "argoverse2"),
-        help="six cameras, or seven (default: %(default)s)",
+        choices=("nuscenes", "argoverse2", "distorted", "fisheye"),
+        help="six cameras, seven, six with lens distortion, or six with a 120 degree fisheye ahead (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--labels",

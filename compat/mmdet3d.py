@@ -28,7 +28,8 @@ from ..core.files import atomic_path
 from ..core.frames import CameraView, Frame
 from ..core.once import warn_once
 from ..core.registries import METRICS
-from ..data_tools.labels.mono_targets import corners_in_camera
+from ..data_tools.labels.mono_targets import corners_in_camera, edge_pixels
+from ..data_tools.readers.lenses import lens_fields
 from ..geometry import invert_pose, transform_points
 
 CLASSES = (
@@ -105,6 +106,15 @@ def _entry(number: int, frame: Frame) -> dict[str, Any]:
 def _image(frame: Frame, view: CameraView) -> dict[str, Any]:
     if not view.image_path:
         raise DataError(f"keyframe {frame.token}: {view.source}: mmdet3d reads files; write the image to one")
+    if view.camera.lens is not None:
+        warn_once(
+            f"camera {view.name} has a lens ({view.camera.lens.kind}), which mmdet3d's models do not know: they take "
+            "cam2img as a pinhole's; undistort the images to train 3D boxes"
+        )
+    try:
+        lens = lens_fields(view.camera)  # our own reader takes it
+    except ValueError as error:
+        raise DataError(f"keyframe {frame.token}, camera {view.name}: {error}; undistort the images") from None
     path = Path(view.image_path).absolute()
     in_samples = path.parent.name == view.name and path.parent.parent.name == "samples"
     return dict(
@@ -116,6 +126,7 @@ def _image(frame: Frame, view: CameraView) -> dict[str, Any]:
         timestamp=view.timestamp_us / 1e6,
         width=view.camera.width_px,
         height=view.camera.height_px,
+        **lens,
     )
 
 
@@ -154,7 +165,8 @@ def _camera_instances(frame: Frame, view: CameraView) -> list[dict[str, Any]]:
     velocities = np.pad(labels.velocity_global_mps, ((0, 0), (0, 1))) @ camera_from_global[:3, :3].T
     corners = corners_in_camera(centres, rotations, labels.size_lwh_m)
     found = []
-    for i in np.flatnonzero((centres[:, 2] > 0) & [name in CLASSES for name in labels.names]):
+    seen = np.isfinite(view.camera.project(centres)[0]).all(1)
+    for i in np.flatnonzero(seen & [name in CLASSES for name in labels.names]):
         image_box = _image_box(corners[i], view)
         if image_box is None:
             continue
@@ -179,12 +191,17 @@ def _camera_instances(frame: Frame, view: CameraView) -> list[dict[str, Any]]:
 
 
 def _image_box(corners_m: NDArray[np.float64], view: CameraView) -> list[float] | None:
-    """Bounds of what lies in the image of the hull of the corners [8, 3] ahead of the camera, as in mmdet3d."""
-    projected = corners_m[corners_m[:, 2] > 0] @ view.camera.intrinsics.T
-    if not len(projected):
+    """Bounds of what lies in the image of the hull of the corners [8, 3] ahead of the camera, as in mmdet3d; through a
+    lens, of the edges."""
+    if view.camera.lens is None:
+        projected = corners_m[corners_m[:, 2] > 0] @ view.camera.intrinsics.T
+        pixels = projected[:, :2] / projected[:, 2:]
+    else:
+        pixels = edge_pixels(corners_m[None], view.camera)[0]
+        pixels = pixels[np.isfinite(pixels[:, 0])]
+    if not len(pixels):
         return None
-    hull = MultiPoint(projected[:, :2] / projected[:, 2:]).convex_hull
-    inside = hull.intersection(box(0, 0, view.camera.width_px, view.camera.height_px))
+    inside = MultiPoint(pixels).convex_hull.intersection(box(0, 0, view.camera.width_px, view.camera.height_px))
     return list(inside.bounds) if inside.area > 0 else None
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.frames import Frame
 from ..core.weights.lineage import MOST_SCENES, Stage, data_settings, lineage_of, seen_before, split_in
 from ..data_tools.readers.registry import DataSource
+from ..data_tools.splits.places import overlap, places_of
 from .config import task_names
 from .resume import plain_settings
 
@@ -69,3 +71,34 @@ def warn_if_seen(config: Mapping[str, Any], stages: tuple[Stage, ...]) -> None:
             "the weights to start from have seen validation data: %s; scores there are not those of unseen data",
             phrase,
         )
+
+
+def warn_if_near(config: Mapping[str, Any], dataset: Any) -> None:
+    """Warn where the config scores on places that it trains on, as far as the sets state their cities.
+
+    Only with ``validation`` in the config; nothing is said of frames without a location, whose poses may be local.
+    """
+    test = config.get("test_dataset") or {}
+    if not config.get("validation") or not test.get("source"):
+        return
+    located = _located(getattr(dataset, "frames", ()))
+    try:
+        frames = _located(DataSource.of(test["source"]).read() if located else ())
+        found = overlap(places_of(frames), places_of(located))
+    except (DataError, ConfigError) as error:
+        logger.debug("the places of the validation data are not known: %s", error)
+        return
+    if near := sum(scene.near for scene in found.first):
+        cities = sorted({scene.location for scene in found.first})
+        logger.warning(
+            "%d of %d keyframes of the validation data lie within %g m of training data (%s): scores do not say how "
+            "the model does at places that it has not seen; see `drivestack check-splits` and `make-splits`",
+            near,
+            len(frames),
+            found.distance_m,
+            ", ".join(cities[:6]) + (", ..." if len(cities) > 6 else ""),
+        )
+
+
+def _located(frames: Iterable[Any]) -> list[Frame]:
+    return [frame for frame in frames if isinstance(frame, Frame) and frame.conditions.get("location")]

@@ -32,7 +32,7 @@ from .config_text import config_text, read_config_text
 from .failures import bad_parameters
 from .fine_tune import fine_tune
 from .loop import local_device
-from .provenance import earlier_stages, own_stage, warn_if_seen
+from .provenance import earlier_stages, own_stage, warn_if_near, warn_if_seen
 from .recompute import module_names, recompute_in_backward
 from .resume import Settings, compare, other_changes, run_settings
 from .sharding import FixedBuckets, check_shared_out, share_out_model, with_shared_state
@@ -247,6 +247,7 @@ class TrainRunner(Runner):
             self._has_loaded = True
         if self.rank == 0:
             warn_if_seen(self.config, self.lineage[:-1])
+            warn_if_near(self.config, dataset)
         self.write_config()
 
     def _start_from(self, path: Path) -> None:

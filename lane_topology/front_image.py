@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from ..core.answers import LaneGraph
 from ..core.batch import Batch
 from ..core.cameras import front_camera as camera_that_looks_ahead
 from ..core.errors import ConfigError
+from ..data_tools.clips.rectify import moved_boxes
+from ..geometry import CameraModel, Lens
+from ..geometry.lenses import KINDS
 
 
 def front_index(front_camera: str | int | None, batch: Batch) -> int | None:
@@ -84,7 +88,8 @@ def without_elements(graph: LaneGraph) -> LaneGraph:
 def boxes_on_disk(boxes: Tensor, batch: Batch, sample: int, front: int) -> Tensor:
     """Boxes [k, 4] xyxy of the model's front image in the image on disk, kept inside it.
 
-    The image on disk was scaled and cropped; the two intrinsic matrices say how. A sample whose frame holds no cameras
+    The image on disk was scaled and cropped; the two intrinsic matrices say how. Where it was re-projected to a virtual
+    camera, each box is put around what it is in the real one. A sample whose frame holds no cameras
     is taken as it is. ``front``: index of the camera in the batch; the boxes of a frame that lacks it stay as they are.
     """
     frame = batch.frames[sample]
@@ -93,9 +98,30 @@ def boxes_on_disk(boxes: Tensor, batch: Batch, sample: int, front: int) -> Tenso
     if view is None:
         return boxes
     intrinsics = batch.intrinsics[sample, front].double().cpu()
+    limit = torch.tensor([view.camera.width_px, view.camera.height_px] * 2)
+    lens = _lens(batch, sample, front)
+    if not _same(lens, view.camera.lens):
+        model = CameraModel(intrinsics.numpy(), 1, 1, lens)  # its size plays no part
+        moved = torch.from_numpy(moved_boxes(boxes.double().cpu().numpy(), model, view.camera)).nan_to_num()
+        return moved.clamp(min=torch.zeros(4, dtype=torch.float64), max=limit.double()).to(boxes)
     on_disk = torch.from_numpy(view.camera.intrinsics).double()
     scale = intrinsics.diagonal()[:2].abs() / on_disk.diagonal()[:2]
     shift = intrinsics[:2, 2] - scale * on_disk[:2, 2]
-    limit = torch.tensor([view.camera.width_px, view.camera.height_px] * 2)
     moved = (boxes.double().cpu() - shift.repeat(2)) / scale.repeat(2)
     return moved.clamp(min=torch.zeros(4, dtype=torch.float64), max=limit.double()).to(boxes)
+
+
+def _lens(batch: Batch, sample: int, camera: int) -> Lens | None:
+    """Of the camera that the model's image is of, real or virtual."""
+    if batch.current_lenses is None:
+        return None
+    row = batch.current_lenses[sample, camera].double().cpu().tolist()
+    kind = KINDS[round(row[0]) - 1] if row[0] else ""
+    return Lens(kind, tuple(row[8 : 8 + len(Lens(kind).coefficients)]), row[1]) if kind else None
+
+
+def _same(a: Lens | None, b: Lens | None) -> bool:
+    """Up to the rounding of a batch's numbers."""
+    if a is None or b is None:
+        return a is b
+    return a.kind == b.kind and np.allclose(a.coefficients, b.coefficients, rtol=1e-5, atol=1e-9)

@@ -11,14 +11,12 @@ from ..bev.evaluation import nuscenes_metrics, nuscenes_official, nuscenes_rules
 from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
 from ..bev.evaluation.nuscenes_metrics import DETECTION_CVPR_2019, DetectionSettings
 from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
-from ..bev.evaluation.nuscenes_submission import CLASS_RANGE_M, NuScenesSubmission, read_detections
+from ..bev.evaluation.nuscenes_submission import CLASS_RANGE_M, OTHER_RANGE_M, NuScenesSubmission, read_detections
 from ..bev.evaluation.oddities import all_far_away, oddities
 from ..core.errors import ConfigError, NoLabelsError
 from ..core.frames import Frame
+from .across import AcrossSets
 from .base import GroundTruth, Predictions, Reader, foreign, refuse
-
-OTHER_RANGE_M = 50.0
-"""Default radius around the car within which classes that are not nuScenes' are scored."""
 
 
 def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, float]) -> DetectionSettings:
@@ -47,6 +45,7 @@ def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, f
 class Boxes:
     """class_names: those of the model; default: what labels and submission name. class_range_m: radius within which a
     class is scored, where it is not nuScenes'. official: score with nuscenes-devkit instead of our own, equal metric.
+    across: how boxes are scored on a data set of other classes (bev/evaluation/class_mapping.py).
     """
 
     title: ClassVar[str] = "3D boxes (nuScenes)"
@@ -55,6 +54,7 @@ class Boxes:
     class_names: Sequence[str] = ()
     class_range_m: Mapping[str, float] = field(default_factory=dict)
     official: bool = False
+    across: AcrossSets | None = None
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
         found = predictions.detections
@@ -64,10 +64,14 @@ class Boxes:
         return f"{sum(len(own.boxes) for own in found.values())} boxes"
 
     def _ranges(self, class_names: Sequence[str]) -> dict[str, float]:
+        if self.across is not None:
+            return self.across.mapping.writing_ranges_m(self.class_range_m)
         return dict(detection_settings(class_names, self.class_range_m).class_range_m)
 
     def _classes(self, truth: GroundTruth | None) -> list[str]:
         """All classes that may be named: the model's, else nuScenes' and those of the labels."""
+        if self.across is not None:
+            return [*CLASS_RANGE_M, *(name for name in self.across.mapping.predictions if name not in CLASS_RANGE_M)]
         if self.class_names:
             return list(self.class_names)
         notes = [] if truth is None else [frame.annotations for frame in truth.frames]
@@ -100,12 +104,17 @@ class Boxes:
         """Nothing: samples go by their tokens, which readers hold to be distinct."""
 
     def demand(self, truth: GroundTruth) -> None:
+        if self.official and self.across is not None:
+            raise ConfigError("--official scores nuScenes' classes as they are: leave --mapping or --official out")
         if self.official:
             nuscenes_official.require_devkit()
             root, version, split = self._official_split(truth)
             nuscenes_official.check_split(Path(root) / version, split)
         if not any(frame.annotations is not None and len(frame.annotations) for frame in truth.frames):
             raise NoLabelsError(f"{truth.source} has no annotations; score a labelled split")
+        if self.across is not None:
+            self.across.mapping.demand(truth.frames, self.class_names)
+            return
         self._demand_classes(truth)
         if self.official:
             notes = [frame.annotations for frame in truth.frames if frame.annotations is not None]
@@ -143,6 +152,10 @@ class Boxes:
         if self.official:
             refuse(path, self.check(path, truth))
             return nuscenes_official.evaluate_official(path, *self._official_split(truth), truth.tokens)
+        if self.across is not None:
+            boxes = read_submission(path, truth.tokens, self._classes(truth))
+            refuse(path, [far] if (far := all_far_away(boxes, truth.frames)) else [])
+            return self.across.score(truth, boxes, self.class_range_m)
         settings = self.settings(truth)
         boxes = read_submission(path, truth.tokens, settings.class_names)
         self._demand_known_ranges(boxes, truth)
@@ -164,7 +177,8 @@ class Boxes:
         return foreign(read_submission(path, None, self._classes(truth)), truth.tokens)
 
     def table(self, scores: dict[str, Any]) -> list[str]:
-        return nuscenes_metrics.table(scores)
+        report = scores["across_sets"]["report"] if "across_sets" in scores else []
+        return [*report, *([""] if report else []), *nuscenes_metrics.table(scores)]
 
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
         return {"NDS": scores["nds"], "mAP": scores["map"]} | dict(scores["tp_errors"])

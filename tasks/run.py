@@ -171,6 +171,7 @@ def score_frames(
     run: arguments of predict_frames. Raises what the tasks' ``demand``, ``write`` and ``score`` do, before predicting
     as far as that can be known.
     """
+    from .boxes import Boxes
     from .occupancy import Occupancy
     from .registry import in_folder
 
@@ -183,7 +184,10 @@ def score_frames(
             check_writable(path)
         if isinstance(voxels := chosen.get("occupancy"), Occupancy):
             run["keep"] = voxels.keep(paths["occupancy"])
-        predictions = predict_frames(config, model, truth.frames, tasks=list(chosen), **run)
+        frames = truth.frames
+        if isinstance(boxes := chosen.get("boxes"), Boxes) and boxes.across is not None:
+            frames = boxes.across.mapping.renamed(frames)
+        predictions = predict_frames(config, model, frames, tasks=list(chosen), **run)
         scores = {}
         for name, task in chosen.items():
             task.write(paths[name], predictions, truth.split)

@@ -241,5 +241,13 @@ def test_readers_by_name_file_and_function(tmp_path, frame) -> None:
         drivestack.read("anywhere", reader=str(tmp_path / "bad.py"))
     from drivestack.data_tools.readers.registry import find_reader, reader_names
 
-    for name in ("nuscenes", "nuscenes_infos", "openlane", "occ3d_challenge", "argoverse2", "camera_images"):
+    for name in (
+        "nuscenes",
+        "nuscenes_infos",
+        "openlane",
+        "occ3d_challenge",
+        "argoverse2",
+        "argoverse2_sensor",
+        "camera_images",
+    ):
         assert name in reader_names() and find_reader(name).conventions.frames.startswith("EGO")

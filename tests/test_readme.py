@@ -17,6 +17,7 @@ PAGES += (
     "docs/performance.md",
     "docs/lane_topology.md",
     "docs/occupancy.md",
+    "docs/across_sets.md",
     "docs/build.md",
     "docs/operators.md",
     "docs/LOG.md",

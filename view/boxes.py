@@ -17,8 +17,10 @@ from ..core.answers import Detections
 from ..core.errors import DataError
 from ..core.files import atomic_path
 from ..core.frames import Frame
+from ..data_tools.labels.mono_targets import nearness_m
 from ..geometry import CameraModel, box_corners, box_corners_bev, transform_boxes, transform_points
 from .colours import GROUND_TRUTH, Colour, Palette
+from .curves import edge_in_camera, face_in_camera
 from .drawing import (
     NEAR_M,
     SCORE_LETTERS_PX,
@@ -136,17 +138,6 @@ def name_boxes(labels: Labels, drawn: Drawn, named: Sequence[tuple[int, Extent]]
         labels.beside(extent, drawn.text(i), drawn.colours[i], font)
 
 
-def clip_near(polygon: NDArray[np.float64], near_m: float = NEAR_M) -> NDArray[np.float64]:
-    """The part of a closed polygon (or segment) [k, 3] of the camera frame with depth >= near_m: [m, 3], m may be 0."""
-    kept = []
-    for a, b in zip(polygon, np.roll(polygon, -1, axis=0)):
-        if a[2] >= near_m:
-            kept.append(a)
-        if (a[2] >= near_m) != (b[2] >= near_m):
-            kept.append(a + (near_m - a[2]) / (b[2] - a[2]) * (b - a))
-    return np.array(kept).reshape(-1, 3)
-
-
 def _draw_box(
     draw: ImageDraw.ImageDraw,
     camera: CameraModel,
@@ -156,25 +147,25 @@ def _draw_box(
     unit: float,
 ) -> Extent | None:
     """Draws one box of corners [8, 3] in the camera frame; its extent in the image, or None if out of sight."""
-    if corners[:, 2].max() < NEAR_M or corners[:, 2].mean() < 0:
+    near_m = nearness_m(corners, camera)
+    if near_m.max() < NEAR_M or near_m.mean() < 0:
         return None
-
-    def pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return camera.project(clip_near(points))[0]
-
-    segments = [pixels(corners[list(edge)])[:2] for edge in _EDGES]
+    segments = [edge_in_camera(camera, corners[list(edge)]) for edge in _EDGES]
     ends = np.concatenate(segments)
+    ends = ends[np.isfinite(ends[:, 0])]
+    if not len(ends):
+        return None
     left, top = ends.min(0)
     right, bottom = ends.max(0)
     if right < 0 or bottom < 0 or left > camera.width_px or top > camera.height_px:
         return None
     colour, is_label = drawn.colours[index], drawn.is_label
-    front = pixels(corners[list(_FRONT_FACE)])
+    front = face_in_camera(camera, corners[list(_FRONT_FACE)])
     if len(front) >= 3:
         draw.polygon([tuple(p) for p in front], fill=(*colour, 45 if is_label else 90))
     nose = corners[[0, 1]].mean(0)  # where the heading leaves the floor of the box
-    for segment in [*segments, pixels(np.stack([corners[:4].mean(0), nose]))[:2]]:
-        if len(segment) == 2:
+    for segment in [*segments, edge_in_camera(camera, np.stack([corners[:4].mean(0), nose]))]:
+        if len(segment) > 1:
             draw_path(draw, segment, colour, unit, is_label)
     return left, top, right, bottom
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,8 @@ from ..core.frames import CameraView
 from ..core.labels import ELEMENT_ATTRIBUTES, LaneLabels
 from ..geometry import CameraModel, transform_points
 from .colours import ELEMENT_COLOURS, GROUND_TRUTH, JOINT_COLOUR, LANE_COLOUR, PANEL, SIGN_COLOUR, TEXT, Colour
-from .drawing import NEAR_M, Labels, LegendEntry, draw_path, draw_polygon, letters, shown
+from .curves import lines_in_camera
+from .drawing import Labels, LegendEntry, draw_path, draw_polygon, letters, shown
 from .panels import Pixels
 
 _MIN_EDGE = 0.5  # probability from which an edge of the topology is drawn
@@ -129,8 +129,7 @@ def lanes_in_camera(
     for lanes in drawn:
         colour = GROUND_TRUTH if lanes.is_label else LANE_COLOUR
         for line in lanes.lines:
-            for path in paths_in_front(transform_points(camera_from_ego, line)):
-                uv, _ = camera.project(path)
+            for uv in lines_in_camera(camera, transform_points(camera_from_ego, line)):
                 draw_path(draw, uv, colour, unit, lanes.is_label, _LANE_WIDTH, alpha=230)
 
 
@@ -153,20 +152,6 @@ def elements_in_camera(
             draw_polygon(draw, outline, lanes.colour(k), unit, lanes.is_label)
             if not lanes.is_label:
                 labels.beside((left, top, right, bottom), lanes.text(k), lanes.colour(k), letters(9.5, unit))
-
-
-def paths_in_front(points_camera: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """The parts of an open line [points, 3] of the camera frame with depth >= NEAR_M, [>= 2, 3] each."""
-    paths: list[list[NDArray[np.float64]]] = [[]]
-    for a, b in pairwise(points_camera):
-        ahead = a[2] >= NEAR_M, b[2] >= NEAR_M
-        if any(ahead):
-            crossing = a + (NEAR_M - a[2]) / (b[2] - a[2]) * (b - a) if not all(ahead) else a
-            start, end = (a if ahead[0] else crossing), (b if ahead[1] else crossing)
-            paths[-1] += [start, end] if not paths[-1] else [end]
-        if not ahead[1] and paths[-1]:
-            paths.append([])
-    return [np.array(path) for path in paths if len(path) > 1]
 
 
 # ------------------------------------------------------------------------------------------------------ from above

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
+from ..data_tools.labels.mono_targets import nearness_m
 from ..geometry import OCC3D_GRID, CameraModel, VoxelGrid, invert_pose, pose, transform_points
 from ..occupancy.classes import OCC3D_NUSCENES
 from .colours import PANEL, Colour, Palette
@@ -169,10 +170,13 @@ def _corners_m(faces: _Faces, grid: VoxelGrid) -> NDArray[np.float64]:
 def _paint(
     faces: _Faces, camera: CameraModel, ego_from_camera: NDArray[np.float64], grid: VoxelGrid
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Which face each pixel [H, W] shows, -1 for none, and the depth of each face [F]."""
-    points = transform_points(invert_pose(ego_from_camera), _corners_m(faces, grid).reshape(-1, 3))
-    uv, depth_m = camera.project(points)
-    uv, depth_m = uv.reshape(-1, 4, 2), depth_m.reshape(-1, 4)
+    """Which face each pixel [H, W] shows, -1 for none, and the depth (distance, beyond 90 degrees) of each face [F]."""
+    corners = _corners_m(faces, grid)
+    if camera.lens is not None:  # sides are curves: their middles too
+        corners = np.stack([corners, (corners + np.roll(corners, -1, 1)) / 2], 2).reshape(len(corners), 8, 3)
+    points = transform_points(invert_pose(ego_from_camera), corners.reshape(-1, 3))
+    uv = camera.project(points)[0].reshape(*corners.shape[:2], 2)
+    depth_m = nearness_m(points, camera).reshape(corners.shape[:2])
     buffer = np.full((camera.height_px, camera.width_px), -1, np.int32)
     with np.errstate(invalid="ignore"):
         inside = (uv.max(1) > 0).all(1) & (uv.min(1) < [camera.width_px, camera.height_px]).all(1)

@@ -11,6 +11,7 @@ Shapes: P predictions, G ground-truth objects, K pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -42,11 +43,54 @@ def pairs_within(
     prediction_group: [P] and truth_group: [G] number the groups; prediction_xy_m: [P, 2] and truth_xy_m: [G, 2], in one
     frame for each group. Of objects at equal distance the one with the lower index comes first.
     """
+    found = []
+    for p, g in _pairs_of_groups(prediction_group, truth_group):
+        dx, dy = (prediction_xy_m[p] - truth_xy_m[g]).T
+        distance = np.sqrt(dx * dx + dy * dy)
+        near = distance < reach_m
+        found.append((p[near], g[near], distance[near]))
+    if not found:
+        nothing = np.zeros(0, dtype=np.int64)
+        return Pairs(nothing, nothing, np.zeros(0))
+    p, g, distance = (np.concatenate(column) for column in zip(*found))
+    by_distance = np.lexsort((g, distance, p))
+    return Pairs(p[by_distance], g[by_distance], distance[by_distance])
+
+
+def nearest_truth(
+    prediction_group: NDArray[np.int64],
+    prediction_m: NDArray[np.float64],
+    truth_group: NDArray[np.int64],
+    truth_m: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The nearest object of its group for each prediction, and its distance: [P], [P]; -1, inf where there is none.
+
+    Arguments as of pairs_within, centres [P, D] and [G, D]. Of objects at equal distance the one with the lower index.
+    """
+    nearest, distance = np.full(len(prediction_group), -1), np.full(len(prediction_group), np.inf)
+    for p, g in _pairs_of_groups(prediction_group, truth_group):
+        if not len(p):
+            continue
+        square = np.zeros(len(p))
+        for mine, its in zip(prediction_m.T, truth_m.T):  # axis by axis: quicker than rows of three
+            square += (mine[p] - its[g]) ** 2
+        apart = np.sqrt(square)  # [k], by prediction
+        start = np.flatnonzero(np.diff(p, prepend=-1))
+        least = np.minimum.reduceat(apart, start)  # of each prediction that has objects
+        equal = np.flatnonzero(apart == np.repeat(least, np.diff(start, append=len(p))))
+        own, first = np.unique(p[equal], return_index=True)
+        nearest[own], distance[own] = g[equal[first]], least
+    return nearest, distance
+
+
+def _pairs_of_groups(
+    prediction_group: NDArray[np.int64], truth_group: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """All pairs (prediction [k], truth [k]) of one group, by prediction and then truth, _PAIRS_AT_ONCE at a time."""
     order = np.argsort(truth_group, kind="stable")
     first = np.searchsorted(truth_group, prediction_group, "left", sorter=order)  # [P]
     counts = np.searchsorted(truth_group, prediction_group, "right", sorter=order) - first  # [P]
     ends = np.cumsum(counts)
-    found = []
     start = 0
     while start < len(counts):
         before = ends[start] - counts[start]
@@ -54,18 +98,8 @@ def pairs_within(
         chunk = counts[start:stop]
         p = np.repeat(np.arange(start, stop), chunk)  # [k]
         within = np.arange(len(p)) - np.repeat(np.cumsum(chunk) - chunk, chunk)
-        g = order[first[p] + within]
-        dx, dy = (prediction_xy_m[p] - truth_xy_m[g]).T
-        distance = np.sqrt(dx * dx + dy * dy)
-        near = distance < reach_m
-        found.append((p[near], g[near], distance[near]))
+        yield p, order[first[p] + within]
         start = stop
-    if not found:
-        nothing = np.zeros(0, dtype=np.int64)
-        return Pairs(nothing, nothing, np.zeros(0))
-    p, g, distance = (np.concatenate(column) for column in zip(*found))
-    by_distance = np.lexsort((g, distance, p))
-    return Pairs(p[by_distance], g[by_distance], distance[by_distance])
 
 
 def match(pairs: Pairs, rank: NDArray[np.int64], num_truths: int, threshold_m: float) -> NDArray[np.int64]:

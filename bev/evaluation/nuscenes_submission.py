@@ -44,6 +44,8 @@ CLASS_RANGE_M: Mapping[str, float] = {
     "barrier": 30.0,
 }
 """Radius around the ego within which the benchmark scores each class (detection_cvpr_2019)."""
+OTHER_RANGE_M = 50.0
+"""Default radius for classes that are not nuScenes'."""
 
 
 def attribute_of(class_name: str, speed_mps: float) -> str:

@@ -261,9 +261,14 @@ class ClipDataset(Dataset):
         warn_once(f"{'; '.join(counts)}; masked{elements}")
 
     def _views(self, frame: Frame) -> list[CameraView | None]:
-        """The frame's cameras in the order of ``camera_names``, None where it lacks one."""
-        by_name = {view.name: view for view in frame.cameras}
+        """The frame's cameras in the order of ``camera_names``, None where it lacks one; virtual ones where images are
+        re-projected (``image.lens``)."""
+        by_name = {view.name: self._virtual(view) for view in frame.cameras}
         return [by_name.get(name) for name in self.camera_names]
+
+    def _virtual(self, view: CameraView) -> CameraView:
+        found = self.image.rectified(view.camera)
+        return view if found is None else replace(view, camera=found.camera)
 
     def _placement(self, view: CameraView, draw: ImageDraw) -> ImagePlacement:
         return self.image.placement(view.name, view.camera, draw.height_px)
@@ -302,7 +307,7 @@ class ClipDataset(Dataset):
         return OccupancyTargets(torch.from_numpy(labels.semantics), *masks)
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
-        """Elements of which less than half lies in the cropped image are left out."""
+        """Elements of which less than half lies in the cropped image are left out; they are labelled in real pixels."""
         if "lanes" not in self.tasks or frame.lanes is None:
             return None
         labels, front = frame.lanes, self.front_camera
@@ -310,12 +315,15 @@ class ClipDataset(Dataset):
         if view is None:  # nothing is known of the elements
             boxes, kept = np.zeros((len(labels.attributes), 4)), np.zeros(len(labels.attributes), bool)
         else:
-            check_lanes(labels, f"sample {frame.token}", (view.camera.width_px, view.camera.height_px))
+            (real,) = (own for own in frame.cameras if own.name == view.name)
+            check_lanes(labels, f"sample {frame.token}", real.image_size_px)
+            found = self.image.rectified(real.camera)
+            elements = labels.elements_xyxy_px if found is None else found.boxes(labels.elements_xyxy_px)
             placement = self._placement(view, draw)
-            whole = (labels.elements_xyxy_px - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
-            boxes = placement.boxes(labels.elements_xyxy_px)
+            whole = (elements - [placement.left_px, placement.top_px] * 2) * (placement.scale_xy * 2)
+            boxes = placement.boxes(elements)
             area = lambda xyxy: (xyxy[:, 2:] - xyxy[:, :2]).prod(1)
-            kept = area(boxes) >= 0.5 * area(whole)
+            kept = area(boxes) >= 0.5 * area(whole)  # NaN, of what a virtual camera cannot see, is not
         return LaneTargets(
             centrelines=[torch.from_numpy(line) for line in labels.centrelines],
             elements_xyxy_px=torch.from_numpy(boxes[kept].astype(np.float32)),
@@ -410,13 +418,20 @@ class ClipDataset(Dataset):
         return augment_image(source, placement, self.image, draw.flip, photometric)
 
     def _source(self, view: CameraView, frame: Frame) -> NDArray[np.uint8]:
-        """The decoded image, or its cached crop at the largest height that this dataset uses."""
+        """The decoded (and re-projected) image, or its cached crop at the largest height that this dataset uses."""
         if self._cache is None:
-            return load_image(view, frame.token)
+            return self._loaded(view, frame)
         key = view.image_path or f"{frame.token} {view.name}"
         if key not in self._cache:
             height_px = max(self.image.train_heights_px) if self.training else self.image.test_height_px
             placement = self._placement(view, ImageDraw(height_px))
-            crop = placement.crop(load_image(view, frame.token))
+            crop = placement.crop(self._loaded(view, frame))
             self._cache[key] = resize_image(crop, placement.width_px, placement.height_px, "area").copy()
         return self._cache[key]
+
+    def _loaded(self, view: CameraView, frame: Frame) -> NDArray[np.uint8]:
+        """The decoded image as the camera of the view (``_views``) has it."""
+        (real,) = (own for own in frame.cameras if own.name == view.name)
+        found = self.image.rectified(real.camera)
+        image = load_image(real, frame.token)
+        return image if found is None else found.image(image)

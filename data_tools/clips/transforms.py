@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from PIL import Image
 
 from ...core.errors import ConfigError
 from ...geometry import CameraModel, rotation_z
+from .rectify import MAX_PINHOLE_DEG, LensHandling, Rectified, rectified
 
 Resample = Literal["bicubic", "area", "bilinear"]
 
@@ -47,6 +48,11 @@ class ImageSettings:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channels: Literal["bgr", "rgb"] = "bgr"
     """Channel order of the network input, and of ``mean`` and ``std``."""
+    lens: LensHandling = "keep"
+    """What becomes of images of cameras with a lens (rectify.py): the model projects through it, or they are
+    re-projected to a virtual camera: 'undistort', 'pinhole', 'cylinder' (then also those of pinholes)."""
+    fov_deg: float | None = None
+    """Largest horizontal field of view of a virtual 'pinhole' or 'cylinder'; None: as wide as the camera sees."""
     resample: Resample = "bicubic"
     """'bicubic': Pillow, on uint8 (BEVFormer v2). 'bilinear': OpenCV, on float (BEVFormer v1). 'area': OpenCV on
     uint8, photometric jitter after it instead of before: several times faster."""
@@ -60,6 +66,15 @@ class ImageSettings:
             raise ConfigError(f"image aspect is width by height, above 0, or None; got {self.aspect}")
         if min(self.train_heights_px, default=0) < 1 or self.test_height_px < 1:
             raise ConfigError(f"image heights must be positive: {self.train_heights_px}, {self.test_height_px}")
+        if self.lens not in get_args(LensHandling):
+            raise ConfigError(f"image lens {self.lens!r}: choose from {', '.join(get_args(LensHandling))}")
+        if self.fov_deg is not None:
+            most = {"pinhole": MAX_PINHOLE_DEG, "cylinder": 360.0}.get(self.lens)
+            if most is None or not 0 < self.fov_deg <= most:
+                raise ConfigError(
+                    f"image fov_deg {self.fov_deg} with lens {self.lens!r}: degrees up to {MAX_PINHOLE_DEG:.0f} for "
+                    "'pinhole', up to 360 for 'cylinder', None for the others"
+                )
         if self.resample not in ("bicubic", "area", "bilinear") or self.channels not in ("bgr", "rgb"):
             raise ConfigError(f"unknown resample {self.resample!r} or channels {self.channels!r}")
 
@@ -71,8 +86,13 @@ class ImageSettings:
     def test_draw(self) -> ImageDraw:
         return ImageDraw(self.test_height_px, False)
 
+    def rectified(self, camera: CameraModel) -> Rectified | None:
+        """The virtual camera that replaces this one; None where the image stays as it is."""
+        return rectified(camera, self.lens, self.fov_deg)
+
     def placement(self, camera_name: str, camera: CameraModel, height_px: int) -> ImagePlacement:
-        """Where the crop of this camera's image lies, and its size as network input of this height."""
+        """Where the crop of this camera's image lies (a virtual one's, where ``rectified`` gives it), and its size as
+        network input of this height."""
         return ImagePlacement.of(camera, self.crops.get(camera_name, self.crop), height_px, self.aspect)
 
 

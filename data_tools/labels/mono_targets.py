@@ -3,7 +3,7 @@
 A box is kept as upstream keeps it: labelled class, at least three LiDAR or radar points, seen by the camera as the
 devkit's ``get_sample_data`` decides (all corners at least 0.1 m in front, one of them inside the image and beyond
 1 m), and at least 20 % of its 2D box inside the image. The 2D box spans the eight projected corners. Boxes whose
-2D box lies outside the crop go afterwards.
+2D box lies outside the crop go afterwards. Projections go through the camera's lens.
 
 Source: DD3D (arXiv 2108.06417) and its nuScenes reader; spec: BEVFormer v2's DD3DMapper. Shapes: n boxes.
 """
@@ -39,6 +39,11 @@ MIN_INSIDE = 0.2
 MIN_SIDE_PX = 1e-5
 
 _SIGNS = np.array([[x, y, z] for x in (1, -1) for y in (1, -1) for z in (1, -1)], dtype=np.float64) / 2
+_EDGES = np.array([(i, j) for i in range(8) for j in range(i) if (_SIGNS[i] != _SIGNS[j]).sum() == 1])  # [12, 2]
+_PIECES = 16  # of an edge, for its curve
+_GRID = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 9)] * 3), -1).reshape(-1, 3)
+_ON_FACES = np.prod(0.5 + 2 * _GRID[(abs(_GRID) == 0.5).any(1), None] * _SIGNS, -1)
+"""[points, 8] weights of the corners for points on all faces."""
 
 
 def corners_in_camera(
@@ -49,24 +54,61 @@ def corners_in_camera(
     return local @ rotation.swapaxes(1, 2) + centre_m[:, None]
 
 
+def nearness_m(points_camera: NDArray[np.float64], camera: CameraModel) -> NDArray[np.float64]:
+    """What must be above 0 for points [..., 3] to be ahead of the camera: depth, or distance if it sees past 90
+    degrees."""
+    if camera.lens is None or camera.lens.limit_rad <= np.pi / 2:
+        return points_camera[..., 2]
+    return np.linalg.norm(points_camera, axis=-1)
+
+
+def edge_pixels(corners_m: NDArray[np.float64], camera: CameraModel) -> NDArray[np.float64]:
+    """Pixels [n, points, 2] along the edges of boxes with corners [n, 8, 3], which a lens bends; NaN where not seen."""
+    ends = corners_m[:, _EDGES]  # [n, 12, 2, 3]
+    a, b = ends[:, :, :1], ends[:, :, 1:]
+    points = a + (b - a) * np.linspace(0, 1, _PIECES + 1)[:, None]  # [n, 12, points, 3]
+    return camera.project(points.reshape(len(corners_m), -1, 3))[0]
+
+
 def devkit_visible(corners_m: NDArray[np.float64], camera: CameraModel) -> NDArray[np.bool_]:
     """Which boxes with corners [n, 8, 3] the devkit calls visible (BoxVisibility.ANY), bool [n]."""
-    uv, depth_m = camera.project(corners_m)
-    with np.errstate(invalid="ignore"):  # NaN pixels behind the camera compare False
+    uv, _ = camera.project(corners_m)
+    near_m = nearness_m(corners_m, camera)
+    with np.errstate(invalid="ignore"):  # NaN pixels, of what the camera cannot see, compare False
         inside = np.all((uv > 0) & (uv < [camera.width_px, camera.height_px]), axis=-1)
-    return np.any(inside & (depth_m > 1), axis=1) & np.all(depth_m > 0.1, axis=1)
+    return np.any(inside & (near_m > 1), axis=1) & np.all(near_m > 0.1, axis=1)
 
 
 def image_boxes(corners_m: NDArray[np.float64], camera: CameraModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """2D boxes [n, 4] of corners [n, 8, 3], clipped to the image, and the share [n] of each that is inside it."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        projected = corners_m @ camera.intrinsics.T
-        uv = projected[..., :2] / projected[..., 2:]  # [n, 8, 2]
-    full = np.concatenate([uv.min(1), uv.max(1)], 1)  # [n, 4]
+    """2D boxes [n, 4] of corners [n, 8, 3], clipped to the image, and the share [n] of each that is inside it.
+
+    Through a lens edges are curves: the box spans them, as far as the lens sees; where it sees nothing the share is 0.
+    """
+    if camera.lens is None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            projected = corners_m @ camera.intrinsics.T
+            uv = projected[..., :2] / projected[..., 2:]  # [n, 8, 2]
+        full = np.concatenate([uv.min(1), uv.max(1)], 1)  # [n, 4]
+    else:
+        full = _bounds(edge_pixels(corners_m, camera))
+        ends = np.isnan(camera.project(corners_m)[0][..., 0])
+        if (cut := ends.any(1) & ~ends.all(1)).any():  # where the lens ends within a box, faces reach beyond the edges
+            faces = _bounds(camera.project(_ON_FACES @ corners_m[cut])[0])
+            full[cut, :2], full[cut, 2:] = (
+                np.minimum(full[cut, :2], faces[:, :2]),
+                np.maximum(full[cut, 2:], faces[:, 2:]),
+            )
+        full[full[:, 2] < full[:, 0]] = 0.0  # nothing is seen
     clipped = np.clip(full, 0, [camera.width_px, camera.height_px] * 2)
     area = np.prod(full[:, 2:] - full[:, :2], axis=1)
     inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) / np.maximum(area, 1e-12)
     return clipped, inside
+
+
+def _bounds(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes [n, 4] around pixels [n, points, 2] that are seen; from infinity to minus infinity where none is."""
+    seen = np.isfinite(pixels).all(-1, keepdims=True)
+    return np.concatenate([np.where(seen, pixels, np.inf).min(1), np.where(seen, pixels, -np.inf).max(1)], 1)
 
 
 def mono_targets(
@@ -74,7 +116,8 @@ def mono_targets(
 ) -> MonoTargets | None:
     """Targets of one image after crop and resize (not mirrored), or None if nothing is left.
 
-    3D boxes stay in the camera frame in metres; they go with the intrinsics of ``placement.camera``.
+    3D boxes stay in the camera frame in metres; they go with the intrinsics and the lens of ``placement.camera``. A box
+    whose centre the camera could not see has no target.
     """
     label_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in annotations.names], dtype=np.int64)
@@ -90,7 +133,7 @@ def mono_targets(
     boxes = placement.boxes(boxes)
     sides = boxes[:, 2:] - boxes[:, :2]
     good = devkit_visible(corners, view.camera) & (inside >= MIN_INSIDE)
-    good &= (centre[:, 2] > 0) & (sides > MIN_SIDE_PX).all(1)
+    good &= (sides > MIN_SIDE_PX).all(1) & np.isfinite(view.camera.project(centre)[0]).all(1)
     if not good.any():
         return None
     keep = keep[good]

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
+from ...core.argoverse2 import sweep_token
 from ...core.cameras import RING_ORDER
-from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
+from ...core.errors import LIBRARY_ERRORS, DataError
 from ...core.frames import CameraView, Frame
 from ...core.labels import LaneLabels
-from ...geometry import CameraModel, invert_pose, pose, quaternion_to_matrix, transform_points
+from ...geometry import invert_pose, transform_points
+from .argoverse2_files import image_times_ns, nearest_times, read_cameras, read_trajectory
 from .checks import check_frames
-from .lenses import LensNotes
 from .links import link_frames
 from .openlane_files import resample_line
 from .registry import Conventions, register_reader
@@ -83,7 +84,7 @@ def map_path(log: str | Path) -> Path:
         boxes="not read",
         quaternions="w x y z",
         time="nanoseconds",
-        cameras="front centre first, seven in all; pinholes, distortion is left out; sizes from the calibration",
+        cameras="front centre first, seven in all; images are undistorted: k1 k2 k3 do not apply; sizes as calibrated",
         frames="EGO: x ahead, y left, z up, at the rear axle; BEV maps lie in it; global: the city frame",
     ),
 )
@@ -99,64 +100,33 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
     if not interval_s > 0:
         raise DataError(f"interval_s {interval_s}: give seconds above 0 between keyframes")
     lanes = read_map(map_path(log))
-    try:
-        poses = _read_table(log / "city_SE3_egovehicle.feather")
-        times_ns, city_from_ego = _whole_numbers(poses["timestamp_ns"]), _poses(poses)
-        mounted = _read_table(log / "calibration" / "egovehicle_SE3_sensor.feather")
-        ego_from_sensor = dict(zip(mounted["sensor_name"], _poses(mounted)))
-        optics = _read_table(log / "calibration" / "intrinsics.feather")
-        cameras = {name: _pinhole(optics, list(optics["sensor_name"]).index(name)) for name in RING_ORDER}
-        mountings = {name: ego_from_sensor[name] for name in RING_ORDER}
-    except LIBRARY_ERRORS as error:
-        raise DataError(
-            f"{log}: broken calibration or poses ({type(error).__name__}: {error}); fetch it again"
-        ) from None
-    _check_times(times_ns, log)
-    lenses = LensNotes(str(log / "calibration" / "intrinsics.feather"))
-    for row, name in enumerate(optics["sensor_name"]):
-        if name in cameras and all(key in optics for key in ("k1", "k2", "k3")):
-            lenses.add(name, cameras[name], {"distortion": [optics[key][row] for key in ("k1", "k2", "k3")]})
-    lenses.report()
+    trajectory, cameras = read_trajectory(log), read_cameras(log)
+    times_ns = trajectory.times_ns
     images = {name: image_times_ns(log, name) for name in RING_ORDER}
     frames = []
     for wanted_ns in np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9)):
-        now = _nearest(times_ns, wanted_ns)
+        now_ns = times_ns[[trajectory.nearest(int(wanted_ns))]]
+        shown = [images[name][nearest_times(images[name], now_ns)] if len(images[name]) else now_ns for name in cameras]
+        at_ns = np.concatenate([*shown, now_ns])
+        poses = trajectory.at(at_ns)
         views = []
-        for name in RING_ORDER:
-            at_ns = int(images[name][_nearest(images[name], times_ns[now])] if len(images[name]) else times_ns[now])
-            then = city_from_ego[_nearest(times_ns, at_ns)]
-            path = log / "sensors" / "cameras" / name / f"{at_ns}.jpg"
-            views.append(CameraView(name, cameras[name], mountings[name], then, at_ns // 1000, str(path)))
+        for (name, (camera, mounting)), then_ns, then in zip(cameras.items(), at_ns.tolist(), poses):
+            path = log / "sensors" / "cameras" / name / f"{then_ns}.jpg"
+            views.append(CameraView(name, camera, mounting, then, then_ns // 1000, str(path)))
         frames.append(
             Frame(
-                token=f"{log.name}-{times_ns[now]}",
+                token=sweep_token(log.name, int(at_ns[-1])),
                 scene_token=log.name,
                 scene_name=log.name,
-                timestamp_us=int(times_ns[now]) // 1000,
+                timestamp_us=int(at_ns[-1]) // 1000,
                 cameras=tuple(views),
-                global_from_ego=city_from_ego[now],
-                lanes=map_labels(lanes, city_from_ego[now], num_points),
+                global_from_ego=poses[-1],
+                lanes=map_labels(lanes, poses[-1], num_points),
             )
         )
     frames = link_frames(frames)
     check_frames(frames)
     return frames
-
-
-def _whole_numbers(times_ns: NDArray[Any]) -> NDArray[np.int64]:
-    if times_ns.dtype.kind not in "iu":
-        raise TypeError(f"timestamp_ns holds {times_ns.dtype}, not whole numbers")
-    return times_ns.astype(np.int64)
-
-
-def _check_times(times_ns: NDArray[np.int64], log: Path) -> None:
-    """Poses come 5 to 1000 times a second: raises DataError for times of another unit, or out of order."""
-    gaps = np.diff(times_ns.astype(np.float64)) * 1e-9
-    if len(gaps) and not (gaps.min() >= 0 and 1e-3 <= np.median(gaps) <= 0.2):
-        raise DataError(
-            f"{log / 'city_SE3_egovehicle.feather'}: poses are {np.median(gaps):.3g} s apart, or out of order; "
-            "timestamp_ns are nanoseconds in ascending order"
-        )
 
 
 def map_labels(lanes: Mapping[int, MapLane], city_from_ego: NDArray[np.float64], num_points: int = 201) -> LaneLabels:
@@ -215,40 +185,3 @@ def _lane(entry: Mapping[str, Any]) -> MapLane:
         for side in ("left", "right")
     )
     return MapLane((left + right) / 2, frozenset(map(int, entry["successors"])), bool(entry["is_intersection"]))
-
-
-def _read_table(path: Path) -> dict[str, NDArray]:
-    """Columns of a Feather file by name."""
-    try:
-        import pyarrow as arrow
-    except ImportError as error:
-        raise DataError(f"{path}: reading it needs pyarrow ({error}); pip install 'drivestack[argoverse]'") from None
-    try:
-        with arrow.OSFile(str(path)) as file:
-            table = arrow.ipc.open_file(file).read_all()
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch this log again") from None
-    return {name: table[name].to_numpy() for name in table.column_names}
-
-
-def _poses(table: Mapping[str, NDArray]) -> list[NDArray[np.float64]]:
-    """[4, 4] of each row."""
-    rotations = quaternion_to_matrix(np.stack([table[key] for key in ("qw", "qx", "qy", "qz")], -1))
-    return list(map(pose, rotations, np.stack([table[key] for key in ("tx_m", "ty_m", "tz_m")], -1)))
-
-
-def _pinhole(table: Mapping[str, NDArray], row: int) -> CameraModel:
-    fx, fy, cx, cy, width, height = (
-        table[key][row] for key in ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
-    )
-    return CameraModel(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
-
-
-def image_times_ns(log: Path, camera: str) -> NDArray[np.int64]:
-    folder = log / "sensors" / "cameras" / camera
-    with library_errors(DataError, folder, "name images by their time in nanoseconds, as in 315967812249927216.jpg"):
-        return np.array(sorted(int(path.stem) for path in folder.glob("*.jpg")), np.int64)
-
-
-def _nearest(times: NDArray[np.int64], wanted: int) -> int:
-    return int(np.abs(times - wanted).argmin())

@@ -6,7 +6,8 @@
 
 Needed are, of an image, ``id``, ``file_name``, ``width``, ``height``, ``camera_intrinsic`` [3, 3]; of an annotation
 ``image_id``, ``category_id``, ``centre_camera_m`` [3], ``rotation_camera`` (w, x, y, z: camera from box, whose x is the
-heading) and ``size_lwh_m`` [3]; ``speed_mps``, ``attribute``, ``num_lidar_pts`` where they are known.
+heading) and ``size_lwh_m`` [3]; ``speed_mps``, ``attribute``, ``num_lidar_pts`` where they are known, and of an image
+``camera_distortion`` and ``camera_model`` where its camera has a lens (lenses.py).
 
 A single image knows no car: the EGO frame is the camera's, turned so that x is ahead and z up, on the ground at
 ``camera_height_m`` below it. Every image is a scene of its own.
@@ -18,15 +19,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
 from ...core.frames import Annotations, CameraView, Frame
 from ...geometry import CameraModel, pose, quaternion_to_matrix, transform_points
 from .checks import check_frames
 from .file_paths import path_below
+from .lenses import LensNotes, LensUse
 from .registry import Conventions, register_reader
 
 AHEAD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # EGO from a camera that looks ahead
@@ -43,12 +46,14 @@ Row = dict[str, Any]
         boxes="centre, (l, w, h) and quaternion in the camera's coordinates, x right, y down, z ahead",
         quaternions="w, x, y, z",
         time="none: microseconds count the images",
-        cameras="one, whichever took the image; undistorted pinhole; sizes from the file",
+        cameras="one, whichever took the image; a pinhole, or with the lens that the image states; sizes from the file",
         frames="EGO is the camera's frame turned to x ahead, z up, on the ground; BEV maps live there",
     ),
 )
-def read_camera_images(root: str | Path, split: str = "train", camera_height_m: float = 1.5) -> list[Frame]:
-    """Frames of one split, one camera each.
+def read_camera_images(
+    root: str | Path, split: str = "train", camera_height_m: float = 1.5, lens: LensUse = "used"
+) -> list[Frame]:
+    """Frames of one split, one camera each. lens: "ignored" takes cameras as pinholes whatever their images state.
 
     Raises DataError naming the file, image or annotation that cannot be used.
     """
@@ -73,13 +78,20 @@ def read_camera_images(root: str | Path, split: str = "train", camera_height_m: 
         images = list(content["images"])
     ego_from_camera = pose(AHEAD, [0.0, 0.0, float(camera_height_m)])
     folder = Path(root) / "images" / split
-    frames = [_frame(row, own[row["id"]], names, folder, ego_from_camera, path, i) for i, row in enumerate(images)]
+    rig = _Rig(ego_from_camera, LensNotes(str(path), lens))
+    frames = [_frame(row, own[row["id"]], names, folder, rig, path, i) for i, row in enumerate(images)]
+    rig.lenses.report()
     check_frames(frames)
     return frames
 
 
+class _Rig(NamedTuple):
+    ego_from_camera: NDArray[np.float64]
+    lenses: LensNotes
+
+
 def _frame(
-    row: Row, boxes: list[Row], names: dict[Any, str], folder: Path, ego_from_camera: Any, path: Path, number: int
+    row: Row, boxes: list[Row], names: dict[Any, str], folder: Path, rig: _Rig, path: Path, number: int
 ) -> Frame:
     where = f"{path}: image {row.get('file_name', row['id'])}"
     try:
@@ -87,14 +99,14 @@ def _frame(
         camera = CameraModel(np.array(row["camera_intrinsic"], float), int(row["width"]), int(row["height"]))
         view = CameraView(
             name=CAMERA,
-            camera=camera,
-            ego_from_camera=ego_from_camera,
+            camera=rig.lenses.add(str(row.get("camera", CAMERA)), camera, row, row),
+            ego_from_camera=rig.ego_from_camera,
             global_from_ego=np.eye(4),
             timestamp_us=number,
             image_path=str(path_below(folder, row["file_name"])),
             sample_data_token=token,
         )
-        labels = _annotations(boxes, names, ego_from_camera)
+        labels = _annotations(boxes, names, rig.ego_from_camera)
     except LIBRARY_ERRORS as error:
         raise DataError(
             f"{where}: {type(error).__name__}: {error}; give file_name, width, height and camera_intrinsic, and "

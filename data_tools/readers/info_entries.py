@@ -21,7 +21,7 @@ from .box_layouts import BoxLayout, from_layout
 from .cameras import ImageSizes, camera_order
 from .checks import INT64
 from .file_paths import is_windows_path, path_below, portable_path
-from .lenses import LensNotes
+from .lenses import LENS_FIELDS, LensNotes
 
 _NEW_IMAGE_FIELDS = (
     "img_path", "cam2img", "cam2ego", "lidar2cam", "timestamp", "sample_data_token", "width", "height",
@@ -47,7 +47,7 @@ class EntryReader:
     """Microseconds per unit of the file's times."""
     box_layout: BoxLayout
     """Of ``gt_boxes``."""
-    cameras: dict[tuple[str, bytes, int, int], CameraModel] = field(default_factory=dict)
+    cameras: dict[tuple[str, bytes, int, int, str], CameraModel] = field(default_factory=dict)
 
     def time_us(self, value: Any) -> int:
         """Raises ValueError for what is no finite time."""
@@ -57,14 +57,13 @@ class EntryReader:
         return int(value) if self.us_per_unit == 1 else round(time)
 
     def camera(self, name: str, intrinsics: Any, path: str, fields: Mapping[str, Any], known: Sequence[str]) -> Any:
-        """The pinhole of an image, of the size that the file or the image states."""
+        """The camera of an image, of the size that the file or the image states."""
         matrix = np.array(intrinsics, dtype=np.float64)[:3, :3]
         width, height = fields.get("width"), fields.get("height")
         size = (int(width), int(height)) if width and height else self.sizes(name, matrix, path)
-        key = (name, matrix.tobytes(), *size)
+        key = (name, matrix.tobytes(), *size, str([fields.get(field) for field in LENS_FIELDS]))
         if key not in self.cameras:
-            self.cameras[key] = CameraModel(matrix, *size)
-            self.lenses.add(name, self.cameras[key], fields, known)
+            self.cameras[key] = self.lenses.add(name, CameraModel(matrix, *size), fields, known)
         return self.cameras[key]
 
 

@@ -21,7 +21,7 @@ from .box_layouts import BOX_LAYOUTS, BoxLayout, layout_of
 from .cameras import ImageSizes
 from .checks import check_frames
 from .info_entries import EntryReader, ImagePaths, frame_of_infos, frame_of_mmdet3d, old_boxes
-from .lenses import LensNotes
+from .lenses import LensNotes, LensUse
 from .links import link_frames
 from .registry import Conventions, register_reader
 from .world import unit_of
@@ -40,8 +40,8 @@ NEEDED = ("token", "ego2global", "timestamp", "images")
         "1.0, BEVFormer): recognised by sizes and headings, or option box_layout",
         quaternions="w x y z",
         time="since 1970 in seconds or microseconds; otherwise seconds in mmdet3d 1.1, microseconds before",
-        cameras="in the order of published models, others alphabetically after them; pinholes; sizes from the file, or "
-        "from one image of each camera",
+        cameras="in the order of published models, others alphabetically after them; pinholes, or with the lens that "
+        "an entry states; sizes from the file, or from one image of each camera",
         frames="EGO: nuScenes' (x ahead, y left, z up); BEV maps lie in the LIDAR_TOP frame, or in the EGO frame where "
         "the file has no LiDAR",
     ),
@@ -51,9 +51,10 @@ def read_nuscenes_infos(
     info_pickle: str | Path,
     image_size_px: tuple[int, int] | None = None,
     box_layout: BoxLayout | None = None,
+    lens: LensUse = "used",
 ) -> list[Frame]:
     """``read_info_pickle`` with the folder of the images first, as readers have it."""
-    return read_info_pickle(info_pickle, root, image_size_px, box_layout)
+    return read_info_pickle(info_pickle, root, image_size_px, box_layout, lens)
 
 
 def read_info_pickle(
@@ -61,6 +62,7 @@ def read_info_pickle(
     dataroot: str | Path,
     image_size_px: tuple[int, int] | None = None,
     box_layout: BoxLayout | None = None,
+    lens: LensUse = "used",
 ) -> list[Frame]:
     """Frames of an info pickle of either layout, sorted by scene and time.
 
@@ -68,7 +70,7 @@ def read_info_pickle(
     of all images where the file does not state it, default: from the header of one image of each camera. box_layout:
     of ``gt_boxes`` in the older layout, "wlh" or "lwh" (box_layouts.py), default: recognised by the data. Files may
     lack scenes (then drives are cut at pauses), LiDAR, velocities, counts of points (every box counts as seen) and
-    attributes (they stay '').
+    attributes (they stay ''). lens: "ignored" takes cameras as pinholes whatever the entries state.
 
     Raises DataError naming the file and the sample.
     """
@@ -98,7 +100,7 @@ def read_info_pickle(
     reader = EntryReader(
         images=ImagePaths(Path(dataroot)),
         sizes=ImageSizes(image_size_px),
-        lenses=LensNotes(str(path)),
+        lenses=LensNotes(str(path), lens),
         names=names,
         us_per_unit=_us_per_unit(entries, key, path),
         box_layout=(box_layout or _layout(entries, path)) if key == "infos" else "lwh",

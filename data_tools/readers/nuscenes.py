@@ -21,7 +21,7 @@ from ..labels.files import lanes_file, occupancy_file, read_lanes
 from .cameras import camera_order
 from .checks import INT64, check_frames
 from .file_paths import path_below
-from .lenses import LensNotes
+from .lenses import LensNotes, LensUse
 from .nuscenes_tables import (
     CalibratedSensor,
     EgoPose,
@@ -69,12 +69,14 @@ MAX_VELOCITY_GAP_S = 1.5
         boxes="gravity centre, w l h, quaternion, in the global frame",
         quaternions="w x y z",
         time="microseconds",
-        cameras="in the order of published models, others alphabetically after them; pinholes; sizes from sample_data",
+        cameras="in the order of published models, others alphabetically after them; pinholes, or with the lens that "
+        "camera_distortion states (OpenCV's order, images distorted, as in T4 sets; another model in camera_model); "
+        "sizes from sample_data",
         frames="EGO: x ahead, y left, z up; BEV maps lie in the LIDAR_TOP frame, as released weights were trained; "
         "in a set without it in that of its other LiDAR, and without any in the EGO frame",
     ),
 )
-def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]:
+def read_nuscenes(dataroot: str | Path, version: str, split: str, lens: LensUse = "used") -> list[Frame]:
     """All keyframes of a split, sorted by scene name and time.
 
     dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
@@ -83,14 +85,15 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str) -> list[Frame]
     ``annotations`` None. Voxel and lane labels that lie beside the tables (labels/files.py) are found by themselves.
 
     Samples are those of a scene's scene_token in the order of time; a chain (next, prev, first_sample_token) that says
-    something else is warned of, and so are lens distortion, which is left out, and categories without a class.
+    something else is warned of, and so are lenses that cannot be used, and categories without a class. lens: "ignored"
+    takes cameras as pinholes whatever their calibration states.
 
     Raises DataError naming the path and the fix for a wrong root, a missing version or table, broken JSON, a split
     without scenes, unusable calibration, or what ``check_frames`` refuses.
     """
     tables = read_tables(dataroot, version, split)
     with joining(Path(dataroot) / version):
-        frames = FrameJoiner(tables, Path(dataroot), Path(dataroot) / version).frames()
+        frames = FrameJoiner(tables, Path(dataroot), Path(dataroot) / version, lens).frames()
     check_frames(frames)
     return frames
 
@@ -113,10 +116,10 @@ class FrameJoiner:
     ``model``, ``ego_from_lidar``, ``class_names`` and ``velocity`` are nuScenes' own; sets in its schema may differ.
     """
 
-    def __init__(self, tables: SceneTables, root: Path, place: Path) -> None:
+    def __init__(self, tables: SceneTables, root: Path, place: Path, lens: LensUse = "used") -> None:
         self.tables, self.root, self.place = tables, root, place
         self.cameras: dict[tuple[str, int, int], CameraModel] = {}
-        self.lenses = LensNotes(str(place / "calibrated_sensor.json"))
+        self.lenses = LensNotes(str(place / "calibrated_sensor.json"), lens)
         self.reference = self._reference_channel()
 
     def _reference_channel(self) -> str:
@@ -206,20 +209,26 @@ class FrameJoiner:
             lanes=read_lanes(lanes) if lanes.is_file() else None,
             prev_token=before,
             next_token=after,
+            conditions=self.conditions(scene),
         )
+
+    def conditions(self, scene: Scene) -> dict[str, str]:
+        location = self.tables.locations.get(str(scene.log_token), "")
+        return {"location": location} if location else {}
 
     def camera(self, sample_token: str, name: str, sensor: CalibratedSensor, record: SampleData) -> CameraModel:
         key = (sensor.token, record.width, record.height)
         if key not in self.cameras:
             try:
-                self.cameras[key] = self.model(sensor, record)
+                camera = self.model(sensor, record)
             except (TypeError, ValueError) as error:
                 raise DataError(
                     f"sample {sample_token}, camera {name} ({self.root / record.filename}): "
                     f"unusable calibration, {error}; correct calibrated_sensor {sensor.token}"
                 ) from None
-            if self.cameras[key].lens is None:
-                self.lenses.add(name, self.cameras[key], sensor.fields, _CALIBRATION_FIELDS)
+            if camera.lens is None:
+                camera = self.lenses.add(name, camera, sensor.fields, _CALIBRATION_FIELDS)
+            self.cameras[key] = camera
         return self.cameras[key]
 
     def model(self, sensor: CalibratedSensor, record: SampleData) -> CameraModel:

@@ -35,7 +35,7 @@ TABLES = (
     "sample_annotation",
     "map",
 )
-_UNUSED = ("visibility", "log", "map")
+_UNUSED = ("visibility", "map")
 _BLOCK_BYTES = 4 << 20
 
 Vector3 = tuple[float, float, float]
@@ -83,6 +83,7 @@ class Scene(msgspec.Struct, gc=False, frozen=True):
     first_sample_token: str
     nbr_samples: Any = -1
     """Only compared with what is there; some sets hold it empty."""
+    log_token: Any = ""
 
 
 class Sample(msgspec.Struct, gc=False, frozen=True):
@@ -164,6 +165,8 @@ class SceneTables(NamedTuple):
     attributes: dict[str, str]
     has_labels: bool
     """Whether the set has annotations at all; that of the benchmark's test split has none."""
+    locations: dict[str, str]
+    """Of logs, by their tokens, where they state one: the city whose frame is the global one."""
 
 
 def read_tables(dataroot: str | Path, version: str, split: str) -> SceneTables:
@@ -265,7 +268,14 @@ def join_tables(folder: Path, scenes: list[Scene]) -> SceneTables:
         category_of_instance={row.token: categories[row.category_token] for row in instances},
         attributes={row.token: row.name for row in iterate_rows(folder / "attribute.json", Named)},
         has_labels=has_labels,
+        locations=_locations(folder / "log.json"),
     )
+
+
+def _locations(path: Path) -> dict[str, str]:
+    rows = read_rows(path, dict[str, Any])
+    texts = lambda row: all(isinstance(row.get(key), str) for key in ("token", "location"))
+    return {row["token"]: row["location"] for row in rows if texts(row)}
 
 
 def _by_token(path: Path, row_type: type[TokenRow]) -> dict[str, TokenRow]:

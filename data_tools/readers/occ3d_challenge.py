@@ -25,7 +25,7 @@ from ...geometry import CameraModel, pose, rotation_z
 from .cameras import ImageSizes, camera_order
 from .checks import check_frames
 from .file_paths import path_below, portable_path
-from .lenses import LensNotes
+from .lenses import LensNotes, LensUse
 from .links import link_frames
 from .registry import Conventions, register_reader
 
@@ -42,17 +42,20 @@ EGO_FROM_LIDAR = pose(rotation_z(-np.pi / 2), [0.94, 0.0, 1.84])
         boxes="none",
         quaternions="w x y z",
         time="microseconds",
-        cameras="in the order of published models; pinholes; sizes from one image of each camera",
+        cameras="in the order of published models; pinholes, or with the lens that an entry states; sizes from one "
+        "image of each camera",
         frames="EGO: nuScenes'; BEV maps lie where LIDAR_TOP is mounted, which the file does not state",
     ),
 )
-def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] | None = None) -> list[Frame]:
+def read_challenge(
+    root: str | Path, split: str, image_size_px: tuple[int, int] | None = None, lens: LensUse = "used"
+) -> list[Frame]:
     """All keyframes of a split, sorted by scene name and time.
 
     split: "train" or "val" of the file's lists, or "test": the scenes that neither list names. Cameras come in the
     order of published models, others alphabetically after them. image_size_px: (width, height) of all images; default:
-    from the header of one image of each camera. A sample without ``gt_path`` has no labels, as in the test set. Frames
-    have no boxes.
+    from the header of one image of each camera. lens: "ignored" takes cameras as pinholes whatever the entries state. A
+    sample without ``gt_path`` has no labels, as in the test set. Frames have no boxes.
 
     Raises DataError naming the file and the sample for a missing or broken file, an unknown split, one without scenes,
     and entries that cannot be used.
@@ -60,7 +63,7 @@ def read_challenge(root: str | Path, split: str, image_size_px: tuple[int, int] 
     path = Path(root) / FILE_NAME
     content = _load(path)
     frames: list[Frame] = []
-    rig = _Rig(ImageSizes(image_size_px), LensNotes(str(path)))
+    rig = _Rig(ImageSizes(image_size_px), LensNotes(str(path), lens))
     for scene in _scenes(content, split, path):
         if not isinstance(entries := content["scene_infos"][scene], dict):
             raise DataError(f"{path}: scene {scene[:100]} is no mapping of samples; fetch the file again")
@@ -118,12 +121,11 @@ def _frame(root: Path, scene: str, token: str, entry: Mapping[str, Any], rig: _R
         name = key if key.startswith("CAM_") else path.parent.name  # the key may be a token
         field = "intrinsics" if "intrinsics" in camera else "intrinsic"  # both occur
         image = _image(root, path)
-        pinhole = CameraModel(np.array(camera[field], float), *rig.sizes(name, camera[field], image))
-        rig.lenses.add(name, pinhole, camera, _FIELDS)
+        model = CameraModel(np.array(camera[field], float), *rig.sizes(name, camera[field], image))
         views[name] = CameraView(
             name=name,
             image_path=str(image),
-            camera=pinhole,
+            camera=rig.lenses.add(name, model, camera, _FIELDS),
             ego_from_camera=_pose(camera["extrinsic"]),
             global_from_ego=_pose(camera["ego_pose"]),
             timestamp_us=int(camera["ego_pose"].get("timestamp", time_us)),

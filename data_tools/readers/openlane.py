@@ -1,8 +1,8 @@
 """OpenLane-V2 to Frames.
 
 The EGO frame is the vehicle frame of the info files. It is the BEV frame too. As in the official baselines
-cameras are taken at the frame's own time and as pinholes: the lens distortion that subset A states is left out, and
-reported.
+cameras are taken at the frame's own time and as pinholes: the images of subset A are published undistorted, although
+its files state the distortion of the raw ones.
 
     subset A   Argoverse 2: seven ring cameras, ``ring_front_center`` 1550 x 2048, the others 2048 x 1550
     subset B   nuScenes: six cameras, 1600 x 900
@@ -53,8 +53,9 @@ _NANOSECONDS_FROM = 10**17
         boxes="none",
         quaternions="none: rotations are matrices",
         time="nanoseconds in subset A, microseconds in subset B; distinguished by their digits",
-        cameras="the front one first, then in the order of published models, others alphabetically; pinholes, the "
-        "distortion of subset A is left out; sizes from the file, or from one image of each camera",
+        cameras="the front one first, then in the order of published models, others alphabetically; pinholes: the "
+        "images are undistorted, what subset A states as distortion is of the raw ones and not applied; sizes from the "
+        "file, or from one image of each camera",
         frames="EGO: the files' vehicle frame (x ahead, y left, z up); BEV maps lie in it",
     ),
 )
@@ -75,7 +76,7 @@ def read_openlane(root: str | Path, split: str | Path, point_interval: int | Non
     calibration or pose, labels that ``check_lanes`` refuses.
     """
     root = Path(root)
-    rig = _Rig(ImageSizes(), LensNotes(str(root)))
+    rig = _Rig(ImageSizes(), LensNotes(str(root), undistorted=True))
     frames: list[Frame] = []
     places: list[str] = []
     for identifier, (entry, file) in _entries(root, split, point_interval).items():

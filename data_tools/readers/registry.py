@@ -62,6 +62,7 @@ _BUILT_IN = {
     "occ3d_challenge": "occ3d_challenge",
     "openlane": "openlane",
     "argoverse2": "argoverse2",
+    "argoverse2_sensor": "argoverse2_sensor",
     "mcap": "mcap_log",
     "camera_images": "camera_images",
     "waymo": "waymo",

@@ -20,7 +20,8 @@ from drivestack.core.answers import Detections, SceneAnswer
 from drivestack.core.registries import MODELS
 
 VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "ensemble", "check-data"]
-VERBS += ["visualize", "features", "throughput", "export-weights", "hand-over", "doctor"]
+VERBS += ["check-splits", "make-splits", "visualize"]
+VERBS += ["features", "throughput", "export-weights", "hand-over", "doctor"]
 
 
 # ------------------------------------------------------------------------------------------------------------ help

@@ -15,7 +15,7 @@ from drivestack.core.pickles import load_pickle
 from drivestack.data_tools.labels.mono_targets import corners_in_camera
 from drivestack.data_tools.readers.info_pickle import read_info_pickle
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.geometry import transform_points
+from drivestack.geometry import CameraModel, brown_conrady, mei, transform_points
 from support.tiny_nuscenes import write_tiny_nuscenes
 
 
@@ -73,6 +73,34 @@ def test_labels_of_a_camera(frames: list[Frame], tmp_path: Path) -> None:
             x1, y1, x2, y2 = found["bbox"]
             assert 0 <= x1 < x2 <= view.image_size_px[0] and 0 <= y1 < y2 <= view.image_size_px[1]
     assert whole
+
+
+def test_boxes_in_images_go_through_the_lens(
+    frames: list[Frame], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def with_camera(frame: Frame, camera: CameraModel) -> Frame:
+        return replace(frame, cameras=(replace(frame.cameras[0], camera=camera),))
+
+    frame = frames[0]
+    own = frame.cameras[0].camera
+    bent = brown_conrady(own.intrinsics, own.width_px, own.height_px, (-0.25, 0.05, 0.0, 0.0))
+    write_infos([with_camera(frame, bent)], tmp_path / "bent.pkl")
+    assert "mmdet3d's models do not know" in caplog.text
+    write_infos([frame], tmp_path / "straight.pkl")
+    found, straight = (
+        load_pickle(tmp_path / f"{name}.pkl")["data_list"][0]["cam_instances"][frame.cameras[0].name]
+        for name in ("bent", "straight")
+    )
+    assert found and straight and found != straight
+    for box in found:
+        uv, _ = bent.project(np.array(box["bbox_3d"][:3]))
+        np.testing.assert_allclose(box["center_2d"], uv)
+        left, top, right, bottom = box["bbox"]
+        assert 0 <= left < right <= own.width_px and 0 <= top < bottom <= own.height_px
+    (again,) = read_info_pickle(tmp_path / "bent.pkl", tmp_path / "set", image_size_px=(64, 36))
+    np.testing.assert_array_equal(again.cameras[0].camera.row, bent.row)
+    with pytest.raises(DataError, match=r"camera .*: a lens mei cannot be stated"):
+        write_infos([with_camera(frame, mei(own.intrinsics, 64, 36, 1.1))], tmp_path / "mei.pkl")
 
 
 def test_what_cannot_be_written_is_named(frames: list[Frame], tmp_path: Path) -> None:

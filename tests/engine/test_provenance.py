@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from drivestack.core.checkpoint import save_safetensors
 from drivestack.core.weights.lineage import KEY, Stage, lineage_of, to_json
 from drivestack.data_tools.readers.registry import register_reader
 from drivestack.engine.checkpoints import export_weights
-from drivestack.engine.provenance import earlier_stages, warn_if_seen
+from drivestack.engine.provenance import earlier_stages, warn_if_near, warn_if_seen
 from drivestack.engine.train import train
 from support.mono_frames import make_frames
 
@@ -60,3 +61,28 @@ def test_weights_that_saw_the_validation_scenes_are_warned_of(tmp_path: Path, ca
     warn_if_seen({"test_dataset": {"source": source}}, stages[1:])
     warn_if_seen({}, stages)
     assert not caplog.records
+
+
+def test_validation_at_places_of_the_training_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Training:
+        frames = [replace(frame, conditions={"location": "town"}) for frame in make_frames(tmp_path, 2)]
+
+    @register_reader("toy_places_for_tests")
+    def read(root: str, city: str, split: str = "val") -> list:
+        where = {"location": city} if city else {}
+        return [
+            replace(f, token=f"v{f.token}", prev_token="", next_token="", conditions=where) for f in Training.frames
+        ]
+
+    def warned(city: str, **config: Any) -> list[str]:
+        caplog.clear()
+        source = {"reader": "toy_places_for_tests", "root": "here", "city": city}
+        with caplog.at_level(logging.WARNING, "drivestack"):
+            warn_if_near({"test_dataset": {"source": source}, "validation": {"interval": 1}} | config, Training())
+        return [record.getMessage() for record in caplog.records if "lie within" in record.getMessage()]
+
+    assert [
+        "2 of 2 keyframes of the validation data lie within 100 m of training data (town)" in m for m in warned("town")
+    ] == [True]
+    assert not warned("village") and not warned("")  # another frame, and one that is not known
+    assert not warned("town", validation=None)

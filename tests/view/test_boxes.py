@@ -11,8 +11,9 @@ import pytest
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
-from drivestack.view.boxes import Drawn, box_legend, clip_near, labelled_boxes, predicted_boxes
+from drivestack.view.boxes import Drawn, box_legend, labelled_boxes, predicted_boxes
 from drivestack.view.colours import CLASS_COLOURS, GROUND_TRUTH, Palette
+from drivestack.view.curves import clip_near
 from drivestack.view.drawing import View
 from drivestack.view.panels import bev_panel, camera_rows, camera_tile
 from support.toy_pictures import annotations, detections, shows, toy_frame

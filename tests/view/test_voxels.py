@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drivestack.geometry import CameraModel, VoxelGrid, pose, rotation_z
+from drivestack.geometry import CameraModel, VoxelGrid, kannala_brandt, pose, rotation_z
 from drivestack.view.colours import VOXEL_COLOURS
 from drivestack.view.voxels import Viewpoint, render_voxels
 
@@ -50,6 +50,19 @@ def test_pixels_show_what_the_line_of_sight_meets_first(eye: tuple[float, float,
     met = classes_met(voxels, viewpoint)
     assert len(np.unique(met)) == 4
     assert (shown == met).mean() > 0.95  # the rest are pixels on edges, which blend both sides
+
+
+def test_pixels_of_a_fisheye_too_past_90_degrees() -> None:
+    voxels = np.random.default_rng(1).choice(4, GRID.shape, p=[0.03, 0.03, 0.03, 0.91])
+    voxels[3:7, 3:7] = FREE
+    k = np.array([[36.0, 0, 79.5], [0, 36.0, 44.5], [0, 0, 1]])
+    viewpoint = Viewpoint(kannala_brandt(k, 160, 90, (0.01, 0, 0, 0)), pose(FORWARD, np.array([0.1, 0.2, 0.7])))
+    assert viewpoint.camera.rays()[..., 2].min() < -0.5
+    shown = classes_shown(render_voxels(voxels, None, viewpoint, NAMES, GRID, SKY))
+    met = classes_met(voxels, viewpoint)
+    behind = viewpoint.camera.rays()[..., 2] < 0
+    assert len(np.unique(met[behind])) == 4
+    assert (shown == met).mean() > 0.93 and (shown == met)[behind].mean() > 0.9  # near faces are curves
 
 
 def test_the_whole_grid_is_in_the_picture_from_behind_and_the_car_stands_in_it() -> None:

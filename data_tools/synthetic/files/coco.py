@@ -3,10 +3,11 @@
 ``annotations/instances_<split>.json`` is plain COCO. Beside its keys an instance names its ``sample_annotation_token``
 (a crowd ``sample_annotation_tokens``, of those members that have one), and an image its ``sample_data_token``.
 
-``annotations/mono_<split>.json`` has the same images and categories, each image with its ``camera_intrinsic``, and one
-annotation for each labelled object that has a visible pixel and no corner behind the camera:
+``annotations/mono_<split>.json`` has the same images and categories, each image with its ``camera_intrinsic`` (and the
+lens, as readers/lenses.py reads it), and one annotation for each labelled object that has a visible pixel and no corner
+behind the camera:
 
-    bbox              2D box [x, y, width, height] that spans the corners of the 3D box, clipped to the image
+    bbox              2D box [x, y, width, height] that spans the 3D box, clipped to the image
     inside_share      of that box before it was clipped
     visible_bbox, area, visible_share   of the visible pixels; the share is of those it would have with nothing in front
     centre_camera_m   [3] centre of the 3D box, x right, y down, z ahead

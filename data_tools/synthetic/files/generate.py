@@ -68,8 +68,9 @@ def synthesize(
     """Write a nuScenes-format dataset (version v1.0-trainval) of synthetic scenes and return its root.
 
     split: "train" or "val". num_scenes: scenes of that split, or a mapping split -> scenes to put both into one root
-    (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras) or "argoverse2" (seven, the front
-    one upright). labels: what to write besides boxes, see data_tools/labels/files.py. The same arguments give the same
+    (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras), "argoverse2" (seven, the front one
+    upright), "distorted" (six with Brown-Conrady lenses) or "fisheye" (six, of which one ahead is a fisheye of 120
+    degrees). labels: what to write besides boxes, see data_tools/labels/files.py. The same arguments give the same
     bytes, whatever `workers` is.
 
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it

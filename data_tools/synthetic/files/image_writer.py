@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from ....core.files import atomic_path, write_json
+from ...readers.lenses import lens_fields
 from ..labels.instances import split_crowds
 from ..labels.segments import DETECTION_CLASSES, IGNORE, SEGMENT_CLASSES, STUFF_CLASSES, segment_classes
 from ..labels.visible import VisibleObject, visible_objects
@@ -64,6 +65,7 @@ def write_image_labels(
         row: Row = {
             "file_name": name, "width": sensor["width"], "height": sensor["height"], "camera": picture.name,
             "camera_intrinsic": camera.camera.intrinsics.tolist(), "sample_data_token": sensor["token"], "files": [],
+            **lens_fields(camera.camera),
         }  # fmt: skip
         if _NEED_IMAGES & set(labels):
             row["files"].append(_link(root, sensor["filename"], f"images/{world.split}/{name}"))

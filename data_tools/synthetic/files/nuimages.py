@@ -104,7 +104,7 @@ def nuimages_tables(
         "attribute": list(tables["attribute"]),
         "sensor": list(tables["sensor"]),
         "calibrated_sensor": [
-            row | {"camera_distortion": [0.0] * 5 if row["camera_intrinsic"] else []}
+            row | {"camera_distortion": row.get("camera_distortion", [0.0] * 5 if row["camera_intrinsic"] else [])}
             for row in tables["calibrated_sensor"]
         ],
         "category": [{key: row[key] for key in ("token", "name", "description")} for row in tables["category"]] + more,

@@ -11,6 +11,7 @@ from PIL import Image
 from ....core.files import atomic_path, write_json
 from ....geometry.poses import matrix_to_quaternion
 from ...labels.files import lanes_file, occupancy_file, write_lanes, write_occupancy
+from ...readers.lenses import lens_fields
 from ...readers.nuscenes_splits import official_splits
 from ..labels.lanes import label_lanes
 from ..labels.voxels import label_voxels
@@ -64,7 +65,7 @@ def fixed_tables(rig: tuple[RigCamera, ...]) -> dict[str, list[dict]]:
     """The tables that do not depend on the scenes."""
     sensors = [{"token": token("sensor", c.name), "channel": c.name, "modality": "camera"} for c in rig]
     sensors.append({"token": token("sensor", LIDAR_CHANNEL), "channel": LIDAR_CHANNEL, "modality": "lidar"})
-    mounts = [_mount(c.name, c.ego_from_camera, c.camera.intrinsics.tolist()) for c in rig]
+    mounts = [_mount(c.name, c.ego_from_camera, c.camera.intrinsics.tolist()) | lens_fields(c.camera) for c in rig]
     mounts.append(_mount(LIDAR_CHANNEL, ego_from_lidar(), []))
     return {
         "category": [
@@ -164,7 +165,7 @@ def write_scene(
             "logfile": log_name,
             "vehicle": "synthetic",
             "date_captured": "2026-01-01",
-            "location": "singapore-onenorth",
+            "location": log_name,  # every scene is a world of its own
         }
     )
     rows["scene"].append(

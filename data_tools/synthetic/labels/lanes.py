@@ -10,6 +10,7 @@ import numpy as np
 
 from ....core.labels import ELEMENT_ATTRIBUTES, LaneLabels
 from ....geometry import invert_pose, transform_points
+from ...labels.mono_targets import nearness_m
 from ..sensing.renderer import RayCaster
 from ..sensing.sensors import RigCamera
 from ..world.layout import Lane, Layout, TrafficElement
@@ -92,8 +93,9 @@ def _front_box(
     distance = np.linalg.norm(away, axis=1)
     if (away @ normal / distance).mean() > -0.2:
         return None
-    uv, depth = front.camera.project(transform_points(invert_pose(world_from_camera), face))
-    if depth.min() < 1.0:
+    in_camera = transform_points(invert_pose(world_from_camera), face)
+    uv, _ = front.camera.project(in_camera)
+    if nearness_m(in_camera, front.camera).min() < 1.0 or not np.isfinite(uv).all():
         return None
     box = np.concatenate([uv.min(0), uv.max(0)])
     size = np.array([front.camera.width_px, front.camera.height_px])

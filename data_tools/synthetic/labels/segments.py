@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..sensing.observe import CameraPicture
+from ..sensing.observe import SKY, CameraPicture
 from ..world.mesh import Semantic, Structure
 
 DETECTION_CLASSES = (
@@ -20,12 +20,11 @@ STUFF_CLASSES = (
 )  # fmt: skip
 SEGMENT_CLASSES = STUFF_CLASSES + DETECTION_CLASSES
 IGNORE = 255
-_SKY = 255  # of CameraPicture.semantic
 
 _OF_SEMANTIC: dict[int, str] = {
     Semantic.DRIVEABLE_SURFACE: "road", Semantic.SIDEWALK: "sidewalk", Semantic.TERRAIN: "terrain",
     Semantic.OTHER_FLAT: "other_flat", Semantic.VEGETATION: "vegetation",
-    **{Semantic[name.upper()]: name for name in DETECTION_CLASSES}, _SKY: "sky",
+    **{Semantic[name.upper()]: name for name in DETECTION_CLASSES}, SKY: "sky",
 }  # fmt: skip
 _OF_STRUCTURE: dict[int, str] = {
     Structure.BUILDING: "building", Structure.FURNITURE: "street_furniture",

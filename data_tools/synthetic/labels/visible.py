@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....geometry.poses import invert_pose, rotation_z, transform_points
-from ...labels.mono_targets import corners_in_camera, image_boxes
+from ...labels.mono_targets import corners_in_camera, image_boxes, nearness_m
 from ..sensing.observe import CameraPicture
 from ..sensing.renderer import RayCaster
 from ..sensing.sensors import RigCamera
 from ..world.population import WorldObject
 from ..world.world import World
 
+_EDGE_PIECES = 8
 _NEAREST_M = 0.1  # a corner nearer than this, or behind the camera, has no place in the image
 
 PixelBox = tuple[int, int, int, int]
@@ -41,7 +42,8 @@ class VisibleObject:
     rotation_camera: np.ndarray
     """[3, 3] camera from box (x along the heading)."""
     projected_xyxy_px: np.ndarray | None
-    """[4] the 2D box that spans the 3D box's corners, clipped to the image; None with a corner behind the camera."""
+    """[4] the 2D box that spans the 3D box's corners, clipped to the image (of its edges, through
+    a lens); None with a corner behind the camera."""
     inside_share: float
     """Of that box before it was clipped, the part that lies in the image; 0 where it is None."""
 
@@ -86,13 +88,15 @@ def _unhidden(
     vertices = transform_points(invert_pose(world_from_camera), placed.vertices.astype(np.float64))
     size = np.array([camera.camera.width_px, camera.camera.height_px])
     first, stop = np.zeros(2, int), size  # of the pixels that may meet it
-    if vertices[:, 2].min() > _NEAREST_M:
-        uv, _ = camera.camera.project(vertices)
+    outline = vertices if camera.camera.lens is None else _edge_points(vertices[placed.faces])
+    uv, _ = camera.camera.project(outline)
+    if nearness_m(vertices, camera.camera).min() > _NEAREST_M and np.isfinite(uv).all():
         first = np.clip(np.floor(uv.min(0)).astype(int), 0, size - 1)
         stop = np.clip(np.ceil(uv.max(0)).astype(int) + 1, first + 1, size)
     rays = camera.rays[first[1] : stop[1], first[0] : stop[0]]  # [h, w, 3]
-    directions = (rays.reshape(-1, 3) @ world_from_camera[:3, :3].T).astype(np.float32)
-    met = RayCaster(placed).first_hits(world_from_camera[:3, 3], directions).face.reshape(rays.shape[:2]) >= 0
+    met = np.isfinite(rays[..., 0])
+    directions = (rays[met] @ world_from_camera[:3, :3].T).astype(np.float32)
+    met[met] = RayCaster(placed).first_hits(world_from_camera[:3, 3], directions).face >= 0
     rows, columns = np.flatnonzero(met.any(1)), np.flatnonzero(met.any(0))
     if not len(rows):
         return 0, (0, 0, 0, 0)
@@ -100,11 +104,18 @@ def _unhidden(
     return int(met.sum()), (left, top, int(first[0] + columns[-1]) + 1, int(first[1] + rows[-1]) + 1)
 
 
+def _edge_points(corners: np.ndarray) -> np.ndarray:
+    """Points along the edges of triangles [F, 3, 3], which are curves in the image of a lens: between them lies all."""
+    at = np.linspace(0, 1, _EDGE_PIECES, endpoint=False)[:, None]
+    a = corners[:, :, None]
+    return (a + (np.roll(corners, -1, 1)[:, :, None] - a) * at).reshape(-1, 3)
+
+
 def _projected(
     thing: WorldObject, centre_m: np.ndarray, rotation: np.ndarray, camera: RigCamera
 ) -> tuple[np.ndarray | None, float]:
     corners = corners_in_camera(centre_m[None], rotation[None], np.array([thing.size_lwh]))
-    if corners[..., 2].min() <= _NEAREST_M:
+    if nearness_m(corners, camera.camera).min() <= _NEAREST_M:
         return None, 0.0
     boxes, inside = image_boxes(corners, camera.camera)
     return boxes[0], float(inside[0])

@@ -15,6 +15,7 @@ import numpy as np
 
 from ....core.labels import OccupancyLabels
 from ....geometry import OCC3D_GRID, VoxelGrid, invert_pose, transform_points
+from ...labels.mono_targets import nearness_m
 from ..sensing.observe import CameraPicture, Observation
 from ..sensing.renderer import RayCaster
 from ..sensing.sensors import LIDAR_RANGE_M, RigCamera, ego_from_lidar
@@ -25,6 +26,7 @@ _FLAT = (Semantic.DRIVEABLE_SURFACE, Semantic.OTHER_FLAT, Semantic.SIDEWALK, Sem
 _STEP_M = 0.18  # between samples of a surface: below half a voxel, so that no voxel that a face crosses is missed
 _GROUND_SAMPLES = 3  # per side of a column
 _REACH_M = 0.35  # a line that ends this close before a voxel's centre has reached the voxel: half its diagonal
+_LEAST_Z = 1e-3  # of a line of sight, below which its length does not follow from the depth
 _LIDAR_LOW, _LIDAR_HIGH = np.tan(np.deg2rad([-30.0, 10.0]))
 
 
@@ -143,10 +145,12 @@ def _seen_by_camera(
     world: np.ndarray,
     known: np.ndarray,
 ) -> np.ndarray:
-    uv, depth = camera.camera.project(transform_points(invert_pose(camera.ego_from_camera), centres))
+    in_camera = transform_points(invert_pose(camera.ego_from_camera), centres)
+    uv, _ = camera.camera.project(in_camera)
+    near = nearness_m(in_camera, camera.camera)
     size = (camera.camera.width_px, camera.camera.height_px)
     with np.errstate(invalid="ignore"):
-        view = np.flatnonzero(~known & (depth > 0.1) & (uv > -0.5).all(-1) & (uv < np.subtract(size, 0.5)).all(-1))
+        view = np.flatnonzero(~known & (near > 0.1) & (uv > -0.5).all(-1) & (uv < np.subtract(size, 0.5)).all(-1))
     origin = (world_from_ego @ camera.ego_from_camera)[:3, 3]
     away = world[view] - origin.astype(np.float32)
     seen = np.zeros(len(centres), bool)
@@ -158,6 +162,8 @@ def _pixel_voxels(picture: CameraPicture, camera: RigCamera, grid: VoxelGrid) ->
     """Flat indices of the voxels in which the pixels' lines of sight end, and the class of one such pixel of each."""
     rays = camera.rays
     ended = np.isfinite(picture.depth_m)
+    if camera.camera.lens is not None:
+        ended &= np.abs(np.nan_to_num(rays[..., 2])) > _LEAST_Z
     points = rays[ended] * (picture.depth_m[ended] / rays[ended][:, 2])[:, None]
     voxels, inside = grid.voxels_of(transform_points(camera.ego_from_camera, points))
     flat, pixel = np.unique(np.ravel_multi_index(tuple(voxels[inside].T), grid.shape), return_index=True)

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....geometry.poses import invert_pose, transform_points
+from ...labels.mono_targets import nearness_m
 from ..world.world import Light, World
 from .renderer import Hits, RayCaster, shade, to_image
 from .sensors import LIDAR_RANGE_M, RigCamera, ego_from_lidar, lidar_rays
 
 _PROBES = 96  # surface points per object for the visible share
+SKY, UNSEEN = 255, 254
+"""In a picture's semantic: nothing was met; and the pixel has no line of sight, since the lens ends before it."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class CameraPicture:
     name: str
     image: np.ndarray  # [H, W, 3] uint8
     instance: np.ndarray  # [H, W] int32
-    semantic: np.ndarray  # [H, W] uint8, 255 = sky
+    semantic: np.ndarray  # [H, W] uint8, or SKY, UNSEEN
     structure: np.ndarray  # [H, W] uint8, world.mesh.Structure
-    depth_m: np.ndarray  # [H, W] float32 along the viewing axis, inf = sky
+    depth_m: np.ndarray  # [H, W] float32 along the viewing axis (below 0 beyond 90 degrees), inf = sky or unseen
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,45 @@ def observe(world: World, time_s: float, rig: tuple[RigCamera, ...], seed: list[
 def take_picture(
     caster: RayCaster, camera: RigCamera, world_from_ego: np.ndarray, light: Light, rng: np.random.Generator
 ) -> CameraPicture:
-    """Render one camera at the given ego pose."""
+    """Render one camera at the given ego pose; pixels without a line of sight are black and show nothing."""
     world_from_camera = world_from_ego @ camera.ego_from_camera
-    rays = camera.rays
-    height_px, width_px = rays.shape[:2]
-    directions = (rays.reshape(-1, 3) @ world_from_camera[:3, :3].T).astype(np.float32)
+    height_px, width_px = camera.rays.shape[:2]
+    rays = camera.rays.reshape(-1, 3)
+    seen = None if camera.camera.lens is None else np.isfinite(rays[:, 0])
+    if seen is not None:
+        rays = rays[seen]
+    directions = (rays @ world_from_camera[:3, :3].T).astype(np.float32)
     origin = world_from_camera[:3, 3]
     hits = caster.first_hits(origin, directions)
+
+    def whole(values: np.ndarray, unseen: float) -> np.ndarray:
+        """Values of the rays, as a picture."""
+        if seen is not None:
+            out = np.full((len(seen), *values.shape[1:]), unseen, values.dtype)
+            out[seen] = values
+            values = out
+        return values.reshape(height_px, width_px, *values.shape[1:])
+
     linear = shade(caster, origin, directions, hits, light)
-    instance = _of_face(caster.mesh.instance, hits, 0).reshape(height_px, width_px)
-    semantic = _of_face(caster.mesh.semantic, hits, 255).reshape(height_px, width_px)
-    structure = _of_face(caster.mesh.structure, hits, 0).reshape(height_px, width_px)
-    depth = hits.distance_m.reshape(height_px, width_px) * rays[..., 2].astype(np.float32)
-    image = to_image(linear, height_px, width_px, rng)
-    return CameraPicture(camera.name, image, instance, semantic, structure, depth)
+    image = to_image(whole(linear, 0.0).reshape(-1, 3), height_px, width_px, rng)
+    if seen is not None:
+        image[~seen.reshape(height_px, width_px)] = 0
+    mesh = caster.mesh
+    return CameraPicture(
+        camera.name,
+        image,
+        whole(_of_face(mesh.instance, hits, 0), 0),
+        whole(_of_face(mesh.semantic, hits, SKY), UNSEEN),
+        whole(_of_face(mesh.structure, hits, 0), 0),
+        whole(_depths(hits.distance_m, rays), np.inf),
+    )
+
+
+def _depths(distance_m: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Along the viewing axis [R]; inf stays inf, also at and beyond 90 degrees."""
+    with np.errstate(invalid="ignore"):
+        depth = distance_m * rays[:, 2].astype(np.float32)
+    return np.where(np.isfinite(distance_m), depth, np.float32(np.inf))
 
 
 def scan(caster: RayCaster, world_from_ego: np.ndarray) -> LidarScan:
@@ -127,10 +155,11 @@ def _visible_share(
     met, cast = np.zeros(len(share)), np.zeros(len(share))
     for camera in rig:
         world_from_camera = world_from_ego @ camera.ego_from_camera
-        uv, depth = camera.camera.project(transform_points(invert_pose(world_from_camera), points))
+        in_camera = transform_points(invert_pose(world_from_camera), points)
+        uv, _ = camera.camera.project(in_camera)
         with np.errstate(invalid="ignore"):
             inside = (
-                (depth > 0.1)
+                (nearness_m(in_camera, camera.camera) > 0.1)
                 & (uv >= 0).all(-1)
                 & (uv[:, 0] < camera.camera.width_px)
                 & (uv[:, 1] < camera.camera.height_px)

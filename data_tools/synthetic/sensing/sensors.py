@@ -1,4 +1,4 @@
-"""The rigs: the six cameras of a nuScenes car or the seven of an Argoverse 2 car, and one LiDAR.
+"""The rigs: cameras of a nuScenes or an Argoverse 2 car, with lenses or without, and one LiDAR.
 
 Frames: ego x forward, y left, z up on the ground below the rear axle; camera x right, y down, z forward;
 LIDAR_TOP x right, y forward, z up. Pixel index (u, v) samples the image plane at exactly (u, v).
@@ -7,11 +7,12 @@ LIDAR_TOP x right, y forward, z up. Pixel index (u, v) samples the image plane a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from ....geometry.cameras import CameraModel
+from ....geometry.lenses import Lens
 from ....geometry.poses import pose, rotation_z
 
 LIDAR_CHANNEL = "LIDAR_TOP"
@@ -37,8 +38,31 @@ _ARGOVERSE = {  # the front camera first and upright, as OpenLane-V2 subset A wa
     "ring_rear_left": (153.0, (1.10, 0.14, 1.43), 1690.0),
     "ring_rear_right": (-153.0, (1.10, -0.14, 1.43), 1690.0),
 }
-RIGS = {"nuscenes": _NUSCENES, "argoverse2": _ARGOVERSE}
-_NATIVE = {"nuscenes": (1600, 900, (816.0, 491.0)), "argoverse2": (2048, 1550, (1024.0, 775.0))}
+_FISHEYE = {  # a wide camera ahead, and a ring of ordinary ones
+    "CAM_FRONT": (0.0, (1.70, 0.02, 1.51), 775.0),
+    "CAM_FRONT_RIGHT": (-65.0, (1.55, -0.50, 1.50), 1180.0),
+    "CAM_FRONT_LEFT": (65.0, (1.52, 0.50, 1.51), 1180.0),
+    "CAM_BACK": (180.0, (0.03, 0.0, 1.57), 809.0),
+    "CAM_BACK_LEFT": (115.0, (1.04, 0.48, 1.59), 1180.0),
+    "CAM_BACK_RIGHT": (-115.0, (1.05, -0.48, 1.56), 1180.0),
+}
+RIGS = {"nuscenes": _NUSCENES, "argoverse2": _ARGOVERSE, "distorted": _NUSCENES, "fisheye": _FISHEYE}
+"""Yaws, places and focal lengths of the cameras of each rig. "distorted": nuScenes' six with Brown-Conrady lenses;
+"fisheye": a Kannala-Brandt fisheye of 120 degrees across ahead, the others with Brown-Conrady lenses."""
+_NATIVE = {
+    "nuscenes": (1600, 900, (816.0, 491.0)),
+    "argoverse2": (2048, 1550, (1024.0, 775.0)),
+    "distorted": (1600, 900, (816.0, 491.0)),
+    "fisheye": (1600, 900, (800.0, 451.0)),
+}
+# k1 k2 p1 p2 k3; the first much like Waymo's, whose cameras see less wide, the other for CAM_BACK
+_NARROW = Lens("brown_conrady", (0.036, -0.2, 0.0011, -0.0007, 0.0))
+_WIDE = Lens("brown_conrady", (-0.24, 0.05, 0.0004, -0.0006, -0.004))
+_LENSES: dict[str, dict[str, Lens]] = {
+    "distorted": {name: _WIDE if name == "CAM_BACK" else _NARROW for name in _NUSCENES},
+    "fisheye": {name: _WIDE if name == "CAM_BACK" else _NARROW for name in _FISHEYE}
+    | {"CAM_FRONT": Lens("kannala_brandt", (-0.022, 0.004, -0.0015, 0.0002))},
+}
 
 
 @dataclass(frozen=True)
@@ -51,10 +75,11 @@ class RigCamera:
 
     @cached_property
     def rays(self) -> np.ndarray:
-        """[H, W, 3] unit viewing directions in the camera frame."""
+        """[H, W, 3] unit viewing directions in the camera frame, NaN where the lens has none."""
         return self.camera.rays()
 
 
+@lru_cache(maxsize=2)  # for the lines of sight, which take long through a lens
 def camera_rig(image_width_px: int, rig: str = "nuscenes") -> tuple[RigCamera, ...]:
     """The cameras of a rig (a key of RIGS), the front one first; intrinsics scale with the width.
 
@@ -68,12 +93,13 @@ def camera_rig(image_width_px: int, rig: str = "nuscenes") -> tuple[RigCamera, .
         principal_px = native_principal_px
         if name == "ring_front_center":
             size_px, principal_px = size_px[::-1], principal_px[::-1]
+        lens = _LENSES.get(rig, {}).get(name)
         intrinsics = np.array([[focal_px, 0, principal_px[0]], [0, focal_px, principal_px[1]], [0, 0, 1 / scale]])
         yaw = np.deg2rad(yaw_deg)
         forward = np.array([np.cos(yaw), np.sin(yaw), 0])
         right = np.array([np.sin(yaw), -np.cos(yaw), 0])
         rotation = np.stack([right, [0, 0, -1.0], forward], axis=1)  # columns: camera axes in the ego frame
-        cameras.append(RigCamera(name, CameraModel(intrinsics * scale, *size_px), pose(rotation, position)))
+        cameras.append(RigCamera(name, CameraModel(intrinsics * scale, *size_px, lens), pose(rotation, position)))
     return tuple(cameras)
 
 

@@ -94,7 +94,9 @@ def test_times_that_are_no_whole_numbers_are_refused(tmp_path):
     numbers = {key: [0.0, 0.0] for key in ("qx", "qy", "qz", "tx_m", "ty_m", "tz_m")} | {"qw": [1.0, 1.0]}
     table = pyarrow.table({"timestamp_ns": ["315967000000000000", "315967000100000000"], **numbers})
     feather.write_feather(table, str(tmp_path / "city_SE3_egovehicle.feather"))
-    with pytest.raises(DataError, match=r"broken calibration or poses \(TypeError: timestamp_ns holds .*whole numbers"):
+    with pytest.raises(
+        DataError, match=r"city_SE3_egovehicle\.feather: column timestamp_ns holds string, .*whole number"
+    ):
         read_log(tmp_path)
 
 

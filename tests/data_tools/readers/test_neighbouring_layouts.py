@@ -284,17 +284,19 @@ def test_another_lidar_or_none(own_root, edit_table, frames, caplog):
     assert "no LiDAR keyframes; pose and time of a sample are those of CAM_FRONT" in caplog.text
 
 
-def test_lens_distortion_and_unknown_fields_are_reported_once(own_root, edit_table, caplog):
+def test_unknown_fields_and_lenses_that_cannot_be_used_are_reported_once(own_root, edit_table, caplog):
     def distort(rows):
         for row in rows:
-            row["camera_distortion"] = [-0.3, 0.08, 0, 0, 0] if "FRONT" in row["token"] else [0.0] * 5
+            row["camera_distortion"] = [-0.3, 0.08, 0, 0, 0, 0.1] if "FRONT" in row["token"] else [0.0] * 5
             row["rolling_shutter_s"] = 0.02
 
     edit_table("calibrated_sensor", distort)
-    read_nuscenes(own_root, VERSION, "mini_train")
+    frames = read_nuscenes(own_root, VERSION, "mini_train")
+    assert all(view.camera.lens is None for frame in frames for view in frame.cameras)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
-    assert "camera CAM_FRONT: lens distortion is left out" in messages[0] and "pinhole images" in messages[0]
+    assert "camera CAM_FRONT: lens distortion is left out (camera_distortion: Brown-Conrady" in messages[0]
+    assert "4, 5, 8 or 12 coefficients" in messages[0] and "undistort the images" in messages[0]
     assert "calibration fields that are not used: rolling_shutter_s" in messages[1]
 
 
@@ -343,7 +345,8 @@ def test_sizes_and_paths_of_other_readers(tmp_path, tiny_root, frames, layout, c
         content = {"timestamp": 1_600_000_000_000_000, "pose": part(frame.global_from_ego), "sensor": sensor}
         (folder / "1600000000000000.json").write_text(json.dumps(content))
         (found,) = read_openlane(tmp_path, "test")
-        assert "lens distortion is left out" in caplog.text
+        assert not caplog.records  # the images are published undistorted
+        assert all(view.camera.lens is None for view in found.cameras)
     else:
         record = lambda p: {"rotation": turned(p), "translation": p[:3, 3].tolist()}
         cameras = {

@@ -1,0 +1,116 @@
+"""The boxes of Argoverse 2 as a task: written, checked, scored and read back through one door."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drivestack.core.answers import Detections, SceneAnswer
+from drivestack.core.errors import ConfigError, DataError, NoLabelsError, SubmissionError
+from drivestack.core.files import write_json
+from drivestack.core.once import forget_warnings
+from drivestack.data_tools.readers.registry import DataSource
+from drivestack.tasks.argoverse2_boxes import Argoverse2Boxes
+from drivestack.tasks.base import GroundTruth, Predictions
+from support.argoverse2_log import car_at, write_log
+
+pytest.importorskip("pyarrow", reason="Feather files need pyarrow (extra argoverse)")
+
+CLASSES = ["BOLLARD", "REGULAR_VEHICLE"]
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> GroundTruth:
+    for log in ("log-a", "log-b"):
+        write_log(tmp_path / "sensor" / "val" / log)
+    return GroundTruth(DataSource("argoverse2_sensor", tmp_path / "sensor", {"split": "val"}))
+
+
+def perfect(truth: GroundTruth) -> Predictions:
+    answers = {}
+    for frame in truth.frames:
+        rows = [i for i, name in enumerate(frame.annotations.names) if name in CLASSES]
+        labels = np.array([CLASSES.index(frame.annotations.names[i]) for i in rows])
+        found = Detections(frame.token, np.nan_to_num(frame.bev_boxes()[rows]), np.full(len(rows), 0.5), labels)
+        answers[frame.token] = SceneAnswer(frame.token, boxes=found)
+    return Predictions(truth.frames, answers, CLASSES, {})
+
+
+def write_map(log: Path, x_m: float) -> None:
+    """A drivable area of 20 m around a place of the city."""
+    corners = [{"x": x_m + dx, "y": dy, "z": 60.0} for dx, dy in ((-10, -10), (10, -10), (10, 10), (-10, 10))]
+    (log / "map").mkdir(exist_ok=True)
+    content = {"drivable_areas": {"1": {"id": 1, "area_boundary": corners}}, "lane_segments": {}}
+    write_json(log / "map" / "log_map_archive_x.json", content)
+
+
+def test_written_checked_scored_and_read(truth: GroundTruth, tmp_path: Path, caplog) -> None:
+    forget_warnings()
+    task, path = Argoverse2Boxes(CLASSES), tmp_path / Argoverse2Boxes.file
+    task.demand(truth)
+    assert task.write(path, perfect(truth), "val") == "12 boxes"
+    assert task.check(path, truth) == [] and task.check(path, None) == []
+    with caplog.at_level(logging.WARNING, "drivestack"):
+        scores = task.score(path, truth)
+    assert "log-a has no map" in caplog.text and scores["within_region_of_interest"] is False
+    assert scores["classes_with_truth"]["CDS"] == pytest.approx(1, abs=1e-6)
+    assert task.summary(scores)["CDS"] == pytest.approx(2 / 26, abs=1e-6)
+    assert task.table(scores)[-1] == "(within 150 m, everywhere)"
+    write_json(tmp_path / task.scores_file, scores)  # holds no NaN
+    assert json.loads((tmp_path / task.scores_file).read_text())["CDS"] == scores["CDS"]
+    read = task.reader(path, truth.frames, CLASSES, "val")
+    again = read(truth.frames[1])
+    (row,) = np.flatnonzero(again.labels == CLASSES.index("REGULAR_VEHICLE"))
+    np.testing.assert_allclose(again.boxes[row, :7], [10, 3, 0.5, 4, 2, 1.5, 0.2], atol=1e-5)
+    assert task.drawing_problems(path, truth, truth.frames) == []
+    assert task.oddities(path, truth) == ["all scores are 0.5: boxes cannot be ranked"]
+
+
+def test_the_region_of_interest_is_looked_up_in_the_maps(truth: GroundTruth, tmp_path: Path) -> None:
+    path = tmp_path / "d.feather"
+    Argoverse2Boxes(CLASSES).write(path, perfect(truth), "val")
+    with pytest.raises(DataError, match="log-a: no map/log_map_archive"):
+        Argoverse2Boxes(region=True).score(path, truth)
+    last = car_at(np.array([truth.frames[4].timestamp_us * 1000]))[1][0, 0]
+    for log in ("log-a", "log-b"):
+        write_map(
+            tmp_path / "sensor" / "val" / log, float(last) + 21.5
+        )  # the car reaches it at last, the post is on it
+    own = Argoverse2Boxes().score(path, truth)
+    assert own["within_region_of_interest"] is True
+    counts = {name: own["classes"][name]["num_truths"] for name in CLASSES}
+    assert counts["BOLLARD"] == 2 and 0 < counts["REGULAR_VEHICLE"] < 10
+    assert Argoverse2Boxes().table(own)[-1] == "(within 150 m, on or near drivable areas)"
+    everywhere = Argoverse2Boxes(region=False).score(path, truth)
+    assert everywhere["classes"]["REGULAR_VEHICLE"]["num_truths"] == 10
+
+
+def test_what_cannot_be_scored_is_said_before_the_work(truth: GroundTruth, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="benchmark argoverse2: class 'car' is not one of its 26"):
+        Argoverse2Boxes(["car"])
+    frames = truth.frames
+    for changed, says in (
+        ([replace(frame, annotations=None) for frame in frames], "has no annotations"),
+        ([replace(frames[0], annotations=None), *frames[1:]], "1 frames have no annotations"),
+        (
+            [replace(f, annotations=replace(f.annotations, names=["car"] * len(f.annotations))) for f in frames],
+            "its labels are of car, none of the 26",
+        ),
+    ):
+        with pytest.raises(NoLabelsError, match=says):
+            Argoverse2Boxes().demand(GroundTruth(truth.source, changed))
+    with pytest.raises(DataError, match="is no sweep of an Argoverse 2 log"):
+        Argoverse2Boxes().demand_names(GroundTruth(truth.source, [replace(frames[0], token="x")]))
+    path = tmp_path / "d.feather"
+    Argoverse2Boxes(CLASSES).write(path, perfect(GroundTruth(truth.source, frames[:5])), "val")
+    assert [problem.partition(":")[0] for problem in Argoverse2Boxes().check(path, truth)] == ["sample log-b"]
+    with pytest.raises(SubmissionError, match=r"log-b: this log has no box"):
+        Argoverse2Boxes().score(path, truth)
+    path.write_bytes(b"no feather")
+    with pytest.raises(SubmissionError, match="is no Feather file"):
+        Argoverse2Boxes().reader(path, frames, CLASSES, "val")
