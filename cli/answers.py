@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import remove_stale_files
+from .chosen import chosen_tasks, mapped_boxes
 from .images import add_images, evaluate_images, predict_images, refuse_images
 from .options import (
     METRIC_VERSIONS,
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from ..tasks.base import GroundTruth, Predictions, Task
-    from ..tasks.boxes import Boxes
 
 INVALID_SUBMISSION = 1
-_SCORED = "nuScenes detection, Waymo's LET-3D, Occ3D voxel metrics, OpenLane-V2"
+_SCORED = "nuScenes, Waymo and Argoverse 2 detection, Occ3D voxel metrics, OpenLane-V2"
 
 
 def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
@@ -88,70 +87,6 @@ def _add_mapping(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _mapped(
-    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
-) -> Boxes | None:
-    """The boxes' task by ``--mapping``, None without it. It takes the place of any other: its metric is one for all."""
-    from ..bev.evaluation.class_mapping import read_mapping
-    from ..core.errors import ConfigError
-    from ..tasks.across import AcrossSets
-    from ..tasks.boxes import Boxes
-
-    if not options.mapping:
-        return None
-    if options.class_range:
-        raise ConfigError("--class-range beside --mapping: state the radii of the common classes there, in range_m")
-    if options.tasks and "boxes" not in options.tasks:
-        raise ConfigError("--mapping is of boxes, and --tasks leaves them out: leave one of them out")
-    across = AcrossSets(read_mapping(options.mapping))
-    return Boxes(class_names, dict(class_range_m or {}), options.official, across)
-
-
-def chosen_tasks(
-    options: argparse.Namespace,
-    class_names: Sequence[str] = (),
-    config: Config | None = None,
-    submissions: Mapping[str, Path] | None = None,
-) -> dict[str, Task]:
-    """Every task, as the options want it; ``--class-range`` goes before the config's ranges.
-
-    The benchmark of boxes is the config's, else that of the file among ``submissions``, else nuScenes.
-    """
-    from ..bev.evaluation.waymo_submission import read_entry
-    from ..core.errors import ConfigError
-    from ..engine.config import parse_override
-    from ..lane_topology.evaluation.submission import NOBODY, read_team
-    from ..occupancy.evaluation.rules import SPLIT_SAMPLES
-    from ..tasks.registry import Boxes, Lanes, Occupancy, WaymoBoxes, benchmark_of
-    from ..tasks.run import box_task
-
-    given = vars(options)
-    megabytes = given.get("max_mb")
-    ranges = dict(parse_override(text) for text in given.get("class_range", ()))
-    for name, radius in ranges.items():
-        if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
-            raise ConfigError(f"--class-range {name}={radius}: write a radius in metres, for example {name}=50")
-    lanes = Lanes(
-        team=read_team(options.team) if given.get("team") else NOBODY,
-        half=given.get("half", False),
-        max_bytes=None if megabytes is None else round(megabytes * 1e6),
-        version=given.get("metric_version", METRIC_VERSIONS[0]),
-    )
-    num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    official, file = given.get("official", False), (submissions or {}).get("boxes")
-    boxes: Task
-    if config is not None:
-        entry = read_entry(options.waymo_entry) if given.get("waymo_entry") else {}
-        boxes = box_task(config, ranges, official, entry)
-    elif file is not None and benchmark_of(file) == "waymo":
-        if official or ranges:
-            raise ConfigError(f"{file} is scored by Waymo's metric: leave out --official and --class-range")
-        boxes = WaymoBoxes()
-    else:
-        boxes = Boxes(class_names, ranges, official)
-    return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
-
-
 def _image_config(options: argparse.Namespace) -> Config | None:
     """The config where its model answers single images, else None."""
     from ..engine.config import load_config
@@ -184,7 +119,7 @@ class _Run:
         self.model = load_model(self.config, weights)
         mapped = None
         if "mapping" in options:
-            mapped = _mapped(options, class_names(self.config), class_ranges_m(self.config))
+            mapped = mapped_boxes(options, class_names(self.config), class_ranges_m(self.config))
         self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
         self.frames = self.seen = self.source.read()
         if mapped is not None and mapped.across is not None:
@@ -248,8 +183,8 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="a folder, or the file of a single task: .json boxes (.tar.gz on Waymo), .zip occupancy, .pkl lanes "
-        "(default: submission.json or waymo_submission.tar.gz for boxes alone, else submission/)",
+        help="a folder, or the file of a single task: .json boxes (Waymo .tar.gz, Argoverse 2 .feather), .zip "
+        "occupancy, .pkl lanes (default: for boxes alone their benchmark's file, such as submission.json, else submission/)",
     )
     _add_lane_file(parser)
     _add_waymo_entry(parser)
@@ -366,7 +301,7 @@ def _run_score(options: argparse.Namespace) -> int:
 
     paths = find(options.path, options.tasks or (("boxes",) if options.mapping else ()))
     chosen = chosen_tasks(options, submissions=paths)
-    if (mapped := _mapped(options)) is not None:
+    if (mapped := mapped_boxes(options)) is not None:
         chosen["boxes"] = mapped
     out = Path(options.out) if options.out else None
     files = [] if out is None else [out / chosen[name].scores_file for name in paths]
@@ -387,7 +322,9 @@ def add_check(verbs: Any) -> None:
         "drivestack check-submission lanes.pkl --max-mb 100",
         "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo --split test",
     ]
-    summary = "say every rule that submissions break: nuScenes and Waymo boxes, Occ3D voxels, OpenLane-V2 lanes"
+    summary = (
+        "say every rule that submissions break: boxes (nuScenes, Waymo, Argoverse 2), Occ3D voxels, OpenLane-V2 lanes"
+    )
     parser = verb(verbs, "check-submission", _run_check, summary, examples)
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
     _add_tasks(parser, "what the file is, what the folder holds")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answers import chosen_tasks
+from .chosen import chosen_tasks
 from .options import add_source, known_source, positive, share, verb
 from .outputs import writing
 
@@ -95,11 +95,13 @@ def _print_undrawn(frames: Sequence[Frame], read: Callable[[Frame], SceneAnswer]
 
 
 def _class_names(options: argparse.Namespace, frames: Sequence[Frame], paths: Mapping[str, Path]) -> list[str]:
-    """nuScenes' classes (Waymo's for a file of its own), and others: of the labels, and named by --classes."""
+    """nuScenes' classes, or those of the file's benchmark, and others: of the labels, and named by --classes."""
     from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
     from ..bev.evaluation.waymo_submission import CLASS_TYPES
+    from ..core.argoverse2 import EVALUATED_CLASSES
     from ..tasks.registry import benchmark_of
 
-    benchmark = CLASS_TYPES if "boxes" in paths and benchmark_of(paths["boxes"]) == "waymo" else CLASS_ATTRIBUTES
+    of_benchmark = {"nuscenes": CLASS_ATTRIBUTES, "waymo": CLASS_TYPES, "argoverse2": EVALUATED_CLASSES}
+    benchmark = of_benchmark[benchmark_of(paths["boxes"]) if "boxes" in paths else "nuscenes"]
     labelled = {name for frame in frames if frame.annotations is not None for name in frame.annotations.names if name}
     return list(dict.fromkeys([*benchmark, *options.classes, *sorted(labelled)]))

@@ -145,7 +145,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "validation": _or_none(_dict),
     "validation.interval": whole(1),
     "class_range_m": _dict,
-    "benchmark": _one_of("nuscenes", "waymo"),
+    "benchmark": _one_of("nuscenes", "waymo", "argoverse2"),
     "waymo_entry": _dict,
     "tensorboard": _flag,
     "data_command": _or_none(_is("text", str)),

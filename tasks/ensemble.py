@@ -54,6 +54,8 @@ def ensemble(
     kinds = {benchmark_of(path) for path in (*paths, out)}
     if len(kinds) > 1:
         raise ConfigError("files of two benchmarks cannot be fused: name .json files alone, or .tar.gz files alone")
+    if kinds == {"argoverse2"}:
+        raise ConfigError("files of Argoverse 2 are not fused: nuScenes' and Waymo's are")
     if kinds == {"waymo"}:
         return _waymo(paths, out, weights, how, frames, entry or {}, progress)
     return _nuscenes(paths, out, weights, how, frames, progress)

@@ -1,6 +1,6 @@
 """The tasks by name, and the files of their submissions.
 
-    boxes       submission.json    nuScenes detection; Waymo: waymo_submission.tar.gz
+    boxes       submission.json    nuScenes detection; Waymo: waymo_submission.tar.gz, Argoverse 2: detections.feather
     occupancy   occupancy.zip      one npz per sample, which also lie in occupancy/
     lanes       lanes.pkl          OpenLane-V2
 
@@ -17,6 +17,7 @@ from ..core.answers import SceneAnswer
 from ..core.errors import ConfigError, SubmissionError
 from ..core.file_kinds import kind_of_file
 from ..core.frames import Frame
+from .argoverse2_boxes import Argoverse2Boxes
 from .base import Task
 from .boxes import Boxes
 from .lanes import Lanes
@@ -27,14 +28,14 @@ TASKS: dict[str, type[Task]] = {"boxes": Boxes, "occupancy": Occupancy, "lanes":
 """By name, in the order in which they are reported."""
 ENDINGS = {
     ".json": "boxes", ".gz": "boxes", ".tgz": "boxes", ".bin": "boxes", ".pb": "boxes",
+    ".feather": "boxes",
     ".npz": "occupancy", ".zip": "occupancy", ".pkl": "lanes", ".pickle": "lanes",
 }  # fmt: skip
-BENCHMARKS: dict[str, type[Task]] = {"nuscenes": Boxes, "waymo": WaymoBoxes}
+BENCHMARKS: dict[str, type[Task]] = {"nuscenes": Boxes, "waymo": WaymoBoxes, "argoverse2": Argoverse2Boxes}
 """Of boxes: whose submission and scores a config's ``benchmark`` names, or a file is."""
 
 _FOREIGN = {
     ".tfrecord": "Waymo: data, not predictions",
-    ".feather": "Argoverse 2",
     ".parquet": "Waymo 2.0 or Argoverse 2",
 }
 _OTHER_ENDINGS = {
@@ -45,6 +46,8 @@ _OTHER_ENDINGS = {
 
 def benchmark_of(path: Path) -> str:
     """The one of BENCHMARKS that a submission of boxes is of, by its name."""
+    if path.suffix.lower() == ".feather":
+        return "argoverse2"
     return "waymo" if is_waymo_file(path) else "nuscenes"
 
 
@@ -96,13 +99,12 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
             )
         return {task: path}
     found = {task: file for task, file in in_folder(path, list(TASKS)).items() if file.exists()}
-    waymo = path / WaymoBoxes.file
-    if waymo.exists() and "boxes" in found:
-        raise SubmissionError(
-            f"{path}: holds boxes for two benchmarks, {Boxes.file} and {waymo.name}; name one of them"
-        )
-    if waymo.exists():
-        found["boxes"] = waymo
+    of_boxes = [path / kind.file for kind in BENCHMARKS.values() if (path / kind.file).exists()]
+    if len(of_boxes) > 1:
+        names = ", ".join(file.name for file in of_boxes)
+        raise SubmissionError(f"{path}: holds boxes for two benchmarks, {names}; name one of them")
+    if of_boxes:
+        found["boxes"] = of_boxes[0]
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
     if not found and list(tasks) == ["boxes"] and files and all(file.suffix in ("", ".bin", ".pb") for file in files):
         found["boxes"] = path  # Waymo's shards

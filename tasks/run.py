@@ -51,15 +51,22 @@ def box_task(
     class_range_m: further ranges, of nuScenes' score. entry: who submits what, beside the config's ``waymo_entry``.
     Raises ConfigError for what the benchmark does not have.
     """
+    from .argoverse2_boxes import Argoverse2Boxes
     from .boxes import Boxes
     from .waymo_boxes import WaymoBoxes
 
     ranges = class_ranges_m(config, class_range_m)
     if config.get("benchmark", "nuscenes") == "nuscenes":
+        if entry:
+            raise ConfigError('--waymo-entry is of Waymo\'s submissions: the config lacks benchmark = "waymo"')
         return Boxes(class_names(config), ranges, official)
     if ranges or official:
-        what = "--official (see `make waymo-official`)" if official else "class_range_m and --class-range"
+        what = "--official" if official else "class_range_m and --class-range"
         raise ConfigError(f"benchmark {config.benchmark} has ranges and a metric of its own: leave out {what}")
+    if config.benchmark == "argoverse2":
+        if entry:
+            raise ConfigError("--waymo-entry is of Waymo's submissions, and the config's benchmark is argoverse2")
+        return Argoverse2Boxes(class_names(config))
     offsets = tuple(config.model.get("bev_map", {}).get("frames", (0,)))  # of the data's frames, as they are read
     looks_at = {"past_frames": max(0, -min(offsets)), "future_frames": max(0, *offsets, 0)}
     return WaymoBoxes(class_names(config), {**looks_at, **config.get("waymo_entry", {}), **(entry or {})})

@@ -289,7 +289,7 @@ def test_places_and_find(tmp_path: Path) -> None:
         SubmissionError, match=r"t\.dat: unknown kind of submission \(a gzip archive\); choose with --ta"
     ):
         find(tmp_path / "t.dat")
-    for ending, owner in ((".tfrecord", "Waymo"), (".feather", "Argoverse 2")):
+    for ending, owner in ((".tfrecord", "Waymo"), (".parquet", "Waymo 2.0")):
         (tmp_path / f"t{ending}").touch()
         with pytest.raises(SubmissionError, match=rf"t\{ending}: is a file of {owner}.*; submissions here are"):
             find(tmp_path / f"t{ending}")

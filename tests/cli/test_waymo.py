@@ -137,7 +137,7 @@ def test_other_frames_and_options_are_refused(
     assert main(["predict", str(waymo_config), str(weights), *waymo_source, "--out", str(out)]) == 0
     for arguments, message in (
         (["score", str(out), *source(root)], "is no frame of Waymo's"),
-        (["score", str(out), *waymo_source, "--official"], "scored by Waymo's metric: leave out --official"),
+        (["score", str(out), *waymo_source, "--official"], "scored by the metric of waymo: leave out --official"),
         (["score", str(out), *waymo_source, "--class-range", "vehicle=5"], "leave out --official and --class-range"),
         (["predict", str(waymo_config), str(weights), *source(root), "--out", str(out)], "is no frame of Waymo's"),
         (["predict", str(waymo_config), str(weights), *waymo_source, "--out", str(tmp_path / "a.json")],
