@@ -207,9 +207,9 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument(
         "--rig",
         default="nuscenes",
-        choices=("nuscenes", "argoverse2", "distorted", "fisheye"),
-        help="six cameras, seven, six with lens distortion, or six with a 120 degree fisheye ahead (default: "
-        "%(default)s)",
+        choices=("nuscenes", "argoverse2", "distorted", "fisheye", "waymo"),
+        help="six cameras, seven, six with lens distortion, six with a 120 degree fisheye ahead, or Waymo's five with "
+        "lens distortion and two sizes of images (default: %(default)s)",
     )
     parser.add_argument(
         "--labels",
