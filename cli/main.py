@@ -223,7 +223,7 @@ def _synthesize(verbs: Any) -> None:
         "--also",
         nargs="*",
         default=(),
-        choices=("waymo_v1", "waymo_v2"),
+        choices=("waymo_v1", "waymo_v2", "argoverse2", "py123d", "mcap"),
         metavar="FORMAT",
         help="write it in these formats, too, each in a folder of its name below DIR: %(choices)s",
     )
