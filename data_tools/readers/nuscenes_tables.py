@@ -273,7 +273,8 @@ def join_tables(folder: Path, scenes: list[Scene]) -> SceneTables:
 
 
 def _locations(path: Path) -> dict[str, str]:
-    rows = read_rows(path, dict[str, Any])
+    """By log token; empty where the set has no such table (T4)."""
+    rows = read_rows(path, dict[str, Any]) if path.is_file() else []
     texts = lambda row: all(isinstance(row.get(key), str) for key in ("token", "location"))
     return {row["token"]: row["location"] for row in rows if texts(row)}
 

@@ -69,8 +69,9 @@ def synthesize(
 
     split: "train" or "val". num_scenes: scenes of that split, or a mapping split -> scenes to put both into one root
     (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras), "argoverse2" (seven, the front one
-    upright), "distorted" (six with Brown-Conrady lenses) or "fisheye" (six, of which one ahead is a fisheye of 120
-    degrees). labels: what to write besides boxes, see data_tools/labels/files.py. The same arguments give the same
+    upright), "distorted" (six with Brown-Conrady lenses), "fisheye" (six, of which one ahead is a fisheye of 120
+    degrees) or "waymo" (five that do not look back, with lenses and images of two sizes). labels: what to write besides
+    boxes, see data_tools/labels/files.py. The same arguments give the same
     bytes, whatever `workers` is.
 
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it

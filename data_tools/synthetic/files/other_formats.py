@@ -3,27 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
+from ....core.files import file_name
 from ....core.frames import Frame
+from ...readers.box_files import write_boxes
 from ...readers.nuscenes import read_nuscenes
 from ...readers.waymo import FOLDERS
+from .argoverse2_writer import write_argoverse2
+from .mcap_writer import write_mcap
 from .nuscenes_writer import VERSION
+from .py123d_writer import write_py123d
 from .waymo_writer import write_waymo_v1, write_waymo_v2
 
-Writer = Callable[[Iterable[Frame], Path], list[Path]]
-WRITERS: dict[str, Writer] = {"waymo_v1": write_waymo_v1, "waymo_v2": write_waymo_v2}
+Writer = Callable[[Sequence[Frame], Path, str], Path]
+"""Frames, folder of the format and split -> what was written."""
 
 
 def write_other_formats(root: str | Path, splits: Iterable[str], formats: Sequence[str]) -> list[Path]:
-    """Writes ``<root>/<format>/<Waymo's folder of the split>`` for each format of WRITERS; returns these folders.
+    """Writes ``<root>/<format>/...`` as each format of WRITERS lies in folders; returns what was written.
 
-    Raises ConfigError where a format needs a package that is missing, DataError, OutputError.
+    Raises ConfigError where a format needs a package that is missing, DataError for cameras that it cannot hold,
+    OutputError.
     """
-    folders = []
+    written = []
     for split in splits if formats else ():
         frames = read_nuscenes(root, VERSION, split)
-        for name in formats:
-            folders.append(Path(root) / name / FOLDERS[split])
-            WRITERS[name](frames, folders[-1])
-    return folders
+        written += [WRITERS[name](frames, Path(root) / name, split) for name in formats]
+    return written
+
+
+def _waymo_v1(frames: Sequence[Frame], folder: Path, split: str) -> Path:
+    write_waymo_v1(frames, folder / FOLDERS[split])
+    return folder / FOLDERS[split]
+
+
+def _waymo_v2(frames: Sequence[Frame], folder: Path, split: str) -> Path:
+    write_waymo_v2(frames, folder / FOLDERS[split])
+    return folder / FOLDERS[split]
+
+
+def _argoverse2(frames: Sequence[Frame], folder: Path, split: str) -> Path:
+    return write_argoverse2(frames, folder, split)
+
+
+def _py123d(frames: Sequence[Frame], folder: Path, split: str) -> Path:
+    write_py123d(frames, folder, split=split)
+    return folder
+
+
+def _mcap(frames: Sequence[Frame], folder: Path, split: str) -> Path:
+    """A recording for each scene, with its boxes beside it."""
+    for scene, members in groupby(frames, key=lambda frame: frame.scene_name):
+        drive, name = list(members), file_name(scene, "scene name")
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        write_mcap(drive, folder / split / f"{name}.mcap")
+        write_boxes(drive, folder / split / f"{name}.boxes.json")
+    return folder / split
+
+
+WRITERS: dict[str, Writer] = {
+    "waymo_v1": _waymo_v1,
+    "waymo_v2": _waymo_v2,
+    "argoverse2": _argoverse2,
+    "py123d": _py123d,
+    "mcap": _mcap,
+}

@@ -1,4 +1,4 @@
-"""The rigs: cameras of a nuScenes or an Argoverse 2 car, with lenses or without, and one LiDAR.
+"""The rigs: cameras of a nuScenes, an Argoverse 2 or a Waymo car, with lenses or without, and one LiDAR.
 
 Frames: ego x forward, y left, z up on the ground below the rear axle; camera x right, y down, z forward;
 LIDAR_TOP x right, y forward, z up. Pixel index (u, v) samples the image plane at exactly (u, v).
@@ -46,15 +46,31 @@ _FISHEYE = {  # a wide camera ahead, and a ring of ordinary ones
     "CAM_BACK_LEFT": (115.0, (1.04, 0.48, 1.59), 1180.0),
     "CAM_BACK_RIGHT": (-115.0, (1.05, -0.48, 1.56), 1180.0),
 }
-RIGS = {"nuscenes": _NUSCENES, "argoverse2": _ARGOVERSE, "distorted": _NUSCENES, "fisheye": _FISHEYE}
+_WAYMO = {  # nothing looks back
+    "FRONT": (0.2, (1.54, -0.02, 2.12), 2045.0),
+    "FRONT_LEFT": (44.2, (1.49, 0.09, 2.12), 2056.0),
+    "FRONT_RIGHT": (-44.6, (1.49, -0.09, 2.12), 2046.0),
+    "SIDE_LEFT": (89.2, (1.43, 0.11, 2.12), 2054.0),
+    "SIDE_RIGHT": (-90.1, (1.43, -0.11, 2.12), 2064.0),
+}
+RIGS = {
+    "nuscenes": _NUSCENES,
+    "argoverse2": _ARGOVERSE,
+    "distorted": _NUSCENES,
+    "fisheye": _FISHEYE,
+    "waymo": _WAYMO,
+}
 """Yaws, places and focal lengths of the cameras of each rig. "distorted": nuScenes' six with Brown-Conrady lenses;
-"fisheye": a Kannala-Brandt fisheye of 120 degrees across ahead, the others with Brown-Conrady lenses."""
+"fisheye": a Kannala-Brandt fisheye of 120 degrees across ahead, the others with Brown-Conrady lenses; "waymo": five
+cameras with Brown-Conrady lenses, the images of the side ones lower."""
 _NATIVE = {
     "nuscenes": (1600, 900, (816.0, 491.0)),
     "argoverse2": (2048, 1550, (1024.0, 775.0)),
     "distorted": (1600, 900, (816.0, 491.0)),
     "fisheye": (1600, 900, (800.0, 451.0)),
+    "waymo": (1920, 1280, (955.0, 640.0)),
 }
+_WAYMO_SIDE = 886, (963.0, 243.0)  # height and principal point
 # k1 k2 p1 p2 k3; the first much like Waymo's, whose cameras see less wide, the other for CAM_BACK
 _NARROW = Lens("brown_conrady", (0.036, -0.2, 0.0011, -0.0007, 0.0))
 _WIDE = Lens("brown_conrady", (-0.24, 0.05, 0.0004, -0.0006, -0.004))
@@ -62,6 +78,7 @@ _LENSES: dict[str, dict[str, Lens]] = {
     "distorted": {name: _WIDE if name == "CAM_BACK" else _NARROW for name in _NUSCENES},
     "fisheye": {name: _WIDE if name == "CAM_BACK" else _NARROW for name in _FISHEYE}
     | {"CAM_FRONT": Lens("kannala_brandt", (-0.022, 0.004, -0.0015, 0.0002))},
+    "waymo": dict.fromkeys(_WAYMO, Lens("brown_conrady", (0.037, -0.326, 0.0011, -0.0007, 0.0))),
 }
 
 
@@ -89,8 +106,10 @@ def camera_rig(image_width_px: int, rig: str = "nuscenes") -> tuple[RigCamera, .
     scale = image_width_px / native_width_px
     cameras = []
     for name, (yaw_deg, position, focal_px) in RIGS[rig].items():
-        size_px = image_width_px, round(native_height_px * scale)
-        principal_px = native_principal_px
+        height_px, principal_px = native_height_px, native_principal_px
+        if name.startswith("SIDE_"):
+            height_px, principal_px = _WAYMO_SIDE
+        size_px = image_width_px, round(height_px * scale)
         if name == "ring_front_center":
             size_px, principal_px = size_px[::-1], principal_px[::-1]
         lens = _LENSES.get(rig, {}).get(name)

@@ -14,6 +14,7 @@ from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers.nuscenes import read_nuscenes
 from drivestack.data_tools.readers.waymo import read_waymo
 from drivestack.data_tools.synthetic.files.waymo_rows import CAMERA_NUMBER, CLASSES, camera_number
+from drivestack.data_tools.synthetic.sensing.sensors import camera_rig
 from drivestack.geometry import invert_pose, transform_points
 
 
@@ -75,3 +76,23 @@ def test_objects_with_pixels_have_a_camera(root: Path, frames: list[Frame], vers
         for name, centre in zip(notes.most_visible_cameras, notes.centre_global_m):
             _, depth = views[name].camera.project(transform_points(invert_pose(views[name].global_from_camera), centre))
             assert depth > 0
+
+
+def test_waymos_own_rig_keeps_its_lenses_and_sizes(messages: Any, tmp_path: Path) -> None:
+    root = tmp_path / "streets"
+    size = ["--scenes", "1", "--keyframes", "1", "--image-width", "192", "--workers", "1", "--labels"]
+    made = ["synthesize", str(root), "--split", "val", *size, "--rig", "waymo", "--also", "waymo_v1", "waymo_v2"]
+    assert main(made) == 0
+    rig = camera_rig(192, "waymo")
+    for version in ("v1", "v2"):
+        [frame] = read_waymo(root / f"waymo_{version}")
+        assert [view.image_size_px for view in frame.cameras] == [(192, 128)] * 3 + [(192, 89)] * 2
+        for view, camera in zip(frame.cameras, rig, strict=True):
+            assert view.name == camera.name and view.camera.lens == camera.camera.lens is not None
+            np.testing.assert_allclose(view.camera.intrinsics, camera.camera.intrinsics, atol=1e-9)
+            np.testing.assert_allclose(view.ego_from_camera, camera.ego_from_camera, atol=1e-9)
+            assert load_image(view, "").std() > 10
+        notes = frame.annotations
+        assert notes is not None and len(notes) > 0
+        centre = transform_points(invert_pose(frame.global_from_ego), notes.centre_global_m)
+        assert (np.abs(np.arctan2(centre[:, 1], centre[:, 0])) < np.deg2rad(125)).all()  # nothing looks back
