@@ -184,7 +184,7 @@ def add_predict(verbs: Any) -> None:
         "--out",
         metavar="PATH",
         help="a folder, or the file of a single task: .json boxes (Waymo .tar.gz, Argoverse 2 .feather), .zip "
-        "occupancy, .pkl lanes (default: submission.json or what the benchmark names for boxes alone, else submission/)",
+        "occupancy, .pkl lanes (default: submission.json or the benchmark's file for boxes alone, else submission/)",
     )
     _add_lane_file(parser)
     _add_waymo_entry(parser)
