@@ -6,6 +6,7 @@
 #
 #   make openmmlab   mmcv-lite, mmdet, mmseg and mmdet3d into .venv, without a compiler; make test-openmmlab tests them
 #   make waymo       Waymo's message classes into .venv, without TensorFlow; make test-waymo tests reading and writing
+#   make waymo-official   our Waymo scores beside those of the official package, in an environment of its own
 #   make benchmark   operators and models against their peers      make sanitize    CPU kernels under ASan and UBSan
 #   make cuda-build  compiles the CUDA kernels, without a GPU      make gpu-check   tests and times them on a GPU
 #
@@ -27,10 +28,11 @@ INPUTS := pyproject.toml setup.py constraints.txt $(sort $(wildcard ops/csrc/* o
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) 2>/dev/null | sha256sum | cut -c1-16)
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test lint format clean openmmlab test-openmmlab waymo test-waymo benchmark cuda-build sanitize gpu-check
+.PHONY: help setup demo test lint format clean openmmlab test-openmmlab waymo test-waymo benchmark cuda-build sanitize gpu-check \
+	waymo-official
 
 help:
-	@sed -n '3,12s/^# \{0,1\}//p' Makefile
+	@sed -n '3,13s/^# \{0,1\}//p' Makefile
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
@@ -103,7 +105,7 @@ $(WAYMO_STAMP): | $(STAMP)
 waymo: $(WAYMO_STAMP)
 
 test-waymo: $(WAYMO_STAMP)
-	@DRIVESTACK_REQUIRE_WAYMO=1 $(PYTHON) -m pytest tests/data_tools/waymo $(ARGS)
+	@DRIVESTACK_REQUIRE_WAYMO=1 $(PYTHON) -m pytest tests/data_tools/waymo tests/cli/test_waymo.py tests/bev/evaluation/test_waymo_wire.py $(ARGS)
 
 benchmark: $(STAMP)
 	@$(PYTHON) benchmarks/operators.py $(ARGS)
@@ -123,6 +125,20 @@ if missing:
 print(f"{library.path} loads and holds all operators, compiled for sm {library.variant}")
 endef
 export CHECK_CUDA
+
+# Waymo's own metric, which needs TensorFlow 2.13 and numpy 1.23 (Python 3.8 to 3.11), in an environment of its own, 2.5
+# GB; pip older than 26 searches its requirements for half an hour. ARGS='--submission FILE --dataroot D' judges a file.
+WAYMO_VENV := .venv-waymo
+WAYMO_PYTHON ?= $(shell for p in python3.10 python3.11 python3.9 python3.8; do \
+	$$p -c "import venv, ensurepip" >/dev/null 2>&1 && { command -v $$p; break; }; done)
+$(WAYMO_VENV)/.installed:
+	@test -n "$(WAYMO_PYTHON)" || { echo "error: Waymo's package needs Python 3.8 to 3.11: make $(MAKECMDGOALS) WAYMO_PYTHON=/path/to/python3.10"; exit 1; }
+	@SECONDS=0; "$(WAYMO_PYTHON)" -m venv $(WAYMO_VENV) && $(WAYMO_VENV)/bin/python -m pip install -q -U 'pip>=26' && \
+		$(WAYMO_VENV)/bin/python -m pip install -q waymo-open-dataset-tf-2-12-0==1.6.7 'setuptools<81' && touch $@ && \
+		echo "$(WAYMO_VENV) ready after $$SECONDS s, $$(du -sh $(WAYMO_VENV) | cut -f1) on disk"
+
+waymo-official: $(STAMP) $(WAYMO_VENV)/.installed
+	@$(PYTHON) benchmarks/waymo_official.py --python $(WAYMO_VENV)/bin/python $(ARGS)
 
 # Two architectures, the oldest and the newest; the library must load and hold a kernel for every operator.
 CUDA_FOLDER := build/cuda/drivestack/ops

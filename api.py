@@ -335,6 +335,7 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
 
+    Boxes are scored on the config's ``benchmark``, nuScenes by default; Waymo's scores are LET-3D and standard AP.
     data: frames with labels, or where they come from. tasks: default all tasks of the model that the data have labels
     for; what is left out is logged. out: folder for the submissions. class_range_m: radius within which boxes of a
     class count, where it is neither the config's nor nuScenes'. mapping: a JSON file, or its content, that says what
@@ -347,13 +348,13 @@ def evaluate(
     from .tasks.base import GroundTruth, Task, labelled
     from .tasks.boxes import Boxes
     from .tasks.registry import TASKS
-    from .tasks.run import class_ranges_m, score_frames
+    from .tasks.run import box_task, class_ranges_m, score_frames
 
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
     tasks = ("boxes",) if mapping is not None and tasks is None else tasks
     chosen: dict[str, Task] = {name: TASKS[name]() for name in model.model.asked(tasks)}
     if "boxes" in chosen:
-        chosen["boxes"] = Boxes(model.class_names, class_ranges_m(model.config, class_range_m))
+        chosen["boxes"] = box_task(model.config, class_range_m if mapping is None else None)
     if mapping is not None:
         if "boxes" not in chosen:
             raise ConfigError("mapping is of boxes, and tasks leaves them out: leave one of them out")

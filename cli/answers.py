@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import remove_stale_files
+from .chosen import chosen_tasks, mapped_boxes
 from .images import add_images, evaluate_images, predict_images, refuse_images
 from .options import (
     METRIC_VERSIONS,
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from ..tasks.base import GroundTruth, Predictions, Task
-    from ..tasks.boxes import Boxes
 
 INVALID_SUBMISSION = 1
-_SCORED = "nuScenes detection, Occ3D voxel metrics, OpenLane-V2"
+_SCORED = "nuScenes, Waymo and Argoverse 2 detection, Occ3D voxel metrics, OpenLane-V2"
 
 
 def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
@@ -58,6 +57,16 @@ def _add_lane_file(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--half", action="store_true", help="16-bit floats: half the size, a lane at 50 m within 3 cm")
 
 
+def _add_waymo_entry(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Waymo submission")
+    group.add_argument(
+        "--waymo-entry",
+        metavar="FILE",
+        help="JSON: account, method (at most 25 characters), authors, affiliation, description, link, past_frames, "
+        "future_frames; goes before the config's waymo_entry",
+    )
+
+
 def _add_class_range(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-range",
@@ -76,52 +85,6 @@ def _add_mapping(parser: argparse.ArgumentParser) -> None:
         help="score boxes on a set of other classes: JSON with predictions and labels, each class -> common class "
         "(docs/across_sets.md)",
     )
-
-
-def _mapped(
-    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
-) -> Boxes | None:
-    """The boxes' task by ``--mapping``, None without it. It takes the place of any other: its metric is one for all."""
-    from ..bev.evaluation.class_mapping import read_mapping
-    from ..core.errors import ConfigError
-    from ..tasks.across import AcrossSets
-    from ..tasks.boxes import Boxes
-
-    if not options.mapping:
-        return None
-    if options.class_range:
-        raise ConfigError("--class-range beside --mapping: state the radii of the common classes there, in range_m")
-    if options.tasks and "boxes" not in options.tasks:
-        raise ConfigError("--mapping is of boxes, and --tasks leaves them out: leave one of them out")
-    across = AcrossSets(read_mapping(options.mapping))
-    return Boxes(class_names, dict(class_range_m or {}), options.official, across)
-
-
-def chosen_tasks(
-    options: argparse.Namespace, class_names: Sequence[str] = (), class_range_m: Mapping[str, float] | None = None
-) -> dict[str, Task]:
-    """Every task, as the options want it; ``--class-range`` goes before ``class_range_m``, the config's."""
-    from ..core.errors import ConfigError
-    from ..engine.config import parse_override
-    from ..lane_topology.evaluation.submission import NOBODY, read_team
-    from ..occupancy.evaluation.rules import SPLIT_SAMPLES
-    from ..tasks.registry import Boxes, Lanes, Occupancy
-
-    given = vars(options)
-    megabytes = given.get("max_mb")
-    ranges = dict(parse_override(text) for text in given.get("class_range", ()))
-    for name, radius in ranges.items():
-        if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
-            raise ConfigError(f"--class-range {name}={radius}: write a radius in metres, for example {name}=50")
-    lanes = Lanes(
-        team=read_team(options.team) if given.get("team") else NOBODY,
-        half=given.get("half", False),
-        max_bytes=None if megabytes is None else round(megabytes * 1e6),
-        version=given.get("metric_version", METRIC_VERSIONS[0]),
-    )
-    num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
-    boxes = Boxes(class_names, dict(class_range_m or {}) | ranges, given.get("official", False))
-    return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
 
 
 def _image_config(options: argparse.Namespace) -> Config | None:
@@ -151,12 +114,12 @@ class _Run:
         self.options = options
         self.config = load_config(options.config, options.overrides)
         self.source = known_source(options, self.config)
-        self.chosen = chosen_tasks(options, class_names(self.config), class_ranges_m(self.config))
+        self.chosen = chosen_tasks(options, config=self.config)
         weights = None if options.checkpoint == "random" else options.checkpoint
         self.model = load_model(self.config, weights)
         mapped = None
         if "mapping" in options:
-            mapped = _mapped(options, class_names(self.config), class_ranges_m(self.config))
+            mapped = mapped_boxes(options, class_names(self.config), class_ranges_m(self.config))
         self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
         self.frames = self.seen = self.source.read()
         if mapped is not None and mapped.across is not None:
@@ -207,6 +170,7 @@ def add_predict(verbs: Any) -> None:
         "drivestack predict perception_tiny_synthetic CHECKPOINT --dataroot data/synthetic \\",
         "    --version v1.0-trainval --split val --out runs/answers --tasks occupancy lanes",
         "drivestack predict bevformerv2_r50_t1_24ep t1.pth --dataroot data/nuscenes --version v1.0-test --split test",
+        "drivestack predict bevformerv2_waymo_internimage_t CHECKPOINT --waymo-entry entry.json",
         "drivestack predict openlanev2_subset_a CHECKPOINT --openlane data/OpenLane-V2 --split test --team team.json",
         "drivestack predict bevformerv2_r50_t1_24ep random --info-pickle infos_val.pkl --dataroot data/nuscenes",
     ]
@@ -219,10 +183,11 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="a folder, or the file of a single task: .json boxes, .zip occupancy, .pkl lanes "
-        "(default: submission.json for boxes alone, else submission/)",
+        help="a folder, or the file of a single task: .json boxes (Waymo .tar.gz, Argoverse 2 .feather), .zip "
+        "occupancy, .pkl lanes (default: submission.json or the benchmark's file for boxes alone, else submission/)",
     )
     _add_lane_file(parser)
+    _add_waymo_entry(parser)
     add_images(parser)
 
 
@@ -236,8 +201,8 @@ def _run_predict(options: argparse.Namespace) -> int:
     if (config := _image_config(options)) is not None:
         return predict_images(options, config)
     run = _Run(options)
-    out = Path(options.out or ("submission.json" if run.tasks == ("boxes",) else "submission"))
-    paths = places(out, run.tasks)
+    out = Path(options.out or (run.chosen["boxes"].file if run.tasks == ("boxes",) else "submission"))
+    paths = places(out, run.tasks, run.chosen)
     folders = [] if out in paths.values() else [out]
     with writing(f"predict {options.config}", paths.values(), folders):
         run.write(paths)
@@ -277,7 +242,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     run = _Run(options)
     truth = GroundTruth(run.source, run.frames)
     _demand({task: run.chosen[task] for task in run.tasks}, truth)  # before the work
-    paths = in_folder(out, run.tasks)
+    paths = in_folder(out, run.tasks, run.chosen)
     scores = [out / run.chosen[task].scores_file for task in run.tasks]
     with writing(f"evaluate {options.config}", [*paths.values(), *scores], [out]):
         run.write(paths)
@@ -334,8 +299,9 @@ def _run_score(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import find
 
-    paths, chosen = find(options.path, options.tasks or (("boxes",) if options.mapping else ())), chosen_tasks(options)
-    if (mapped := _mapped(options)) is not None:
+    paths = find(options.path, options.tasks or (("boxes",) if options.mapping else ()))
+    chosen = chosen_tasks(options, submissions=paths)
+    if (mapped := mapped_boxes(options)) is not None:
         chosen["boxes"] = mapped
     out = Path(options.out) if options.out else None
     files = [] if out is None else [out / chosen[name].scores_file for name in paths]
@@ -354,8 +320,11 @@ def add_check(verbs: Any) -> None:
         "drivestack check-submission submission.json --dataroot data/nuscenes --version v1.0-test --split test",
         "drivestack check-submission occupancy.zip --split test     # without tables: 6008 samples?",
         "drivestack check-submission lanes.pkl --max-mb 100",
+        "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo --split test",
     ]
-    summary = "say every rule that submissions break: nuScenes boxes, Occ3D voxels, OpenLane-V2 lanes"
+    summary = (
+        "say every rule that submissions break: boxes (nuScenes, Waymo, Argoverse 2), Occ3D voxels, OpenLane-V2 lanes"
+    )
     parser = verb(verbs, "check-submission", _run_check, summary, examples)
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")
     _add_tasks(parser, "what the file is, what the folder holds")
@@ -368,7 +337,8 @@ def _run_check(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import Occupancy, find
 
-    paths, chosen = find(options.path, options.tasks), chosen_tasks(options)
+    paths = find(options.path, options.tasks)
+    chosen = chosen_tasks(options, submissions=paths)
     named = None if list(paths) == ["occupancy"] and options.split and not options.dataroot else source(options)
     counted, voxels = None, chosen["occupancy"]
     if list(paths) == ["occupancy"] and named is None and isinstance(voxels, Occupancy):

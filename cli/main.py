@@ -23,6 +23,7 @@ from .answers import INVALID_SUBMISSION, add_check, add_evaluate, add_predict, a
 from .border import run_verb
 from .check_data import add_check_data
 from .classifiers import add_features, add_throughput
+from .ensemble import add_ensemble
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_predict,
         add_score,
         add_check,
+        add_ensemble,
         add_check_data,
         add_check_splits,
         add_make_splits,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answers import chosen_tasks
+from .chosen import chosen_tasks
 from .options import add_source, known_source, positive, share, verb
 from .outputs import writing
 
@@ -68,8 +68,8 @@ def _draw(options: argparse.Namespace) -> None:
         paths |= find(path)
     truth = GroundTruth(where)
     frames = choose_frames(truth.frames, options.scene, options.sample, options.max)
-    names = _class_names(options, truth.frames)
-    chosen = chosen_tasks(options, names)
+    names = _class_names(options, truth.frames, paths)
+    chosen = chosen_tasks(options, names, submissions=paths)
     for name, path in paths.items():
         refuse(path, chosen[name].drawing_problems(path, truth, frames))
     read = answer_reader(chosen, paths, frames, names, where.split)
@@ -94,9 +94,14 @@ def _print_undrawn(frames: Sequence[Frame], read: Callable[[Frame], SceneAnswer]
             )
 
 
-def _class_names(options: argparse.Namespace, frames: Sequence[Frame]) -> list[str]:
-    """nuScenes' classes, and others: of the labels, and named by --classes."""
+def _class_names(options: argparse.Namespace, frames: Sequence[Frame], paths: Mapping[str, Path]) -> list[str]:
+    """nuScenes' classes, or those of the file's benchmark, and others: of the labels, and named by --classes."""
     from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
+    from ..bev.evaluation.waymo_submission import CLASS_TYPES
+    from ..core.argoverse2 import EVALUATED_CLASSES
+    from ..tasks.registry import benchmark_of
 
+    of_benchmark = {"nuscenes": CLASS_ATTRIBUTES, "waymo": CLASS_TYPES, "argoverse2": EVALUATED_CLASSES}
+    benchmark = of_benchmark[benchmark_of(paths["boxes"]) if "boxes" in paths else "nuscenes"]
     labelled = {name for frame in frames if frame.annotations is not None for name in frame.annotations.names if name}
-    return list(dict.fromkeys([*CLASS_ATTRIBUTES, *options.classes, *sorted(labelled)]))
+    return list(dict.fromkeys([*benchmark, *options.classes, *sorted(labelled)]))

@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 STORED = ("optim_wrapper", "param_scheduler", "ema")
 """Keys of the config that the state of a checkpoint depends on, beside the data (``dataset``, ``sampler``)."""
 
-NOT_OF_TRAINING = ("class_range_m", "data_command", "new_parts", "test_dataset")
+NOT_OF_TRAINING = ("benchmark", "class_range_m", "data_command", "new_parts", "test_dataset", "waymo_entry")
 """Keys whose change does not concern a resumed run."""
 
 TUNABLE = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening", "nesterov", "foreach")

@@ -1,6 +1,6 @@
 """The tasks by name, and the files of their submissions.
 
-    boxes       submission.json    nuScenes detection
+    boxes       submission.json    nuScenes detection; Waymo: waymo_submission.tar.gz, Argoverse 2: detections.feather
     occupancy   occupancy.zip      one npz per sample, which also lie in occupancy/
     lanes       lanes.pkl          OpenLane-V2
 
@@ -9,52 +9,68 @@ These are the names in a folder of submissions; the task of a file of another na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..bev.evaluation.waymo_rules import is_waymo_file
 from ..core.answers import SceneAnswer
 from ..core.errors import ConfigError, SubmissionError
 from ..core.file_kinds import kind_of_file
 from ..core.frames import Frame
+from .argoverse2_boxes import Argoverse2Boxes
 from .base import Task
 from .boxes import Boxes
 from .lanes import Lanes
 from .occupancy import Occupancy
+from .waymo_boxes import WaymoBoxes
 
 TASKS: dict[str, type[Task]] = {"boxes": Boxes, "occupancy": Occupancy, "lanes": Lanes}
 """By name, in the order in which they are reported."""
-ENDINGS = {".json": "boxes", ".npz": "occupancy", ".zip": "occupancy", ".pkl": "lanes", ".pickle": "lanes"}
+ENDINGS = {
+    ".json": "boxes", ".gz": "boxes", ".tgz": "boxes", ".bin": "boxes", ".pb": "boxes",
+    ".feather": "boxes",
+    ".npz": "occupancy", ".zip": "occupancy", ".pkl": "lanes", ".pickle": "lanes",
+}  # fmt: skip
+BENCHMARKS: dict[str, type[Task]] = {"nuscenes": Boxes, "waymo": WaymoBoxes, "argoverse2": Argoverse2Boxes}
+"""Of boxes: whose submission and scores a config's ``benchmark`` names, or a file is."""
 
 _FOREIGN = {
-    ".bin": "Waymo (their arrays are scored by bev.evaluation.waymo_metrics)",
-    ".pb": "Waymo (their arrays are scored by bev.evaluation.waymo_metrics)",
     ".tfrecord": "Waymo: data, not predictions",
-    ".feather": "Argoverse 2",
     ".parquet": "Waymo 2.0 or Argoverse 2",
 }
 _OTHER_ENDINGS = {
-    *_FOREIGN, ".txt", ".csv", ".jsonl", ".yaml", ".yml", ".npy", ".pth", ".pt", ".safetensors", ".tar", ".gz", ".tgz",
+    *_FOREIGN, ".txt", ".csv", ".jsonl", ".yaml", ".yml", ".npy", ".pth", ".pt", ".safetensors", ".tar",
     ".png", ".jpg", ".gif", ".mp4", ".h5", ".7z", ".rar",
 }  # fmt: skip
 
 
-def in_folder(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder of submissions."""
-    return {task: folder / TASKS[task].file for task in tasks}
+def benchmark_of(path: Path) -> str:
+    """The one of BENCHMARKS that a submission of boxes is of, by its name."""
+    if path.suffix.lower() == ".feather":
+        return "argoverse2"
+    return "waymo" if is_waymo_file(path) else "nuscenes"
 
 
-def places(out: str | Path, tasks: Sequence[str]) -> dict[str, Path]:
+def in_folder(folder: Path, tasks: Sequence[str], chosen: Mapping[str, Task | type[Task]] = TASKS) -> dict[str, Path]:
+    """The files of a folder of submissions, of the chosen benchmarks."""
+    return {task: folder / chosen[task].file for task in tasks}
+
+
+def places(out: str | Path, tasks: Sequence[str], chosen: Mapping[str, Task | type[Task]] = TASKS) -> dict[str, Path]:
     """Where the submissions of tasks go: one file, if ``out`` ends like one, or the files of a folder.
 
-    Raises ConfigError for a file where several are to be written, or one of another kind.
+    chosen: by task, for the benchmark's file names. Raises ConfigError for a file where several are to be written, or
+    one of another kind.
     """
     out = Path(out)
     kind = None if out.is_dir() else ENDINGS.get(out.suffix)
     if kind is None and not out.is_dir() and out.suffix.lower() in _OTHER_ENDINGS:
-        known = ", ".join(f"{ending} {task}" for ending, task in ENDINGS.items() if ending not in (".npz", ".pickle"))
+        known = ".json boxes, .tar.gz boxes, .zip occupancy, .pkl lanes"
         raise ConfigError(f"{out} ends like a file of none of the tasks ({known}); name a folder, or one of these")
     if kind is None:
-        return in_folder(out, tasks)
+        return in_folder(out, tasks, chosen)
+    if kind == "boxes" and benchmark_of(out) != benchmark_of(Path(chosen["boxes"].file)):
+        raise ConfigError(f"{out} does not end like {chosen['boxes'].file}, which the config's benchmark takes")
     if list(tasks) != [kind] or out.suffix == ".npz":
         raise ConfigError(
             f"{out} names one file of {kind}, but the answers are {', '.join(tasks)}: name a folder, or choose with "
@@ -83,6 +99,15 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
             )
         return {task: path}
     found = {task: file for task, file in in_folder(path, list(TASKS)).items() if file.exists()}
+    of_boxes = [path / kind.file for kind in BENCHMARKS.values() if (path / kind.file).exists()]
+    if len(of_boxes) > 1:
+        names = ", ".join(file.name for file in of_boxes)
+        raise SubmissionError(f"{path}: holds boxes for two benchmarks, {names}; name one of them")
+    if of_boxes:
+        found["boxes"] = of_boxes[0]
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    if not found and list(tasks) == ["boxes"] and files and all(file.suffix in ("", ".bin", ".pb") for file in files):
+        found["boxes"] = path  # Waymo's shards
     if "occupancy" not in found and (path / "occupancy").is_dir():
         found["occupancy"] = path / "occupancy"
     if not found and (list(tasks) == ["occupancy"] or any(path.glob("*.npz"))):

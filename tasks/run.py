@@ -43,6 +43,35 @@ def class_ranges_m(config: Config, further: Mapping[str, float] | None = None) -
     return dict(config.get("class_range_m", {})) | dict(further or {})
 
 
+def box_task(
+    config: Config, class_range_m: Mapping[str, float] | None = None, official: bool = False, entry: Any = None
+) -> Task:
+    """The task of the config's boxes, on the benchmark that it names (``benchmark``, default nuScenes).
+
+    class_range_m: further ranges, of nuScenes' score. entry: who submits what, beside the config's ``waymo_entry``.
+    Raises ConfigError for what the benchmark does not have.
+    """
+    from .argoverse2_boxes import Argoverse2Boxes
+    from .boxes import Boxes
+    from .waymo_boxes import WaymoBoxes
+
+    ranges = class_ranges_m(config, class_range_m)
+    if config.get("benchmark", "nuscenes") == "nuscenes":
+        if entry:
+            raise ConfigError('--waymo-entry is of Waymo\'s submissions: the config lacks benchmark = "waymo"')
+        return Boxes(class_names(config), ranges, official)
+    if ranges or official:
+        what = "--official" if official else "class_range_m and --class-range"
+        raise ConfigError(f"benchmark {config.benchmark} has ranges and a metric of its own: leave out {what}")
+    if config.benchmark == "argoverse2":
+        if entry:
+            raise ConfigError("--waymo-entry is of Waymo's submissions, and the config's benchmark is argoverse2")
+        return Argoverse2Boxes(class_names(config))
+    offsets = tuple(config.model.get("bev_map", {}).get("frames", (0,)))  # of the data's frames, as they are read
+    looks_at = {"past_frames": max(0, -min(offsets)), "future_frames": max(0, *offsets, 0)}
+    return WaymoBoxes(class_names(config), {**looks_at, **config.get("waymo_entry", {}), **(entry or {})})
+
+
 def input_settings(config: Config) -> dict[str, Any]:
     """How frames become network input at test time: the config's ``test_dataset`` without its source."""
     if "test_dataset" not in config:
@@ -157,7 +186,7 @@ def score_frames(
         task.demand(truth)
     place = tempfile.TemporaryDirectory(prefix="drivestack_") if out is None else folder_lock(out, "evaluate")
     with place as folder:
-        paths = in_folder(Path(folder), list(chosen))
+        paths = in_folder(Path(folder), list(chosen), chosen)
         for path in paths.values():
             check_writable(path)
         if isinstance(voxels := chosen.get("occupancy"), Occupancy):

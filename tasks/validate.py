@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from .base import GroundTruth, Task, labelled
-from .boxes import Boxes
 from .lanes import Lanes
 from .occupancy import Occupancy
-from .run import class_names, class_ranges_m, score_frames, source_of
+from .run import box_task, score_frames, source_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -25,8 +24,7 @@ def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]
     Raises ConfigError where the config names no test data, DataError where they have no labels.
     """
     truth = GroundTruth(source_of(config))
-    boxes = Boxes(class_names(config), class_ranges_m(config))
-    tasks: dict[str, Task] = {"boxes": boxes, "occupancy": Occupancy(), "lanes": Lanes()}
+    tasks: dict[str, Task] = {"boxes": box_task(config), "occupancy": Occupancy(), "lanes": Lanes()}
     usable = labelled(tasks, truth)
 
     def evaluate(model: nn.Module, iteration: int) -> dict[str, float]:

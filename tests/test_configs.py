@@ -64,7 +64,8 @@ def test_one_training_step_reaches_every_parameter(name: str) -> None:
     if "occupancy_head" in config.model:
         config.model.occupancy_head.update(coarse_cells=20, columns_per_sample=200)
     model = build_model(config).train()
-    batch = toy_batch(model.frame_offsets, num_cameras=2)
+    label = min(3, model.boxes.head.num_classes - 1) if model.boxes is not None else 3
+    batch = toy_batch(model.frame_offsets, num_cameras=2, label=label)
     losses = model(batch, mode="loss")
     assert all(torch.isfinite(value) for value in losses.values()), losses
     sum(value for name, value in losses.items() if "loss" in name).backward()
@@ -75,7 +76,7 @@ def test_one_training_step_reaches_every_parameter(name: str) -> None:
     assert (answers[0].boxes is not None) == ("boxes" in model.tasks)
 
 
-def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
+def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int, label: int = 3) -> Batch:
     """One clip of noise; cameras at the origin look forward (LIDAR y), then round the clock; an object before each."""
     times = len(frame_offsets)
     intrinsics = torch.tensor([[WIDTH_PX / 2, 0, WIDTH_PX / 2], [0, WIDTH_PX / 2, HEIGHT_PX / 2], [0, 0, 1]])
@@ -93,7 +94,7 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
     boxes = torch.cat([centres, torch.tensor([4.0, 2.0, 1.5, 0.3, 1.0, 0.0]).expand(num_cameras, 6)], 1)
     mono = MonoTargets(
         boxes_xyxy_px=torch.tensor([[60.0, 20.0, 100.0, 44.0]]),
-        labels=torch.tensor([3]),
+        labels=torch.tensor([label]),
         boxes3d_camera=torch.tensor([[1.0, 0, 0, 0, 0, 0, 10, 2, 4, 1.5]]),
         attributes=torch.tensor([0]),
         speed=torch.tensor([1.0]),
@@ -115,7 +116,7 @@ def toy_batch(frame_offsets: tuple[int, ...], num_cameras: int) -> Batch:
         bev_from_camera=bev_from_camera[None],
         ego_from_bev=torch.eye(4)[None],
         gt_boxes=[boxes],
-        gt_labels=[torch.full((num_cameras,), 3)],
+        gt_labels=[torch.full((num_cameras,), label)],
         mono=[[mono] * num_cameras],
         occupancy=[OccupancyTargets(voxels, seen, seen)],
         frames=[frame],

@@ -21,7 +21,7 @@ from ...core.registries import MODELS
 from ..map.bev_map import init_attention_module
 from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
 from .decoder import ObjectDecoder, inverse_sigmoid
-from .losses import mean_over_ranks, sigmoid_focal_loss
+from .losses import mean_over_ranks, sigmoid_focal_loss, smoothed
 from .matching import UNMATCHED, HungarianMatcher
 
 
@@ -84,6 +84,8 @@ class BoxHead(nn.Module):
     embed_dims: channels of the BEV map. num_layers, num_heads, ffn_dims, num_points, dropout: of the decoder.
     cls_weight, bbox_weight, bbox_beta: weights of focal and box loss, and the latter's smooth-L1 beta (0: L1, as v1);
     the matching uses the same.
+    label_smoothing: of the classes of matched queries, see losses.smoothed.
+    let_weight, let_sensor_m: of Waymo's LET-IoU in the matching, see matching.HungarianMatcher.
     code_weights: weight of each of the 10 code numbers in the box loss (a frozen parameter, as published).
     max_num, post_center_range, score_threshold: see box_coder.NmsFreeCoder; without a range, pc_range and 10 m around.
     unknown_velocity: what a NaN velocity of a label means: "ignore" leaves it out of the loss; "zero" trains towards
@@ -112,15 +114,22 @@ class BoxHead(nn.Module):
         post_center_range: Sequence[float] | None = None,
         score_threshold: float | None = None,
         unknown_velocity: str = "ignore",
+        label_smoothing: float = 0.0,
+        let_weight: float = 0.0,
+        let_sensor_m: Sequence[float] = (1.43, 0.0, 2.18),
     ) -> None:
         super().__init__()
         if unknown_velocity not in ("ignore", "zero"):
             raise ValueError(f"unknown_velocity is 'ignore' or 'zero', got {unknown_velocity!r}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is from 0 to below 1, got {label_smoothing}")
+        self.label_smoothing = label_smoothing
         self.num_classes, self.num_query, self.num_groups = num_classes, num_query, num_groups
         self.cls_weight, self.bbox_weight, self.bbox_beta = cls_weight, bbox_weight, bbox_beta
         self.unknown_velocity = unknown_velocity
         self.point_range = tuple(map(float, pc_range))
-        self.matcher = HungarianMatcher(cls_weight, bbox_weight, bbox_beta)
+        x, y, z = map(float, let_sensor_m)
+        self.matcher = HungarianMatcher(cls_weight, bbox_weight, bbox_beta, let_weight, (x, y, z))
         self.coder = NmsFreeCoder(max_num, tuple(post_center_range or _widened(self.point_range)), score_threshold)
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
 
@@ -226,7 +235,11 @@ class BoxHead(nn.Module):
         normaliser = mean_over_ranks(num_positive).clamp(min=1)  # [G]
 
         one_hot = torch.zeros_like(logits)
-        one_hot[b, g, q, torch.cat(list(gt_labels))[row]] = 1
+        classes = torch.cat(list(gt_labels))[row]
+        if self.label_smoothing > 0:
+            one_hot[b, g, q] = smoothed(classes, self.num_classes, self.label_smoothing)
+        else:
+            one_hot[b, g, q, classes] = 1
         focal = sigmoid_focal_loss(logits, one_hot).sum(-1)  # [B, G, Q]
         if valid is not None:
             focal = focal * valid[:, None]

@@ -20,6 +20,7 @@ from ...core.registries import MODELS
 from ..perspective.head import PerspectiveOutputs
 from ..protocol import Levels, build, check_classes
 from .head import ExtraQueries, QueryOutputs
+from .losses import LearnedLossWeights
 from .proposals import DenseOutputs
 
 
@@ -41,6 +42,8 @@ class BoxTask(nn.Module):
     perspective_proposals, bev_proposals: where extra object queries come from (proposals.py); either, both or none.
     hybrid_queries: makes decoder queries of proposals; needed with either.
     num_perspective_levels: how many pyramid maps the perspective head takes, finest first.
+    learned_loss_weights: weigh the losses of classes and boxes of the queries, of the perspective head and of the dense
+        proposals by learned factors (losses.LearnedLossWeights).
     embed_dims, pc_range: of the BEV map, for parts whose config does not state them.
 
     Raises ConfigError for proposals that have no source or no queries, and for parts on different ranges.
@@ -54,6 +57,7 @@ class BoxTask(nn.Module):
         bev_proposals: dict | nn.Module | None = None,
         hybrid_queries: dict | nn.Module | None = None,
         num_perspective_levels: int = 5,
+        learned_loss_weights: bool = False,
         embed_dims: int = 256,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
     ) -> None:
@@ -69,6 +73,11 @@ class BoxTask(nn.Module):
         self.bev_proposals = build(bev_proposals, in_channels=embed_dims, pc_range=pc_range, **classes)
         self.hybrid_queries = build(hybrid_queries, channels=embed_dims, **classes)
         self.num_perspective_levels = num_perspective_levels
+        self.loss_balance = None
+        if learned_loss_weights:
+            groups = ["classes", "boxes"]
+            groups += ["perspective"] * (perspective is not None) + ["dense"] * (bev_proposals is not None)
+            self.loss_balance = LearnedLossWeights(groups)
         if self.perspective_proposals is not None and not self.perspective.box3d_on:
             raise ConfigError("perspective_proposals need 3D boxes: the perspective head has box3d_on=False")
         for name in ("head", "perspective_proposals", "bev_proposals"):
@@ -150,10 +159,20 @@ class BoxTask(nn.Module):
             losses |= {f"{name}_mono": value for name, value in terms.items()}
         if dense is not None:
             losses |= self.bev_proposals.loss(dense, boxes, labels)
-        return losses | self.head.loss(queries, boxes, labels)
+        losses |= self.head.loss(queries, boxes, labels)
+        return losses if self.loss_balance is None else self.loss_balance(losses, {n: _group(n) for n in losses})
 
     # ---- inference -----------------------------------------------------------------------------------------------
 
     def predict(self, outputs: BoxOutputs, batch: Batch) -> list[Detections]:
         """Detections of each sample."""
         return self.head.predict(outputs.queries, batch.tokens)
+
+
+def _group(term: str) -> str:
+    """The group of a loss term in learned_loss_weights."""
+    if term.endswith("_mono"):
+        return "perspective"
+    if term.startswith("loss_dense"):
+        return "dense"
+    return "classes" if term.endswith("loss_cls") else "boxes"

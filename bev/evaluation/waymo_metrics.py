@@ -60,8 +60,8 @@ TOLERANCE_FRACTION, TOLERANCE_MIN_M = 0.1, 0.5
 SCORE_CUTOFFS = (np.arange(101) * 0.01).astype(np.float32)  # the official comparison is in single precision
 RECALL_STEP = 0.05
 
-_RANGES_M = (30.0, 50.0)
-_RANGE_NAMES = ("[0, 30)", "[30, 50)", "[50, +inf)")
+RANGES_M = (30.0, 50.0)
+RANGE_NAMES = ("[0, 30)", "[30, 50)", "[50, +inf)")
 _MIN_SIZE_M = 1e-2  # thinner boxes overlap nothing
 
 
@@ -146,7 +146,7 @@ def evaluate_waymo(
     result = {}
     for prefix, shard_names, shard_of in (
         ("OBJECT_TYPE", ("",), lambda box: 0),
-        ("RANGE", tuple(f"_{name}" for name in _RANGE_NAMES), _range_shard),
+        ("RANGE", tuple(f"_{name}" for name in RANGE_NAMES), _range_shard),
     ):
         per_type = len(shard_names)
         num_shards = per_type * len(OBJECT_TYPES)
@@ -344,7 +344,7 @@ def _score(tp: Floats, fp: Floats, fn: Floats, tp_heading: Floats, tp_longitudin
 
 
 def _range_shard(box: Floats) -> Ints:
-    return np.searchsorted(_RANGES_M, np.linalg.norm(box[:, :3], axis=-1), side="right")
+    return np.searchsorted(RANGES_M, np.linalg.norm(box[:, :3], axis=-1), side="right")
 
 
 def _rows_by_key(keys: Ints) -> dict[int, Ints]:

@@ -254,7 +254,7 @@ def test_a_sample_that_is_missing_is_named(answers: Path, root: Path, source, tm
         (["predict", "THREE", "WEIGHTS", "--out", "s.json"], "names one file of boxes"),
         (["predict", "BOXES", "WEIGHTS", "--tasks", "lanes"], "answers boxes, not lanes"),
         (["predict", "THREE", "WEIGHTS", "--team", "nowhere.json"], "nowhere.json"),
-        (["score", "s.bin", "--dataroot", "ROOT"], "s.bin: no such file"),
+        (["score", "s.dat", "--dataroot", "ROOT"], "s.dat: no such file"),
         (["score", "ANSWERS/lanes.pkl", "--dataroot", "ROOT"], "--version"),
         (["score", "ANSWERS/lanes.pkl"], "--openlane"),
         (["score", "ANSWERS/lanes.pkl", "--openlane", "ROOT"], "--split"),
@@ -282,14 +282,14 @@ def test_places_and_find(tmp_path: Path) -> None:
     for ending, task in ENDINGS.items():
         assert find(f"x{ending}") == {task: Path(f"x{ending}")}
     assert find("x.bin", ["lanes"]) == {"lanes": Path("x.bin")}
-    with pytest.raises(ConfigError, match=r"x\.txt ends like a file of none of the tasks \(\.json boxes, \.zip occ"):
+    with pytest.raises(ConfigError, match=r"x\.txt ends like a file of none of the tasks \(\.json boxes, \.tar\.gz"):
         places("x.txt", ["boxes"])
     (tmp_path / "t.dat").write_bytes(b"\x1f\x8b")
     with pytest.raises(
         SubmissionError, match=r"t\.dat: unknown kind of submission \(a gzip archive\); choose with --ta"
     ):
         find(tmp_path / "t.dat")
-    for ending, owner in ((".bin", "Waymo"), (".feather", "Argoverse 2")):
+    for ending, owner in ((".tfrecord", "Waymo"), (".parquet", "Waymo 2.0")):
         (tmp_path / f"t{ending}").touch()
         with pytest.raises(SubmissionError, match=rf"t\{ending}: is a file of {owner}.*; submissions here are"):
             find(tmp_path / f"t{ending}")

@@ -19,7 +19,7 @@ from drivestack.cli.main import build_parser, main
 from drivestack.core.answers import Detections, SceneAnswer
 from drivestack.core.registries import MODELS
 
-VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "check-data"]
+VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "ensemble", "check-data"]
 VERBS += ["check-splits", "make-splits", "visualize"]
 VERBS += ["features", "throughput", "export-weights", "hand-over", "doctor"]
 

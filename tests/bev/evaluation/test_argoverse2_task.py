@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 
+from drivestack.cli.main import main
 from drivestack.core.answers import Detections, SceneAnswer
 from drivestack.core.errors import ConfigError, DataError, NoLabelsError, SubmissionError
 from drivestack.core.files import write_json
@@ -17,6 +19,7 @@ from drivestack.core.once import forget_warnings
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.tasks.argoverse2_boxes import Argoverse2Boxes
 from drivestack.tasks.base import GroundTruth, Predictions
+from drivestack.tasks.run import box_task
 from support.argoverse2_log import car_at, write_log
 
 pytest.importorskip("pyarrow", reason="Feather files need pyarrow (extra argoverse)")
@@ -114,3 +117,21 @@ def test_what_cannot_be_scored_is_said_before_the_work(truth: GroundTruth, tmp_p
     path.write_bytes(b"no feather")
     with pytest.raises(SubmissionError, match="is no Feather file"):
         Argoverse2Boxes().reader(path, frames, CLASSES, "val")
+
+
+def test_the_verbs_and_configs_take_its_files(truth: GroundTruth, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "detections.feather"
+    task = box_task(Config({"benchmark": "argoverse2", "model": {}, "test_dataset": {"classes": CLASSES}}))
+    assert isinstance(task, Argoverse2Boxes) and list(task.class_names) == CLASSES
+    task.write(path, perfect(truth), "val")
+    data = ["--reader", "argoverse2_sensor", "--dataroot", str(tmp_path / "sensor"), "--split", "val"]
+    assert main(["check-submission", str(tmp_path), *data, "--tasks", "boxes"]) == 0
+    assert "is valid" in capsys.readouterr().out
+    assert main(["score", str(path), *data]) == 0
+    assert Argoverse2Boxes.title in capsys.readouterr().out
+    for arguments, message in (
+        (["score", str(path), *data, "--official"], "scored by the metric of argoverse2"),
+        (["ensemble", str(path), str(path), "--out", str(tmp_path / "f.feather")], "of Argoverse 2 are not fused"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err

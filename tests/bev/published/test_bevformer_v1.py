@@ -126,7 +126,7 @@ def clip(ref, times=(0, 1, 2), valid=(True, True, True), scene: str = "scene") -
 
 def join(a: Batch, b: Batch) -> Batch:
     """Two batches as one."""
-    both = lambda x, y: torch.cat([x, y]) if isinstance(x, Tensor) else x + y
+    both = lambda x, y: torch.cat([x, y]) if isinstance(x, Tensor) else x and x + y
     return replace(a, **{n: both(v, getattr(b, n)) for n, v in vars(a).items() if n != "frame_offsets"})
 
 
