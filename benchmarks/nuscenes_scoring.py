@@ -26,9 +26,9 @@ from drivestack.bev.evaluation.nuscenes_official import evaluate_official, requi
 from drivestack.bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
 from drivestack.bev.evaluation.nuscenes_submission import CAMERA_META
 from drivestack.core.files import write_json
-from drivestack.data_tools.readers.nuscenes import DETECTION_CLASS, read_nuscenes
-from drivestack.data_tools.readers.nuscenes_splits import official_splits
-from drivestack.data_tools.readers.nuscenes_tables import split_tokens
+from drivestack.data_tools.readers.nuscenes.reader import DETECTION_CLASS, read_nuscenes
+from drivestack.data_tools.readers.nuscenes.splits import official_splits
+from drivestack.data_tools.readers.nuscenes.tables import split_tokens
 
 VERSION, SPLIT = "v1.0-trainval", "val"
 CATEGORY = {name: category for category, name in DETECTION_CLASS.items()}

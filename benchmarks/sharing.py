@@ -33,7 +33,7 @@ from drivestack.bev.protocol import TASKS
 from drivestack.cli.main import keep_freed_memory
 from drivestack.core.batch import Batch
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.engine.config import build_dataset, build_model, load_config
 

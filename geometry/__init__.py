@@ -15,12 +15,14 @@ from .cameras import CameraModel, brown_conrady, cylinder, double_sphere, f_thet
 from .grids import OCC3D_GRID, BevGrid, VoxelGrid
 from .lenses import Lens
 from .poses import (
+    interpolate_poses,
     invert_pose,
     matrix_to_quaternion,
     nearest_rigid,
     pose,
     quaternion_to_matrix,
     rotation_z,
+    slerp,
     transform_points,
     wrap_angle,
     yaw_of,
@@ -43,6 +45,7 @@ __all__ = [
     "cylinder",
     "double_sphere",
     "f_theta",
+    "interpolate_poses",
     "invert_pose",
     "kannala_brandt",
     "matrix_to_quaternion",
@@ -52,6 +55,7 @@ __all__ = [
     "pose",
     "quaternion_to_matrix",
     "rotation_z",
+    "slerp",
     "transform_boxes",
     "transform_points",
     "wrap_angle",

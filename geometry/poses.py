@@ -115,6 +115,29 @@ def invert_pose(a_from_b: Array) -> Array:
     return out
 
 
+def slerp(start: NDArray[np.float64], end: NDArray[np.float64], share: ArrayLike) -> NDArray[np.float64]:
+    """Unit quaternions [..., 4] at shares [...] in 0..1 of the shorter way between two (Shoemake, 1985)."""
+    share = np.asarray(share, np.float64)[..., None]
+    cosine = (start * end).sum(-1, keepdims=True)
+    end, cosine = np.where(cosine < 0, -end, end), np.abs(cosine)
+    angle = np.arctan2(np.linalg.norm(end - cosine * start, axis=-1, keepdims=True), cosine)
+    near = angle < 1e-8  # so near that the chord is the arc
+    sine = np.sin(np.where(near, 1.0, angle))
+    first = np.where(near, 1 - share, np.sin((1 - share) * angle) / sine)
+    second = np.where(near, share, np.sin(share * angle) / sine)
+    mixed = first * start + second * end
+    return mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
+
+
+def interpolate_poses(start: NDArray[np.float64], end: NDArray[np.float64], share: ArrayLike) -> NDArray[np.float64]:
+    """Poses [..., 4, 4] at shares [...] in 0..1 of the way: translations linear, rotations spherical-linear."""
+    share = np.asarray(share, np.float64)
+    out = start + share[..., None, None] * (end - start)
+    quaternions = (matrix_to_quaternion(pose[..., :3, :3]) for pose in (start, end))
+    out[..., :3, :3] = quaternion_to_matrix(slerp(*quaternions, share))
+    return out
+
+
 def transform_points(a_from_b: Array, points_b: Array) -> Array:
     """Points [..., n, 3] (or one point [3]) of frame b in frame a; ``a_from_b`` is [..., 4, 4]."""
     if points_b.ndim == 1:

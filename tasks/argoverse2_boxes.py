@@ -14,8 +14,8 @@ from ..core.argoverse2 import EVALUATED_CLASSES, sweep_time_ns
 from ..core.errors import ConfigError, DataError, NoLabelsError
 from ..core.frames import Frame
 from ..core.once import warn_once
-from ..data_tools.readers.argoverse2 import map_path, read_areas
-from ..data_tools.readers.argoverse2_sensor import log_folder
+from ..data_tools.readers.argoverse2.lanes import map_path, read_areas
+from ..data_tools.readers.argoverse2.sensor import log_folder
 from .base import GroundTruth, Predictions, Reader, foreign, refuse
 
 

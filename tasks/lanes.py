@@ -11,7 +11,7 @@ from ..core.answers import LaneGraph
 from ..core.errors import DataError
 from ..core.frames import Frame
 from ..core.progress import ProgressDisplay
-from ..data_tools.readers.openlane_files import Identifier, identifier_of
+from ..data_tools.readers.openlane.files import Identifier, identifier_of
 from ..lane_topology.evaluation import evaluate, rules, submission
 from .base import GroundTruth, Predictions, Reader, foreign, refuse
 

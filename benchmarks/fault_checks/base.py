@@ -19,8 +19,8 @@ import torch
 from drivestack.cli.main import main
 from drivestack.core.cameras import RING_ORDER
 from drivestack.core.frames import Frame
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.openlane_files import collect, write_collection, write_frame
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
+from drivestack.data_tools.readers.openlane.files import collect, write_collection, write_frame
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.geometry import boxes_to_legacy, invert_pose, matrix_to_quaternion, quaternion_to_matrix, rotation_z
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import drivestack
 from drivestack.cli.main import main
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.engine.config import build_dataset, load_config, parse_override
 from drivestack.tasks.run import input_dataset, input_settings, load_model, source_of
 

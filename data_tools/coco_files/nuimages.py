@@ -19,7 +19,7 @@ import msgspec
 
 from ...core.errors import DataError
 from ...core.files import write_json
-from ..readers.nuscenes import DETECTION_CLASS
+from ..readers.nuscenes.reader import DETECTION_CLASS
 
 CLASSES = tuple(dict.fromkeys(DETECTION_CLASS.values()))
 Rows = Sequence[Mapping[str, Any]]

@@ -6,7 +6,7 @@
     lanes/<scene name>/<sample token>.npz         the fields of core.labels.LaneLabels, centrelines end to end
 
 Voxels: Occ3D, arXiv 2304.14365. The lane file is a format of drivestack; OpenLane-V2's collections are
-read and written by data_tools.readers.openlane_files.
+read and written by data_tools.readers.openlane.files.
 """
 
 from __future__ import annotations

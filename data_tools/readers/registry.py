@@ -57,18 +57,18 @@ class Reader:
 
 _READERS: dict[str, Reader] = globals().get("_READERS", {})  # kept when this file is reloaded
 _BUILT_IN = {
-    "nuscenes": "nuscenes",
-    "nuscenes_infos": "info_pickle",
-    "occ3d_challenge": "occ3d_challenge",
-    "openlane": "openlane",
-    "argoverse2": "argoverse2",
-    "argoverse2_sensor": "argoverse2_sensor",
-    "mcap": "mcap_log",
+    "nuscenes": "nuscenes.reader",
+    "nuscenes_infos": "nuscenes.info_pickle",
+    "occ3d_challenge": "nuscenes.occ3d_challenge",
+    "t4": "nuscenes.t4",
+    "openlane": "openlane.reader",
+    "argoverse2": "argoverse2.lanes",
+    "argoverse2_sensor": "argoverse2.sensor",
+    "waymo": "waymo.reader",
+    "mcap": "recordings.mcap_log",
+    "py123d": "logs.py123d",
+    "openscene": "logs.openscene",
     "camera_images": "camera_images",
-    "waymo": "waymo",
-    "openscene": "openscene",
-    "py123d": "py123d",
-    "t4": "t4",
 }
 """Reader -> module of this folder that registers it, imported when it is first used."""
 

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from ...core.errors import ConfigError
 from ...core.files import write_json
-from ..readers.nuscenes_splits import official_splits
+from ..readers.nuscenes.splits import official_splits
 from .places import MIN_APART_M, Place, check_distance, check_locations, read_lists
 
 DIRECTIONS = 12

@@ -14,7 +14,7 @@ from ...core.errors import NoLabelsError
 from ...core.frames import Frame
 from ...core.labels import ELEMENT_ATTRIBUTES, LaneLabels
 from ...data_tools.labels.files import check_lanes
-from ...data_tools.readers.openlane_files import EVALUATION_INTERVAL, RAW_POINTS
+from ...data_tools.readers.openlane.files import EVALUATION_INTERVAL, RAW_POINTS
 from . import ols as evaluation
 from .fscore import fscore
 from .ols import LANE_THRESHOLDS_M, Version

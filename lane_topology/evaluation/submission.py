@@ -21,7 +21,7 @@ from ...core.answers import LaneGraph
 from ...core.errors import LIBRARY_ERRORS, DataError, SubmissionError, library_errors
 from ...core.file_kinds import kind_of_file
 from ...core.pickles import load_pickle, write_pickle
-from ...data_tools.readers.openlane_files import Identifier
+from ...data_tools.readers.openlane.files import Identifier
 
 
 @dataclass(frozen=True)

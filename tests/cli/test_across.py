@@ -13,7 +13,7 @@ import drivestack
 from drivestack.api import Perception
 from drivestack.bev.evaluation.class_mapping import read_mapping
 from drivestack.cli.main import main
-from drivestack.data_tools.readers.waymo import CLASSES as WAYMO_CLASSES
+from drivestack.data_tools.readers.waymo.reader import CLASSES as WAYMO_CLASSES
 from drivestack.engine.config import load_config
 from drivestack.tasks.run import load_model
 

@@ -17,8 +17,8 @@ from drivestack.cli.options import METRIC_VERSIONS
 from drivestack.cli.options import TASKS as NAMES
 from drivestack.core.answers import OccupancyGrid, SceneAnswer
 from drivestack.core.errors import ConfigError, SubmissionError
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.openlane_files import identifier_of, write_frame
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
+from drivestack.data_tools.readers.openlane.files import identifier_of, write_frame
 from drivestack.lane_topology.evaluation.ols import Version
 from drivestack.lane_topology.evaluation.submission import (
     NOBODY,

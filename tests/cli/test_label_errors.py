@@ -16,8 +16,8 @@ from drivestack.cli.border import line_of
 from drivestack.cli.main import main
 from drivestack.core.errors import DataError
 from drivestack.data_tools.labels.files import occupancy_file
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.openlane_files import write_frame
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
+from drivestack.data_tools.readers.openlane.files import write_frame
 
 SMALL = {
     "model.img_backbone.variant": "T",

@@ -13,7 +13,7 @@ from PIL import Image
 from drivestack.cli.main import main
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.info_pickle import read_info_pickle
+from drivestack.data_tools.readers.nuscenes.info_pickle import read_info_pickle
 from drivestack.engine.config import build_model, load_config
 from drivestack.view.colours import GROUND_TRUTH
 

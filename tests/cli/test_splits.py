@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drivestack.cli.main import main
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from support.waymo_like import as_waymo
 
 @drivestack.register_reader("waymo_like")
 def read(root, split="val"):
-    from drivestack.data_tools.readers.nuscenes import read_nuscenes
+    from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 
     return [as_waymo(frame) for frame in read_nuscenes(root, "v1.0-trainval", split)]
 """

@@ -13,8 +13,8 @@ from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.core.pickles import load_pickle
 from drivestack.data_tools.labels.mono_targets import corners_in_camera
-from drivestack.data_tools.readers.info_pickle import read_info_pickle
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.info_pickle import read_info_pickle
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import CameraModel, brown_conrady, mei, transform_points
 from support.tiny_nuscenes import write_tiny_nuscenes
 

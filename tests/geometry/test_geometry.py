@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation, Slerp
 
 from drivestack.geometry import (
     BevGrid,
@@ -16,6 +17,7 @@ from drivestack.geometry import (
     box_corners,
     boxes_from_legacy,
     boxes_to_legacy,
+    interpolate_poses,
     invert_pose,
     matrix_to_quaternion,
     points_in_boxes,
@@ -208,3 +210,17 @@ def test_grids_index_and_metres():
         BevGrid(0, 0, 0, 1, 1, 1)
     with pytest.raises(ValueError):
         VoxelGrid(0, 0, 0, 1, 1, 1, 1, 0, 1)
+
+
+def test_poses_between_two_lie_on_the_shorter_way() -> None:
+    rng = np.random.default_rng(3)
+    start, end = (pose(quaternion_to_matrix(rng.normal(size=4)), rng.normal(size=3)) for _ in range(2))
+    for share in (0.0, 0.3, 1.0):
+        between = interpolate_poses(start, end, share)
+        np.testing.assert_allclose(between[:3, 3], (1 - share) * start[:3, 3] + share * end[:3, 3], atol=1e-12)
+        expected = Slerp([0, 1], Rotation.from_matrix([start[:3, :3], end[:3, :3]]))(share).as_matrix()
+        np.testing.assert_allclose(between[:3, :3], expected, atol=1e-12)
+    near = pose(rotation_z(1e-10), [0, 0, 0])
+    np.testing.assert_allclose(interpolate_poses(np.eye(4), near, 0.5), pose(rotation_z(5e-11), [0, 0, 0]), atol=1e-15)
+    many = interpolate_poses(np.stack([start, start]), np.stack([end, end]), [0.0, 0.3])
+    np.testing.assert_allclose(many[1], interpolate_poses(start, end, 0.3), atol=1e-15)

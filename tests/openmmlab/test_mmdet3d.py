@@ -14,7 +14,7 @@ from drivestack.bev.evaluation.nuscenes_metrics import evaluate_submission
 from drivestack.compat.mmdet3d import CLASSES, write_infos
 from drivestack.core.frames import Frame
 from drivestack.core.pickles import load_pickle
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 
 from .tiny_pictures import INTERNIMAGE, run

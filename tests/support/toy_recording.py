@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from drivestack.data_tools.readers import mcap_file
+from drivestack.data_tools.readers.recordings import mcap_file
 from drivestack.data_tools.synthetic.files import mcap_writer
 from drivestack.geometry import CameraModel, matrix_to_quaternion, pose, rotation_z
 from support.toy_drive import AHEAD, START_US, K

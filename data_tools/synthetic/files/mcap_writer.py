@@ -1,4 +1,4 @@
-"""Frames as a ROS 2 recording in an MCAP file: what readers/mcap_log.py reads, for tests and tools that replay MCAP.
+"""Frames as a ROS 2 recording in an MCAP file: what readers/recordings reads, for tests and tools that replay MCAP.
 
 Per camera ``/camera/NAME/image_raw/compressed`` and ``/camera/NAME/camera_info``, their mounting on ``/tf_static``, the
 car's poses on ``/odometry`` at the times of keyframes and images. Boxes are no part of it: ``write_boxes`` of

@@ -12,7 +12,7 @@ from ....core.files import atomic_path, write_json
 from ....geometry.poses import matrix_to_quaternion
 from ...labels.files import lanes_file, occupancy_file, write_lanes, write_occupancy
 from ...readers.lenses import lens_fields
-from ...readers.nuscenes_splits import official_splits
+from ...readers.nuscenes.splits import official_splits
 from ..labels.lanes import label_lanes
 from ..labels.voxels import label_voxels
 from ..sensing.observe import Observation, observe

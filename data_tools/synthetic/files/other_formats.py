@@ -9,8 +9,8 @@ from pathlib import Path
 from ....core.files import file_name
 from ....core.frames import Frame
 from ...readers.box_files import write_boxes
-from ...readers.nuscenes import read_nuscenes
-from ...readers.waymo import FOLDERS
+from ...readers.nuscenes.reader import read_nuscenes
+from ...readers.waymo.reader import FOLDERS
 from .argoverse2_writer import write_argoverse2
 from .mcap_writer import write_mcap
 from .nuscenes_writer import VERSION

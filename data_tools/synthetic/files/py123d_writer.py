@@ -1,4 +1,4 @@
-"""Frames as Arrow logs of py123d 0.7, a log for each scene; what they hold: data_tools/readers/py123d_files.py.
+"""Frames as Arrow logs of py123d 0.7, a log for each scene; what they hold: data_tools/readers/logs/py123d_files.py.
 
 Boxes, poses, cameras and the car's own signals go in. Attributes, radar points, voxels and lanes have no place there.
 """
@@ -21,9 +21,9 @@ from ....core.errors import DataError
 from ....core.files import atomic_path, file_name
 from ....core.frames import CameraView, Frame
 from ....geometry import CameraModel, matrix_to_quaternion
-from ...readers.py123d import BOXES, EGO
-from ...readers.py123d_files import import_arrow
-from ...readers.py123d_labels import LABELS
+from ...readers.logs.py123d import BOXES, EGO
+from ...readers.logs.py123d_files import import_arrow
+from ...readers.logs.py123d_labels import LABELS
 from .names import CATEGORY_OF_CLASS
 
 VERSION = "0.7.0"

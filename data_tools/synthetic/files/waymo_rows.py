@@ -25,7 +25,7 @@ from ....core.frames import Annotations, CameraView, Frame
 from ....core.once import warn_once
 from ....geometry import invert_pose, rotation_z, transform_points
 from ...clips.images import load_image
-from ...readers.waymo_parts import CAMERAS, DIRECTIONS, EDGE_FROM_MIDDLE_PX, TYPES, WAYMO_FROM_OPTICAL, Label
+from ...readers.waymo.parts import CAMERAS, DIRECTIONS, EDGE_FROM_MIDDLE_PX, TYPES, WAYMO_FROM_OPTICAL, Label
 
 CLASSES: Mapping[str, str] = {
     **{name: name for name in ("vehicle", "pedestrian", "sign", "cyclist")},

@@ -17,9 +17,9 @@ from ....core.errors import ConfigError
 from ....core.files import atomic_path, file_name
 from ....core.frames import CameraView, Frame, RollingShutter
 from ....core.waymo_messages import waymo_messages
-from ...readers.tfrecords import record
-from ...readers.waymo_parts import Label
-from ...readers.waymo_tables import CAMERA, CONTEXT, IMAGE, OBJECT, TIME
+from ...readers.waymo.parts import Label
+from ...readers.waymo.tables import CAMERA, CONTEXT, IMAGE, OBJECT, TIME
+from ...readers.waymo.tfrecords import record
 from .waymo_rows import CAMERA_NUMBER, CLASSES, CameraNumbers, LabelWriter, jpeg, rig_numbers, segments
 
 CONDITIONS = ("time_of_day", "location", "weather")

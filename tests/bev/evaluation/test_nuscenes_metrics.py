@@ -21,7 +21,7 @@ from drivestack.bev.evaluation.nuscenes_official import evaluate_official
 from drivestack.bev.evaluation.nuscenes_submission import NuScenesSubmission
 from drivestack.core.errors import ConfigError, DataError, SubmissionError
 from drivestack.core.frames import Frame
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from support import tiny_nuscenes as tiny
 from support.scored_scenes import CLASSES, devkit_scores, largest_difference, random_scenes
 

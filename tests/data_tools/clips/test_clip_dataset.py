@@ -18,7 +18,7 @@ from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.clips.mirror import mirror_clip
 from drivestack.data_tools.clips.sampler import ResumableSampler
 from drivestack.data_tools.clips.transforms import BdaSettings, ImageSettings, PhotometricSettings
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import transform_points, wrap_angle, yaw_of
 
 IMAGE = {"crop": (0, 0.25, 1, 1), "train_heights_px": (24, 30, 36), "test_height_px": 27}

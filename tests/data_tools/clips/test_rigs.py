@@ -14,7 +14,7 @@ from drivestack.core.once import forget_warnings
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.clips.mirror import mirror_clip
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 
 IMAGE = {"crop": (0, 0, 1, 1), "train_heights_px": (30,), "test_height_px": 30}
 

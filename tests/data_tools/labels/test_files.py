@@ -22,7 +22,7 @@ from drivestack.data_tools.labels.files import (
     write_occupancy,
 )
 from drivestack.data_tools.labels.voxel_layouts import occ3d_numbers
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.occupancy.classes import OCC3D_NUSCENES, OPENOCC
 

@@ -10,7 +10,7 @@ import torch
 from drivestack.core.answers import LaneGraph
 from drivestack.core.errors import DataError
 from drivestack.core.labels import LaneLabels
-from drivestack.data_tools.readers.argoverse2 import image_times_ns, map_labels, read_log, read_map
+from drivestack.data_tools.readers.argoverse2.lanes import image_times_ns, map_labels, read_log, read_map
 from drivestack.geometry import pose
 from drivestack.lane_topology.curves import fit_lines, sample_curves
 from drivestack.lane_topology.evaluation.fscore import fscore

@@ -19,8 +19,8 @@ from drivestack.core.cameras import RING_ORDER
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.feather import FeatherTable, write_feather
 from drivestack.core.once import forget_warnings
-from drivestack.data_tools.readers.argoverse2_files import Trajectory, nearest_times
-from drivestack.data_tools.readers.argoverse2_sensor import read_argoverse2_sensor, track_velocities
+from drivestack.data_tools.readers.argoverse2.files import Trajectory, nearest_times
+from drivestack.data_tools.readers.argoverse2.sensor import read_argoverse2_sensor, track_velocities
 from drivestack.data_tools.readers.registry import find_reader
 from drivestack.geometry import invert_pose, quaternion_to_matrix, rotation_z, transform_points
 from support.argoverse2_log import SPEED_MPS, START_NS, STEP_NS, TURN_RADPS, car_at, touch_images, write_log

@@ -12,7 +12,7 @@ import torch
 from drivestack.core.errors import DataError
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.readers.camera_images import read_camera_images
-from drivestack.data_tools.readers.nuscenes import DETECTION_CLASS
+from drivestack.data_tools.readers.nuscenes.reader import DETECTION_CLASS
 from drivestack.data_tools.synthetic import synthesize
 
 CLASSES = sorted(set(DETECTION_CLASS.values()))

@@ -12,8 +12,8 @@ import pytest
 
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
-from drivestack.data_tools.readers.info_pickle import load_pickle, read_info_pickle
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.info_pickle import load_pickle, read_info_pickle
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import invert_pose, matrix_to_quaternion
 
 SIZE = (64, 36)

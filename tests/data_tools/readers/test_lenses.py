@@ -13,8 +13,8 @@ import pytest
 
 from drivestack.core.errors import ConfigError
 from drivestack.data_tools.readers.lenses import LENS_FIELDS, LensNotes, lens_fields
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.occ3d_challenge import read_challenge
+from drivestack.data_tools.readers.nuscenes.occ3d_challenge import read_challenge
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import (
     CameraModel,
     Lens,

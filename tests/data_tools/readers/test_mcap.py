@@ -13,8 +13,8 @@ import pytest
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers import mcap_file
 from drivestack.data_tools.readers.box_files import write_boxes
+from drivestack.data_tools.readers.recordings import mcap_file
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.data_tools.synthetic.files import mcap_writer
 from drivestack.geometry import double_sphere, invert_pose, pose, rotation_z
@@ -263,7 +263,7 @@ def test_a_calibration_that_changes_on_the_way(tmp_path: Path) -> None:
 
 
 def test_names_of_cameras_and_topics() -> None:
-    from drivestack.data_tools.readers.mcap_log import _info_topic, _names_of
+    from drivestack.data_tools.readers.recordings.mcap_log import _info_topic, _names_of
 
     names = _names_of(["/sensing/cam/front/image_rect_color/compressed", "/sensing/cam/rear/image_raw/compressed"])
     assert list(names) == ["front", "rear"]

@@ -14,10 +14,10 @@ from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.readers.cameras import camera_order
 from drivestack.data_tools.readers.file_paths import path_below
-from drivestack.data_tools.readers.info_pickle import read_info_pickle
 from drivestack.data_tools.readers.lenses import corner_shift_px
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.nuscenes_tables import split_tokens
+from drivestack.data_tools.readers.nuscenes.info_pickle import read_info_pickle
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.tables import split_tokens
 from drivestack.geometry import CameraModel, boxes_to_legacy, matrix_to_quaternion
 
 VERSION = "v1.0-mini"
@@ -322,8 +322,8 @@ def test_categories_without_a_class_are_named(own_root, edit_table, caplog):
 @pytest.mark.parametrize("layout", ["openlane", "challenge"])
 def test_sizes_and_paths_of_other_readers(tmp_path, tiny_root, frames, layout, caplog):
     """OpenLane-V2's CAM_ cameras and the challenge's were taken as 1600 x 900 whatever their images are."""
-    from drivestack.data_tools.readers.occ3d_challenge import read_challenge
-    from drivestack.data_tools.readers.openlane import read_openlane
+    from drivestack.data_tools.readers.nuscenes.occ3d_challenge import read_challenge
+    from drivestack.data_tools.readers.openlane.reader import read_openlane
 
     frame = frames[0]
     where = {view.name: f"{view.name}\\{Path(view.image_path).name}" for view in frame.cameras}

@@ -9,7 +9,7 @@ import pytest
 
 from drivestack.core.errors import DataError
 from drivestack.data_tools.labels.mono_targets import corners_in_camera, devkit_visible
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import invert_pose, matrix_to_quaternion, quaternion_to_matrix, transform_points
 
 VERSION = "v1.0-mini"

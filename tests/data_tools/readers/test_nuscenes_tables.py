@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from drivestack.core.errors import DataError
-from drivestack.data_tools.readers import nuscenes_tables
-from drivestack.data_tools.readers.nuscenes import DETECTION_CLASS, read_nuscenes
-from drivestack.data_tools.readers.nuscenes_splits import official_splits
-from drivestack.data_tools.readers.nuscenes_tables import iterate_rows, split_tokens
+from drivestack.data_tools.readers.nuscenes import tables as nuscenes_tables
+from drivestack.data_tools.readers.nuscenes.reader import DETECTION_CLASS, read_nuscenes
+from drivestack.data_tools.readers.nuscenes.splits import official_splits
+from drivestack.data_tools.readers.nuscenes.tables import iterate_rows, split_tokens
 
 VERSION = "v1.0-mini"
 NO_DEVKIT = "nuscenes-devkit, the oracle, is not installed"

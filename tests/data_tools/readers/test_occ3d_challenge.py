@@ -12,8 +12,8 @@ from drivestack.core.labels import OccupancyLabels
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.labels.files import occupancy_file, write_occupancy
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.occ3d_challenge import EGO_FROM_LIDAR, read_challenge
+from drivestack.data_tools.readers.nuscenes.occ3d_challenge import EGO_FROM_LIDAR, read_challenge
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import matrix_to_quaternion
 
 VERSION = "annotations.json"

@@ -17,14 +17,14 @@ from drivestack.core.frames import CameraView, Frame
 from drivestack.core.labels import LaneLabels
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.openlane import read_openlane
-from drivestack.data_tools.readers.openlane_files import (
+from drivestack.data_tools.readers.openlane.files import (
     collect,
     identifier_of,
     read_collection,
     write_collection,
     write_frame,
 )
+from drivestack.data_tools.readers.openlane.reader import read_openlane
 from drivestack.engine.config import build_dataset, build_model, load_config
 from drivestack.engine.predict import predict
 from drivestack.geometry import CameraModel, pose, rotation_z, transform_points

@@ -11,7 +11,7 @@ import pytest
 from drivestack.core.errors import DataError
 from drivestack.core.frames import CameraView, Frame
 from drivestack.core.labels import LaneLabels
-from drivestack.data_tools.readers.openlane_files import (
+from drivestack.data_tools.readers.openlane.files import (
     collect,
     identifiers,
     image_from_ego,

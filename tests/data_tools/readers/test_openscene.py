@@ -15,7 +15,7 @@ from PIL import Image
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers.openscene import AXLE_HEIGHT_M, read_openscene
+from drivestack.data_tools.readers.logs.openscene import AXLE_HEIGHT_M, read_openscene
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.geometry import invert_pose, matrix_to_quaternion, pose, rotation_z, yaw_of
 from support.moving_rig import BROWN, PINHOLE, furthest_px, moving_frames

@@ -17,8 +17,8 @@ from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers.py123d import read_py123d
-from drivestack.data_tools.readers.py123d_labels import LABELS
+from drivestack.data_tools.readers.logs.py123d import read_py123d
+from drivestack.data_tools.readers.logs.py123d_labels import LABELS
 from drivestack.data_tools.readers.registry import DataSource, find_reader, reader_names
 from drivestack.data_tools.synthetic.files.py123d_writer import write_py123d
 from drivestack.geometry import double_sphere, nearest_rigid, pose

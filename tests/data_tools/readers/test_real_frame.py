@@ -9,7 +9,7 @@ import pytest
 
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.info_pickle import load_pickle, read_info_pickle
+from drivestack.data_tools.readers.nuscenes.info_pickle import load_pickle, read_info_pickle
 from drivestack.geometry import box_corners, points_in_boxes, transform_points
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
+from drivestack.data_tools.readers.nuscenes.t4 import read_t4
 from drivestack.data_tools.readers.registry import DataSource
-from drivestack.data_tools.readers.t4 import read_t4
 from drivestack.geometry import brown_conrady, matrix_to_quaternion
 from support.moving_rig import BROWN, PINHOLE, furthest_px, moving_frames
 

@@ -13,7 +13,7 @@ import drivestack
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
 from drivestack.core.once import forget_warnings
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.splits.make import connected, make_split, write_split
 from drivestack.data_tools.splits.places import (
     Place,

@@ -18,8 +18,8 @@ from drivestack.core.argoverse2 import EVALUATED_CLASSES
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers.argoverse2_sensor import read_argoverse2_sensor
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.argoverse2.sensor import read_argoverse2_sensor
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.data_tools.synthetic.files.argoverse2_writer import CATEGORY_OF_CLASS, write_argoverse2
 from drivestack.geometry import brown_conrady, invert_pose, pose, rotation_z, transform_points

@@ -15,7 +15,7 @@ from PIL import Image
 from drivestack.core.rle import decode_rle
 from drivestack.data_tools.clips.transforms import ImagePlacement
 from drivestack.data_tools.labels.mono_targets import corners_in_camera, devkit_visible, image_boxes, mono_targets
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import build_world, synthesize
 from drivestack.data_tools.synthetic.files import generate
 from drivestack.data_tools.synthetic.files.image_writer import IMAGE_LABELS, MIN_CROP_SIDE_PX, MIN_CROP_VISIBLE

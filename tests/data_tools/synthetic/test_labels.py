@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drivestack.core.labels import ELEMENT_ATTRIBUTES
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import build_world, synthesize
 from drivestack.data_tools.synthetic.labels.lanes import LANE_POINTS, LANE_RANGE_M, label_lanes
 from drivestack.data_tools.synthetic.labels.voxels import FREE, label_voxels

@@ -12,7 +12,7 @@ from scipy.ndimage import maximum_filter
 
 import drivestack
 from drivestack.data_tools.labels.mono_targets import nearness_m
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import build_world, synthesize
 from drivestack.data_tools.synthetic.labels.lanes import label_lanes
 from drivestack.data_tools.synthetic.labels.segments import IGNORE, segment_classes

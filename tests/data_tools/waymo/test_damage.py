@@ -10,7 +10,7 @@ import pytest
 from drivestack.core.errors import DrivestackError
 from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers.registry import DataSource
-from drivestack.data_tools.readers.tfrecords import record
+from drivestack.data_tools.readers.waymo.tfrecords import record
 from drivestack.data_tools.synthetic.files.waymo_writer import write_waymo_v1, write_waymo_v2
 from support.waymo_frames import drive
 

@@ -14,11 +14,11 @@ import pytest
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers import waymo_tables
-from drivestack.data_tools.readers.tfrecords import record
-from drivestack.data_tools.readers.waymo import read_waymo
-from drivestack.data_tools.readers.waymo_parts import seen_by
-from drivestack.data_tools.readers.waymo_records import wire_fields
+from drivestack.data_tools.readers.waymo import tables as waymo_tables
+from drivestack.data_tools.readers.waymo.parts import seen_by
+from drivestack.data_tools.readers.waymo.reader import read_waymo
+from drivestack.data_tools.readers.waymo.records import wire_fields
+from drivestack.data_tools.readers.waymo.tfrecords import record
 from drivestack.data_tools.synthetic.files.waymo_writer import SCHEMAS, write_waymo_v1, write_waymo_v2
 from support.waymo_frames import CONTEXT, drive
 

@@ -13,8 +13,8 @@ from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers.checks import rigid_problem
-from drivestack.data_tools.readers.waymo import read_waymo
-from drivestack.data_tools.readers.waymo_tables import read_poses
+from drivestack.data_tools.readers.waymo.reader import read_waymo
+from drivestack.data_tools.readers.waymo.tables import read_poses
 from drivestack.data_tools.synthetic.files.waymo_writer import write_waymo_v1, write_waymo_v2
 from drivestack.geometry import invert_pose, transform_points
 

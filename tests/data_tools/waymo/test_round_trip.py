@@ -15,7 +15,7 @@ from drivestack.core.frames import Annotations, Frame
 from drivestack.core.once import forget_warnings
 from drivestack.data_tools.clips.images import load_image
 from drivestack.data_tools.readers.registry import DataSource
-from drivestack.data_tools.readers.waymo import read_waymo
+from drivestack.data_tools.readers.waymo.reader import read_waymo
 from drivestack.data_tools.synthetic.files.waymo_rows import camera_number, context_name
 from drivestack.data_tools.synthetic.files.waymo_writer import write_waymo_v1, write_waymo_v2
 from drivestack.geometry import invert_pose, kannala_brandt, transform_points

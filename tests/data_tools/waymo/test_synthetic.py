@@ -11,8 +11,8 @@ import pytest
 from drivestack.cli.main import main
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers.nuscenes import read_nuscenes
-from drivestack.data_tools.readers.waymo import read_waymo
+from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
+from drivestack.data_tools.readers.waymo.reader import read_waymo
 from drivestack.data_tools.synthetic.files.waymo_rows import CAMERA_NUMBER, CLASSES, camera_number
 from drivestack.data_tools.synthetic.sensing.sensors import camera_rig
 from drivestack.geometry import invert_pose, transform_points

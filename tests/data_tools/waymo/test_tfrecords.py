@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from drivestack.core.errors import DataError
-from drivestack.data_tools.readers import tfrecords
-from drivestack.data_tools.readers.tfrecords import mapped_file, own_crc32c, record, record_places
+from drivestack.data_tools.readers.waymo import tfrecords
+from drivestack.data_tools.readers.waymo.tfrecords import mapped_file, own_crc32c, record, record_places
 
 PAYLOADS = [b"one", os.urandom(9000), b"", b"three"]
 

@@ -19,9 +19,9 @@ from drivestack.core.frames import Frame
 from drivestack.core.labels import LaneLabels
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.readers.argoverse2 import map_path, read_areas, read_log
-from drivestack.data_tools.readers.openlane import read_openlane
-from drivestack.data_tools.readers.openlane_files import collect, write_collection, write_frame
+from drivestack.data_tools.readers.argoverse2.lanes import map_path, read_areas, read_log
+from drivestack.data_tools.readers.openlane.files import collect, write_collection, write_frame
+from drivestack.data_tools.readers.openlane.reader import read_openlane
 from drivestack.geometry import invert_pose, transform_points
 from drivestack.lane_topology.curves import fit_lines, sample_curves
 from drivestack.lane_topology.evaluation.evaluate import evaluate

@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.cameras import front_by_name
-from ...core.errors import DataError
-from ...core.frames import Annotations, CameraView, Frame
-from ...core.once import warn_once
-from ...geometry import CameraModel, quaternion_to_matrix
-from ..labels.files import lanes_file, occupancy_file, read_lanes
-from .cameras import camera_order
-from .checks import INT64, check_frames
-from .file_paths import path_below
-from .lenses import LensNotes, LensUse
-from .nuscenes_tables import (
+from ....core.cameras import front_by_name
+from ....core.errors import DataError
+from ....core.frames import Annotations, CameraView, Frame
+from ....core.once import warn_once
+from ....geometry import CameraModel, quaternion_to_matrix
+from ...labels.files import lanes_file, occupancy_file, read_lanes
+from ..cameras import camera_order
+from ..checks import INT64, check_frames
+from ..file_paths import path_below
+from ..lenses import LensNotes, LensUse
+from ..registry import Conventions, register_reader
+from .tables import (
     CalibratedSensor,
     EgoPose,
     Keyframe,
@@ -33,7 +34,6 @@ from .nuscenes_tables import (
     joining,
     read_tables,
 )
-from .registry import Conventions, register_reader
 
 LIDARS = ("LIDAR_TOP", "LIDAR_CONCAT")
 """Channels whose keyframes give time, pose and BEV frame: nuScenes', and that of T4 sets."""

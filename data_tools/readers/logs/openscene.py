@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError, library_errors
-from ...core.frames import Annotations, CameraView, Frame
-from ...core.pickles import load_pickle
-from ...geometry import (
+from ....core.errors import DataError, library_errors
+from ....core.frames import Annotations, CameraView, Frame
+from ....core.pickles import load_pickle
+from ....geometry import (
     CameraModel,
     brown_conrady,
     nearest_rigid,
@@ -33,12 +33,12 @@ from ...geometry import (
     transform_points,
     yaw_of,
 )
-from .cameras import ImageSizes, camera_order
-from .checks import INT64, check_frames
-from .choices import classes_of, names_of
-from .file_paths import path_below
-from .links import link_frames
-from .registry import Conventions, register_reader
+from ..cameras import ImageSizes, camera_order
+from ..checks import INT64, check_frames
+from ..choices import classes_of, names_of
+from ..file_paths import path_below
+from ..links import link_frames
+from ..registry import Conventions, register_reader
 
 AXLE_HEIGHT_M = 0.4385
 """Of nuPlan's rear axle over the ground, as py123d builds its car (1.777 m high, its middle 0.45 m over the axle)."""

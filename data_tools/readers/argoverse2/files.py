@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.cameras import RING_ORDER
-from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
-from ...core.feather import FeatherTable
-from ...core.physics import MAX_KEYFRAME_GAP_S
-from ...geometry import CameraModel, quaternion_to_matrix
+from ....core.cameras import RING_ORDER
+from ....core.errors import LIBRARY_ERRORS, DataError, library_errors
+from ....core.feather import FeatherTable
+from ....core.physics import MAX_KEYFRAME_GAP_S
+from ....geometry import CameraModel, quaternion_to_matrix, slerp
 
 QUATERNION, TRANSLATION = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m")
 POSES = "city_SE3_egovehicle.feather"
@@ -48,12 +48,10 @@ class Trajectory:
         """Poses [k, 4, 4]: those of the file at its times, interpolated between them, its ends beyond them."""
         before, after = self._around(times_ns)
         gap = self.times_ns[after] - self.times_ns[before]
-        share = np.where(gap > 0, np.clip((times_ns - self.times_ns[before]) / np.maximum(gap, 1), 0, 1), 0)[:, None]
-        first, second = self.quaternions[before], self.quaternions[after]
-        second = np.where(np.sum(first * second, 1, keepdims=True) < 0, -second, second)
+        share = np.where(gap > 0, np.clip((times_ns - self.times_ns[before]) / np.maximum(gap, 1), 0, 1), 0)
         out = np.tile(np.eye(4), (len(times_ns), 1, 1))
-        out[:, :3, :3] = quaternion_to_matrix((1 - share) * first + share * second)  # so near that lerp is slerp
-        out[:, :3, 3] = (1 - share) * self.translations[before] + share * self.translations[after]
+        out[:, :3, :3] = quaternion_to_matrix(slerp(self.quaternions[before], self.quaternions[after], share))
+        out[:, :3, 3] = (1 - share)[:, None] * self.translations[before] + share[:, None] * self.translations[after]
         return out
 
     def nearest(self, time_ns: int) -> int:

@@ -17,8 +17,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import LIBRARY_ERRORS, ConfigError, DataError
-from ...core.once import warn_once
+from ....core.errors import LIBRARY_ERRORS, ConfigError, DataError
+from ....core.once import warn_once
 
 INSTALL = "pip install 'drivestack[mcap]'"
 IMAGE, INFO = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/CameraInfo"

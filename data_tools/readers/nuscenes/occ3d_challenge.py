@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.errors import DataError, library_errors
-from ...core.frames import CameraView, Frame
-from ...geometry import CameraModel, pose, rotation_z
-from .cameras import ImageSizes, camera_order
-from .checks import check_frames
-from .file_paths import path_below, portable_path
-from .lenses import LensNotes, LensUse
-from .links import link_frames
-from .registry import Conventions, register_reader
+from ....core.errors import DataError, library_errors
+from ....core.frames import CameraView, Frame
+from ....geometry import CameraModel, pose, rotation_z
+from ..cameras import ImageSizes, camera_order
+from ..checks import check_frames
+from ..file_paths import path_below, portable_path
+from ..lenses import LensNotes, LensUse
+from ..links import link_frames
+from ..registry import Conventions, register_reader
 
 FILE_NAME = "annotations.json"
 _FIELDS = ("img_path", "intrinsics", "intrinsic", "extrinsic", "ego_pose")

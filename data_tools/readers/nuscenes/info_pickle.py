@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError, library_errors
-from ...core.frames import Frame
-from ...core.pickles import load_pickle
+from ....core.errors import DataError, library_errors
+from ....core.frames import Frame
+from ....core.pickles import load_pickle
+from ..cameras import ImageSizes
+from ..checks import check_frames
+from ..lenses import LensNotes, LensUse
+from ..links import link_frames
+from ..registry import Conventions, register_reader
+from ..world import unit_of
 from .box_layouts import BOX_LAYOUTS, BoxLayout, layout_of
-from .cameras import ImageSizes
-from .checks import check_frames
 from .info_entries import EntryReader, ImagePaths, frame_of_infos, frame_of_mmdet3d, old_boxes
-from .lenses import LensNotes, LensUse
-from .links import link_frames
-from .registry import Conventions, register_reader
-from .world import unit_of
 
 logger = logging.getLogger("drivestack")
 

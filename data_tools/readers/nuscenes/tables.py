@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from ...core.errors import DataError, library_errors
-from .nuscenes_chains import samples_in_order
-from .nuscenes_splits import scenes_of_split
+from ....core.errors import DataError, library_errors
+from .chains import samples_in_order
+from .splits import scenes_of_split
 
 TABLES = (
     "category",

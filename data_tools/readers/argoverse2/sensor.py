@@ -20,15 +20,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.argoverse2 import EVALUATED_CLASSES, OTHER_CATEGORIES, sweep_token
-from ...core.errors import ConfigError, DataError
-from ...core.feather import FeatherTable
-from ...core.files import file_name
-from ...core.frames import Annotations, CameraView, Frame
-from ...core.once import warn_once
-from ...geometry import quaternion_to_matrix
-from .argoverse2 import map_labels, map_path, read_map
-from .argoverse2_files import (
+from ....core.argoverse2 import EVALUATED_CLASSES, OTHER_CATEGORIES, sweep_token
+from ....core.errors import ConfigError, DataError
+from ....core.feather import FeatherTable
+from ....core.files import file_name
+from ....core.frames import Annotations, CameraView, Frame
+from ....core.once import warn_once
+from ....geometry import quaternion_to_matrix
+from ..checks import check_frames
+from ..links import link_frames
+from ..nuscenes.reader import MAX_VELOCITY_GAP_S
+from ..registry import Conventions, register_reader
+from .files import (
     REPAIR,
     TRANSLATION,
     Trajectory,
@@ -39,10 +42,7 @@ from .argoverse2_files import (
     sweep_times_ns,
     unit_quaternions,
 )
-from .checks import check_frames
-from .links import link_frames
-from .nuscenes import MAX_VELOCITY_GAP_S
-from .registry import Conventions, register_reader
+from .lanes import map_labels, map_path, read_map
 
 SPLITS = ("train", "val", "test")
 MAX_IMAGE_DELAY_NS = 25_000_000

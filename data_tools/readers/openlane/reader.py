@@ -18,19 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.cameras import cameras_of, front_camera_of
-from ...core.errors import DataError, library_errors
-from ...core.files import file_name
-from ...core.frames import CameraView, Frame
-from ...core.once import warn_once
-from ...geometry import CameraModel, pose
-from ..labels.files import check_lanes
-from .cameras import ImageSizes, camera_order
-from .checks import check_frames
-from .file_paths import path_below
-from .lenses import LensNotes
-from .links import link_frames
-from .openlane_files import (
+from ....core.cameras import cameras_of, front_camera_of
+from ....core.errors import DataError, library_errors
+from ....core.files import file_name
+from ....core.frames import CameraView, Frame
+from ....core.once import warn_once
+from ....geometry import CameraModel, pose
+from ...labels.files import check_lanes
+from ..cameras import ImageSizes, camera_order
+from ..checks import check_frames
+from ..file_paths import path_below
+from ..lenses import LensNotes
+from ..links import link_frames
+from ..registry import Conventions, register_reader
+from .files import (
     EVALUATION_INTERVAL,
     RAW_POINTS,
     Identifier,
@@ -40,7 +41,6 @@ from .openlane_files import (
     read_collection,
     read_data_dict,
 )
-from .registry import Conventions, register_reader
 
 _NANOSECONDS_FROM = 10**17
 """Timestamps are nanoseconds in subset A (18 digits) and microseconds in subset B (16 digits)."""

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from ...core.errors import DataError
+from ....core.errors import DataError
 
 _RANGES = {
     "train_detect": (

@@ -15,21 +15,20 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation, Slerp
 
-from ...core.errors import DataError
-from ...core.frames import Annotations, CameraView, Frame
-from ...core.once import warn_once
-from ...geometry import invert_pose
-from .cameras import camera_order
-from .checks import check_frames
-from .choices import classes_of, names_of
-from .file_paths import path_below
-from .links import link_frames
-from .nuscenes import DETECTION_CLASS
+from ....core.errors import DataError
+from ....core.frames import Annotations, CameraView, Frame
+from ....core.once import warn_once
+from ....geometry import interpolate_poses, invert_pose
+from ..cameras import camera_order
+from ..checks import check_frames
+from ..choices import classes_of, names_of
+from ..file_paths import path_below
+from ..links import link_frames
+from ..nuscenes.reader import DETECTION_CLASS
+from ..registry import Conventions, register_reader
 from .py123d_files import FIX, IMAGES, LogFile, camera_of, open_log_file, poses_of, reading
 from .py123d_labels import CAMERAS, LABELS, MAX_NEIGHBOUR_GAP_S, OBJECT_FRAME, known_counts, known_velocities
-from .registry import Conventions, register_reader
 
 EGO, BOXES = "ego_state_se3", "box_detections_se3"
 MAX_BEYOND_US = 100_000
@@ -215,9 +214,7 @@ class _Trajectory:
         if not len(span) or span[0] <= 0:
             return pair[0]
         share = float(np.clip((time_us - times[upper - 1]) / span[0], 0, 1))
-        out = pair[0] + share * (pair[1] - pair[0])
-        out[:3, :3] = Slerp([0, 1], Rotation.from_matrix(pair[:, :3, :3]))(share).as_matrix()
-        return out
+        return interpolate_poses(*pair, share)
 
     def signals(self, row: int | None) -> NDArray[np.float64] | None:
         """The order of Frame: acceleration, turn rate, velocity. The file has velocity, acceleration, turn rate."""

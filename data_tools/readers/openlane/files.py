@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
-from ...core.cameras import front_view
-from ...core.errors import LIBRARY_ERRORS, DataError
-from ...core.files import file_name, write_json
-from ...core.frames import Frame
-from ...core.labels import LaneLabels, LaneSegments
-from ...core.pickles import load_pickle, write_pickle
-from ...geometry import invert_pose
-from ..labels.files import check_lanes
+from ....core.cameras import front_view
+from ....core.errors import LIBRARY_ERRORS, DataError
+from ....core.files import file_name, write_json
+from ....core.frames import Frame
+from ....core.labels import LaneLabels, LaneSegments
+from ....core.pickles import load_pickle, write_pickle
+from ....geometry import invert_pose
+from ...labels.files import check_lanes
 
 Identifier = tuple[str, str, str]
 """Split, segment, timestamp."""

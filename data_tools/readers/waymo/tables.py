@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import LIBRARY_ERRORS, ConfigError, DataError, library_errors
-from ...core.once import warn_once
-from .waymo_parts import (
+from ....core.errors import LIBRARY_ERRORS, ConfigError, DataError, library_errors
+from ....core.once import warn_once
+from .parts import (
     CAMERAS,
     Calibration,
     Label,

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ...core.errors import DataError
-from ...core.files import file_name
-from ...core.once import warn_once
-from .world import check_times
+from ....core.errors import DataError
+from ....core.files import file_name
+from ....core.once import warn_once
+from ..world import check_times
 
 
 class SceneRow(Protocol):

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import LIBRARY_ERRORS, DataError
-from ...core.frames import Annotations, CameraView, EncodedImage, Frame, RollingShutter
-from ...core.once import warn_once
-from ...geometry import CameraModel, brown_conrady, pose, rotation_z, transform_points
-from .camera_images import AHEAD
-from .choices import classes_of
+from ....core.errors import LIBRARY_ERRORS, DataError
+from ....core.frames import Annotations, CameraView, EncodedImage, Frame, RollingShutter
+from ....core.once import warn_once
+from ....geometry import CameraModel, brown_conrady, pose, rotation_z, transform_points
+from ..camera_images import AHEAD
+from ..choices import classes_of
 
 CAMERAS = {
     1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT",

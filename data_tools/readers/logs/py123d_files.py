@@ -22,8 +22,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import LIBRARY_ERRORS, ConfigError, DataError
-from ...geometry import CameraModel, brown_conrady, f_theta, mei, quaternion_to_matrix
+from ....core.errors import LIBRARY_ERRORS, ConfigError, DataError
+from ....geometry import CameraModel, brown_conrady, f_theta, mei, quaternion_to_matrix
 
 FIX = "convert this log again"
 IMAGES = "data"

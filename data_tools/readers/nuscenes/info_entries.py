@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.frames import Annotations, CameraView, Frame
-from ...geometry import CameraModel, invert_pose, nearest_rigid, pose, rotation_z
-from ..clips.can_bus import SIGNALS
+from ....core.frames import Annotations, CameraView, Frame
+from ....geometry import CameraModel, invert_pose, nearest_rigid, pose, rotation_z
+from ...clips.can_bus import SIGNALS
+from ..cameras import ImageSizes, camera_order
+from ..checks import INT64
+from ..file_paths import is_windows_path, path_below, portable_path
+from ..lenses import LENS_FIELDS, LensNotes
 from .box_layouts import BoxLayout, from_layout
-from .cameras import ImageSizes, camera_order
-from .checks import INT64
-from .file_paths import is_windows_path, path_below, portable_path
-from .lenses import LENS_FIELDS, LensNotes
 
 _NEW_IMAGE_FIELDS = (
     "img_path", "cam2img", "cam2ego", "lidar2cam", "timestamp", "sample_data_token", "width", "height",

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
-from ...geometry import boxes_from_legacy
-from .world import LONG_WORDS, MIN_WITNESSES, is_one_of
+from ....core.errors import DataError
+from ....geometry import boxes_from_legacy
+from ..world import LONG_WORDS, MIN_WITNESSES, is_one_of
 
 BoxLayout = Literal["wlh", "lwh"]
 BOX_LAYOUTS = ("wlh", "lwh")

@@ -21,17 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
-from ...core.argoverse2 import sweep_token
-from ...core.cameras import RING_ORDER
-from ...core.errors import LIBRARY_ERRORS, DataError
-from ...core.frames import CameraView, Frame
-from ...core.labels import LaneLabels
-from ...geometry import invert_pose, transform_points
-from .argoverse2_files import image_times_ns, nearest_times, read_cameras, read_trajectory
-from .checks import check_frames
-from .links import link_frames
-from .openlane_files import resample_line
-from .registry import Conventions, register_reader
+from ....core.argoverse2 import sweep_token
+from ....core.cameras import RING_ORDER
+from ....core.errors import LIBRARY_ERRORS, DataError
+from ....core.frames import CameraView, Frame
+from ....core.labels import LaneLabels
+from ....geometry import invert_pose, transform_points
+from ..checks import check_frames
+from ..links import link_frames
+from ..openlane.files import resample_line
+from ..registry import Conventions, register_reader
+from .files import image_times_ns, nearest_times, read_cameras, read_trajectory
 
 RANGE_M = (-50.0, -25.0, 50.0, 25.0)  # x and y of the ego frame
 _RAW_POINTS = 201

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
+from ....core.errors import DataError
 
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C, least significant bit first
 _ONES = 0xFFFFFFFF

@@ -1,7 +1,7 @@
 """Waymo Open Dataset, perception: v1.4 TFRecords and v2.0.1 Parquet to Frames, without TensorFlow.
 
     <root>/training/segment-<context>_with_camera_labels.tfrecord        v1; also <root>/individual_files/training
-    <root>/training/<component>/<context>.parquet                        v2, see waymo_tables.py
+    <root>/training/<component>/<context>.parquet                        v2, see tables.py
 
 or the folder of a split itself, or one record file. Nothing is extracted: an image is read where it lies, when it is
 needed. v1 needs `make waymo` (the official message classes), v2 pyarrow alone.
@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from ...core.errors import ConfigError, DataError
-from ...core.frames import Frame
-from . import waymo_records, waymo_tables
-from .checks import check_frames
-from .choices import classes_of
-from .links import link_frames
-from .registry import Conventions, register_reader
-from .waymo_parts import TYPES, LabelRules, Segment, frames_of
+from ....core.errors import ConfigError, DataError
+from ....core.frames import Frame
+from ..checks import check_frames
+from ..choices import classes_of
+from ..links import link_frames
+from ..registry import Conventions, register_reader
+from . import records, tables
+from .parts import TYPES, LabelRules, Segment, frames_of
 
 FOLDERS = {
     "train": "training",
@@ -93,24 +93,24 @@ def read_waymo(
 def _segments(root: Path, split: str, version: str, stride: int, checksums: bool) -> list[Callable[[], list[Segment]]]:
     """A function that reads it, for each file of v1 or segment of v2, in the order of their names."""
     if root.is_file():
-        return [partial(waymo_records.read_segments, root, stride, checksums)]
+        return [partial(records.read_segments, root, stride, checksums)]
     folder = _folder(root, split)
-    records = sorted(folder.glob("[!.]*.tfrecord")) if version != "v2" else []  # a dot: not whole yet
-    tables = sorted((folder / "camera_image").glob("[!.]*.parquet")) if version != "v1" else []
-    if records and tables:
+    v1 = sorted(folder.glob("[!.]*.tfrecord")) if version != "v2" else []  # a dot: not whole yet
+    v2 = sorted((folder / "camera_image").glob("[!.]*.parquet")) if version != "v1" else []
+    if v1 and v2:
         raise ConfigError(f"{folder}: holds records and Parquet; choose with reader option version (v1 or v2)")
-    if not records and not tables:
-        parts = [part for part in waymo_tables.NEEDED if (folder / part).is_dir()]
+    if not v1 and not v2:
+        parts = [part for part in tables.NEEDED if (folder / part).is_dir()]
         if parts and version != "v1":
             raise DataError(f"{folder}: has {', '.join(parts)} but no camera_image/*.parquet; fetch that component")
         raise DataError(f"{folder}: no segment-*.tfrecord and no camera_image/*.parquet; give Waymo's perception data")
-    if records:
-        return [partial(waymo_records.read_segments, path, stride, checksums) for path in records]
-    return [partial(_of_tables, folder, path.stem, stride) for path in tables]
+    if v1:
+        return [partial(records.read_segments, path, stride, checksums) for path in v1]
+    return [partial(_of_tables, folder, path.stem, stride) for path in v2]
 
 
 def _of_tables(folder: Path, name: str, stride: int) -> list[Segment]:
-    return [waymo_tables.read_segment(folder, name, stride)]
+    return [tables.read_segment(folder, name, stride)]
 
 
 def _folder(root: Path, split: str) -> Path:
@@ -122,7 +122,7 @@ def _folder(root: Path, split: str) -> Path:
         for folder in dict.fromkeys((name, split)):
             if folder and (parent / folder).is_dir():
                 return parent / folder
-    holds = any(root.glob("*.tfrecord")) or any((root / part).is_dir() for part in waymo_tables.NEEDED)
+    holds = any(root.glob("*.tfrecord")) or any((root / part).is_dir() for part in tables.NEEDED)
     if not holds:
         found = sorted(path.name for path in root.iterdir() if path.is_dir())[:6]
         raise DataError(f"{root}: no folder {name}; it has {', '.join(found) or 'none'}: check root and split")

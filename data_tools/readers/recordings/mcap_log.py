@@ -22,17 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...core.cameras import front_camera
-from ...core.decode import DECODER_ERRORS
-from ...core.errors import ConfigError, DataError
-from ...core.files import file_name
-from ...core.frames import CameraView, Frame
-from ...geometry import CameraModel, invert_pose, pose
-from .box_files import label_frames
-from .camera_images import AHEAD
-from .cameras import camera_order
+from ....core.cameras import front_camera
+from ....core.decode import DECODER_ERRORS
+from ....core.errors import ConfigError, DataError
+from ....core.files import file_name
+from ....core.frames import CameraView, Frame
+from ....geometry import CameraModel, invert_pose, pose
+from ..box_files import label_frames
+from ..camera_images import AHEAD
+from ..cameras import camera_order
+from ..registry import Conventions, register_reader
 from .mcap_file import IMAGE, Picture, Recording
-from .registry import Conventions, register_reader
 from .ros_cameras import camera_of, is_rectified_topic, raw_from_rectified
 from .ros_poses import FrameTree, Track
 

@@ -1,7 +1,7 @@
 """Where frames of a ROS recording are at any time: tracks that are interpolated, and the tree of frames (tf).
 
-Poses are ``parent_from_child``. Between two samples translations are linear and rotations spherical-linear (Shoemake,
-1985); beyond the samples, or too far from the nearest one, there is no pose.
+Poses are ``parent_from_child``. Between two samples translations are linear and rotations spherical-linear; beyond the
+samples, or too far from the nearest one, there is no pose.
 
 Shapes: n samples of a track.
 """
@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
-from ...core.once import warn_once
-from ...geometry import invert_pose, pose
+from ....core.errors import DataError
+from ....core.once import warn_once
+from ....geometry import invert_pose, pose, slerp
 from .mcap_file import Transform
 
 _STILL = 1e-9
@@ -62,19 +62,6 @@ class Track:
         share = (stamp_ns - before) / (after - before)
         translation = (1 - share) * self.translation_m[i - 1] + share * self.translation_m[i]
         return pose(slerp(self.quaternion[i - 1], self.quaternion[i], share), translation)
-
-
-def slerp(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """The unit quaternion [4] at a share 0..1 of the shorter way between two."""
-    cosine = float(start @ end)
-    if cosine < 0:
-        end, cosine = -end, -cosine
-    angle = np.arctan2(np.linalg.norm(end - cosine * start), cosine)
-    if angle < 1e-8:
-        mixed = (1 - share) * start + share * end
-    else:
-        mixed = (np.sin((1 - share) * angle) * start + np.sin(share * angle) * end) / np.sin(angle)
-    return mixed / np.linalg.norm(mixed)
 
 
 class FrameTree:

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import LIBRARY_ERRORS, DataError
-from ...core.waymo_messages import parse, waymo_messages
-from .tfrecords import mapped_file, record_places
-from .waymo_parts import (
+from ....core.errors import LIBRARY_ERRORS, DataError
+from ....core.waymo_messages import parse, waymo_messages
+from .parts import (
     Calibration,
     Label,
     Moment,
@@ -32,6 +31,7 @@ from .waymo_parts import (
     matrix,
     seen_by,
 )
+from .tfrecords import mapped_file, record_places
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIX = "fetch it again, or give perception data (segment-*.tfrecord) of the Waymo Open Dataset v1"

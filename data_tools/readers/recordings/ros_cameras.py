@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
-from ...core.once import warn_once
-from ...geometry import CameraModel, brown_conrady, kannala_brandt, pose
+from ....core.errors import DataError
+from ....core.once import warn_once
+from ....geometry import CameraModel, brown_conrady, kannala_brandt, pose
 
 _BROWN = {"plumb_bob": (0, 4, 5), "rational_polynomial": (0, 4, 5, 8, 12, 14), "thin_prism": (0, 12, 14)}
 """distortion_model -> how many coefficients it may have."""

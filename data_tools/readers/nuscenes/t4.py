@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.errors import DataError
-from ...core.frames import Frame
-from ...core.once import warn_once
-from ...geometry import CameraModel, brown_conrady
-from .checks import check_frames
-from .choices import classes_of, names_of
-from .nuscenes import LIDARS, FrameJoiner
-from .nuscenes_tables import (
+from ....core.errors import DataError
+from ....core.frames import Frame
+from ....core.once import warn_once
+from ....geometry import CameraModel, brown_conrady
+from ..checks import check_frames
+from ..choices import classes_of, names_of
+from ..registry import Conventions, register_reader
+from .reader import LIDARS, FrameJoiner
+from .tables import (
     CalibratedSensor,
     SampleAnnotation,
     SampleData,
@@ -33,7 +34,6 @@ from .nuscenes_tables import (
     joining,
     read_rows,
 )
-from .registry import Conventions, register_reader
 
 TABLES = (
     "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data",

@@ -1,0 +1,1 @@
+"""Logs of planning data sets: py123d's Arrow files, OpenScene's and NAVSIM's pickles."""
