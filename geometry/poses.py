@@ -133,8 +133,8 @@ def interpolate_poses(start: NDArray[np.float64], end: NDArray[np.float64], shar
     """Poses [..., 4, 4] at shares [...] in 0..1 of the way: translations linear, rotations spherical-linear."""
     share = np.asarray(share, np.float64)
     out = start + share[..., None, None] * (end - start)
-    quaternions = (matrix_to_quaternion(pose[..., :3, :3]) for pose in (start, end))
-    out[..., :3, :3] = quaternion_to_matrix(slerp(*quaternions, share))
+    first, second = (matrix_to_quaternion(pose[..., :3, :3]) for pose in (start, end))
+    out[..., :3, :3] = quaternion_to_matrix(slerp(first, second, share))
     return out
 
 

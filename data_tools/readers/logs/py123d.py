@@ -214,7 +214,7 @@ class _Trajectory:
         if not len(span) or span[0] <= 0:
             return pair[0]
         share = float(np.clip((time_us - times[upper - 1]) / span[0], 0, 1))
-        return interpolate_poses(*pair, share)
+        return interpolate_poses(pair[0], pair[1], share)
 
     def signals(self, row: int | None) -> NDArray[np.float64] | None:
         """The order of Frame: acceleration, turn rate, velocity. The file has velocity, acceleration, turn rate."""
