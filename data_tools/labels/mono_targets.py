@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ...core.frames import Annotations, CameraView
 from ...core.labels import MonoTargets
 from ...geometry import CameraModel, invert_pose, matrix_to_quaternion, transform_points
+from ...geometry.lenses import MAX_LENS_ANGLE
 from ..clips.transforms import ImagePlacement
 
 NO_ATTRIBUTE = 3
@@ -117,7 +118,7 @@ def mono_targets(
     """Targets of one image after crop and resize (not mirrored), or None if nothing is left.
 
     3D boxes stay in the camera frame in metres; they go with the intrinsics and the lens of ``placement.camera``. A box
-    whose centre the camera could not see has no target.
+    whose centre the camera could not see, or sees at more than MAX_LENS_ANGLE from its axis, has no target.
     """
     label_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in annotations.names], dtype=np.int64)
@@ -134,6 +135,8 @@ def mono_targets(
     sides = boxes[:, 2:] - boxes[:, :2]
     good = devkit_visible(corners, view.camera) & (inside >= MIN_INSIDE)
     good &= (sides > MIN_SIDE_PX).all(1) & np.isfinite(view.camera.project(centre)[0]).all(1)
+    if view.camera.lens is not None:
+        good &= np.arctan2(np.hypot(centre[:, 0], centre[:, 1]), centre[:, 2]) < MAX_LENS_ANGLE
     if not good.any():
         return None
     keep = keep[good]
