@@ -59,7 +59,7 @@ def test_the_last_scores_count_and_every_arm_has_a_line(lens_table: ModuleType, 
         "cylinders": {0: {"mAP": 0.2, "NDS": 0.1}},
     }
     times = {"right lens": (1.0, 2.0), "cylinders": (3.0, 4.0)}
-    lines = lens_table.table(scores, times, dict.fromkeys(scores, {"mAP": 0.1, "NDS": 0.2})).splitlines()
+    lines = lens_table.table(scores, times, {arm: {"mAP": 0.1, "NDS": 0.2} for arm in scores}).splitlines()
     assert lines[0] == "| arm | mAP as shipped | NDS as shipped | mAP | NDS | seeds | images, CPU ms | model, CPU ms |"
     trained = "0.4000 (0.3000 to 0.5000) | 0.4000 (0.4000 to 0.4000)"
     assert lines[2] == f"| right lens | 0.1000 | 0.2000 | {trained} | 2 | 1.0 | 2.0 |"
