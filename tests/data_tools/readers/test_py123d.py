@@ -21,7 +21,7 @@ from drivestack.data_tools.readers.logs.py123d import read_py123d
 from drivestack.data_tools.readers.logs.py123d_labels import LABELS
 from drivestack.data_tools.readers.registry import DataSource, find_reader, reader_names
 from drivestack.data_tools.synthetic.files.py123d_writer import write_py123d
-from drivestack.geometry import double_sphere, nearest_rigid, pose
+from drivestack.geometry import brown_conrady, double_sphere, nearest_rigid, pose
 from support.moving_rig import BROWN, PINHOLE, RIGS, furthest_px, moving_frames
 
 arrow = pytest.importorskip("pyarrow")
@@ -392,3 +392,27 @@ def test_the_examples_of_the_page_run(repository_root: Path, tmp_path: Path) -> 
 def test_readers_are_known_by_name_and_state_their_conventions(name: str) -> None:
     reader = find_reader(name)
     assert name in reader_names() and reader.conventions.frames.startswith("EGO: x ahead, y left, z up")
+@pytest.mark.parametrize("change", ["focal length", "lens", "size", "mounting"])
+def test_a_camera_that_changes_within_a_scene_is_refused(change: str, tmp_path: Path) -> None:
+    """A log has one calibration of a camera: that of another frame would be read for it."""
+    frames = moving_frames([BROWN], CATEGORIES)
+    (view,) = frames[1].cameras
+    bent = brown_conrady(BROWN.intrinsics, 64, 48, (-0.3, 0.11, 1e-3, -2e-3, -0.02))
+    other = {
+        "focal length": {"camera": replace(BROWN, intrinsics=BROWN.intrinsics * [[1.1], [1.1], [1]])},
+        "lens": {"camera": bent},
+        "size": {"camera": replace(BROWN, height_px=49)},
+        "mounting": {"ego_from_camera": pose(np.eye(3), [0, 0, 0.01]) @ view.ego_from_camera},
+    }[change]
+    frames[1] = replace(frames[1], cameras=(replace(view, **other),))
+    what = "mounting (ego_from_camera)" if change == "mounting" else "intrinsics, lens or size"
+    with pytest.raises(DataError, match=rf"sample {frames[1].token}, camera CAM_FRONT: its {re.escape(what)} .* scene"):
+        write_py123d(frames, tmp_path)
+    assert not list(tmp_path.rglob("camera.*")), "refused before its images are written"
+    write_py123d([frames[0], replace(frames[1], scene_token="b", scene_name="b")], tmp_path)
+    again = read_py123d(tmp_path, logs="b")[0].cameras[0]
+    wanted = frames[1].cameras[0]
+    assert np.allclose(again.camera.row, wanted.camera.row) and again.image_size_px == wanted.image_size_px
+    assert np.allclose(again.ego_from_camera, wanted.ego_from_camera, atol=1e-9)
+
+
