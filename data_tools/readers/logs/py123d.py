@@ -33,6 +33,9 @@ from .py123d_labels import CAMERAS, LABELS, MAX_NEIGHBOUR_GAP_S, OBJECT_FRAME, k
 EGO, BOXES = "ego_state_se3", "box_detections_se3"
 MAX_BEYOND_US = 100_000
 """How far outside the poses of the car an image may lie in time, whose own pose is not stored."""
+MAX_POSE_GAP_US = 1_000_000
+"""Longest time between two rows of the car with a pose for what lies between them. Logs have a row each 0.1 s, those of
+keyframes each 0.5 s, of which one may be missing; braking at 3 m/s^2 a straight line is then 0.4 m off."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class _Trajectory:
             self.dynamics = file.numbers("dynamic_state_se3", 9)
 
     def at(self, time_us: int) -> NDArray[np.float64]:
-        """Between two rows, as straight as possible. Raises ValueError far outside of them."""
+        """Between two rows, as straight as possible. Raises ValueError far outside of them, or far between them."""
         times = self.times_us
         if not times[0] - MAX_BEYOND_US <= time_us <= times[-1] + MAX_BEYOND_US:
             raise ValueError(f"no pose of the car at {time_us} us; {self.file.path.name} has {times[0]} to {times[-1]}")
@@ -251,6 +254,11 @@ class _Camera:
             ego_from_camera=self.ego_from_camera,
             global_from_ego=then,
             timestamp_us=time_us,
+        if 0 < share < 1 and span[0] > MAX_POSE_GAP_US:
+            raise ValueError(
+                f"no pose of the car at {time_us} us; the rows of {self.file.path.name} around it are "
+                f"{span[0] * 1e-6:g} s apart, over {MAX_POSE_GAP_US * 1e-6:g} s"
+            )
             image_path="" if self.paths is None else str(path_below(self.images, self.paths[row])),
             encoded=self.file.image(row) if self.paths is None else None,
             sample_data_token=token,

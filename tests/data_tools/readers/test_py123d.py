@@ -174,6 +174,33 @@ def with_dataset(log: Path, dataset: str, split: str = "x_train") -> None:
 
 @pytest.mark.parametrize(("dataset", "known"), [("nuscenes", True), ("nuplan", True), ("av2-sensor", False)])
 def test_a_velocity_of_zero_is_unknown_where_the_set_has_none(dataset: str, known: bool, log: Path) -> None:
+@pytest.mark.parametrize(("gap_s", "late_s"), [(8.0, 4.0), (1.1, 0.02), (0.9, 0.4), (8.0, 0.0)])
+def test_no_pose_is_invented_across_a_gap(gap_s: float, late_s: float, tmp_path: Path) -> None:
+    """Rows of the car before and after a gap; an image between them whose own pose is not stored."""
+    frames = [replace(f, cameras=f.cameras[:1]) for f in frames_of(step_us=100_000)]
+    (log,) = write_py123d(frames, tmp_path)
+    at = frames[1].timestamp_us + round(late_s * 1e6)
+
+    def apart(columns, about):
+        times = columns["ego_state_se3.timestamp_us"][1]
+        times[2:] = [times[1] + round(gap_s * 1e6) + 100_000 * i for i in range(2)]
+
+    def unstored(columns, about):
+        columns["camera.pcam_f0.camera_to_global_se3"][1][1] = None
+        columns["camera.pcam_f0.timestamp_us"][1][1] = at
+
+    rewrite(log / "ego_state_se3.arrow", apart)
+    rewrite(log / "camera.pcam_f0.arrow", unstored)
+    if gap_s > 1 and late_s:
+        says = rf"sync\.arrow, row 1: ValueError: no pose of the car at {at} us; the rows of ego_state_se3\.arrow"
+        with pytest.raises(DataError, match=says + rf" around it are {gap_s:g} s apart, over 1 s"):
+            read_py123d(log)
+    else:
+        then = read_py123d(log)[1].cameras[0].global_from_ego
+        far = np.linalg.norm(then[:3, 3] - frames[1].global_from_ego[:3, 3])
+        assert far == pytest.approx(0.8 * late_s / gap_s, abs=1e-3)
+
+
     with_dataset(log, dataset)
     velocity = read_py123d(log)[1].annotations.velocity_global_mps
     assert np.isnan(velocity[1::2]).all() != known, "objects that stand"
