@@ -117,12 +117,36 @@ def test_options_choose_logs_cameras_and_rows(log: Path, tmp_path: Path) -> None
     )
     with pytest.raises(ConfigError, match="option classes is 'car'; give a mapping"):
         read_py123d(tmp_path, classes="car")
-    with pytest.raises(DataError, match=r"none of its 3 cameras .* named 7"):
+    with pytest.raises(ConfigError, match="no chosen log has a camera '7'"):
         read_py123d(tmp_path, cameras=7)
     with pytest.raises(DataError, match="stride 0"):
         read_py123d(tmp_path, stride=0)
-    with pytest.raises(DataError, match=r"no keyframe of split 'val'.*it has split nuscenes_train; dataset nuscenes"):
-        read_py123d(tmp_path, split="val")
+
+
+def test_every_name_in_the_options_must_match(log: Path, tmp_path: Path) -> None:
+    write_py123d([replace(f, scene_name="s2") for f in frames_of()], tmp_path, split="val")
+    name = log.name
+    assert len(read_py123d(tmp_path, split="train,val", dataset="nuscenes", logs=[name, "s2"])) == 8
+    assert len(read_py123d(tmp_path, cameras="CAM_LEFT,CAM_FRONT", logs="s2")) == 4
+    for options, says in (
+        ({"split": "tset"}, r"no log has split 'tset'; there are split nuscenes_train, nuscenes_val"),
+        ({"split": "val,tset"}, "no log has split 'tset'"),
+        ({"dataset": ["nuscenes", "nuplan"]}, "no log has dataset 'nuplan'; there are dataset nuscenes"),
+        ({"logs": f"{name},typo"}, rf"no log has log_name 'typo'; there are log_name {name}, s2"),
+        ({"logs": f"{name},s2", "split": "val"}, f"no log of the other options' choice has log_name '{name}'"),
+        ({"cameras": "CAM_FRONT,CAM_FRNT"}, "no chosen log has a camera 'CAM_FRNT'; .* CAM_FRONT, CAM_LEFT, CAM_RIGHT"),
+        ({"cameras": "CAM_FRNT"}, "no chosen log has a camera 'CAM_FRNT'"),
+    ):
+        with pytest.raises(ConfigError, match=says) as error:
+            read_py123d(tmp_path, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_camera_may_be_in_some_of_the_logs(log: Path, tmp_path: Path) -> None:
+    front = [replace(f, scene_name="s2", cameras=f.cameras[:1]) for f in frames_of()]
+    write_py123d([replace(f, scene_token="other") for f in front], tmp_path)
+    frames = read_py123d(tmp_path, cameras="CAM_FRONT,CAM_LEFT")
+    assert sorted(len(frame.cameras) for frame in frames) == [1] * 4 + [2] * 4
 
 
 def test_undistorted_images_are_not_distorted_again(tmp_path: Path) -> None:
@@ -150,30 +174,6 @@ def test_poses_of_cameras_that_are_not_stored_lie_between_those_of_the_car(tmp_p
     assert np.abs(read[1].cameras[0].global_from_ego - nearest_rigid(middle)).max() < 1e-9
 
 
-def test_the_ego_frame_is_on_the_ground_below_the_rear_axle(log: Path) -> None:
-    frames = frames_of()
-
-    def offset(columns, about):  # KITTI-360's IMU lies beside the axle, 0.9 m over the ground
-        about["rear_axle_to_imu_se3"] = [0.05, -0.32, 0, 1, 0, 0, 0]
-        about["center_to_imu_se3"] = [1.4, -0.32, 1.6 / 2 - 0.9, 1, 0, 0, 0]
-
-    rewrite(log / "ego_state_se3.arrow", offset)
-    lowered = pose(np.eye(3), [0.05, -0.32, -0.9])
-    for ours, theirs in zip(frames, read_py123d(log)):
-        assert np.allclose(theirs.global_from_ego, ours.global_from_ego @ lowered, atol=1e-9)
-        view = theirs.cameras[0]
-        assert np.allclose(view.global_from_camera, ours.cameras[0].global_from_camera, atol=1e-9)
-        assert np.allclose(view.ego_from_camera[:3, 3], ours.cameras[0].ego_from_camera[:3, 3] - lowered[:3, 3])
-    by_hand = read_py123d(log, ego_height_m=0.3)[0]
-    assert np.allclose(by_hand.global_from_ego, frames[0].global_from_ego @ pose(np.eye(3), [0.05, -0.32, -0.3]))
-
-
-def with_dataset(log: Path, dataset: str, split: str = "x_train") -> None:
-    rewrite(log / "sync.arrow", lambda columns, about: about.update(dataset=dataset, split=split))
-
-
-@pytest.mark.parametrize(("dataset", "known"), [("nuscenes", True), ("nuplan", True), ("av2-sensor", False)])
-def test_a_velocity_of_zero_is_unknown_where_the_set_has_none(dataset: str, known: bool, log: Path) -> None:
 @pytest.mark.parametrize(("gap_s", "late_s"), [(8.0, 4.0), (1.1, 0.02), (0.9, 0.4), (8.0, 0.0)])
 def test_no_pose_is_invented_across_a_gap(gap_s: float, late_s: float, tmp_path: Path) -> None:
     """Rows of the car before and after a gap; an image between them whose own pose is not stored."""
@@ -201,6 +201,30 @@ def test_no_pose_is_invented_across_a_gap(gap_s: float, late_s: float, tmp_path:
         assert far == pytest.approx(0.8 * late_s / gap_s, abs=1e-3)
 
 
+def test_the_ego_frame_is_on_the_ground_below_the_rear_axle(log: Path) -> None:
+    frames = frames_of()
+
+    def offset(columns, about):  # KITTI-360's IMU lies beside the axle, 0.9 m over the ground
+        about["rear_axle_to_imu_se3"] = [0.05, -0.32, 0, 1, 0, 0, 0]
+        about["center_to_imu_se3"] = [1.4, -0.32, 1.6 / 2 - 0.9, 1, 0, 0, 0]
+
+    rewrite(log / "ego_state_se3.arrow", offset)
+    lowered = pose(np.eye(3), [0.05, -0.32, -0.9])
+    for ours, theirs in zip(frames, read_py123d(log)):
+        assert np.allclose(theirs.global_from_ego, ours.global_from_ego @ lowered, atol=1e-9)
+        view = theirs.cameras[0]
+        assert np.allclose(view.global_from_camera, ours.cameras[0].global_from_camera, atol=1e-9)
+        assert np.allclose(view.ego_from_camera[:3, 3], ours.cameras[0].ego_from_camera[:3, 3] - lowered[:3, 3])
+    by_hand = read_py123d(log, ego_height_m=0.3)[0]
+    assert np.allclose(by_hand.global_from_ego, frames[0].global_from_ego @ pose(np.eye(3), [0.05, -0.32, -0.3]))
+
+
+def with_dataset(log: Path, dataset: str, split: str = "x_train") -> None:
+    rewrite(log / "sync.arrow", lambda columns, about: about.update(dataset=dataset, split=split))
+
+
+@pytest.mark.parametrize(("dataset", "known"), [("nuscenes", True), ("nuplan", True), ("av2-sensor", False)])
+def test_a_velocity_of_zero_is_unknown_where_the_set_has_none(dataset: str, known: bool, log: Path) -> None:
     with_dataset(log, dataset)
     velocity = read_py123d(log)[1].annotations.velocity_global_mps
     assert np.isnan(velocity[1::2]).all() != known, "objects that stand"
@@ -376,6 +400,30 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
         write_py123d([*frames, *(replace(f, scene_token="another") for f in frames)], tmp_path)
 
 
+@pytest.mark.parametrize("change", ["focal length", "lens", "size", "mounting"])
+def test_a_camera_that_changes_within_a_scene_is_refused(change: str, tmp_path: Path) -> None:
+    """A log has one calibration of a camera: that of another frame would be read for it."""
+    frames = moving_frames([BROWN], CATEGORIES)
+    (view,) = frames[1].cameras
+    bent = brown_conrady(BROWN.intrinsics, 64, 48, (-0.3, 0.11, 1e-3, -2e-3, -0.02))
+    other = {
+        "focal length": {"camera": replace(BROWN, intrinsics=BROWN.intrinsics * [[1.1], [1.1], [1]])},
+        "lens": {"camera": bent},
+        "size": {"camera": replace(BROWN, height_px=49)},
+        "mounting": {"ego_from_camera": pose(np.eye(3), [0, 0, 0.01]) @ view.ego_from_camera},
+    }[change]
+    frames[1] = replace(frames[1], cameras=(replace(view, **other),))
+    what = "mounting (ego_from_camera)" if change == "mounting" else "intrinsics, lens or size"
+    with pytest.raises(DataError, match=rf"sample {frames[1].token}, camera CAM_FRONT: its {re.escape(what)} .* scene"):
+        write_py123d(frames, tmp_path)
+    assert not list(tmp_path.rglob("camera.*")), "refused before its images are written"
+    write_py123d([frames[0], replace(frames[1], scene_token="b", scene_name="b")], tmp_path)
+    again = read_py123d(tmp_path, logs="b")[0].cameras[0]
+    wanted = frames[1].cameras[0]
+    assert np.allclose(again.camera.row, wanted.camera.row) and again.image_size_px == wanted.image_size_px
+    assert np.allclose(again.ego_from_camera, wanted.ego_from_camera, atol=1e-9)
+
+
 def test_an_image_in_a_log_is_the_file_that_was_given(tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.new("RGB", (64, 48), (10, 20, 30)).save(data, "jpeg")
@@ -419,27 +467,3 @@ def test_the_examples_of_the_page_run(repository_root: Path, tmp_path: Path) -> 
 def test_readers_are_known_by_name_and_state_their_conventions(name: str) -> None:
     reader = find_reader(name)
     assert name in reader_names() and reader.conventions.frames.startswith("EGO: x ahead, y left, z up")
-@pytest.mark.parametrize("change", ["focal length", "lens", "size", "mounting"])
-def test_a_camera_that_changes_within_a_scene_is_refused(change: str, tmp_path: Path) -> None:
-    """A log has one calibration of a camera: that of another frame would be read for it."""
-    frames = moving_frames([BROWN], CATEGORIES)
-    (view,) = frames[1].cameras
-    bent = brown_conrady(BROWN.intrinsics, 64, 48, (-0.3, 0.11, 1e-3, -2e-3, -0.02))
-    other = {
-        "focal length": {"camera": replace(BROWN, intrinsics=BROWN.intrinsics * [[1.1], [1.1], [1]])},
-        "lens": {"camera": bent},
-        "size": {"camera": replace(BROWN, height_px=49)},
-        "mounting": {"ego_from_camera": pose(np.eye(3), [0, 0, 0.01]) @ view.ego_from_camera},
-    }[change]
-    frames[1] = replace(frames[1], cameras=(replace(view, **other),))
-    what = "mounting (ego_from_camera)" if change == "mounting" else "intrinsics, lens or size"
-    with pytest.raises(DataError, match=rf"sample {frames[1].token}, camera CAM_FRONT: its {re.escape(what)} .* scene"):
-        write_py123d(frames, tmp_path)
-    assert not list(tmp_path.rglob("camera.*")), "refused before its images are written"
-    write_py123d([frames[0], replace(frames[1], scene_token="b", scene_name="b")], tmp_path)
-    again = read_py123d(tmp_path, logs="b")[0].cameras[0]
-    wanted = frames[1].cameras[0]
-    assert np.allclose(again.camera.row, wanted.camera.row) and again.image_size_px == wanted.image_size_px
-    assert np.allclose(again.ego_from_camera, wanted.ego_from_camera, atol=1e-9)
-
-
