@@ -38,13 +38,11 @@ from shapely import area, intersection, polygons
 
 from ...core.errors import DataError
 from ...core.ids import ids_apart
+from ...core.waymo import OBJECT_TYPES
 from ...geometry import box_corners_bev, wrap_angle
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-OBJECT_TYPES: Mapping[int, str] = {1: "VEHICLE", 2: "PEDESTRIAN", 3: "SIGN", 4: "CYCLIST"}
-"""Waymo's label.proto numbers of object types."""
 
 RANKED_TYPES = ("VEHICLE", "PEDESTRIAN", "CYCLIST")
 """Types that the leaderboard averages."""

@@ -15,6 +15,7 @@ import numpy as np
 from ...core.errors import DataError
 from ...core.frames import Annotations, Frame
 from ...core.once import warn_once
+from ...core.waymo import CLASS_TYPES, MAX_POINTS_HARD
 from ...geometry import invert_pose
 from .waymo_metrics import (
     OBJECT_TYPES,
@@ -26,10 +27,9 @@ from .waymo_metrics import (
     evaluate_waymo,
     waymo_mean,
 )
-from .waymo_submission import CLASS_TYPES, frame_key
+from .waymo_submission import frame_key
 from .waymo_wire import WaymoObjects
 
-MAX_POINTS_HARD = 5
 _KEYS = {"let": ("apl", "ap", "aph"), "standard": ("ap", "aph")}
 
 

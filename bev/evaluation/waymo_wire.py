@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+from ...core.wire import FIXED32, FIXED64, LENGTH, VARINT, fields
+from ...core.wire import read_varint as _read_varint
+
 MAX_MESSAGE_BYTES = (1 << 31) - 1
 """That protobuf reads."""
 _MAX_LAYOUTS = 64  # of one length that are looked for; a file with more of them is read object by object
@@ -200,42 +202,6 @@ def encode_submission(meta: Mapping[str, Any], objects: Sequence[bytes]) -> byte
 
 
 # ------------------------------------------------------------------------------------------------------- reading
-
-
-def _read_varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
-    """(value, where it ends). Raises ValueError where it does not end in time."""
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError(f"a number does not end (byte {at})")
-
-
-def fields(content: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, first byte, end) of each field's value in a message. Raises ValueError for what is none."""
-    at = start
-    while at < end:
-        tag, at = _read_varint(content, at, end)
-        number, wire = tag >> 3, tag & 7
-        if wire == VARINT:
-            _, stop = _read_varint(content, at, end)
-        elif wire == FIXED64:
-            stop = at + 8
-        elif wire == FIXED32:
-            stop = at + 4
-        elif wire == LENGTH:
-            size, at = _read_varint(content, at, end)
-            stop = at + size
-        else:
-            raise ValueError(f"byte {at} has wire type {wire}, which messages of today do not have")
-        if not number or stop > end:
-            raise ValueError(f"a field at byte {at} {'has number 0' if not number else 'ends too late'}")
-        yield number, wire, at, stop
-        at = stop
 
 
 def decode_submission(content: bytes) -> tuple[dict[str, Any], WaymoObjects | None]:
