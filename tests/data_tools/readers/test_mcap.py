@@ -95,11 +95,9 @@ def test_an_image_is_read_alone_and_in_another_process(tmp_path: Path, monkeypat
     frames = read(path)
     view = pickle.loads(pickle.dumps(frames[4].cameras[1]))
     monkeypatch.setattr(mcap_file, "_last_chunk", None)
-    from mcap import stream_reader
-
     opened = []
-    whole = stream_reader.get_chunk_data_stream
-    monkeypatch.setattr(stream_reader, "get_chunk_data_stream", lambda *a, **k: opened.append(1) or whole(*a, **k))
+    whole = mcap_file._decompressed
+    monkeypatch.setattr(mcap_file, "_decompressed", lambda *a: opened.append(1) or whole(*a))
     load_image(view, "x")
     assert len(opened) == 1
     load_image(view, "x")
@@ -364,73 +362,6 @@ def test_damage_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"camera front: .*image cannot be read"):
         load_image(frames[5].cameras[0], "x")
-
-
-def with_blob(path: Path, **options) -> Path:
-    """A recording whose first chunk is filled by one message of a LiDAR, after all schemas and channels."""
-    from mcap.writer import Writer
-
-    log = usual(path.with_suffix(".plain.mcap"))
-    log.done()
-    from mcap.reader import make_reader
-
-    with log.path.open("rb") as file, path.open("wb") as out:
-        rows = list(make_reader(file).iter_messages(log_time_order=False))
-        writer = Writer(out, **options)
-        writer.start()
-        cloud = writer.register_schema("sensor_msgs/msg/PointCloud2", "ros2msg", b"uint8[] data")
-        schemas, channels = {}, {}
-        blob = writer.register_channel("/lidar", "cdr", cloud)
-        for schema, channel, _ in rows:
-            if schema.id not in schemas:
-                schemas[schema.id] = writer.register_schema(schema.name, schema.encoding, schema.data)
-            if channel.id not in channels:
-                channels[channel.id] = writer.register_channel(channel.topic, "cdr", schemas[schema.id])
-        writer.add_message(blob, 0, np.random.default_rng(0).bytes(1_500_000), 0)
-        for _, channel, message in rows:
-            writer.add_message(channels[channel.id], 0, message.data, 0)
-        writer.finish()
-    log.path.unlink()
-    return path
-
-
-@pytest.mark.parametrize("options", [{}, {"repeat_schemas": False}, {"repeat_channels": False}])
-def test_channels_that_are_declared_in_a_chunk_of_other_messages(
-    tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Images whose channels stand in a chunk that a LiDAR fills; it is opened only where the summary lacks them."""
-    opened: list[int] = []
-    whole = mcap_file._chunk_of
-    monkeypatch.setattr(mcap_file, "_chunk_of", lambda path, at: opened.append(at) or whole(path, at))
-    path = with_blob(tmp_path / "a.mcap", **options)
-    recording = mcap_file.Recording()
-    recording.add(path)
-    assert {topic: len(rows) for topic, rows in recording.pictures.items()} == {"/cam/front/image_raw/compressed": 10}
-    assert len(recording.odometry["/odom"]) == 21 and len(recording.infos) == len(recording.transforms) == 1
-    assert recording.others == {"/lidar": "sensor_msgs/msg/PointCloud2"}
-    assert len(opened) == (2 if options else 1)
-    assert len(read(path)) == 10
-
-
-def test_messages_of_a_channel_that_nothing_declares(tmp_path: Path) -> None:
-    from mcap.writer import Writer
-
-    with (tmp_path / "a.mcap").open("wb") as out:
-        writer = Writer(out, use_chunking=False)
-        writer.start()
-        writer.add_message(7, 0, b"", 0)
-        writer.finish()
-    with pytest.raises(DataError, match="a message is of channel 7, which nothing before it declares"):
-        read(tmp_path / "a.mcap")
-
-
-def test_a_damaged_summary_is_not_trusted(tmp_path: Path) -> None:
-    """The name of a topic, changed in the summary alone: what the data says holds."""
-    path = with_blob(tmp_path / "a.mcap")
-    content = path.read_bytes()
-    at = content.rindex(b"/cam/front/image_raw")
-    path.write_bytes(content[:at] + b"/cam/XXXXX" + content[at + 10 :])
-    assert [view.name for view in read(path)[0].cameras] == ["front"]
 
 
 def test_random_damage_ends_in_one_line(tmp_path: Path) -> None:
