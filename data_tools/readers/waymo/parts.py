@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....core.errors import LIBRARY_ERRORS, DataError
-from ....core.frames import Annotations, CameraView, EncodedImage, Frame, RollingShutter
+from ....core.frames import SEEN_POINTS, Annotations, CameraView, EncodedImage, Frame, RollingShutter
 from ....core.once import warn_once
 from ....geometry import CameraModel, brown_conrady, pose, rotation_z, transform_points
 from ..camera_images import AHEAD
@@ -251,7 +251,8 @@ def _annotations(moment: Moment, token: str, rules: LabelRules, has_synced: bool
     boxes = np.array([label.box if label.synced_box is None else label.synced_box for label in labels]).reshape(-1, 7)
     rotation = moment.global_from_ego[:3, :3] @ rotation_z(boxes[:, 6])
     of_top = [(label.top_points or 0) if has_top else -1 for label in labels]
-    of_lidar = [abs(top) if label.points is None else label.points for label, top in zip(labels, of_top)]
+    uncounted = [SEEN_POINTS if top < 0 else top for top in of_top]
+    of_lidar = [some if label.points is None else label.points for label, some in zip(labels, uncounted)]
     graded = of_top if has_top else of_lidar
     kinds = [TYPES.get(label.kind, "unknown") for label in labels]
     return Annotations(

@@ -72,13 +72,13 @@ def test_what_a_camera_cannot_see_has_no_box() -> None:
 
 
 def test_targets_of_a_wide_image() -> None:
+    """Of boxes whose LiDAR points nobody counted."""
     labels = Annotations.of_boxes(
         ["car", "car", "car"],
         [[8.0, 1.0, 0.8], [-0.6, 5.0, 0.8], [-9.0, 0.5, 0.8]],  # ahead, to the left past 90 degrees, behind
         [[4.0, 2, 1.6], [1.5, 1, 1.6], [4, 2, 1.6]],
         [0.3, 0.0, 0.0],
     )
-    labels = replace(labels, num_lidar_points=np.full(3, 9))
     mounted = pose(FORWARD, [0.0, 0, 1.5])
     counts = {}
     for name, camera in (("wide", WIDE), ("pinhole", PINHOLE)):
