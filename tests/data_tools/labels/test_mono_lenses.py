@@ -71,6 +71,14 @@ def test_what_a_camera_cannot_see_has_no_box() -> None:
     assert not devkit_visible(beyond, BARREL)[0] and image_boxes(beyond, BARREL)[1].tolist() == [0]
 
 
+@pytest.mark.parametrize("names", [[], ["dog"]])
+def test_an_image_without_objects_of_a_class(names: list[str]) -> None:
+    labels = Annotations.of_boxes(names, [[8.0, 1, 1]] * len(names), [[1.0, 1, 1]] * len(names), [0.0] * len(names))
+    for camera in (WIDE, BARREL, PINHOLE):
+        view = CameraView("C", camera, pose(FORWARD, [0.0, 0, 1.5]), np.eye(4), 0)
+        assert mono_targets(labels, view, ["car"], ImagePlacement.of(camera, (0.0, 0.0, 1.0, 1.0), 300)) is None
+
+
 def test_targets_of_a_wide_image() -> None:
     """Of boxes whose LiDAR points nobody counted."""
     labels = Annotations.of_boxes(
