@@ -124,6 +124,8 @@ def mono_targets(
     labels = np.array([label_of.get(name, -1) for name in annotations.names], dtype=np.int64)
     enough = annotations.num_lidar_points + annotations.num_radar_points >= MIN_POINTS
     keep = np.flatnonzero((labels >= 0) & enough)
+    if not len(keep):
+        return None
     camera_from_global = invert_pose(view.global_from_camera)
     centre = transform_points(camera_from_global, annotations.centre_global_m[keep])
     rotation = camera_from_global[:3, :3] @ annotations.rotation_global[keep]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....core.errors import DataError, library_errors
-from ....core.frames import Annotations, CameraView, Frame
+from ....core.frames import SEEN_POINTS, Annotations, CameraView, Frame
 from ....core.once import warn_once
 from ....core.pickles import load_pickle
 from ....geometry import (
@@ -215,7 +215,7 @@ class _Reader:
             size_lwh_m=boxes[:, 3:6],
             velocity_global_mps=(velocity @ turned.T)[:, :2],
             attributes=[""] * n,
-            num_lidar_points=np.ones(n, np.int64),
+            num_lidar_points=np.full(n, SEEN_POINTS),
             num_radar_points=np.zeros(n, np.int64),
             tokens=tokens["instance_tokens"],
             instance_tokens=tokens["track_tokens"],

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....core.errors import LIBRARY_ERRORS, DataError
-from ....core.frames import Annotations, CameraView, EncodedImage, Frame, RollingShutter
+from ....core.frames import SEEN_POINTS, Annotations, CameraView, EncodedImage, Frame, RollingShutter
 from ....core.once import warn_once
 from ....core.waymo import CLASS_TYPES, MAX_POINTS_HARD
 from ....geometry import CameraModel, brown_conrady, pose, rotation_z, transform_points
@@ -143,7 +143,8 @@ class LabelRules:
         assert raw.most_visible_cameras is not None
         # in a set that states them, a label without has 0, protobuf's default, which the official tools leave out
         top = np.maximum(raw.num_top_lidar_points, 0) if self.top_points else raw.num_top_lidar_points
-        lidar = np.where(raw.num_lidar_points < 0, np.abs(top), raw.num_lidar_points)
+        counted = np.where(top < 0, SEEN_POINTS, top)
+        lidar = np.where(raw.num_lidar_points < 0, counted, raw.num_lidar_points)
         points = top if self.top_points else lidar
         with_camera = np.array([bool(name) for name in raw.most_visible_cameras], bool)
         kept, visible = np.ones(len(raw), bool), with_camera | (not self.synced)

@@ -136,7 +136,7 @@ def test_plain_and_camera_only_infos(tmp_path, tiny_root, frames):
     found = read_info_pickle(write(tmp_path / "infos.pkl", entries), tmp_path)
     assert [frame.prev_token for frame in found] == ["", *(frame.token for frame in frames[:3])]
     for one, other in zip(found, frames):
-        assert one.lidar_path == "" and (one.annotations.num_lidar_points == 1).all()
+        assert one.lidar_path == "" and (one.annotations.num_lidar_points == 3).all()
         np.testing.assert_allclose(one.bev_boxes()[:, :7], other.bev_boxes()[:, :7], atol=1e-6)
         assert np.isnan(one.annotations.velocity_global_mps).all()
         np.testing.assert_allclose(one.ego_from_bev, other.ego_from_bev, atol=1e-6)  # by way of the cameras

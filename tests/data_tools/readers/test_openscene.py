@@ -121,7 +121,7 @@ def test_a_log_is_read_as_its_converter_means_it(root: Path) -> None:
             assert np.abs(getattr(ours.annotations, name) - getattr(theirs.annotations, name)).max() < 1e-6, name
         assert theirs.annotations.names == theirs.annotations.categories == CATEGORIES
         assert theirs.annotations.instance_tokens == ours.annotations.instance_tokens
-        assert theirs.annotations.num_lidar_points.tolist() == [1] * 4
+        assert theirs.annotations.num_lidar_points.tolist() == [3] * 4
     assert read[1].prev_token == read[0].token
 
 

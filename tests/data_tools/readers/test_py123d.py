@@ -276,10 +276,10 @@ def test_points_that_were_not_counted_are_no_zeros(log: Path) -> None:
 
     rewrite(log / "box_detections_se3.arrow", uncounted)
     counts = [frame.annotations.num_lidar_points.tolist() for frame in read_py123d(log)]
-    assert counts[:3] == [[1] * 6, [0, 0, 5, 0, 0, 0], [0] * 6]
+    assert counts[:3] == [[3] * 6, [0, 0, 5, 0, 0, 0], [0] * 6]
     with_dataset(log, "nuscenes", "nuscenes-interpolated_train")
     counts = [frame.annotations.num_lidar_points.tolist() for frame in read_py123d(log)]
-    assert counts[:3] == [[1] * 6, [0, 0, 5, 0, 0, 0], [1] * 6]
+    assert counts[:3] == [[3] * 6, [0, 0, 5, 0, 0, 0], [3] * 6]
 
 
 def test_frames_without_boxes_or_images(log: Path, caplog: pytest.LogCaptureFixture) -> None:
