@@ -49,6 +49,11 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         default=METRIC_VERSIONS[0],
         help="of the OpenLane-V2 score (default: %(default)s)",
     )
+    parser.add_argument(
+        "--everywhere",
+        action="store_true",
+        help="score Argoverse 2's boxes everywhere, not only on or near the maps' drivable areas",
+    )
 
 
 def _add_lane_file(parser: argparse.ArgumentParser) -> None:

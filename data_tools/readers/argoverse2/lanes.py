@@ -61,12 +61,15 @@ def read_map(path: str | Path, lane_types: tuple[str, ...] = ("VEHICLE", "BUS"))
 
 
 def read_areas(path: str | Path) -> list[NDArray[np.float64]]:
-    """Outlines [points, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame. Raises as read_map."""
+    """Outlines [points >= 3, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame. Raises as read_map."""
     areas = _read(path, "drivable_areas")
     try:
-        return [_points(area["area_boundary"]) for area in areas]
+        outlines = [_points(area["area_boundary"]) for area in areas]
     except LIBRARY_ERRORS as error:
         raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
+    if few := [len(outline) for outline in outlines if len(outline) < 3]:
+        raise DataError(f"{path}: a drivable area has {few[0]} corners, at least 3 are needed; fetch it again")
+    return outlines
 
 
 def map_path(log: str | Path) -> Path:
