@@ -325,7 +325,8 @@ def add_check(verbs: Any) -> None:
         "drivestack check-submission submission.json --dataroot data/nuscenes --version v1.0-test --split test",
         "drivestack check-submission occupancy.zip --split test     # without tables: 6008 samples?",
         "drivestack check-submission lanes.pkl --max-mb 100",
-        "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo --split test",
+        "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo \\",
+        "    --split test_camera_only        # the challenge's set",
     ]
     summary = (
         "say every rule that submissions break: boxes (nuScenes, Waymo, Argoverse 2), Occ3D voxels, OpenLane-V2 lanes"
@@ -366,7 +367,7 @@ def _report(task: Task, path: Path, truth: GroundTruth | None, limit: int, count
         return False
     scope = "its samples were not compared with a split (name --dataroot, --version, --split)"
     if truth is not None:
-        scope = f"all {len(truth.tokens)} samples are there"
+        scope = task.compared(truth)
     elif counted:
         scope = f"it holds {counted} samples, which were not compared with the split's tables"
     print(f"{path} is valid; {scope}")

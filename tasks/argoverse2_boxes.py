@@ -19,7 +19,7 @@ from ..core.frames import Frame
 from ..core.once import warn_once
 from ..data_tools.readers.argoverse2.lanes import map_path, read_areas
 from ..data_tools.readers.argoverse2.sensor import log_folder
-from .base import GroundTruth, Predictions, Reader, foreign, refuse
+from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class Argoverse2Boxes:
         answered = frozenset() if every_sweep else self._answered.get(str(path.absolute()), frozenset())
         found = argoverse2_rules.check_submission(path, sweeps, every_sweep=every_sweep, answered=answered)
         return [str(problem) for problem in found]
+
+    def compared(self, truth: GroundTruth) -> str:
+        return all_there(truth)
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return argoverse2_rules.oddities(path)

@@ -61,7 +61,10 @@ def read_map(path: str | Path, lane_types: tuple[str, ...] = ("VEHICLE", "BUS"))
 
 
 def read_areas(path: str | Path) -> list[NDArray[np.float64]]:
-    """Outlines [points >= 3, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame. Raises as read_map."""
+    """Outlines [points, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame; 3 points or more.
+
+    Raises as read_map.
+    """
     areas = _read(path, "drivable_areas")
     try:
         outlines = [_points(area["area_boundary"]) for area in areas]
