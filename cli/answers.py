@@ -301,10 +301,16 @@ def add_score(verbs: Any) -> None:
 
 
 def _run_score(options: argparse.Namespace) -> int:
+    from ..core.errors import ConfigError
     from ..tasks.base import GroundTruth
-    from ..tasks.registry import find
+    from ..tasks.registry import benchmark_of, find
 
     paths = find(options.path, options.tasks or (("boxes",) if options.mapping else ()))
+    if options.mapping and "boxes" in paths and (benchmark := benchmark_of(paths["boxes"])) != "nuscenes":
+        raise ConfigError(
+            f"{paths['boxes']} is a submission to {benchmark}: --mapping scores nuScenes' files (.json); predict with "
+            "a config without benchmark, or leave --mapping out"
+        )
     chosen = chosen_tasks(options, submissions=paths)
     if (mapped := mapped_boxes(options)) is not None:
         chosen["boxes"] = mapped

@@ -201,8 +201,18 @@ def test_the_verbs_and_configs_take_its_files(truth: GroundTruth, tmp_path: Path
     assert "is valid" in capsys.readouterr().out
     assert main(["score", str(path), *data]) == 0
     assert Argoverse2Boxes.title in capsys.readouterr().out
+    mapping = tmp_path / "mapping.json"
+    write_json(mapping, {"predictions": {"REGULAR_VEHICLE": "car"}, "labels": {"REGULAR_VEHICLE": "car"}})
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "nothing").mkdir()
     for arguments, message in (
         (["score", str(path), *data, "--official"], "scored by the metric of argoverse2"),
+        (["score", str(path), *data, "--mapping", str(mapping)], "--mapping scores nuScenes' files (.json)"),
+        (
+            ["score", str(tmp_path / "a.txt"), *data],
+            "submission.json or waymo_submission.tar.gz or detections.feather, occupancy.zip, lanes.pkl",
+        ),
+        (["score", str(tmp_path / "nothing"), *data], "or detections.feather"),
         (["ensemble", str(path), str(path), "--out", str(tmp_path / "f.feather")], "of Argoverse 2 are not fused"),
     ):
         assert main(arguments) == 2
