@@ -250,7 +250,7 @@ def decode_submission(content: bytes) -> tuple[dict[str, Any], WaymoObjects | No
     of other numbers under "unknown". Raises ValueError for what is no such message.
     """
     meta: dict[str, Any] = {}
-    parts = []
+    parts: list[WaymoObjects] = []
     for number, wire, start, stop in fields(content, 0, len(content)):
         if number == _RESULTS and wire == LENGTH:
             if len(parts) == _MAX_PARTS:

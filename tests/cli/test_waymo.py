@@ -149,3 +149,11 @@ def test_other_frames_and_options_are_refused(
         capsys.readouterr()
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_help_names_the_challenges_split(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["check-submission", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Waymo's challenge: test_camera_only" in text and "--split test_camera_only # the challenge's set" in text
+    assert "--reader waymo --dataroot data/waymo --split test " not in text
