@@ -24,7 +24,7 @@ compute_detection_let_metrics_main), whose TensorFlow op tests/bev/evaluation/te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -170,9 +170,11 @@ def evaluate_waymo(
     return result
 
 
-def waymo_mean(scores: Mapping[str, WaymoScore], level: int = 2) -> dict[str, float]:
-    """``map``, ``maph`` and ``mapl`` over RANKED_TYPES; LET-3D-mAPL (level 2) ranks the camera-only leaderboard."""
-    chosen = [scores[f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"] for name in RANKED_TYPES]
+def waymo_mean(
+    scores: Mapping[str, WaymoScore], level: int = 2, types: Sequence[str] = RANKED_TYPES
+) -> dict[str, float]:
+    """``map``, ``maph`` and ``mapl`` over ``types``; LET-3D-mAPL (level 2) ranks the camera-only leaderboard."""
+    chosen = [scores[f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"] for name in types]
     return {f"m{key}": float(np.mean([getattr(score, key) for score in chosen])) for key in ("ap", "aph", "apl")}
 
 
