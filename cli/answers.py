@@ -49,6 +49,11 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         default=METRIC_VERSIONS[0],
         help="of the OpenLane-V2 score (default: %(default)s)",
     )
+    parser.add_argument(
+        "--everywhere",
+        action="store_true",
+        help="score Argoverse 2's boxes everywhere, not only on or near the maps' drivable areas",
+    )
 
 
 def _add_lane_file(parser: argparse.ArgumentParser) -> None:
@@ -296,10 +301,16 @@ def add_score(verbs: Any) -> None:
 
 
 def _run_score(options: argparse.Namespace) -> int:
+    from ..core.errors import ConfigError
     from ..tasks.base import GroundTruth
-    from ..tasks.registry import find
+    from ..tasks.registry import benchmark_of, find
 
     paths = find(options.path, options.tasks or (("boxes",) if options.mapping else ()))
+    if options.mapping and "boxes" in paths and (benchmark := benchmark_of(paths["boxes"])) != "nuscenes":
+        raise ConfigError(
+            f"{paths['boxes']} is a submission to {benchmark}: --mapping scores nuScenes' files (.json); predict with "
+            "a config without benchmark, or leave --mapping out"
+        )
     chosen = chosen_tasks(options, submissions=paths)
     if (mapped := mapped_boxes(options)) is not None:
         chosen["boxes"] = mapped
@@ -320,7 +331,8 @@ def add_check(verbs: Any) -> None:
         "drivestack check-submission submission.json --dataroot data/nuscenes --version v1.0-test --split test",
         "drivestack check-submission occupancy.zip --split test     # without tables: 6008 samples?",
         "drivestack check-submission lanes.pkl --max-mb 100",
-        "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo --split test",
+        "drivestack check-submission waymo_submission.tar.gz --reader waymo --dataroot data/waymo \\",
+        "    --split test_camera_only        # the challenge's set",
     ]
     summary = (
         "say every rule that submissions break: boxes (nuScenes, Waymo, Argoverse 2), Occ3D voxels, OpenLane-V2 lanes"
@@ -361,7 +373,7 @@ def _report(task: Task, path: Path, truth: GroundTruth | None, limit: int, count
         return False
     scope = "its samples were not compared with a split (name --dataroot, --version, --split)"
     if truth is not None:
-        scope = f"all {len(truth.tokens)} samples are there"
+        scope = task.compared(truth)
     elif counted:
         scope = f"it holds {counted} samples, which were not compared with the split's tables"
     print(f"{path} is valid; {scope}")

@@ -51,10 +51,12 @@ def chosen_tasks(
     from ..engine.config import parse_override
     from ..lane_topology.evaluation.submission import NOBODY, read_team
     from ..occupancy.evaluation.rules import SPLIT_SAMPLES
+    from ..tasks.argoverse2_boxes import Argoverse2Boxes
     from ..tasks.registry import BENCHMARKS, Boxes, Lanes, Occupancy, benchmark_of
     from ..tasks.run import box_task
 
     given = vars(options)
+    everywhere = given.get("everywhere", False)
     megabytes = given.get("max_mb")
     ranges = dict(parse_override(text) for text in given.get("class_range", ()))
     for name, radius in ranges.items():
@@ -71,11 +73,15 @@ def chosen_tasks(
     boxes: Task
     if config is not None:
         entry = read_entry(options.waymo_entry) if given.get("waymo_entry") else {}
-        boxes = box_task(config, ranges, official, entry)
+        boxes = box_task(config, ranges, official, entry, everywhere)
     elif file is not None and (benchmark := benchmark_of(file)) != "nuscenes":
         if official or ranges:
             raise ConfigError(f"{file} is scored by the metric of {benchmark}: leave out --official and --class-range")
-        boxes = BENCHMARKS[benchmark]()
+        if everywhere and benchmark != "argoverse2":
+            raise ConfigError(f"{file} is scored by the metric of {benchmark}: leave out --everywhere")
+        boxes = Argoverse2Boxes(region=False) if everywhere else BENCHMARKS[benchmark]()
+    elif everywhere:
+        raise ConfigError("--everywhere is of Argoverse 2's score: leave it out, or name a .feather file")
     else:
         boxes = Boxes(class_names, ranges, official)
     return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import above_zero, add_source, share, source, verb
+from .options import above_zero, add_source, positive, share, source, verb
 from .outputs import writing
 
 METHODS = ("wbf", "matrix-nms", "wbf+matrix-nms")
@@ -37,12 +37,20 @@ def add_ensemble(verbs: Any) -> None:
         default=[],
         help="from which boxes of a class are one; repeatable (default: vehicle 0.5, others 0.3)",
     )
-    parser.add_argument("--sigma", type=float, default=0.5, metavar="S", help="of matrix NMS; 0: linear (default: 0.5)")
+    parser.add_argument("--sigma", type=float, metavar="S", help="of matrix NMS; 0: linear (default: 0.5)")
     parser.add_argument(
         "--min-score", type=share, default=0.01, metavar="P", help="leave lower ones out (default: %(default)s)"
     )
     parser.add_argument(
-        "--waymo-entry", metavar="FILE", help="JSON: account, method, ... (default: as in the first file)"
+        "--max-boxes",
+        type=positive,
+        metavar="N",
+        help="keep the best of each frame; what is left out is counted (default: nuScenes' 500; of Waymo's files all)",
+    )
+    parser.add_argument(
+        "--waymo-entry",
+        metavar="FILE",
+        help="JSON: account, method, ... (default: as in the first file, past and future frames the most of any)",
     )
     add_source(parser, "none; LET-IoU of nuScenes' files needs it")
 
@@ -57,8 +65,8 @@ def _run(options: argparse.Namespace) -> int:
     thresholds = dict(parse_override(text) for text in options.threshold)
     if bad := [name for name, v in thresholds.items() if isinstance(v, bool) or not isinstance(v, (int, float))]:
         raise ConfigError(f"--threshold {bad[0]}={thresholds[bad[0]]}: write an IoU, for example {bad[0]}=0.4")
-    how = Fusion(options.method, options.iou == "let", thresholds, options.sigma, options.min_score)
-    entry = read_entry(options.waymo_entry) if options.waymo_entry else {}
+    how = Fusion(options.method, options.iou == "let", thresholds, options.sigma, options.min_score, options.max_boxes)
+    entry = read_entry(options.waymo_entry) if options.waymo_entry else None
     named = source(options)
     out = Path(options.out)
     with writing("ensemble", [out]):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 OTHERS = (
     "tasks", "dataroot", "data_version", "split", "reader", "reader_options", "openlane", "info_pickle",
-    "perturb_calibration", "class_range", "team", "half", "official",
+    "perturb_calibration", "class_range", "team", "half", "official", "everywhere",
 )  # fmt: skip
 """Options that belong to surround-camera models."""
 

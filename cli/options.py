@@ -37,7 +37,11 @@ def add_source(parser: argparse.ArgumentParser, default: str = "") -> None:
     group = parser.add_argument_group(f"data (default: {default})" if default else "data")
     group.add_argument("--dataroot", metavar="DIR", help="root of the set; nuScenes: samples/ and the tables")
     group.add_argument("--version", dest="data_version", metavar="V", help="folder of tables, e.g. v1.0-trainval")
-    group.add_argument("--split", metavar="S", help="train, val, test, mini_train, mini_val, or of splits.json")
+    group.add_argument(
+        "--split",
+        metavar="S",
+        help="train, val, test, mini_train, mini_val, or of splits.json; Waymo's challenge: test_camera_only",
+    )
     group.add_argument(
         "--reader",
         metavar="NAME",

@@ -128,7 +128,7 @@ def _run_check(options: argparse.Namespace) -> int:
     with writing("check-splits", [Path(options.out)] if options.out else []):
         places = _located(options, _parts(options))
         for name, held in places.items():
-            print(f"{name:<12}{len(held)} scenes, {sum(map(len, held))} keyframes")
+            print(f"{name:<11} {len(held)} scenes, {sum(map(len, held))} keyframes")
         found = {(a, b): overlap(places[a], places[b], options.metres) for a, b in combinations(places, 2)}
         for pair, own in found.items():
             print("\n".join(["", *_report(pair, own, places, options.limit)]))
@@ -218,7 +218,7 @@ def _run_make(options: argparse.Namespace) -> int:
     for name, scenes in found.parts.items():
         wanted = shares[name] / sum(shares.values())
         print(
-            f"{name:<12}{len(scenes)} scenes, {found.keyframes[name]} keyframes: {found.shares[name]:.1%}, "
+            f"{name:<11} {len(scenes)} scenes, {found.keyframes[name]} keyframes: {found.shares[name]:.1%}, "
             f"{wanted:.1%} wanted"
         )
     if options.cut:

@@ -16,6 +16,9 @@ from ..geometry import CameraModel, invert_pose, rotation_z, transform_points, y
 from .errors import DataError
 from .labels import LaneLabels
 
+SEEN_POINTS = 3
+"""Of a LiDAR, in an object whose points nobody counted: enough for a label, also of a single image (they want 3)."""
+
 
 class EncodedImage(Protocol):
     """An image inside a larger file, such as a record, a table or a log. Can be pickled, for loading processes."""
@@ -101,6 +104,7 @@ class Annotations:
     attributes: list[str]
     """Attribute name of each object, '' where it has none."""
     num_lidar_points: NDArray[np.int64]
+    """[n], SEEN_POINTS where the set does not count them."""
     num_radar_points: NDArray[np.int64]
     tokens: list[str]
     instance_tokens: list[str]
@@ -134,8 +138,8 @@ class Annotations:
 
         centre_m [n, 3], of the box's middle; size_lwh_m [n, 3]; yaw_rad [n] counter-clockwise from x; velocity_mps
         [n, 2], NaN or None where unknown; tracks: name of each object over time; global_from_frame [4, 4], e.g.
-        ``global_from_ego`` for boxes around the car. Every box counts as seen. Raises DataError for arrays of other
-        lengths, and sizes that are not above 0.
+        ``global_from_ego`` for boxes around the car. Every box counts as seen. Raises DataError for arrays
+        of other lengths, and sizes that are not above 0.
         """
         n = len(names)
         centre, size = (np.array(x, np.float64).reshape(-1, 3) for x in (centre_m, size_lwh_m))
@@ -157,7 +161,7 @@ class Annotations:
             size_lwh_m=size,
             velocity_global_mps=(flat @ pose[:3, :3].T)[:, :2],
             attributes=[""] * n,
-            num_lidar_points=np.ones(n, np.int64),
+            num_lidar_points=np.full(n, SEEN_POINTS),
             num_radar_points=np.zeros(n, np.int64),
             tokens=[""] * n,
             instance_tokens=list(tracks) if tracks is not None else [""] * n,

@@ -25,7 +25,9 @@ Settings = dict[str, Any]
 STORED = ("optim_wrapper", "param_scheduler", "ema")
 """Keys of the config that the state of a checkpoint depends on, beside the data (``dataset``, ``sampler``)."""
 
-NOT_OF_TRAINING = ("benchmark", "class_range_m", "data_command", "new_parts", "test_dataset", "waymo_entry")
+NOT_OF_TRAINING = (
+    "benchmark", "class_range_m", "data_command", "new_parts", "region_of_interest", "test_dataset", "waymo_entry",
+)  # fmt: skip
 """Keys whose change does not concern a resumed run."""
 
 TUNABLE = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening", "nesterov", "foreach")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +36,9 @@ MAX_COEFFICIENTS = 12
 ROW = 8 + MAX_COEFFICIENTS
 """Numbers of a camera in a table of rows: 1 + index of the kind (0: pinhole), the largest angle, the first two rows of
 K, the coefficients, padded with zeros."""
+
+MAX_LENS_ANGLE = math.radians(85)
+"""Beyond it a direction through a lens has hardly any depth along the optical axis: no single-image box lies there."""
 
 _ODD = {"brown_conrady": (3, 8, 9), "mei": (4,)}  # coefficients of terms that are even in x where x should be odd
 _BISECTIONS, _NEWTON_STEPS = 24, 6
@@ -89,12 +92,13 @@ class Lens:
         with np.errstate(invalid="ignore", over="ignore"):
             return _rays(self.kind, double, self.coefficients, self.limit_rad)
 
-    def mirrored(self) -> Lens:
-        """The lens of the mirrored camera: ``plane`` of points with x negated has a negated."""
-        c = list(self.coefficients)
-        for i in _ODD.get(self.kind, ()):
-            c[i] = -c[i]
-        return replace(self, coefficients=tuple(c))
+    @classmethod
+    def of_row(cls, row: Sequence[float]) -> Lens | None:
+        """The lens of a row [ROW], None of a pinhole's."""
+        if not row[0]:
+            return None
+        kind = KINDS[round(row[0]) - 1]
+        return cls(kind, tuple(row[8 : 8 + num_coefficients(kind)]), row[1])
 
     def row(self, intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
         """[ROW], see there; intrinsics [3, 3]."""
@@ -136,7 +140,9 @@ def ray_rows(points_px: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor,
     with torch.no_grad():
         pixels, double = points_px.double(), rows.double()
         k = double[:, 2:8].unflatten(1, (2, 3))
-        inverse = torch.linalg.inv(k[:, :, :2])
+        # a row of zeros stands for an image that is missing, or a pinhole whose matrix says all
+        empty = (k == 0).flatten(1).all(1)[:, None, None]
+        inverse = torch.linalg.inv(torch.where(empty, torch.eye(2, dtype=k.dtype, device=k.device), k[:, :, :2]))
         centre = (inverse @ (pixels - k[:, :, 2])[..., None])[..., 0]
         ray, seen = _by_kind(centre, double, _rays, 3)
     if not (torch.is_grad_enabled() and points_px.requires_grad):

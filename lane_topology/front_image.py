@@ -14,7 +14,6 @@ from ..core.cameras import front_camera as camera_that_looks_ahead
 from ..core.errors import ConfigError
 from ..data_tools.clips.rectify import moved_boxes
 from ..geometry import CameraModel, Lens
-from ..geometry.lenses import KINDS
 
 
 def front_index(front_camera: str | int | None, batch: Batch) -> int | None:
@@ -115,9 +114,7 @@ def _lens(batch: Batch, sample: int, camera: int) -> Lens | None:
     """Of the camera that the model's image is of, real or virtual."""
     if batch.current_lenses is None:
         return None
-    row = batch.current_lenses[sample, camera].double().cpu().tolist()
-    kind = KINDS[round(row[0]) - 1] if row[0] else ""
-    return Lens(kind, tuple(row[8 : 8 + len(Lens(kind).coefficients)]), row[1]) if kind else None
+    return Lens.of_row(batch.current_lenses[sample, camera].double().cpu().tolist())
 
 
 def _same(a: Lens | None, b: Lens | None) -> bool:

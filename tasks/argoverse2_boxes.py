@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..bev.evaluation import argoverse2_metrics, argoverse2_rules
-from ..bev.evaluation.argoverse2_region import RegionOfInterest
+from ..bev.evaluation.argoverse2_region import RegionOfInterest, grid_of
 from ..bev.evaluation.argoverse2_submission import read_detections, read_rows, score_submission, write_submission
 from ..core.argoverse2 import EVALUATED_CLASSES, sweep_time_ns
 from ..core.errors import ConfigError, DataError, NoLabelsError
@@ -16,7 +19,7 @@ from ..core.frames import Frame
 from ..core.once import warn_once
 from ..data_tools.readers.argoverse2.lanes import map_path, read_areas
 from ..data_tools.readers.argoverse2.sensor import log_folder
-from .base import GroundTruth, Predictions, Reader, foreign, refuse
+from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Argoverse2Boxes:
     scores_file: ClassVar[str] = "argoverse2_scores.json"
     class_names: Sequence[str] = ()
     region: bool | None = None
+    _answered: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By path of what this object has written: the sweeps that were predicted, also those without a box."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.class_names if name not in EVALUATED_CLASSES]:
@@ -42,6 +47,7 @@ class Argoverse2Boxes:
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
         num = write_submission(path, predictions.detections, predictions.frames, predictions.class_names)
+        self._answered[str(path.absolute())] = frozenset(frame.token for frame in predictions.frames)
         return f"{num} boxes"
 
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
@@ -49,7 +55,12 @@ class Argoverse2Boxes:
 
     def _problems(self, path: Path, truth: GroundTruth | None, every_sweep: bool) -> list[str]:
         sweeps = None if truth is None else argoverse2_rules.sweeps_of(truth.frames)
-        return [str(problem) for problem in argoverse2_rules.check_submission(path, sweeps, every_sweep=every_sweep)]
+        answered = frozenset() if every_sweep else self._answered.get(str(path.absolute()), frozenset())
+        found = argoverse2_rules.check_submission(path, sweeps, every_sweep=every_sweep, answered=answered)
+        return [str(problem) for problem in found]
+
+    def compared(self, truth: GroundTruth) -> str:
+        return all_there(truth)
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return argoverse2_rules.oddities(path)
@@ -72,19 +83,20 @@ class Argoverse2Boxes:
                 f"{truth.source}: its labels are of {found}, none of the 26 of Argoverse 2; read the set with the "
                 "reader argoverse2_sensor, without the option classes"
             )
-        self._region_of(truth)
+        if not argoverse2_metrics.any_counts(truth.frames, EVALUATED_CLASSES, self._region_of(truth)):
+            raise NoLabelsError(f"{truth.source}: {argoverse2_metrics.NOTHING_COUNTS}")
 
     def _region_of(self, truth: GroundTruth) -> Callable[[str], RegionOfInterest] | None:
         """The region of interest of a log, by its name; None: boxes are scored everywhere.
 
-        Raises DataError for a log without a map where ``region`` is wanted.
+        Raises DataError for a log without a map where ``region`` is wanted, and for a map that cannot be used.
         """
         if self.region is False:
             return None
-        maps: dict[str, Path] = {}
+        areas: dict[str, list[NDArray[np.float64]]] = {}
         for frame in {frame.scene_token: frame for frame in truth.frames}.values():
             try:
-                maps[frame.scene_token] = map_path(log_folder(frame))
+                path = map_path(log_folder(frame))
             except DataError:
                 if self.region:
                     raise
@@ -93,7 +105,12 @@ class Argoverse2Boxes:
                     "the leaderboard scores those on or near drivable areas"
                 )
                 return None
-        return lambda log: RegionOfInterest.of_areas(read_areas(maps[log]))
+            areas[frame.scene_token] = read_areas(path)
+            try:
+                grid_of(areas[frame.scene_token])
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
+        return lambda log: RegionOfInterest.of_areas(areas[log])
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
         refuse(path, self._problems(path, truth, every_sweep=False))

@@ -74,6 +74,9 @@ class Task(Protocol):
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
         """Every broken rule; without a ground truth missing and foreign samples are not reported."""
 
+    def compared(self, truth: GroundTruth) -> str:
+        """What of the split a valid submission is known to hold, in words."""
+
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         """What a valid submission says that the physical world does not have; it is scored all the same."""
 
@@ -122,6 +125,11 @@ def labelled(chosen: Mapping[str, Task], truth: GroundTruth) -> dict[str, Task]:
     for name, reason in reasons.items():
         getLogger("drivestack").info("%s are not scored: %s", name, reason)
     return usable
+
+
+def all_there(truth: GroundTruth) -> str:
+    """``compared`` of a task whose files name every sample."""
+    return f"all {len(truth.tokens)} samples are there"
 
 
 def foreign(found: Iterable[str], expected: Iterable[str]) -> list[str]:

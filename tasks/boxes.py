@@ -16,7 +16,7 @@ from ..bev.evaluation.oddities import all_far_away, oddities
 from ..core.errors import ConfigError, NoLabelsError
 from ..core.frames import Frame
 from .across import AcrossSets
-from .base import GroundTruth, Predictions, Reader, foreign, refuse
+from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
 
 def detection_settings(class_names: Sequence[str], class_range_m: Mapping[str, float]) -> DetectionSettings:
@@ -96,6 +96,9 @@ class Boxes:
         ):
             return [far]
         return problems
+
+    def compared(self, truth: GroundTruth) -> str:
+        return all_there(truth)
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return oddities(read_submission(path, None, self._classes(truth)), [] if truth is None else truth.frames)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..core.errors import LIBRARY_ERRORS
-from ..core.files import write_json
+from ..core.errors import LIBRARY_ERRORS, DataError
+from ..core.files import file_name, write_json
 from ..core.frames import Frame
 from ..data_tools.readers.checks import problems_noted
 from ..data_tools.readers.registry import DataSource, find_reader
@@ -91,8 +91,12 @@ def _draw(check: DataCheck, frames: Sequence[Frame], out: Path, view: View) -> N
         _save(check, pixels, out, f"keyframe_{number:03d}.jpg")
         check.problems += [problem for problem in problems if problem not in check.problems]
     for camera in frames[0].cameras if frames else ():
+        try:
+            name = file_name(camera.name, "camera name")
+        except DataError:
+            continue  # refused above; a name from a file is no place to write to
         pixels, _ = render_camera_check(frames[0], camera)
-        _save(check, pixels, out, f"camera_{camera.name}.jpg")
+        _save(check, pixels, out, f"camera_{name}.jpg")
 
 
 def _save(check: DataCheck, pixels: Any, out: Path, name: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 
 from ..bev.evaluation.ensemble import Fusion, fuse
 from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
-from ..bev.evaluation.nuscenes_submission import CAMERA_META, NuScenesSubmission
+from ..bev.evaluation.nuscenes_rules import MAX_BOXES_PER_SAMPLE
+from ..bev.evaluation.nuscenes_submission import CAMERA_META, CLASS_RANGE_M, NuScenesSubmission
 from ..bev.evaluation.waymo_metrics import OBJECT_TYPES
-from ..bev.evaluation.waymo_rules import meta_of
-from ..bev.evaluation.waymo_rules import read_submission as read_waymo
+from ..bev.evaluation.waymo_rules import read_with_meta
 from ..bev.evaluation.waymo_submission import (
     CLASS_TYPES,
     Entry,
@@ -42,8 +43,10 @@ def ensemble(
 
     weights: one for each file, default 1. frames: of the split; needed for LET-IoU of nuScenes' files, whose boxes are
     in the global frame, and compared with the files where they are given. entry: fields of Waymo's Entry instead of
-    the first file's. Raises ConfigError for files of two benchmarks, other numbers of weights, LET-IoU without frames;
-    SubmissionError for a file that breaks a rule, or files of different frames.
+    the first file's; of past and future frames the default is the most of any file. how.max_boxes: default the
+    benchmark's, 500 for nuScenes, none for Waymo.
+    Raises ConfigError for files of two benchmarks, other numbers of weights, LET-IoU without frames, options without
+    an effect; SubmissionError for a file that breaks a rule, or files of different frames.
     """
     how = how or Fusion()
     weights = list(weights) or [1.0] * len(paths)
@@ -56,6 +59,8 @@ def ensemble(
         raise ConfigError("files of two benchmarks cannot be fused: name .json files alone, or .tar.gz files alone")
     if kinds == {"argoverse2"}:
         raise ConfigError("files of Argoverse 2 are not fused: nuScenes' and Waymo's are")
+    if entry is not None and kinds != {"waymo"}:
+        raise ConfigError("the entry (--waymo-entry) is of Waymo's submissions, and these are nuScenes': leave it out")
     if kinds == {"waymo"}:
         return _waymo(paths, out, weights, how, frames, entry or {}, progress)
     return _nuscenes(paths, out, weights, how, frames, progress)
@@ -70,7 +75,9 @@ def _waymo(
     entry: Mapping[str, Any],
     progress: bool,
 ) -> str:
-    parts = [read_waymo(path, frames) for path in paths]
+    _demand_classes(how, CLASS_TYPES)
+    read = [read_with_meta(path, frames) for path in paths]
+    parts, metas = [part for part, _ in read], [meta for _, meta in read]
     segments = [{part.keys[i][0] for i in np.unique(part.frame)} for part in parts]
     for path, own in zip(paths[1:], segments[1:]):
         if apart := sorted(own ^ segments[0]):
@@ -84,20 +91,65 @@ def _waymo(
     start = np.searchsorted(every.frame[order], np.arange(len(every.keys) + 1))
     nothing = np.zeros(0, np.int64)
     found = [(np.zeros((0, 7)), np.zeros(0), nothing, nothing)]
+    cut = _Cut(how.max_boxes)
     for index in track(range(len(every.keys)), "ensemble", unit="frames", shown=progress):
         rows = order[start[index] : start[index + 1]]
         given = every.where(rows)
         boxes, scores, types, _ = fuse(
-            given.boxes, given.scores.astype(np.float64), given.types, models[rows], weights, names, how
+            given.boxes, given.scores.astype(np.float64), given.types, models[rows], weights, names, cut.whole(how)
         )
-        found.append((boxes, scores, types, np.full(len(boxes), index, np.int64)))
+        kept = cut.first(len(boxes))
+        found.append((boxes[kept], scores[kept], types[kept], np.full(len(boxes[kept]), index, np.int64)))
     columns = [np.concatenate(column) for column in zip(*found)]
     fused = as_submitted(WaymoObjects(columns[0], columns[2], columns[1].astype(np.float32), columns[3], every.keys))
-    meta = meta_of(paths[0])
-    classes = [name for name, kind in CLASS_TYPES.items() if kind in meta.get("object_types", ())]
-    classes += [name for name, kind in CLASS_TYPES.items() if kind in fused.types and name not in classes]
-    shards = write_submission(out, fused, replace(Entry.of_message(meta), **entry), classes)
-    return f"{len(fused)} boxes of {len(every)} in {len(every.keys)} frames, {shards} shards"
+    stated = {kind for meta in metas for kind in meta.get("object_types", ())} | set(fused.types.tolist())
+    classes = [name for name, kind in CLASS_TYPES.items() if kind in stated]
+    shards = write_submission(out, fused, _joint_entry(paths[0], metas, entry), classes)
+    return f"{len(fused)} boxes of {len(every)} in {len(every.keys)} frames, {shards} shards{cut}"
+
+
+def _joint_entry(first: Path, metas: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> Entry:
+    """Of an ensemble: the first file's, with the frames that any of them looks at; ``entry`` goes before."""
+    own = [Entry.of_message(meta) for meta in metas]
+    looks_at = {name: max(getattr(one, name) for one in own) for name in ("past_frames", "future_frames")}
+    if "method" not in entry:
+        getLogger("drivestack").warning(
+            "the ensemble has the method name of %s, %r: Waymo wants one of its own (method of --waymo-entry)",
+            first, own[0].method,
+        )  # fmt: skip
+    return replace(own[0], **{**looks_at, **entry})
+
+
+def _demand_classes(how: Fusion, known: Iterable[str]) -> None:
+    """Raises ConfigError for a threshold of a class that is none."""
+    known = sorted(set(known))
+    if strange := sorted(set(how.thresholds) - set(known)):
+        value = how.thresholds[strange[0]]
+        raise ConfigError(f"threshold {strange[0]}={value}: no such class among {', '.join(known)}")
+
+
+class _Cut:
+    """The best boxes of each frame, and how many others there were."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most, self.boxes, self.frames = most, 0, 0
+
+    @staticmethod
+    def whole(how: Fusion) -> Fusion:
+        """The same without a limit of boxes."""
+        return replace(how, max_boxes=None)
+
+    def first(self, count: int) -> slice:
+        """Which of the boxes of a frame, best first, stay."""
+        if self.most is not None and count > self.most:
+            self.boxes += count - self.most
+            self.frames += 1
+        return slice(self.most)
+
+    def __str__(self) -> str:
+        if not self.boxes:
+            return ""
+        return f"; {self.boxes} beyond the best {self.most} of their frame are left out, in {self.frames} frames"
 
 
 def _nuscenes(
@@ -113,6 +165,8 @@ def _nuscenes(
             "LET-IoU needs the cars' poses, as boxes of nuScenes' files are in the global frame: name the data, or "
             "compare with --iou standard"
         )
+    if how.max_boxes is not None and how.max_boxes > MAX_BOXES_PER_SAMPLE:
+        raise ConfigError(f"max_boxes {how.max_boxes}: nuScenes takes at most {MAX_BOXES_PER_SAMPLE} of a sample")
     notes = [frame.annotations for frame in frames or () if frame.annotations is not None]
     own_classes = sorted({name for own in notes for name in own.names} - {""})
     tokens = None if frames is None else [frame.token for frame in frames]
@@ -123,14 +177,19 @@ def _nuscenes(
                 f"{path}: sample {apart[0]} is in one of {path.name}, {paths[0].name} alone; predict one split"
             )
     names = sorted({name for file in files for own in file.values() for name in own.names})
+    _demand_classes(how, {*names, *own_classes, *CLASS_RANGE_M})
+    cut = _Cut(how.max_boxes or MAX_BOXES_PER_SAMPLE)
     by_token = {frame.token: frame for frame in frames or ()}
     results, count = {}, 0
     for token in track(list(files[0]), "ensemble", unit="samples", shown=progress):
-        results[token] = _fused_sample([file[token] for file in files], names, weights, how, by_token.get(token), token)
+        every = _fused_sample(
+            [file[token] for file in files], names, weights, cut.whole(how), by_token.get(token), token
+        )
+        results[token] = every[cut.first(len(every))]
         count += len(results[token])
     NuScenesSubmission(results, dict(CAMERA_META)).write(out)
     given = sum(len(own) for file in files for own in file.values())
-    return f"{count} boxes of {given} in {len(results)} samples"
+    return f"{count} boxes of {given} in {len(results)} samples{cut}"
 
 
 def _fused_sample(

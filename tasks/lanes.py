@@ -13,7 +13,7 @@ from ..core.frames import Frame
 from ..core.progress import ProgressDisplay
 from ..data_tools.readers.openlane.files import Identifier, identifier_of
 from ..lane_topology.evaluation import evaluate, rules, submission
-from .base import GroundTruth, Predictions, Reader, foreign, refuse
+from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Lanes:
 
     def demand_names(self, truth: GroundTruth) -> None:
         self._identifiers(truth)
+
+    def compared(self, truth: GroundTruth) -> str:
+        return all_there(truth)
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return rules.oddities(submission.read_predictions(path))

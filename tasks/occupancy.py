@@ -14,7 +14,7 @@ from ..core.once import warn_once
 from ..core.progress import ProgressDisplay
 from ..data_tools.labels.voxel_layouts import has_openocc_numbers, occ3d_numbers
 from ..occupancy.evaluation import evaluate, rules, submission
-from .base import GroundTruth, Predictions, Reader, foreign, refuse
+from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class Occupancy:
         refuse(path, rules.check_submission(path, truth.tokens, strict=False))
         with ProgressDisplay("score occupancy", len(truth.frames), unit="samples", shown=progress) as display:
             return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read, on_sample=display.advance)
+
+    def compared(self, truth: GroundTruth) -> str:
+        return all_there(truth)
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         found = submission.VoxelFiles(path)

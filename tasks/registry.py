@@ -34,6 +34,15 @@ ENDINGS = {
 BENCHMARKS: dict[str, type[Task]] = {"nuscenes": Boxes, "waymo": WaymoBoxes, "argoverse2": Argoverse2Boxes}
 """Of boxes: whose submission and scores a config's ``benchmark`` names, or a file is."""
 
+
+def _files_of(task: str) -> str:
+    """The files of a task's submissions, in words."""
+    kinds = BENCHMARKS.values() if task == "boxes" else [TASKS[task]]
+    return " or ".join(kind.file for kind in kinds)
+
+
+KNOWN_FILES = ", ".join(map(_files_of, TASKS))
+
 _FOREIGN = {
     ".tfrecord": "Waymo: data, not predictions",
     ".parquet": "Waymo 2.0 or Argoverse 2",
@@ -65,7 +74,7 @@ def places(out: str | Path, tasks: Sequence[str], chosen: Mapping[str, Task | ty
     out = Path(out)
     kind = None if out.is_dir() else ENDINGS.get(out.suffix)
     if kind is None and not out.is_dir() and out.suffix.lower() in _OTHER_ENDINGS:
-        known = ".json boxes, .tar.gz boxes, .zip occupancy, .pkl lanes"
+        known = ".json, .tar.gz and .feather boxes, .zip occupancy, .pkl lanes"
         raise ConfigError(f"{out} ends like a file of none of the tasks ({known}); name a folder, or one of these")
     if kind is None:
         return in_folder(out, tasks, chosen)
@@ -90,12 +99,13 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
         if task is None or (tasks and task not in tasks):
             if not path.exists():
                 raise SubmissionError(f"{path}: no such file or folder; check the path")
-            known = ", ".join(kind.file for kind in TASKS.values())
             if path.suffix in _FOREIGN:
-                raise SubmissionError(f"{path}: is a file of {_FOREIGN[path.suffix]}; submissions here are {known}")
+                raise SubmissionError(
+                    f"{path}: is a file of {_FOREIGN[path.suffix]}; submissions here are {KNOWN_FILES}"
+                )
             kind = (held := kind_of_file(path)) and f" ({held})"
             raise SubmissionError(
-                f"{path}: unknown kind of submission{kind}; choose with --tasks, or name it like {known}"
+                f"{path}: unknown kind of submission{kind}; choose with --tasks, or name it like {KNOWN_FILES}"
             )
         return {task: path}
     found = {task: file for task, file in in_folder(path, list(TASKS)).items() if file.exists()}
@@ -113,7 +123,7 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
     if not found and (list(tasks) == ["occupancy"] or any(path.glob("*.npz"))):
         found["occupancy"] = path
     if missing := [task for task in tasks if task not in found] or (not found and list(TASKS)):
-        names = ", ".join(TASKS[task].file for task in missing)
+        names = ", ".join(_files_of(task) for task in missing)
         raise SubmissionError(f"{path}: holds no {names}; write it with `drivestack predict`, or name the file itself")
     return {task: found[task] for task in TASKS if task in found and (not tasks or task in tasks)}
 

@@ -44,11 +44,16 @@ def class_ranges_m(config: Config, further: Mapping[str, float] | None = None) -
 
 
 def box_task(
-    config: Config, class_range_m: Mapping[str, float] | None = None, official: bool = False, entry: Any = None
+    config: Config,
+    class_range_m: Mapping[str, float] | None = None,
+    official: bool = False,
+    entry: Any = None,
+    everywhere: bool = False,
 ) -> Task:
     """The task of the config's boxes, on the benchmark that it names (``benchmark``, default nuScenes).
 
     class_range_m: further ranges, of nuScenes' score. entry: who submits what, beside the config's ``waymo_entry``.
+    everywhere: Argoverse 2's score without the region of interest, as the config's ``region_of_interest = False``.
     Raises ConfigError for what the benchmark does not have.
     """
     from .argoverse2_boxes import Argoverse2Boxes
@@ -56,7 +61,11 @@ def box_task(
     from .waymo_boxes import WaymoBoxes
 
     ranges = class_ranges_m(config, class_range_m)
-    if config.get("benchmark", "nuscenes") == "nuscenes":
+    benchmark = config.get("benchmark", "nuscenes")
+    if benchmark != "argoverse2" and (everywhere or "region_of_interest" in config):
+        what = "--everywhere" if everywhere else "region_of_interest"
+        raise ConfigError(f"{what} is of Argoverse 2's score, and the benchmark of the config's boxes is {benchmark}")
+    if benchmark == "nuscenes":
         if entry:
             raise ConfigError('--waymo-entry is of Waymo\'s submissions: the config lacks benchmark = "waymo"')
         return Boxes(class_names(config), ranges, official)
@@ -66,7 +75,7 @@ def box_task(
     if config.benchmark == "argoverse2":
         if entry:
             raise ConfigError("--waymo-entry is of Waymo's submissions, and the config's benchmark is argoverse2")
-        return Argoverse2Boxes(class_names(config))
+        return Argoverse2Boxes(class_names(config), False if everywhere else config.get("region_of_interest"))
     offsets = tuple(config.model.get("bev_map", {}).get("frames", (0,)))  # of the data's frames, as they are read
     looks_at = {"past_frames": max(0, -min(offsets)), "future_frames": max(0, *offsets, 0)}
     return WaymoBoxes(class_names(config), {**looks_at, **config.get("waymo_entry", {}), **(entry or {})})

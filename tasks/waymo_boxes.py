@@ -67,6 +67,13 @@ class WaymoBoxes:
         frames = None if truth is None else truth.frames
         return [str(problem) for problem in waymo_rules.check_submission(path, frames)]
 
+    def compared(self, truth: GroundTruth) -> str:
+        segments = len({frame.scene_name for frame in truth.frames})
+        return (
+            f"no frame is foreign, and each of the {segments} segments has boxes; which of the {len(truth.tokens)} "
+            "frames were predicted cannot be told from a file of boxes"
+        )
+
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:
         return waymo_rules.oddities(path, [] if truth is None else truth.frames)
 

@@ -58,7 +58,9 @@ def test_the_last_scores_count_and_every_arm_has_a_line(lens_table: ModuleType, 
         "right lens": {0: {"mAP": 0.3, "NDS": 0.4}, 1: {"mAP": 0.5, "NDS": 0.4}},
         "cylinders": {0: {"mAP": 0.2, "NDS": 0.1}},
     }
-    lines = lens_table.table(scores, {"right lens": (1.0, 2.0), "cylinders": (3.0, 4.0)}).splitlines()
-    assert lines[0] == "| arm | mAP | NDS | seeds | images, CPU ms | model, CPU ms |"
-    assert lines[2] == "| right lens | 0.4000 (0.3000 to 0.5000) | 0.4000 (0.4000 to 0.4000) | 2 | 1.0 | 2.0 |"
-    assert lines[3] == "| cylinders | 0.2000 | 0.1000 | 1 | 3.0 | 4.0 |"
+    times = {"right lens": (1.0, 2.0), "cylinders": (3.0, 4.0)}
+    lines = lens_table.table(scores, times, {arm: {"mAP": 0.1, "NDS": 0.2} for arm in scores}).splitlines()
+    assert lines[0] == "| arm | mAP as shipped | NDS as shipped | mAP | NDS | seeds | images, CPU ms | model, CPU ms |"
+    trained = "0.4000 (0.3000 to 0.5000) | 0.4000 (0.4000 to 0.4000)"
+    assert lines[2] == f"| right lens | 0.1000 | 0.2000 | {trained} | 2 | 1.0 | 2.0 |"
+    assert lines[3] == "| cylinders | 0.1000 | 0.2000 | 0.2000 | 0.1000 | 1 | 3.0 | 4.0 |"

@@ -76,4 +76,10 @@ def _divided(line: NDArray[np.float64], pieces: int) -> NDArray[np.float64]:
 
 def _seen(camera: CameraModel, points: NDArray[np.float64]) -> NDArray[np.float64]:
     uv, _ = camera.project(points)
-    return np.where((nearness_m(points, camera) >= NEAR_M)[:, None], uv, np.nan)
+    uv = np.where((nearness_m(points, camera) >= NEAR_M)[:, None], uv, np.nan)
+    if camera.lens is not None and camera.lens.kind == "cylinder":  # behind it the two ends of the image meet
+        half_turn = np.pi * abs(camera.intrinsics[0, 0])
+        with np.errstate(invalid="ignore"):
+            across = np.abs(np.diff(uv[:, 0])) > half_turn
+        uv[1:][across] = np.nan
+    return uv

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...core.answers import Detections
 from ...core.argoverse2 import EVALUATED_CLASSES
-from ...core.errors import DataError
+from ...core.errors import DataError, NoLabelsError
 from ...core.frames import Frame
 from ...core.ids import ids_apart
 from ...geometry import box_corners, invert_pose, transform_boxes, transform_points, wrap_angle
@@ -47,6 +47,11 @@ RECALLS = np.linspace(0, 1, 101)
 WORST_ERRORS = (ERRORS_AT_M, 1.0, math.pi)
 """ATE, ASE, AOE; also what they are divided by."""
 NUMBERS = ("ATE", "ASE", "AOE", "CDS", "AP")
+
+NOTHING_COUNTS = (
+    f"no label of the {len(EVALUATED_CLASSES)} classes counts: all lack LiDAR points, lie farther than "
+    f"{MAX_RANGE_M:g} m or outside the region of interest; score a labelled split, or everywhere"
+)
 
 Scores = dict[str, Any]
 
@@ -74,7 +79,8 @@ def detection_scores(
     """NUMBERS over all of ``class_names``, then ``classes_with_truth`` (the same over these) and ``classes``, by name.
 
     Labels outside ``class_names`` are not scored. Each class has NUMBERS, ``num_truths`` and ``num_predictions`` that
-    count. Raises DataError for arrays of other shapes, and numbers that are not finite.
+    count. Raises DataError for arrays of other shapes, and numbers that are not finite; NoLabelsError where no ground
+    truth counts.
     """
     num_classes = len(class_names)
     if predictions.names or truths.names:
@@ -91,6 +97,8 @@ def detection_scores(
     pd, pd_group = pd.where(order), pd_group[order]
     counted = (np.linalg.norm(gt.boxes[:, :3], axis=1) < MAX_RANGE_M) & (gt.counts > 0) & gt.in_region
     gt, gt_group = gt.where(counted), gt_group[counted]
+    if not len(gt.labels):
+        raise NoLabelsError(NOTHING_COUNTS)
 
     nearest, distance = nearest_truth(pd_group, pd.boxes[:, :3], gt_group, gt.boxes[:, :3])
     has = np.flatnonzero(nearest >= 0)
@@ -124,7 +132,8 @@ def argoverse2_scores(
     predictions: their ``names`` are tokens of frames, labels are as in ``class_names``. region_of: the region of
     interest of a log by its scene token; called once for each log. Labels that are none of ``class_names`` are left
     out, as the package leaves out categories that are not evaluated.
-    Raises DataError for frames without labels, predictions of sweeps that are not among the frames, and bad arrays.
+    Raises DataError for frames without labels, predictions of sweeps that are not among the frames, and bad arrays;
+    NoLabelsError where no label counts.
     """
     if unlabelled := [frame.token for frame in frames if frame.annotations is None]:
         raise DataError(f"sample {unlabelled[0]}: has no labels, as the test split; score a labelled split")
@@ -138,6 +147,26 @@ def argoverse2_scores(
     if region_of is not None:
         predictions, truths = (_with_region(boxes, frames, region_of) for boxes in (predictions, truths))
     return detection_scores(predictions, truths, class_names)
+
+
+def any_counts(
+    frames: Sequence[Frame],
+    class_names: Sequence[str] = EVALUATED_CLASSES,
+    region_of: Callable[[str], RegionOfInterest] | None = None,
+) -> bool:
+    """Whether a label of the frames, which all have labels, counts in the score; one log after the other, up to it."""
+    of_log: dict[str, list[Frame]] = {}
+    for frame in frames:
+        of_log.setdefault(frame.scene_token, []).append(frame)
+    for own in of_log.values():
+        truths = _truths(own, class_names)
+        near = np.linalg.norm(np.asarray(truths.boxes)[:, :3], axis=1) < MAX_RANGE_M
+        counted = near & (np.asarray(truths.labels) >= 0) & (np.asarray(truths.counts) > 0)
+        if counted.any() and region_of is not None:
+            counted &= np.asarray(_with_region(truths, own, region_of).in_region)
+        if counted.any():
+            return True
+    return False
 
 
 def sweep_boxes(detections: Mapping[str, Detections], frames: Sequence[Frame]) -> SweepBoxes:
@@ -227,7 +256,7 @@ def _class_scores(right: NDArray[np.bool_], errors: NDArray[np.float64], num_tru
 
 
 def _mean(classes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([own[key] for own in classes])) if classes else math.nan for key in NUMBERS}
+    return {key: float(np.mean([own[key] for own in classes])) for key in NUMBERS}
 
 
 def _renumbered(boxes: SweepBoxes, names: Sequence[str]) -> SweepBoxes:

@@ -21,6 +21,25 @@ CELLS_PER_M = 10
 MARGIN_M = 5.0
 MAX_CELLS = 400_000_000
 """Of a grid: the map of a log is some hundred metres wide."""
+ANYWHERE = "score without the region of interest: --everywhere, or region_of_interest = False in the config"
+
+
+def grid_of(areas: Sequence[NDArray[np.float64]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Lower left corner (m) and size (cells along x and y) of the grid of a map's drivable areas.
+
+    Raises DataError without an area, and for a map that is too large.
+    """
+    if not areas:
+        raise DataError(f"the map has no drivable area; {ANYWHERE}")
+    places = np.concatenate([area[:, :2] for area in areas])
+    (x_min, y_min), (x_max, y_max) = (
+        [int(limit) for limit in np.floor(places.min(0))],
+        [int(limit) for limit in np.ceil(places.max(0))],
+    )
+    size = ((x_max - x_min + 1) * CELLS_PER_M, (y_max - y_min + 1) * CELLS_PER_M)
+    if math.prod(size) > MAX_CELLS:
+        raise DataError(f"the map is {size[0] // CELLS_PER_M} x {size[1] // CELLS_PER_M} m large; give metres")
+    return (x_min, y_min), size
 
 
 @dataclass(frozen=True)
@@ -35,18 +54,9 @@ class RegionOfInterest:
     def of_areas(cls, areas: Sequence[NDArray[np.float64]]) -> RegionOfInterest:
         """From the outlines [points, 2 or 3] of drivable areas, in metres of the global frame.
 
-        Raises DataError without an area, and for a map that is too large.
+        Raises DataError as grid_of.
         """
-        if not areas:
-            raise DataError("the map has no drivable area; score without the region of interest")
-        places = np.concatenate([area[:, :2] for area in areas])
-        (x_min, y_min), (x_max, y_max) = (
-            [int(limit) for limit in np.floor(places.min(0))],
-            [int(limit) for limit in np.ceil(places.max(0))],
-        )
-        size = ((x_max - x_min + 1) * CELLS_PER_M, (y_max - y_min + 1) * CELLS_PER_M)
-        if math.prod(size) > MAX_CELLS:
-            raise DataError(f"the map is {size[0] // CELLS_PER_M} x {size[1] // CELLS_PER_M} m large; give metres")
+        (x_min, y_min), size = grid_of(areas)
         picture = Image.new("L", size)
         draw = ImageDraw.Draw(picture)
         for area in areas:

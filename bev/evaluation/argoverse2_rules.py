@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.argoverse2 import EVALUATED_CLASSES, sweep_time_ns
+from ...core.argoverse2 import EVALUATED_CLASSES, sweep_time_ns, sweep_token
 from ...core.errors import DataError
 from ...core.feather import FeatherTable
 from ...core.file_kinds import kind_of_file
@@ -40,12 +40,14 @@ def check_submission(
     sweeps: Mapping[str, Collection[int]] | None = None,
     class_names: Sequence[str] = EVALUATED_CLASSES,
     every_sweep: bool = True,
+    answered: Collection[str] = (),
 ) -> list[Problem]:
     """Every rule that the file breaks; an empty list means valid.
 
     sweeps: times (ns) by log id of the whole split (sweeps_of); without them foreign and missing sweeps are not
     reported. every_sweep: each sweep needs a box, for a file cannot tell a sweep where nothing was found from one that
-    was forgotten; False: each log does.
+    was forgotten; False: each log does. answered: tokens of sweeps that are known to be predicted, also where they have
+    no box; a log with one of them needs none.
     Raises DataError if the file does not exist, ConfigError without pyarrow.
     """
     if not Path(path).is_file():
@@ -59,13 +61,15 @@ def check_submission(
     problems = _check_columns(table)
     if problems:
         return problems
-    if not len(table):
+    if not len(table) and not answered:
         return [Problem("the file has no rows", "predict on every sweep of the split")]
     check = _Rows(table)
     check.numbers()
     check.classes(class_names)
     if sweeps is not None:
-        check.sweeps(sweeps, every_sweep)
+        known = set(answered)
+        done = {log for log, times in sweeps.items() if any(sweep_token(log, time) in known for time in times)}
+        check.sweeps(sweeps, every_sweep, done)
     return check.problems
 
 
@@ -143,7 +147,7 @@ class _Rows:
             known & (np.abs(length - 1) > 1e-3), "qw qx qy qz", "is no quaternion of length 1", "normalise (w, x, y, z)"
         )
         distance = np.linalg.norm(np.stack([finite[name] for name in CENTRE], 1), axis=1)
-        if distance.min() >= MAX_RANGE_M:
+        if len(distance) and distance.min() >= MAX_RANGE_M:
             fix = "give boxes in the EGO frame of their sweep, not in the city's"
             self.problems.append(Problem(f"no box lies within {MAX_RANGE_M:g} m of the car", fix))
 
@@ -154,7 +158,8 @@ class _Rows:
                 fix = f"use one of {', '.join(class_names)}"
                 self.report(category == number, "category", f"is {name[:60]!r}", fix)
 
-    def sweeps(self, sweeps: Mapping[str, Collection[int]], every_sweep: bool) -> None:
+    def sweeps(self, sweeps: Mapping[str, Collection[int]], every_sweep: bool, done: Collection[str]) -> None:
+        """done: logs that need no box."""
         if apart := ids_apart(self.logs, list(sweeps), "logs"):
             message, _, fix = apart.rpartition("; ")
             self.problems.append(Problem(message, fix))
@@ -170,7 +175,7 @@ class _Rows:
             missing = known[~np.isin(known, self.time_ns[own])]
             if len(missing) and every_sweep and not strange[own].all():
                 self._missing(f"{name} {missing[0]}", f"{len(missing)} of {len(known)} sweeps of this log have no box")
-        for name in sorted(sweeps.keys() - set(self.logs)):
+        for name in sorted(sweeps.keys() - set(self.logs) - set(done)):
             self._missing(name, "this log has no box")
 
     def _missing(self, place: str, message: str) -> None:

@@ -46,6 +46,7 @@ Ints = NDArray[np.int64]
 METHODS = ("wbf", "matrix-nms", "wbf+matrix-nms")
 OTHER_THRESHOLD = 0.3
 """For classes that Waymo does not have."""
+SIGMA = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,34 @@ class Fusion:
     """How boxes become one answer.
 
     method: of METHODS. let: compare with LET-IoU, else with IoU. thresholds: of the fusion by class name; default
-    Waymo's for LET-IoU (vehicle 0.5, others 0.3). sigma: of matrix NMS. min_score: lower ones are left out, before and
-    after. max_boxes: the best of a frame.
+    Waymo's for LET-IoU (vehicle 0.5, others 0.3). sigma: of matrix NMS, default SIGMA. min_score: lower ones are left
+    out, before and after. max_boxes: only so many best of a frame; default: all.
+
+    Raises ConfigError for values out of range, and for what the method does not use.
     """
 
     method: str = "wbf"
     let: bool = True
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    sigma: float = 0.5
+    sigma: float | None = None
     min_score: float = 0.0
-    max_boxes: int = 500
+    max_boxes: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!r}: choose from {', '.join(METHODS)}")
         if bad := [f"{name}={value}" for name, value in self.thresholds.items() if not 0 < value <= 1]:
             raise ConfigError(f"threshold {bad[0]}: an IoU is above 0 and at most 1")
-        if not (self.sigma >= 0 and np.isfinite(self.sigma)):
+        if self.sigma is not None and not (self.sigma >= 0 and np.isfinite(self.sigma)):
             raise ConfigError(f"sigma {self.sigma}: must be a number from 0")
+        if self.sigma is not None and self.method == "wbf":
+            raise ConfigError(f"sigma {self.sigma} is of matrix NMS: leave it out, or choose method wbf+matrix-nms")
+        if self.thresholds and self.method == "matrix-nms":
+            raise ConfigError("thresholds are of wbf, which matrix-nms alone does not use: leave them out")
+        if not 0 <= self.min_score <= 1:
+            raise ConfigError(f"min_score {self.min_score}: scores are from 0 to 1")
+        if self.max_boxes is not None and self.max_boxes < 1:
+            raise ConfigError(f"max_boxes {self.max_boxes}: keep at least 1, or leave it out to keep all")
 
     def threshold(self, class_name: str) -> float:
         """Of the fusion of a class."""
@@ -170,7 +181,7 @@ def _average(boxes: Floats, weight: Floats) -> Floats:
 
 
 def matrix_nms(
-    boxes: Floats, scores: Floats, labels: Ints, sigma: float = 0.5, let: bool = True, sensor_m: Floats = SENSOR_M
+    boxes: Floats, scores: Floats, labels: Ints, sigma: float = SIGMA, let: bool = True, sensor_m: Floats = SENSOR_M
 ) -> Floats:
     """Scores [n] of boxes [n, C] after matrix NMS, in their order. sigma 0: the linear form."""
     order = np.argsort(-scores, kind="stable")
@@ -215,7 +226,8 @@ def fuse(
         weight = np.asarray(weights, np.float64)
         scores = scores * weight[models] / weight.max()
     if how.method.endswith("matrix-nms"):
-        scores = matrix_nms(boxes, scores, labels, how.sigma, how.let, sensor_m)
+        sigma = SIGMA if how.sigma is None else how.sigma
+        scores = matrix_nms(boxes, scores, labels, sigma, how.let, sensor_m)
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= how.min_score][: how.max_boxes]
     return boxes[order], scores[order], labels[order], kept[source[order]]

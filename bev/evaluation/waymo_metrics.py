@@ -24,7 +24,7 @@ compute_detection_let_metrics_main), whose TensorFlow op tests/bev/evaluation/te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -38,13 +38,11 @@ from shapely import area, intersection, polygons
 
 from ...core.errors import DataError
 from ...core.ids import ids_apart
+from ...core.waymo import OBJECT_TYPES
 from ...geometry import box_corners_bev, wrap_angle
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-OBJECT_TYPES: Mapping[int, str] = {1: "VEHICLE", 2: "PEDESTRIAN", 3: "SIGN", 4: "CYCLIST"}
-"""Waymo's label.proto numbers of object types."""
 
 RANKED_TYPES = ("VEHICLE", "PEDESTRIAN", "CYCLIST")
 """Types that the leaderboard averages."""
@@ -172,9 +170,11 @@ def evaluate_waymo(
     return result
 
 
-def waymo_mean(scores: Mapping[str, WaymoScore], level: int = 2) -> dict[str, float]:
-    """``map``, ``maph`` and ``mapl`` over RANKED_TYPES; LET-3D-mAPL (level 2) ranks the camera-only leaderboard."""
-    chosen = [scores[f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"] for name in RANKED_TYPES]
+def waymo_mean(
+    scores: Mapping[str, WaymoScore], level: int = 2, types: Sequence[str] = RANKED_TYPES
+) -> dict[str, float]:
+    """``map``, ``maph`` and ``mapl`` over ``types``; LET-3D-mAPL (level 2) ranks the camera-only leaderboard."""
+    chosen = [scores[f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"] for name in types]
     return {f"m{key}": float(np.mean([getattr(score, key) for score in chosen])) for key in ("ap", "aph", "apl")}
 
 

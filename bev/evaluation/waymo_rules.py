@@ -14,7 +14,7 @@ import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ BOXES_PER_FRAME = 400
 """Suggested at most."""
 ENDINGS = (".tar.gz", ".tgz", ".gz", ".tar", ".bin", ".pb")
 _MAX_SHARDS = 10_000
+MAX_UNPACKED_BYTES, MAX_OBJECTS = 1 << 32, 20_000_000
+"""Of a whole submission. BOXES_PER_FRAME on each of the 40,000 frames of val are 16 million of some 125 bytes."""
 _AGAIN = "write the file again with `drivestack predict`"
 _TEXTS = {
     "account_name": "give the e-mail address of the account on Waymo's site (account of --waymo-entry)",
@@ -77,14 +79,21 @@ def check_submission(path: str | os.PathLike[str], frames: Sequence[Frame] | Non
 
 def meta_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the first shard says beside the boxes, by field; {} where there is none that can be read."""
-    shards, _ = _shards(Path(path))
-    return shards[0][1] if shards else {}
+    return next((meta for _, meta, _ in _each_shard(Path(path), [])), {})
 
 
 def read_submission(
     path: str | os.PathLike[str], frames: Sequence[Frame] | None = None, answered: Collection[str] = ()
 ) -> WaymoObjects:
-    """All boxes of a submission. Who submits does not matter here; everything else as check_submission has it.
+    """All boxes of a submission, see read_with_meta."""
+    return read_with_meta(path, frames, answered)[0]
+
+
+def read_with_meta(
+    path: str | os.PathLike[str], frames: Sequence[Frame] | None = None, answered: Collection[str] = ()
+) -> tuple[WaymoObjects, dict[str, Any]]:
+    """All boxes of a submission, and what its first shard says beside them, by field. Who submits does not matter here;
+    everything else as check_submission has it.
 
     answered: tokens of frames that are known to be predicted, also where they have no box. Raises SubmissionError
     naming the first broken rule.
@@ -98,7 +107,7 @@ def read_submission(
     if problems:
         more = f" (and {len(problems) - 1} more; see `drivestack check-submission`)" if len(problems) > 1 else ""
         raise SubmissionError(f"{path}: {problems[0]}{more}")
-    return found
+    return found, shards[0][1] if shards else {}
 
 
 # ------------------------------------------------------------------------------------------------------ the files
@@ -106,9 +115,17 @@ def read_submission(
 
 def _shards(path: Path) -> tuple[list[Shard], list[Problem]]:
     """The shards that can be read, and what is wrong with the others and the archive."""
-    shards: list[Shard] = []
     problems: list[Problem] = []
+    shards = list(_each_shard(path, problems))
+    if not shards and not problems:
+        problems.append(Problem("holds no shard", "put the serialised messages Submission into it"))
+    return shards, problems
+
+
+def _each_shard(path: Path, problems: list[Problem]) -> Iterator[Shard]:
+    """The shards that can be read, one after the other; what is wrong with the others goes into ``problems``."""
     contents = _contents(path, problems)
+    held = 0
     while True:
         try:
             name, content = next(contents)
@@ -128,17 +145,24 @@ def _shards(path: Path) -> tuple[list[Shard], list[Problem]]:
             wrong = "is empty" if not content else "has no inference_results"
             problems.append(Problem(f"shard {name} {wrong}", "write the boxes into it, or leave it out"))
             continue
-        shards.append((name, meta, objects))
-    if not shards and not problems:
-        problems.append(Problem("holds no shard", "put the serialised messages Submission into it"))
-    return shards, problems
+        del content  # before the next one is read
+        held += len(objects)
+        if held > MAX_OBJECTS:
+            problems.append(Problem(f"holds more than {MAX_OBJECTS} boxes", "keep the best of each frame"))
+            break
+        yield name, meta, objects
 
 
 def _contents(path: Path, problems: list[Problem]) -> Iterator[tuple[str, bytes]]:
     """Name and content of each shard; what is none goes into ``problems``. Raises what damaged archives do."""
     if path.is_dir():
+        total = 0
         for file in sorted(path.iterdir()):
             if file.is_file() and not file.name.startswith("."):
+                total += file.stat().st_size
+                if total > MAX_UNPACKED_BYTES:
+                    problems.append(_too_large())
+                    return
                 yield file.name, _read(file, problems)
             elif not file.name.startswith("."):
                 problems.append(Problem(f"{file.name} is no file", "keep the shards alone in the folder"))
@@ -165,8 +189,13 @@ def _contents(path: Path, problems: list[Problem]) -> Iterator[tuple[str, bytes]
 
 def _members(archive: tarfile.TarFile, problems: list[Problem]) -> Iterator[tuple[str, bytes]]:
     seen: set[str] = set()
+    total = 0
     for number, member in enumerate(archive):
         name = member.name[:100]
+        total += member.size  # also of what is skipped: it is unpacked, too
+        if total > MAX_UNPACKED_BYTES:
+            problems.append(_too_large())
+            return
         if number >= _MAX_SHARDS:
             problems.append(Problem(f"holds more than {_MAX_SHARDS} files", "write fewer, larger shards"))
             return
@@ -189,6 +218,10 @@ def _members(archive: tarfile.TarFile, problems: list[Problem]) -> Iterator[tupl
             if len(content) < member.size:
                 raise EOFError(f"{name} ends too early")
             yield name, content
+
+
+def _too_large() -> Problem:
+    return Problem(f"unpacks to more than {MAX_UNPACKED_BYTES / 1e9:.1f} GB", "keep the best boxes of each frame")
 
 
 def _read(path: Path, problems: list[Problem]) -> bytes:
@@ -340,8 +373,9 @@ def oddities(shards_of: str | os.PathLike[str], frames: Sequence[Frame] = ()) ->
     shards, _ = _shards(Path(shards_of))
     found = WaymoObjects.joined([own for _, _, own in shards])
     lines = []
-    if shards and shards[0][1].get("account_name") == NOBODY.account:
-        lines.append("account and method are placeholders; --waymo-entry of `drivestack predict` states them")
+    if shards and (unnamed := placeholders(shards[0][1])):
+        verb = "is a placeholder" if len(unnamed) == 1 else "are placeholders"
+        lines.append(f"{', '.join(unnamed)} {verb}; --waymo-entry of `drivestack predict` states them")
     used = set(np.unique(found.frame).tolist())
     tokens = {found.tokens[i] for i in used}
     if empty := [frame.token for frame in frames if frame.token not in tokens]:
@@ -357,6 +391,15 @@ def oddities(shards_of: str | os.PathLike[str], frames: Sequence[Frame] = ()) ->
     if far := int((np.abs(found.boxes[:, :3]).max(1, initial=0) > MAX_DISTANCE_M).sum()):
         lines.append(f"{far} of {len(found)} boxes are farther than {MAX_DISTANCE_M:g} m from the car")
     return lines
+
+
+def placeholders(meta: Mapping[str, Any]) -> list[str]:
+    """The fields of an Entry that say who submits and hold what stands there where nobody said it."""
+    names = {"account_name": "account", "unique_method_name": "method", "authors": "authors"}
+    unnamed = NOBODY.message(())
+    return [
+        name for field, name in (names | {"affiliation": "affiliation"}).items() if meta.get(field) == unnamed[field]
+    ]
 
 
 def _short(value: Any) -> str:

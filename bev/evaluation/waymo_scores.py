@@ -15,21 +15,22 @@ import numpy as np
 from ...core.errors import DataError
 from ...core.frames import Annotations, Frame
 from ...core.once import warn_once
+from ...core.waymo import CLASS_TYPES, MAX_POINTS_HARD
 from ...geometry import invert_pose
 from .waymo_metrics import (
     OBJECT_TYPES,
     RANGE_NAMES,
     RANGES_M,
+    RANKED_TYPES,
     WaymoGroundTruths,
     WaymoPredictions,
     WaymoScore,
     evaluate_waymo,
     waymo_mean,
 )
-from .waymo_submission import CLASS_TYPES, frame_key
+from .waymo_submission import frame_key
 from .waymo_wire import WaymoObjects
 
-MAX_POINTS_HARD = 5
 _KEYS = {"let": ("apl", "ap", "aph"), "standard": ("ap", "aph")}
 
 
@@ -84,7 +85,8 @@ def evaluate(frames: Sequence[Frame], found: WaymoObjects) -> dict[str, Any]:
     """LET-3D and standard scores of boxes. Their frames must be among ``frames`` (waymo_rules.check_frames).
 
     Keys: ``let`` and ``standard`` hold the means over vehicle, pedestrian and cyclist at LEVEL_2 (mapl, map, maph) and
-    ``breakdowns``; ``labels`` the number of labels that count in each breakdown.
+    ``breakdowns``; ``labels`` the number of labels that count in each breakdown. Officially a class without a label
+    counts as 0 in the means; ``with_labels`` are those over the classes that have one, ``classes_with_labels``.
     Raises DataError where the frames have no label that counts, or boxes lie on frames that are not there.
     """
     truths = ground_truths(frames)
@@ -99,12 +101,15 @@ def evaluate(frames: Sequence[Frame], found: WaymoObjects) -> dict[str, Any]:
     labels = WaymoGroundTruths(truths.boxes, truths.types, truths.difficulties, truths.frame)
     result: dict[str, Any] = {"frames": len(frames), "boxes": len(found)}
     result["labels"] = _label_counts(truths)
+    present = [name for name in RANKED_TYPES if result["labels"][_key(name, "", 2)]]
+    result["classes_with_labels"] = [name.lower() for name in present]
     for name, tolerant in (("let", True), ("standard", False)):
         if not set(same.tolist()) & set(truths.frame.tolist()):  # nothing that could match: 0, whatever the rest
             given = WaymoPredictions(*(np.zeros((0, 7)), *[np.zeros(0, np.int64)] * 3))
         scores = evaluate_waymo(given, labels, tolerant)
-        result[name] = _means(scores, tolerant) | {
-            "breakdowns": {key: {part: getattr(own, part) for part in _KEYS[name]} for key, own in scores.items()}
+        result[name] = _means(scores, tolerant, RANKED_TYPES) | {
+            "with_labels": _means(scores, tolerant, present) if present else None,
+            "breakdowns": {key: {part: getattr(own, part) for part in _KEYS[name]} for key, own in scores.items()},
         }
     return result
 
@@ -128,20 +133,33 @@ def _key(name: str, range_name: str, level: int) -> str:
     return f"OBJECT_TYPE_TYPE_{name}_LEVEL_{level}"
 
 
-def _means(scores: Mapping[str, WaymoScore], tolerant: bool) -> dict[str, float]:
-    means = waymo_mean(scores)
+def _means(scores: Mapping[str, WaymoScore], tolerant: bool, types: Sequence[str]) -> dict[str, float]:
+    means = waymo_mean(scores, types=types)
     return means if tolerant else {key: value for key, value in means.items() if key != "mapl"}
+
+
+def _mean_line(let: Mapping[str, float], standard: Mapping[str, float]) -> str:
+    return (
+        f"LET-3D-mAPL {let['mapl']:.4f}   LET-3D-mAP {let['map']:.4f}   LET-3D-mAPH {let['maph']:.4f}   "
+        f"mAP {standard['map']:.4f}   mAPH {standard['maph']:.4f}"
+    )
 
 
 def table(scores: Mapping[str, Any]) -> list[str]:
     """The scores as lines of text: means, then each class and range at both levels. "-": no label of it."""
     let, standard, labels = scores["let"], scores["standard"], scores["labels"]
     total = sum(labels[_key(name, "", 2)] for name in OBJECT_TYPES.values())
+    present, ranked = scores["classes_with_labels"], [name.lower() for name in RANKED_TYPES]
     lines = [
-        f"LET-3D-mAPL {let['mapl']:.4f}   LET-3D-mAP {let['map']:.4f}   LET-3D-mAPH {let['maph']:.4f}   "
-        f"mAP {standard['map']:.4f}   mAPH {standard['maph']:.4f}",
-        f"(means over vehicle, pedestrian, cyclist at LEVEL_2; {scores['frames']} frames, {total} labels, "
+        _mean_line(let, standard),
+        f"(means over {', '.join(ranked)} at LEVEL_2; {scores['frames']} frames, {total} labels, "
         f"{scores['boxes']} boxes)",
+    ]
+    if missing := [name for name in ranked if name not in present]:
+        lines.append(f"(no label of {', '.join(missing)} counts: 0 in these means, as officially)")
+        if present:
+            lines += [_mean_line(let["with_labels"], standard["with_labels"]), f"(means over {', '.join(present)})"]
+    lines += [
         "",
         f"{'':<10} {'range, m':<11} {'level':<6} {'labels':>7} {'LET APL':>8} {'LET AP':>8} {'LET APH':>8} "
         f"{'AP':>8} {'APH':>8}",

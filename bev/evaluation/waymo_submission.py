@@ -27,11 +27,10 @@ from ...core.answers import Detections
 from ...core.errors import SubmissionError
 from ...core.files import atomic_path
 from ...core.frames import Frame
+from ...core.waymo import CLASS_TYPES
 from ...geometry import invert_pose, transform_boxes, wrap_angle
 from .waymo_wire import MAX_MESSAGE_BYTES, WaymoObjects, encode_objects, encode_submission, token_of
 
-CLASS_TYPES: Mapping[str, int] = {"vehicle": 1, "pedestrian": 2, "sign": 3, "cyclist": 4}
-"""Class names of Waymo's frames, and label.proto's numbers."""
 CAMERA_ONLY_DETECTION_3D, CAMERA_ALL = 6, 3
 MIN_SCORE = 0.03
 MIN_SIZE_M = 1e-6

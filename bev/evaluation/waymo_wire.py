@@ -18,9 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+from ...core.wire import FIXED32, FIXED64, LENGTH, VARINT, fields
+from ...core.wire import read_varint as _read_varint
+
 MAX_MESSAGE_BYTES = (1 << 31) - 1
 """That protobuf reads."""
+MAX_TINY_OBJECTS = 1000
+"""Of a message, that are shorter than a box: a file of empty objects takes a hundred times its size in memory."""
+_BOX_BYTES = 7 * 9  # of the numbers of a box with their tags
+MAX_OBJECT_BYTES = 1 << 16
+"""A box takes some 125."""
+_CHUNK, _CHUNK_BYTES = 1 << 16, 1 << 23  # objects that are decoded at once
+_MAX_PARTS = 1000  # of a message beside its objects: fields of boxes, authors
 _MAX_LAYOUTS = 64  # of one length that are looked for; a file with more of them is read object by object
 
 _BOX_FIELDS = (1, 2, 3, 5, 4, 6, 7)  # x, y, z, length, width, height, heading
@@ -202,60 +211,28 @@ def encode_submission(meta: Mapping[str, Any], objects: Sequence[bytes]) -> byte
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def _read_varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
-    """(value, where it ends). Raises ValueError where it does not end in time."""
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError(f"a number does not end (byte {at})")
-
-
-def fields(content: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, first byte, end) of each field's value in a message. Raises ValueError for what is none."""
-    at = start
-    while at < end:
-        tag, at = _read_varint(content, at, end)
-        number, wire = tag >> 3, tag & 7
-        if wire == VARINT:
-            _, stop = _read_varint(content, at, end)
-        elif wire == FIXED64:
-            stop = at + 8
-        elif wire == FIXED32:
-            stop = at + 4
-        elif wire == LENGTH:
-            size, at = _read_varint(content, at, end)
-            stop = at + size
-        else:
-            raise ValueError(f"byte {at} has wire type {wire}, which messages of today do not have")
-        if not number or stop > end:
-            raise ValueError(f"a field at byte {at} {'has number 0' if not number else 'ends too late'}")
-        yield number, wire, at, stop
-        at = stop
-
-
 def decode_submission(content: bytes) -> tuple[dict[str, Any], WaymoObjects | None]:
     """(meta by name of SUBMISSION_FIELDS, boxes) of a message; boxes None where it has no field for them, and fields
     of other numbers under "unknown". Raises ValueError for what is no such message.
     """
     meta: dict[str, Any] = {}
-    parts = []
+    parts: list[WaymoObjects] = []
     for number, wire, start, stop in fields(content, 0, len(content)):
         if number == _RESULTS and wire == LENGTH:
+            if len(parts) == _MAX_PARTS:
+                raise ValueError(f"more than {_MAX_PARTS} fields of boxes")
             parts.append(decode_objects(content, start, stop))
             continue
         name, expected = SUBMISSION_FIELDS.get(number, ("", -1))
         if wire != expected and not (name == "object_types" and wire == LENGTH):
-            meta.setdefault("unknown", []).append(number)
+            strange = meta.setdefault("unknown", [])
+            if number not in strange and len(strange) < _MAX_PARTS:
+                strange.append(number)
             continue
         value: Any
         if expected == VARINT and wire == LENGTH:  # packed
             value, at = [], start
-            while at < stop:
+            while at < stop and len(value) <= _MAX_PARTS:
                 number_read, at = _read_varint(content, at, stop)
                 value.append(number_read)
         elif wire == VARINT:
@@ -266,15 +243,24 @@ def decode_submission(content: bytes) -> tuple[dict[str, Any], WaymoObjects | No
             value = content[start:stop].decode("utf-8")
         if name in _REPEATED:
             meta.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+            if len(meta[name]) > _MAX_PARTS:
+                raise ValueError(f"{name} has more than {_MAX_PARTS} entries")
         else:
             meta[name] = value
     return meta, WaymoObjects.joined(parts) if parts else None
 
 
 def decode_objects(content: bytes, start: int = 0, end: int | None = None) -> WaymoObjects:
-    """The boxes of a message Objects. Raises ValueError for what is no such message."""
+    """The boxes of a message Objects. Raises ValueError for what is no such message, and where more than
+    MAX_TINY_OBJECTS of its objects are too short for a box, or one is longer than MAX_OBJECT_BYTES.
+    """
     end = len(content) if end is None else end
-    begin, size = _object_spans(content, start, end)
+    parts = [_decode_chunk(content, *spans) for spans in _object_spans(content, start, end)]
+    return parts[0] if len(parts) == 1 else WaymoObjects.joined(parts)
+
+
+def _decode_chunk(content: bytes, begin: NDArray[np.int64], size: NDArray[np.int64]) -> WaymoObjects:
+    """The objects [k] at these bytes, of these lengths."""
     count = len(begin)
     table: dict[str, NDArray[Any]] = {f"box{i}": np.full(count, np.nan) for i in range(7)}
     table["score"] = np.full(count, np.nan, np.float32)
@@ -299,9 +285,11 @@ def decode_objects(content: bytes, start: int = 0, end: int | None = None) -> Wa
     )
 
 
-def _object_spans(content: bytes, start: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First byte and length of each field ``objects`` of a message Objects."""
-    begin, size, at = [], [], start
+def _object_spans(content: bytes, start: int, end: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """First byte and length of each field ``objects`` of a message Objects, of _CHUNK after _CHUNK."""
+    begin: list[int] = []
+    size: list[int] = []
+    at, tiny, held = start, 0, 0
     while at < end:
         if at + 1 < end and content[at] == 1 << 3 | LENGTH and content[at + 1] < 0x80:  # nearly always
             length, at = content[at + 1], at + 2
@@ -313,12 +301,23 @@ def _object_spans(content: bytes, start: int, end: int) -> tuple[NDArray[np.int6
                 at = stop
                 continue
             length, at = stop - first, first
+        if at + length > end:
+            raise ValueError(f"the object at byte {at} ends too late")
+        if length > MAX_OBJECT_BYTES:
+            raise ValueError(f"the object at byte {at} has {length} bytes, more than {MAX_OBJECT_BYTES}")
+        if length < _BOX_BYTES:
+            tiny += 1
+            if tiny > MAX_TINY_OBJECTS:
+                raise ValueError(f"more than {MAX_TINY_OBJECTS} objects are shorter than a box")
         begin.append(at)
         size.append(length)
         at += length
-    if at > end:
-        raise ValueError(f"the object at byte {begin[-1]} ends too late")
-    return np.array(begin, np.int64), np.array(size, np.int64)
+        held += length
+        if len(begin) == _CHUNK or held >= _CHUNK_BYTES:
+            yield np.array(begin, np.int64), np.array(size, np.int64)
+            begin, size, held = [], [], 0
+    if begin:
+        yield np.array(begin, np.int64), np.array(size, np.int64)
 
 
 def _leaves(content: bytes, start: int, end: int, path: tuple[int, ...] = ()) -> Iterator[tuple[Any, int, int, int]]:

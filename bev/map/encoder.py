@@ -19,7 +19,6 @@ from ...backbone.cpu.plain import is_ordinary, is_plain
 from ...backbone.internimage.layers import LayerNorm
 from ...core.errors import ConfigError
 from ...geometry import BevGrid, Lens
-from ...geometry.lenses import KINDS, num_coefficients
 from .attention import Shapes, SpatialCrossAttention, TemporalSelfAttention
 
 MIN_DEPTH_M = 1e-5
@@ -92,9 +91,8 @@ def _through_lenses(
     flat = points_m.flatten(0, -2)  # [Q * D, 3]
     for sample, cameras in enumerate(lenses.tolist()):
         for camera, row in enumerate(cameras):
-            if row[0]:
-                pose, kind = camera_from_bev[sample, camera].float(), KINDS[round(row[0]) - 1]
-                lens = Lens(kind, tuple(row[8 : 8 + num_coefficients(kind)]), row[1])
+            if (lens := Lens.of_row(row)) is not None:
+                pose = camera_from_bev[sample, camera].float()
                 where, pixels, seen = _through_lens(flat, pose, lens, row[2:8])
                 for target, values in zip(out, (pixels[:, 0], pixels[:, 1], seen)):
                     target[sample, camera].zero_().view(-1)[where] = values

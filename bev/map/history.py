@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.frames import Frame, past_bev_from_current
+from ...geometry.lenses import ROW
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def recall(
     loaded. Raises ValueError where images of the past were padded to another size.
     """
     clip, matrices, sizes, valid, lenses = [], [], [], [], []
+    no_lens = batch.image_from_bev.new_zeros((*batch.image_from_bev.shape[2:3], ROW))  # of pinholes
     for offset in offsets:
         past = [None if offset == 0 else find_past(history, frame, -offset) for frame in batch.frames]
         for frame, p in zip(batch.frames, past):
@@ -100,9 +102,9 @@ def recall(
         )
         seen = [batch.image_from_bev[b, 0] if p is None else _seen_from(batch, b, p) for b, p in own]
         matrices.append(torch.stack(seen))
-        if batch.lenses is not None:
-            rows = [batch.lenses[b, 0] if p is None else p.lenses for b, p in own]
-            lenses.append(torch.stack([torch.zeros_like(batch.lenses[0, 0]) if row is None else row for row in rows]))
+        now = [None] * len(past) if batch.lenses is None else batch.lenses[:, 0]
+        rows = [now[b] if p is None else p.lenses for b, p in own]
+        lenses.append(torch.stack([no_lens if row is None else row for row in rows]))
         sizes.append(torch.stack([batch.image_size_px[b, 0] if p is None else p.image_size_px for b, p in own]))
     return clip, replace(
         batch,
@@ -110,7 +112,7 @@ def recall(
         frame_valid=torch.stack(valid, 1),
         image_from_bev=torch.stack(matrices, 1),
         image_size_px=torch.stack(sizes, 1),
-        lenses=torch.stack(lenses, 1) if lenses else None,
+        lenses=every if (every := torch.stack(lenses, 1))[..., 0].any() else None,
     )
 
 

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...geometry.lenses import project_rows, ray_rows
-
-MAX_LENS_ANGLE = math.radians(85)
+from ...geometry.lenses import MAX_LENS_ANGLE, project_rows, ray_rows
 
 # Signs of the corners along (length, width, height): front then rear, each right round from the upper left.
 _SIGNS = torch.tensor(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ...core.frames import Annotations, CameraView
 from ...core.labels import MonoTargets
 from ...geometry import CameraModel, invert_pose, matrix_to_quaternion, transform_points
+from ...geometry.lenses import MAX_LENS_ANGLE
 from ..clips.transforms import ImagePlacement
 
 NO_ATTRIBUTE = 3
@@ -117,12 +118,14 @@ def mono_targets(
     """Targets of one image after crop and resize (not mirrored), or None if nothing is left.
 
     3D boxes stay in the camera frame in metres; they go with the intrinsics and the lens of ``placement.camera``. A box
-    whose centre the camera could not see has no target.
+    whose centre the camera could not see, or sees at more than MAX_LENS_ANGLE from its axis, has no target.
     """
     label_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in annotations.names], dtype=np.int64)
     enough = annotations.num_lidar_points + annotations.num_radar_points >= MIN_POINTS
     keep = np.flatnonzero((labels >= 0) & enough)
+    if not len(keep):
+        return None
     camera_from_global = invert_pose(view.global_from_camera)
     centre = transform_points(camera_from_global, annotations.centre_global_m[keep])
     rotation = camera_from_global[:3, :3] @ annotations.rotation_global[keep]
@@ -134,6 +137,8 @@ def mono_targets(
     sides = boxes[:, 2:] - boxes[:, :2]
     good = devkit_visible(corners, view.camera) & (inside >= MIN_INSIDE)
     good &= (sides > MIN_SIDE_PX).all(1) & np.isfinite(view.camera.project(centre)[0]).all(1)
+    if view.camera.lens is not None:
+        good &= np.arctan2(np.hypot(centre[:, 0], centre[:, 1]), centre[:, 2]) < MAX_LENS_ANGLE
     if not good.any():
         return None
     keep = keep[good]

@@ -8,7 +8,7 @@ JSON, where a moment without objects is one that was labelled and is empty:
 
 CSV, a row for each box, with a header: ``timestamp_us,class,x,y,z,length,width,height,yaw_rad`` and, where they are
 known, ``vx,vy,track``. Middle of the box, metres, yaw counter-clockwise from x; in the global frame or in the EGO frame
-of the keyframe; velocity and track may be missing.
+at ``timestamp_us``; velocity and track may be missing.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.errors import LIBRARY_ERRORS, ConfigError, DataError
 from ...core.files import atomic_path
 from ...core.frames import Annotations, Frame
+from ...geometry import interpolate_poses
+from .checks import INT64
 
 logger = logging.getLogger("drivestack")
 
@@ -43,38 +47,61 @@ class Moment:
 
 
 def label_frames(frames: Sequence[Frame], path: str | Path, boxes_in: str = "global") -> list[Frame]:
-    """The frames with the boxes of a file: those of the nearest time, at most MAX_OFFSET_US away.
+    """The frames with the boxes of a file. Each of its times labels the nearest keyframe, at most MAX_OFFSET_US away.
 
-    boxes_in: "global", or "ego" for boxes around the car. Frames without labels in the file have none (None); how many,
-    and how many of the file belong to no frame, is said in one line. Raises ConfigError for another boxes_in, DataError
-    naming file and row for what cannot be read, and if nothing in the file belongs to a frame.
+    boxes_in: "global", or "ego" for boxes around the car, which are placed by its pose at their time: between the
+    keyframes of the scene before and after it, or, where there are not both, that of the keyframe (off by 1 m at 20 m/s
+    and 50 ms). How far objects move between their time and the keyframe's is left in. Of several times that are nearest
+    to one keyframe the nearest counts. Frames without labels in the file have none (None); how many, and how many times
+    of the file belong to no frame, is said in one line. Raises ConfigError for another boxes_in, DataError naming file
+    and row for what cannot be read, and if nothing in the file belongs to a frame.
     """
     if boxes_in not in ("global", "ego"):
         raise ConfigError(f"boxes_in {boxes_in!r}: choose global or ego, the frame that the boxes are in")
+    if not frames:
+        return []
     moments = read_boxes(path)
-    times = np.array([moment.timestamp_us for moment in moments], np.int64)
-    out, used = [], set()
-    for frame in frames:
-        near = int(np.argmin(np.abs(times - frame.timestamp_us))) if len(times) else -1
-        if near < 0 or abs(int(times[near]) - frame.timestamp_us) > MAX_OFFSET_US:
-            out.append(frame)
-            continue
-        used.add(near)
-        pose = frame.global_from_ego if boxes_in == "ego" else None
-        out.append(replace(frame, annotations=_annotations(moments[near], pose, f"{path}: {times[near]} us")))
-    if not used:
-        span = f"{times.min()} to {times.max()}" if len(times) else "none"
+    order = sorted(range(len(frames)), key=lambda i: frames[i].timestamp_us)
+    times = [frames[i].timestamp_us for i in order]
+    chosen: dict[int, tuple[int, int]] = {}  # keyframe -> (offset in us, moment)
+    for number, moment in enumerate(moments):
+        k = bisect_left(times, moment.timestamp_us)
+        offset, near = min((abs(times[j] - moment.timestamp_us), order[j]) for j in (k - 1, k) if 0 <= j < len(times))
+        if offset <= MAX_OFFSET_US and (near not in chosen or offset < chosen[near][0]):
+            chosen[near] = offset, number
+    if not chosen:
+        span = f"{moments[0].timestamp_us} to {moments[-1].timestamp_us}" if moments else "none"
         raise DataError(
             f"{path}: none of its times ({span}) is within {MAX_OFFSET_US / 1000:g} ms of a keyframe "
-            f"({frames[0].timestamp_us} to {frames[-1].timestamp_us}); give timestamp_us of the images"
+            f"({times[0]} to {times[-1]}); give timestamp_us of the images"
         )
+    out = list(frames)
+    scenes: dict[str, list[Frame]] = {}
+    for i in order:
+        scenes.setdefault(frames[i].scene_token, []).append(frames[i])
+    for i, (_, number) in chosen.items():
+        moment = moments[number]
+        drive = scenes[frames[i].scene_token]
+        pose = _car_at(moment.timestamp_us, frames[i], drive) if boxes_in == "ego" else None
+        notes = _annotations(moment, pose, f"{path}: {moment.timestamp_us} us")
+        out[i] = replace(frames[i], annotations=notes)
     bare = sum(frame.annotations is None for frame in out)
-    if bare or len(used) < len(moments):
+    if bare or len(chosen) < len(moments):
         logger.warning(
             "%s: labels %d of %d keyframes; %d of its %d times belong to none",
-            *(path, len(out) - bare, len(out), len(moments) - len(used), len(moments)),
+            *(path, len(out) - bare, len(out), len(moments) - len(chosen), len(moments)),
         )
     return out
+
+
+def _car_at(time_us: int, near: Frame, drive: Sequence[Frame]) -> NDArray[np.float64]:
+    """global_from_ego [4, 4] at a time between keyframes of a drive, in order; else that of the keyframe near it."""
+    k = bisect_left(drive, time_us, key=lambda frame: frame.timestamp_us)
+    if not 0 < k < len(drive) or time_us == near.timestamp_us:
+        return near.global_from_ego
+    before, after = drive[k - 1], drive[k]
+    share = (time_us - before.timestamp_us) / (after.timestamp_us - before.timestamp_us)
+    return interpolate_poses(before.global_from_ego, after.global_from_ego, share)
 
 
 def read_boxes(path: str | Path) -> list[Moment]:
@@ -88,7 +115,10 @@ def read_boxes(path: str | Path) -> list[Moment]:
             rows = [(row["timestamp_us"], row["objects"]) for row in json.loads(path.read_text("utf-8"))["frames"]]
         moments: dict[int, list[dict[str, Any]]] = {}
         for time, objects in rows:
-            moments.setdefault(int(time), []).extend(objects)
+            time_us = int(time)
+            if not -INT64 <= time_us < INT64:
+                raise ValueError(f"timestamp_us {str(time)[:30]} is no time in microseconds")
+            moments.setdefault(time_us, []).extend(objects)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; name the JSON or CSV file of the boxes") from None
     except (OSError, csv.Error, *LIBRARY_ERRORS) as error:

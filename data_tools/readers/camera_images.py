@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import LIBRARY_ERRORS, DataError, library_errors
-from ...core.frames import Annotations, CameraView, Frame
+from ...core.frames import SEEN_POINTS, Annotations, CameraView, Frame
 from ...geometry import CameraModel, pose, quaternion_to_matrix, transform_points
 from .checks import check_frames
 from .file_paths import path_below
@@ -34,7 +34,6 @@ from .registry import Conventions, register_reader
 
 AHEAD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # EGO from a camera that looks ahead
 CAMERA = "CAMERA"
-SEEN = 3  # LiDAR points of a box where the file counts none: as many as make it a label of its image
 
 Row = dict[str, Any]
 
@@ -128,7 +127,7 @@ def _annotations(rows: list[Row], names: dict[Any, str], ego_from_camera: Any) -
         size_lwh_m=np.array([row["size_lwh_m"] for row in rows], float).reshape(n, 3),
         velocity_global_mps=speed[:, None] * rotation[:, :2, 0],
         attributes=[str(row.get("attribute", "")) for row in rows],
-        num_lidar_points=np.array([row.get("num_lidar_pts", SEEN) for row in rows], np.int64),
+        num_lidar_points=np.array([row.get("num_lidar_pts", SEEN_POINTS) for row in rows], np.int64),
         num_radar_points=np.zeros(n, np.int64),
         tokens=[str(row.get("sample_annotation_token", "")) for row in rows],
         instance_tokens=[""] * n,

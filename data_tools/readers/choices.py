@@ -20,9 +20,12 @@ def classes_of(
     """Class of each object of a category, '' where it has none.
 
     classes: category -> class, as the user has it; None: the set's own (usual), or the categories themselves. Raises
-    ConfigError for what is no mapping.
+    ConfigError for what is no mapping to names.
     """
     if classes is not None and not isinstance(classes, Mapping):
         raise ConfigError(f"option classes is {str(classes)[:60]!r}; give a mapping, such as {{'vehicle': 'car'}}")
+    for category, name in (classes or {}).items():
+        if not isinstance(name, str):
+            raise ConfigError(f"option classes: {category!r} becomes {name!r}; give the name of a class")
     chosen = usual if classes is None else classes
     return list(categories) if chosen is None else [chosen.get(category, "") for category in categories]

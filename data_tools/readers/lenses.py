@@ -3,7 +3,7 @@
 Coefficients lie in one of DISTORTION_FIELDS, the model in one of MODEL_FIELDS:
 
     brown_conrady (also: plumb_bob, rational_polynomial, opencv, radtan, pinhole, or no model stated)
-                     OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6 [s1 s2 s3 s4]]]: 4, 5, 8 or 12 numbers
+                     OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6 [s1 s2 s3 s4]]]: 4, 5, 8 or 12 numbers, or by these names
     kannala_brandt (also: equidistant, fisheye, opencv_fisheye)    k1 k2 k3 k4, OpenCV's fisheye
     f_theta, f_theta_backward, double_sphere
                      as geometry.lenses lists them, the matrix being that of the equivalent pinhole
@@ -46,6 +46,8 @@ _ORDER = {
     "brown_conrady": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4"),
     "kannala_brandt": ("k1", "k2", "k3", "k4"),
 }
+_SYNONYMS = {"t1": "p1", "t2": "p2"}
+"""ROS's names of the tangential coefficients."""
 
 
 def lens_fields(camera: CameraModel) -> dict[str, Any]:
@@ -94,33 +96,57 @@ class LensNotes:
         if self.undistorted:
             return camera
         stated = next((str(fields[f]).strip().lower() for f in MODEL_FIELDS if isinstance(fields.get(f), str)), "")
-        kind = _MODELS.get(stated)
-        found = {
-            field: values for field in DISTORTION_FIELDS if (values := _numbers(fields.get(field), kind)) is not None
-        }
-        found = {field: values for field, values in found.items() if kind != "brown_conrady" or np.any(values != 0)}
+        kind, limit_rad = _MODELS.get(stated), fields.get(LIMIT_FIELD)
+        found: dict[str, NDArray[np.float64]] = {}
+        for field in DISTORTION_FIELDS:
+            try:
+                values = _numbers(fields.get(field), kind)
+            except ValueError as error:
+                self._keep(name, camera, kind, (), f"{field}: {error}")
+                return camera
+            if values is None or (kind == "brown_conrady" and not values.any()):
+                continue
+            if not any(_equal(values, other) for other in found.values()):
+                found[field] = values
         if kind == "brown_conrady" and not found:
             return camera
         if kind is not None and len(found) == 1 and self.lens == "used":
             ((field, values),) = found.items()
             try:
                 with np.errstate(all="ignore"):  # of numbers that no lens has
-                    made = _with_lens(camera, kind, values, fields.get(LIMIT_FIELD))
+                    made = _with_lens(camera, kind, values, limit_rad)
                     self._check(name, made, field)
             except ValueError as error:
-                self._keep(name, camera, values, kind, f"{field}: {error}")
+                self._keep(name, camera, kind, found.values(), f"{field}: {error}", limit_rad)
                 return camera
             return made
-        for field, values in found.items():
-            self._keep(name, camera, values, kind, f"{field} {[float(f'{v:.4g}') for v in values]}")
+        listed = [f"{field} {[float(f'{v:.4g}') for v in values]}" for field, values in found.items()]
+        what = " and ".join(listed) + " disagree" * (len(listed) > 1)
         if kind is None or not found:
-            what = f"lens model {stated!r}" + ("" if kind is None else " without coefficients")
-            self._keep(name, camera, np.zeros(0), kind, what)
+            what = f"lens model {stated!r}" + (f", {what}" if found else " without coefficients" if kind else "")
+        self._keep(name, camera, kind, found.values(), what, limit_rad)
         return camera
 
-    def _keep(self, name: str, camera: CameraModel, values: NDArray[np.float64], kind: str | None, what: str) -> None:
-        with np.errstate(all="ignore"):
-            moved_px = corner_shift_px(camera, values, kind == "kannala_brandt")
+    def _keep(
+        self,
+        name: str,
+        camera: CameraModel,
+        kind: str | None,
+        coefficients: Iterable[NDArray[np.float64]],
+        what: str,
+        limit_rad: Any = None,
+    ) -> None:
+        """Notes why a lens is left out. coefficients: those that it may have, none or several where it is not known."""
+        shifts = [np.nan]
+        for values in coefficients:
+            if kind == "brown_conrady" and len(values) == 3:  # as those mean it who state k1 k2 k3
+                values = np.array([*values[:2], 0, 0, values[2]])
+            try:
+                with np.errstate(all="ignore"):
+                    shifts.append(corner_shift_px(_with_lens(camera, kind or "", values, limit_rad)))
+            except ValueError:  # no such lens
+                continue
+        moved_px = float(np.fmax.reduce(shifts))
         if name not in self._worst or moved_px > self._worst[name][0]:
             self._worst[name] = moved_px, what
 
@@ -140,6 +166,8 @@ class LensNotes:
             worst = max(self._worst, key=lambda camera: np.nan_to_num(self._worst[camera][0], nan=np.inf))
             moved_px, what = self._worst[worst]
             size = f", which moves a corner of its image by {moved_px:.0f} pixels" if np.isfinite(moved_px) else ""
+            if np.isposinf(moved_px):
+                size = ", which sees nothing at a corner of its image"
             others = f" and {len(self._worst) - 1} other cameras" if len(self._worst) > 1 else ""
             fix = (
                 "as the option lens=ignored says"
@@ -175,12 +203,34 @@ def _with_lens(camera: CameraModel, kind: str, values: NDArray[np.float64], limi
 
 
 def _numbers(value: Any, kind: str | None) -> NDArray[np.float64] | None:
-    """Coefficients as a flat array; None for anything that is none, for a field of that name may hold anything."""
-    if isinstance(value, Mapping):  # by their names
-        order = _ORDER.get(kind or "", _ORDER["brown_conrady"])
-        last = max((i + 1 for i, key in enumerate(order) if key in value), default=0)
-        last = min((count for count in (4, 5, 8, 12) if count >= last), default=last) if last else 0
-        value = [value.get(key, 0.0) for key in order[:last]]
+    """Coefficients as a flat array; None for anything that is none, for a field of that name may hold anything.
+
+    Raises ValueError for coefficients by names that the model does not have.
+    """
+    if isinstance(value, Mapping):
+        return _named_numbers(value, kind) if value and kind is not None else None
+    return _finite(value)
+
+
+def _named_numbers(value: Mapping[Any, Any], kind: str) -> NDArray[np.float64]:
+    order = _ORDER.get(kind)
+    if order is None:
+        raise ValueError(f"give a list, as {kind} has its coefficients")
+    if unknown := [str(key)[:20] for key in value if _SYNONYMS.get(key, key) not in order]:
+        listed = f"{', '.join(unknown[:5])} {'is' if len(unknown) == 1 else 'are'} none of {', '.join(order)}"
+        raise ValueError(listed + (", and t1, t2 for p1, p2" if kind == "brown_conrady" else ""))
+    if twice := [f"{name} and {key}" for key, name in _SYNONYMS.items() if key in value and name in value]:
+        raise ValueError(f"{twice[0]} are the same coefficient")
+    named = {_SYNONYMS.get(key, key): number for key, number in value.items()}
+    last = max(order.index(key) + 1 for key in named)
+    count = min(count for count in (4, 5, 8, 12) if count >= last)
+    values = _finite([named.get(key, 0.0) for key in order[:count]])
+    if values is None:
+        raise ValueError("its values are no finite numbers")
+    return values
+
+
+def _finite(value: Any) -> NDArray[np.float64] | None:
     try:
         values = np.asarray(value, dtype=np.float64).ravel()
     except (TypeError, ValueError, OverflowError):
@@ -188,28 +238,16 @@ def _numbers(value: Any, kind: str | None) -> NDArray[np.float64] | None:
     return values if 0 < values.size <= 14 and np.all(np.isfinite(values)) else None
 
 
-def corner_shift_px(camera: CameraModel, coefficients: NDArray[np.float64], fisheye: bool = False) -> float:
-    """How far the lens moves the image corner that it moves most, against a pinhole; NaN for unknown models.
+def _equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    """Whether two fields state the same; those that one lacks are zero."""
+    both = np.zeros((2, 14))
+    both[0, : len(a)], both[1, : len(b)] = a, b
+    return np.array_equal(both[0], both[1])
 
-    coefficients: 3 (k1 k2 k3), 4, 5 or 8 of Brown-Conrady, or 4 of OpenCV's fisheye model (fisheye).
-    """
-    width, height = camera.width_px, camera.height_px
-    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
-    x, y, _ = np.linalg.inv(camera.intrinsics) @ corners.T
-    radius2 = x * x + y * y
-    k = np.zeros(8)
-    if fisheye and len(coefficients) == 4:
-        radius = np.sqrt(radius2)
-        angle = np.arctan(radius)
-        powers = angle ** np.array([[2], [4], [6], [8]])
-        factor = angle * (1 + coefficients @ powers) / np.maximum(radius, 1e-12)
-    elif len(coefficients) in (3, 4, 5, 8):
-        k[[0, 1, 4] if len(coefficients) == 3 else slice(len(coefficients))] = coefficients
-        factor = (1 + radius2 * (k[0] + radius2 * (k[1] + radius2 * k[4]))) / (
-            1 + radius2 * (k[5] + radius2 * (k[6] + radius2 * k[7]))
-        )
-    else:
-        return float("nan")
-    dx = x * (factor - 1) + 2 * k[2] * x * y + k[3] * (radius2 + 2 * x * x)
-    dy = y * (factor - 1) + k[2] * (radius2 + 2 * y * y) + 2 * k[3] * x * y
-    return float(np.hypot(dx * camera.intrinsics[0, 0], dy * camera.intrinsics[1, 1]).max())
+
+def corner_shift_px(camera: CameraModel) -> float:
+    """How far the lens moves the image corner that it moves most, against a pinhole; inf where it does not see one."""
+    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * [camera.width_px, camera.height_px]
+    rays = camera.pinhole.unproject(corners)
+    moved = camera.project(rays)[0] - camera.pinhole.project(rays)[0]
+    return float(np.nan_to_num(np.hypot(*moved.T), nan=np.inf).max())

@@ -260,7 +260,10 @@ def test_a_sample_that_is_missing_is_named(answers: Path, root: Path, source, tm
         (["score", "ANSWERS/lanes.pkl", "--openlane", "ROOT"], "--split"),
         (["check-submission", "nowhere.pkl"], "nowhere.pkl"),
         (["check-submission", "nowhere.zip"], "nowhere.zip"),
-        (["check-submission", "ROOT"], "holds no submission.json, occupancy.zip, lanes.pkl"),
+        (
+            ["check-submission", "ROOT"],
+            "holds no submission.json or waymo_submission.tar.gz or detections.feather, occupancy.zip, ",
+        ),
         (["check-submission", "ANSWERS/occupancy", "--tasks", "lanes"], "holds no lanes.pkl"),
     ],
 )
@@ -282,7 +285,9 @@ def test_places_and_find(tmp_path: Path) -> None:
     for ending, task in ENDINGS.items():
         assert find(f"x{ending}") == {task: Path(f"x{ending}")}
     assert find("x.bin", ["lanes"]) == {"lanes": Path("x.bin")}
-    with pytest.raises(ConfigError, match=r"x\.txt ends like a file of none of the tasks \(\.json boxes, \.tar\.gz"):
+    with pytest.raises(
+        ConfigError, match=r"x\.txt ends like a file of none of the tasks \(\.json, \.tar\.gz and \.feather boxes, "
+    ):
         places("x.txt", ["boxes"])
     (tmp_path / "t.dat").write_bytes(b"\x1f\x8b")
     with pytest.raises(

@@ -105,3 +105,13 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert main(["check-data", "none.mcap", "--out", "d"]) == 2
     installed = importlib.util.find_spec("mcap") is not None
     assert ("none.mcap: no such file" if installed else "pip install 'drivestack[mcap]'") in capsys.readouterr().err
+
+
+def test_a_camera_s_name_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+    frames = [
+        replace(frame, cameras=(replace(frame.cameras[0], name="/../../escaped"), *frame.cameras[1:]))
+        for frame in toy_drive(2)
+    ]
+    found = checked(frames, tmp_path / "a/b/out", pictures=1, camera_width_px=120)
+    assert not found.fits and any("escaped" in problem for problem in found.problems)
+    assert not [path for path in tmp_path.rglob("*escaped*")]

@@ -65,6 +65,11 @@ def test_a_split_is_made_written_beside_others_and_checked(root: Path, source, s
     lists = write(tmp_path / "l.json", {name: content[name] for name in ("geo_train", "geo_val")})
     assert main(["check-splits", *source(root), "--lists", lists]) == 0
 
+    long = write(tmp_path / "long.json", {f"a part of a long name {name}": content[name] for name in list(content)[1:]})
+    capsys.readouterr()
+    assert main(["check-splits", *source(root), "--lists", long]) == 0
+    assert "a part of a long name geo_val 1 scenes, 2 keyframes" in capsys.readouterr().out
+
     town = ["--locations", write(tmp_path / "town.json", dict.fromkeys(scenes, "town")), "--metres", "5000"]
     assert "hang together in 1 group(s), which cannot be 2 parts" in failure([*make, *town], capsys)
 

@@ -96,7 +96,8 @@ def test_predict_score_check(waymo_source, waymo_config: Path, weights: Path, tm
 
     assert main(["check-submission", str(out), *waymo_source]) == 0
     said = capsys.readouterr()
-    assert "is valid; all 4 samples are there" in said.out and "placeholder" not in said.err
+    assert "is valid; no frame is foreign, and each of the " in said.out and "samples are there" not in said.out
+    assert "placeholder" not in said.err
 
     assert main(["score", str(out), *waymo_source, "--out", str(tmp_path / "scores")]) == 0
     text = capsys.readouterr().out
@@ -124,7 +125,7 @@ def test_evaluate_gives_the_scores_of_the_file(waymo_source, waymo_config, weigh
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"waymo_submission.tar.gz", "waymo_scores.json"}
     assert main(["check-submission", str(tmp_path)]) == 0
-    assert "account and method are placeholders" in capsys.readouterr().err
+    assert "account, affiliation are placeholders" in capsys.readouterr().err
     pictures = ["--out", str(tmp_path / "p"), "--max", "1"]
     assert main(["visualize", *waymo_source, "--submission", str(tmp_path / "waymo_submission.tar.gz"), *pictures]) == 0
     assert len(list((tmp_path / "p").glob("*.png"))) == 1
@@ -148,3 +149,11 @@ def test_other_frames_and_options_are_refused(
         capsys.readouterr()
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_help_names_the_challenges_split(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["check-submission", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Waymo's challenge: test_camera_only" in text and "--split test_camera_only # the challenge's set" in text
+    assert "--reader waymo --dataroot data/waymo --split test " not in text

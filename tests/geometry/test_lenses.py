@@ -21,7 +21,7 @@ from drivestack.geometry import (
     kannala_brandt,
     mei,
 )
-from drivestack.geometry.lenses import pinhole_row, project_rows, ray_rows
+from drivestack.geometry.lenses import mirrored_row, pinhole_row, project_rows, ray_rows
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference/geometry/lens_vectors.json").read_text())["models"]
 
@@ -129,10 +129,23 @@ def test_resized_cropped_and_flipped_like_the_image(name: str) -> None:
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_mirrored_lens_sees_the_mirrored_world(name: str) -> None:
     camera, points = camera_of(name), np.array(VECTORS[name]["points_camera"])
-    assert camera.lens is not None
-    plane, _ = camera.lens.plane(points)
-    mirrored, _ = camera.lens.mirrored().plane(points * [-1, 1, 1])
-    assert np.abs(mirrored - plane * [-1, 1]).max() < 1e-12
+    rows = torch.from_numpy(mirrored_row(camera.row, camera.width_px)).expand(len(points), -1)
+    mirrored, seen = project_rows(torch.from_numpy(points * [-1, 1, 1]), rows)
+    uv = np.array(VECTORS[name]["uv"])
+    assert seen.all()
+    assert np.abs(mirrored.numpy() - np.stack([camera.width_px - uv[:, 0], uv[:, 1]], 1)).max() < 1e-9
+
+
+def test_a_row_of_zeros_stands_for_no_lens_and_breaks_nothing() -> None:
+    row = torch.from_numpy(camera_of("kannala_brandt_fisheye").row)
+    rows = torch.stack([row, torch.zeros_like(row)])
+    pixels = torch.tensor([[900.0, 700.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    rays, _ = ray_rows(pixels, rows)
+    rays.sum().backward()
+    assert pixels.grad is not None and torch.isfinite(pixels.grad).all() and torch.isfinite(rays).all()
+    assert (
+        Lens.of_row(rows[1].tolist()) is None and Lens.of_row(row.tolist()) == camera_of("kannala_brandt_fisheye").lens
+    )
 
 
 def test_gradients_reach_pixels_through_the_inverse() -> None:

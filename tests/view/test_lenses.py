@@ -10,7 +10,15 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 
 from drivestack.core.frames import Frame
-from drivestack.geometry import CameraModel, Lens, box_corners, brown_conrady, kannala_brandt, transform_points
+from drivestack.geometry import (
+    CameraModel,
+    Lens,
+    box_corners,
+    brown_conrady,
+    cylinder,
+    kannala_brandt,
+    transform_points,
+)
 from drivestack.geometry.poses import invert_pose, pose
 from drivestack.view.boxes import _EDGES, Drawn, boxes_in_camera
 from drivestack.view.colours import GROUND_TRUTH, LANE_COLOUR
@@ -121,3 +129,10 @@ def test_a_picture_of_a_rig_with_lenses(frame: Frame) -> None:
         View(camera_width_px=320),
     )  # fmt: skip
     assert (picture[:, :320] != without[:, :320]).any()
+
+
+def test_what_passes_behind_a_cylinder_is_not_drawn_across_it() -> None:
+    camera = cylinder(1200, 300, np.deg2rad(120))
+    (line,) = lines_in_camera(camera, np.array([[1.0, 0.0, -5.0], [-1.0, 0.0, -5.0]]))
+    steps = np.abs(np.diff(line[:, 0]))
+    assert np.isfinite(line).any() and np.nanmax(steps) < 100

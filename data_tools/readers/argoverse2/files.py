@@ -4,11 +4,15 @@
 <log>/calibration/{intrinsics,egovehicle_SE3_sensor}.feather
 <log>/sensors/cameras/<camera>/<nanoseconds>.jpg           where the images were downloaded
 <log>/sensors/lidar/<nanoseconds>.feather                  one per sweep
+<log>/map/log_map_archive_<log>____<city>_city_<n>.json
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,8 @@ from numpy.typing import NDArray
 from ....core.cameras import RING_ORDER
 from ....core.errors import LIBRARY_ERRORS, DataError, library_errors
 from ....core.feather import FeatherTable
+from ....core.frames import CameraView
+from ....core.once import warn_once
 from ....core.physics import MAX_KEYFRAME_GAP_S
 from ....geometry import CameraModel, quaternion_to_matrix, slerp
 
@@ -24,6 +30,8 @@ QUATERNION, TRANSLATION = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m")
 POSES = "city_SE3_egovehicle.feather"
 MAX_POSE_GAP_NS = 100_000_000
 """Between two poses that others are interpolated from."""
+MAX_IMAGE_DELAY_NS = 25_000_000
+"""Between a sweep or keyframe and the image shown with it: half the cameras' period of 50 ms."""
 REPAIR = "fetch this log again"
 
 
@@ -144,3 +152,71 @@ def nearest_times(times_ns: NDArray[np.int64], wanted_ns: NDArray[np.int64]) -> 
     before = after - 1
     after = np.minimum(after, len(times_ns) - 1)
     return np.where(wanted_ns - times_ns[before] <= times_ns[after] - wanted_ns, before, after)
+
+
+def conditions_of(log: Path) -> dict[str, str]:
+    """What the name of a log's map says about it: its city, as ``PIT``; {} where it has no map or another name."""
+    names = sorted(path.name for path in log.glob("map/log_map_archive_*.json"))
+    found = re.search(r"_([A-Za-z]{2,5})_city_\d+", names[0]) if names else None
+    return {"location": found[1]} if found else {}
+
+
+@dataclass
+class MissingImages:
+    """What is not there, counted for one warning."""
+
+    images: Counter[str] = field(default_factory=Counter)
+    """By camera."""
+    wanted: int = 0
+    frames: int = 0
+    logs: int = 0
+
+    def report(self, where: str, num_logs: int, what: str) -> None:
+        """what: one of the wanted times, "sweep" or "keyframe"."""
+        if self.images:
+            most, count = self.images.most_common(1)[0]
+            warn_once(
+                f"{where}: {self.images.total()} of {self.wanted} images are missing within "
+                f"{MAX_IMAGE_DELAY_NS // 1_000_000} ms of their {what}, or have no pose (most: {most}, {count}); "
+                "these cameras are left out of their frames"
+            )
+        if self.frames:
+            warn_once(f"{where}: {self.frames} {what}s have no image of any camera and are left out")
+        if self.logs:
+            warn_once(
+                f"{where}: {self.logs} of {num_logs} logs have no images (sensors/cameras): cameras are taken at the "
+                f"times of the {what}s"
+            )
+
+
+def views_at(
+    log: Path,
+    times_ns: NDArray[np.int64],
+    trajectory: Trajectory,
+    cameras: Mapping[str, tuple[CameraModel, NDArray[np.float64]]],
+    missing: MissingImages,
+) -> list[list[CameraView]]:
+    """The cameras of each wanted time [k], each with its nearest image from where the car was then; those without one
+    within MAX_IMAGE_DELAY_NS are left out and counted. A log without the folder ``sensors/cameras`` gives every camera
+    at the wanted time, and the path where its image would lie.
+    """
+    views: list[list[CameraView]] = [[] for _ in times_ns]
+    folder = log / "sensors" / "cameras"
+    downloaded = folder.is_dir()
+    missing.logs += not downloaded
+    for name, (camera, mounting) in cameras.items():
+        shown, there = times_ns, np.ones(len(times_ns), bool)
+        if downloaded:
+            missing.wanted += len(times_ns)
+            images = image_times_ns(log, name)
+            shown = images[nearest_times(images, times_ns)] if len(images) else times_ns
+            there = np.full(len(times_ns), len(images) > 0) & trajectory.known(shown)
+            there &= np.abs(shown - times_ns) <= MAX_IMAGE_DELAY_NS
+            if not there.all():
+                missing.images[name] += int((~there).sum())
+        poses = trajectory.at(shown)
+        for i in np.flatnonzero(there):
+            path = str(folder / name / f"{shown[i]}.jpg")
+            views[i].append(CameraView(name, camera, mounting, poses[i], int(shown[i]) // 1000, path))
+    missing.frames += sum(not own for own in views)
+    return views

@@ -22,16 +22,23 @@ from numpy.typing import NDArray
 from shapely.geometry import LineString, box
 
 from ....core.argoverse2 import sweep_token
-from ....core.cameras import RING_ORDER
 from ....core.errors import LIBRARY_ERRORS, DataError
-from ....core.frames import CameraView, Frame
+from ....core.frames import Frame
 from ....core.labels import LaneLabels
 from ....geometry import invert_pose, transform_points
 from ..checks import check_frames
 from ..links import link_frames
 from ..openlane.files import resample_line
 from ..registry import Conventions, register_reader
-from .files import image_times_ns, nearest_times, read_cameras, read_trajectory
+from .files import (
+    MAX_IMAGE_DELAY_NS,
+    REPAIR,
+    MissingImages,
+    conditions_of,
+    read_cameras,
+    read_trajectory,
+    views_at,
+)
 
 RANGE_M = (-50.0, -25.0, 50.0, 25.0)  # x and y of the ego frame
 _RAW_POINTS = 201
@@ -61,12 +68,18 @@ def read_map(path: str | Path, lane_types: tuple[str, ...] = ("VEHICLE", "BUS"))
 
 
 def read_areas(path: str | Path) -> list[NDArray[np.float64]]:
-    """Outlines [points, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame. Raises as read_map."""
+    """Outlines [points, 3] of the drivable areas of a ``log_map_archive_*.json``, city frame; 3 points or more.
+
+    Raises as read_map.
+    """
     areas = _read(path, "drivable_areas")
     try:
-        return [_points(area["area_boundary"]) for area in areas]
+        outlines = [_points(area["area_boundary"]) for area in areas]
     except LIBRARY_ERRORS as error:
         raise DataError(f"{path}: no Argoverse 2 map ({type(error).__name__}: {error}); fetch it again") from None
+    if few := [len(outline) for outline in outlines if len(outline) < 3]:
+        raise DataError(f"{path}: a drivable area has {few[0]} corners, at least 3 are needed; fetch it again")
+    return outlines
 
 
 def map_path(log: str | Path) -> Path:
@@ -92,8 +105,10 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
     """Keyframes of a log every ``interval_s`` seconds, with the seven ring cameras and lane labels of num_points each.
 
     The EGO frame is Argoverse's vehicle frame, the global one its city frame; BEV maps live in the EGO
-    frame. Each camera shows the image nearest in time, from where the car was then; without images it is taken at
-    the keyframe's own time, and ``image_path`` is where the image would lie.
+    frame. Each camera shows the image nearest in time, from where the car was then; without one within 25 ms it is
+    left out, and a keyframe without any camera, too: both are counted in a warning. A log without the folder
+    ``sensors/cameras`` gives cameras at the keyframe's own time, and ``image_path`` where the image would lie.
+    ``conditions["location"]`` is the city, from the map's name.
     Raises DataError naming the file that is missing or broken, or saying that pyarrow is.
     """
     log = Path(log)
@@ -102,27 +117,28 @@ def read_log(log: str | Path, interval_s: float = 0.5, num_points: int = 201) ->
     lanes = read_map(map_path(log))
     trajectory, cameras = read_trajectory(log), read_cameras(log)
     times_ns = trajectory.times_ns
-    images = {name: image_times_ns(log, name) for name in RING_ORDER}
-    frames = []
-    for wanted_ns in np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9)):
-        now_ns = times_ns[[trajectory.nearest(int(wanted_ns))]]
-        shown = [images[name][nearest_times(images[name], now_ns)] if len(images[name]) else now_ns for name in cameras]
-        at_ns = np.concatenate([*shown, now_ns])
-        poses = trajectory.at(at_ns)
-        views = []
-        for (name, (camera, mounting)), then_ns, then in zip(cameras.items(), at_ns.tolist(), poses):
-            path = log / "sensors" / "cameras" / name / f"{then_ns}.jpg"
-            views.append(CameraView(name, camera, mounting, then, then_ns // 1000, str(path)))
-        frames.append(
-            Frame(
-                token=sweep_token(log.name, int(at_ns[-1])),
-                scene_token=log.name,
-                scene_name=log.name,
-                timestamp_us=int(at_ns[-1]) // 1000,
-                cameras=tuple(views),
-                global_from_ego=poses[-1],
-                lanes=map_labels(lanes, poses[-1], num_points),
-            )
+    wanted_ns = np.arange(times_ns[0], times_ns[-1] + 1, round(interval_s * 1e9))
+    keyframes_ns = times_ns[[trajectory.nearest(int(wanted)) for wanted in wanted_ns]]
+    missing, conditions = MissingImages(), conditions_of(log)
+    views = views_at(log, keyframes_ns, trajectory, cameras, missing)
+    missing.report(str(log), 1, "keyframe")
+    frames = [
+        Frame(
+            token=sweep_token(log.name, now_ns),
+            scene_token=log.name,
+            scene_name=log.name,
+            timestamp_us=now_ns // 1000,
+            cameras=tuple(own),
+            global_from_ego=pose,
+            lanes=map_labels(lanes, pose, num_points),
+            conditions=conditions,
+        )
+        for now_ns, own, pose in zip(keyframes_ns.tolist(), views, trajectory.at(keyframes_ns))
+        if own
+    ]
+    if not frames:
+        raise DataError(
+            f"{log}: sensors/cameras holds no image within {MAX_IMAGE_DELAY_NS // 1_000_000} ms of a keyframe; {REPAIR}"
         )
     frames = link_frames(frames)
     check_frames(frames)

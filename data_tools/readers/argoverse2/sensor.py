@@ -12,9 +12,8 @@ Shapes: n boxes of a log, s sweeps, k wanted ones.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from ....core.argoverse2 import EVALUATED_CLASSES, OTHER_CATEGORIES, sweep_token
 from ....core.errors import ConfigError, DataError
 from ....core.feather import FeatherTable
 from ....core.files import file_name
-from ....core.frames import Annotations, CameraView, Frame
+from ....core.frames import Annotations, Frame
 from ....core.once import warn_once
 from ....geometry import quaternion_to_matrix
 from ..checks import check_frames
@@ -34,19 +33,18 @@ from ..registry import Conventions, register_reader
 from .files import (
     REPAIR,
     TRANSLATION,
+    MissingImages,
     Trajectory,
-    image_times_ns,
-    nearest_times,
+    conditions_of,
     read_cameras,
     read_trajectory,
     sweep_times_ns,
     unit_quaternions,
+    views_at,
 )
 from .lanes import map_labels, map_path, read_map
 
 SPLITS = ("train", "val", "test")
-MAX_IMAGE_DELAY_NS = 25_000_000
-"""Between a sweep and the image shown with it: half the cameras' period of 50 ms."""
 ANNOTATIONS = "annotations.feather"
 
 
@@ -85,12 +83,16 @@ def read_argoverse2_sensor(
         raise ConfigError(f"stride {stride}, max_logs {max_logs}: give whole numbers of at least 1")
     of_category = _class_of_category(classes)
     logs = find_logs(Path(root), split)[:max_logs]
-    notes = _Missing()
-    frames = []
+    missing, unlabelled = MissingImages(), 0
+    frames: list[Frame] = []
     for log in logs:
         labelled = split in ("train", "val") and logs != [Path(root)]
-        frames += _Log(log, labelled).frames(stride, of_category, lanes, notes)
-    notes.report(f"{root} ({split})", len(logs))
+        own = _Log(log, labelled).frames(stride, of_category, lanes, missing)
+        unlabelled += sum(frame.annotations is not None and not len(frame.annotations) for frame in own)
+        frames += own
+    missing.report(f"{root} ({split})", len(logs), "sweep")
+    if unlabelled:
+        warn_once(f"{root} ({split}): {unlabelled} sweeps have no row in {ANNOTATIONS}: read as having no objects")
     frames = link_frames(frames)
     check_frames(frames)
     return frames
@@ -133,36 +135,6 @@ def _class_of_category(classes: Mapping[str, str] | None) -> Mapping[str, str]:
     return classes
 
 
-@dataclass
-class _Missing:
-    """What is not there, counted for one warning."""
-
-    images: Counter[str] = field(default_factory=Counter)
-    """By camera."""
-    wanted: int = 0
-    sweeps: int = 0
-    logs: int = 0
-    unlabelled: int = 0
-
-    def report(self, where: str, num_logs: int) -> None:
-        if self.images:
-            most, count = self.images.most_common(1)[0]
-            warn_once(
-                f"{where}: {self.images.total()} of {self.wanted} images are missing within "
-                f"{MAX_IMAGE_DELAY_NS // 1_000_000} ms of their sweep, or have no pose (most: {most}, {count}); "
-                "these cameras are left out of their frames"
-            )
-        if self.sweeps:
-            warn_once(f"{where}: {self.sweeps} sweeps have no image of any camera and are left out")
-        if self.logs:
-            warn_once(
-                f"{where}: {self.logs} of {num_logs} logs have no images (sensors/cameras): cameras are taken at the "
-                "times of the sweeps"
-            )
-        if self.unlabelled:
-            warn_once(f"{where}: {self.unlabelled} sweeps have no row in {ANNOTATIONS}: read as having no objects")
-
-
 class _Log:
     """One log while it is read."""
 
@@ -187,18 +159,19 @@ class _Log:
         if not (known := self.trajectory.known(self.times_ns)).all():
             raise DataError(f"{path}: sweep {self.times_ns[~known][0]} has no pose in city_SE3_egovehicle; {REPAIR}")
 
-    def frames(self, stride: int, of_category: Mapping[str, str], with_lanes: bool, missing: _Missing) -> list[Frame]:
+    def frames(
+        self, stride: int, of_category: Mapping[str, str], with_lanes: bool, missing: MissingImages
+    ) -> list[Frame]:
         times_ns = self.times_ns[::stride]
         poses = self.trajectory.at(times_ns)  # [k, 4, 4]
         lanes = read_map(map_path(self.path)) if with_lanes else None
-        views = self._views(times_ns, missing)
+        views = views_at(self.path, times_ns, self.trajectory, self.cameras, missing)
+        conditions = conditions_of(self.path)
         frames = []
         for time_ns, city_from_ego, own in zip(times_ns.tolist(), poses, views):
             if not own:
-                missing.sweeps += 1
                 continue
             labels = None if self.boxes is None else self.boxes.at(time_ns, of_category)
-            missing.unlabelled += labels is not None and not len(labels)
             frames.append(
                 Frame(
                     token=sweep_token(self.name, time_ns),
@@ -209,31 +182,10 @@ class _Log:
                     global_from_ego=city_from_ego,
                     annotations=labels,
                     lanes=None if lanes is None else map_labels(lanes, city_from_ego),
+                    conditions=conditions,
                 )
             )
         return frames
-
-    def _views(self, times_ns: NDArray[np.int64], missing: _Missing) -> list[list[CameraView]]:
-        """The cameras of each wanted sweep."""
-        views: list[list[CameraView]] = [[] for _ in times_ns]
-        folder = self.path / "sensors" / "cameras"
-        downloaded = folder.is_dir()
-        missing.logs += not downloaded
-        for name, (camera, mounting) in self.cameras.items():
-            shown, there = times_ns, np.ones(len(times_ns), bool)
-            if downloaded:
-                missing.wanted += len(times_ns)
-                images = image_times_ns(self.path, name)
-                shown = images[nearest_times(images, times_ns)] if len(images) else times_ns
-                there = np.full(len(times_ns), len(images) > 0) & self.trajectory.known(shown)
-                there &= np.abs(shown - times_ns) <= MAX_IMAGE_DELAY_NS
-                if not there.all():
-                    missing.images[name] += int((~there).sum())
-            poses = self.trajectory.at(shown)
-            for i in np.flatnonzero(there):
-                path = str(folder / name / f"{shown[i]}.jpg")
-                views[i].append(CameraView(name, camera, mounting, poses[i], int(shown[i]) // 1000, path))
-        return views
 
 
 @dataclass(frozen=True)

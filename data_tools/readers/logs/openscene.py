@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....core.errors import DataError, library_errors
-from ....core.frames import Annotations, CameraView, Frame
+from ....core.frames import SEEN_POINTS, Annotations, CameraView, Frame
+from ....core.once import warn_once
 from ....core.pickles import load_pickle
 from ....geometry import (
     CameraModel,
@@ -42,6 +43,8 @@ from ..registry import Conventions, register_reader
 
 AXLE_HEIGHT_M = 0.4385
 """Of nuPlan's rear axle over the ground, as py123d builds its car (1.777 m high, its middle 0.45 m over the axle)."""
+USUAL_SPLIT = "mini"
+_LAYOUTS = ("navsim_logs", "meta_datas")
 _FIX = "fetch this log again"
 _SIGNALS = [7, 8, 9, 13, 14, 15, 10, 11, 12]
 """Of `can_bus`: acceleration, turn rate and velocity, as Frame orders them; the file has velocity before turn rate."""
@@ -61,7 +64,7 @@ _SIGNALS = [7, 8, 9, 13, 14, 15, 10, 11, 12]
 )
 def read_openscene(
     root: str | Path,
-    split: str = "mini",
+    split: str = "",
     logs: str | Sequence[str] = "",
     stride: int = 1,
     images: str | Path = "",
@@ -71,40 +74,61 @@ def read_openscene(
 ) -> list[Frame]:
     """Keyframes of a split, or of some of its logs.
 
-    root: the folder with ``navsim_logs`` or ``meta_datas``, one with pickles, or one pickle. stride: every how many
-    samples. images: folder of the logs' images, default ``<root>/sensor_blobs/<split>``. image_size_px: (width, height)
-    of all images. classes: nuPlan's category -> class; categories that it lacks have none. ego_height_m: of nuPlan's
+    root: the folder with ``navsim_logs`` or ``meta_datas``, one with pickles, or one pickle. split: by default mini, or
+    the pickles in ``root`` itself. stride: every how many samples. images: folder of the logs' images, default
+    ``sensor_blobs/<split>`` beside ``navsim_logs`` or beside the pickles. image_size_px: (width, height) of all images.
+    classes: nuPlan's category -> class; categories that it lacks have none. ego_height_m: of nuPlan's
     frame, which is at the rear axle, over the ground.
 
     Every box counts as seen. Samples of a test split have no labels. Raises DataError naming the file and the sample.
     """
     if not isinstance(stride, int) or stride < 1:
         raise DataError(f"stride {stride}: give a whole number of samples, 1 or more")
-    root = Path(root)
+    paths = log_files(Path(root), split, names_of(logs))
     reader = _Reader(
-        Path(images) if str(images) else root / "sensor_blobs" / split,
+        Path(images) if str(images) else _image_folder(paths[0].parent, split),
         ImageSizes(image_size_px),
         classes,
         pose(np.eye(3), [0.0, 0.0, -float(ego_height_m)]),
         {},
     )
-    frames = [frame for path in log_files(root, split, names_of(logs)) for frame in reader.frames(path, stride)]
+    frames = [frame for path in paths for frame in reader.frames(path, stride)]
     frames = link_frames(frames)
     check_frames(frames)
     return frames
 
 
 def log_files(root: Path, split: str, logs: Sequence[str] = ()) -> list[Path]:
-    """The pickles of a split, sorted. Raises DataError where there is none, or one of ``logs`` is missing."""
-    if root.is_file():
-        return [root]
-    folders = [root / name / split for name in ("navsim_logs", "meta_datas")] + [root / split, root]
-    found = next((paths for folder in folders if (paths := sorted(folder.glob("*.pkl")))), [])
+    """The pickles of a split, sorted; split '': mini, or those in ``root`` itself. One pickle may be the root.
+
+    Raises DataError where there is none, or one of ``logs`` is missing.
+    """
+    wanted = split or USUAL_SPLIT
+    folders = [root / name / wanted for name in _LAYOUTS] + [root / wanted]
+    if not split or root.absolute().name == split:
+        folders.append(root)
+    found = [root] if root.is_file() else next((paths for f in folders if (paths := sorted(f.glob("*.pkl")))), [])
     if not found:
-        raise DataError(f"{root}: no navsim_logs/{split}/*.pkl or meta_datas/{split}/*.pkl; name folder and split")
+        places = [path.parent for path in sorted(root.glob("*/*.pkl")) + sorted(root.glob("*/*/*.pkl"))]
+        there = ", ".join(dict.fromkeys(place.name for place in places)) or "none"
+        raise DataError(
+            f"{root}: no navsim_logs/{wanted}/*.pkl or meta_datas/{wanted}/*.pkl; name folder and split; it has {there}"
+        )
     if missing := set(logs) - {path.stem for path in found}:
         raise DataError(f"{found[0].parent}: no {min(missing)}.pkl; it has {found[0].stem} and {len(found) - 1} others")
     return [path for path in found if not logs or path.stem in logs]
+
+
+def _image_folder(logs: Path, split: str) -> Path:
+    """Where the images of the pickles in a folder lie: beside navsim_logs, or else beside the folder or in it."""
+    if logs.parent.name in ("", ".."):  # a relative path, which does not say how the folder above is named
+        logs = logs.resolve()
+    base = logs.parent.parent if logs.parent.name in _LAYOUTS else logs.parent
+    places = [base / "sensor_blobs" / (split or logs.name), logs / "sensor_blobs" / (split or USUAL_SPLIT)]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        warn_once(f"{places[0]}: no such folder, but the images of {logs} should be there; give the option images")
+    return found or places[0]
 
 
 @dataclass
@@ -191,7 +215,7 @@ class _Reader:
             size_lwh_m=boxes[:, 3:6],
             velocity_global_mps=(velocity @ turned.T)[:, :2],
             attributes=[""] * n,
-            num_lidar_points=np.ones(n, np.int64),
+            num_lidar_points=np.full(n, SEEN_POINTS),
             num_radar_points=np.zeros(n, np.int64),
             tokens=tokens["instance_tokens"],
             instance_tokens=tokens["track_tokens"],

@@ -7,7 +7,7 @@ A scene is one log. Read with pyarrow; py123d itself is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from ....core.errors import DataError
+from ....core.errors import ConfigError, DataError
 from ....core.frames import Annotations, CameraView, Frame
 from ....core.once import warn_once
 from ....geometry import interpolate_poses, invert_pose
@@ -33,6 +33,9 @@ from .py123d_labels import CAMERAS, LABELS, MAX_NEIGHBOUR_GAP_S, OBJECT_FRAME, k
 EGO, BOXES = "ego_state_se3", "box_detections_se3"
 MAX_BEYOND_US = 100_000
 """How far outside the poses of the car an image may lie in time, whose own pose is not stored."""
+MAX_POSE_GAP_US = 1_000_000
+"""Longest time between two rows of the car with a pose for what lies between them. Logs have a row each 0.1 s, those of
+keyframes each 0.5 s, of which one may be missing; braking at 3 m/s^2 a straight line is then 0.4 m off."""
 
 
 @dataclass(frozen=True)
@@ -80,27 +83,20 @@ def read_py123d(
     of the log is built.
 
     A velocity is NaN where py123d wrote 0 for want of one, and LiDAR points are 1 where none were counted. Films (mp4)
-    are not read. Raises DataError naming the file, ConfigError without pyarrow.
+    are not read. Raises DataError naming the file, ConfigError for a name that chooses nothing, and without pyarrow.
     """
     if not isinstance(stride, int) or stride < 1:
         raise DataError(f"stride {stride}: give a whole number of rows, 1 or more")
     options = _Options(
         names_of(cameras), stride, Path(images or root), classes, tuple(names_of(label_names)), ego_height_m
     )
-    splits, datasets, names = names_of(split), names_of(dataset), names_of(logs)
-    frames: list[Frame] = []
-    seen: dict[str, set[str]] = {"split": set(), "dataset": set(), "log": set()}
-    for folder in log_folders(Path(root)):
-        sync = open_log_file(folder / "sync.arrow")
-        own = {key: _text(sync, key) for key in ("split", "dataset", "log_name")}
-        for key, value in zip(seen, own.values()):
-            seen[key].add(value)
-        fits = not splits or any(own["split"] == name or own["split"].endswith(f"_{name}") for name in splits)
-        if fits and (not datasets or own["dataset"] in datasets) and (not names or own["log_name"] in names):
-            frames += _Log(folder, sync, options).frames()
+    folders = _chosen(Path(root), {"split": names_of(split), "dataset": names_of(dataset), "log_name": names_of(logs)})
+    _check_cameras(Path(root), folders, options.cameras)
+    frames = [
+        frame for folder in folders for frame in _Log(folder, open_log_file(folder / "sync.arrow"), options).frames()
+    ]
     if not frames:
-        there = "; ".join(f"{key} {', '.join(sorted(found)[:5])}" for key, found in seen.items())
-        raise DataError(f"{root}: no keyframe of split {split!r}, dataset {dataset!r}, logs {logs!r}; it has {there}")
+        raise DataError(f"{root}: no moment of its {len(folders)} chosen logs has an image; {FIX}")
     frames = link_frames(frames)
     check_frames(frames)
     return frames
@@ -114,13 +110,58 @@ def log_folders(root: Path) -> list[Path]:
     raise DataError(f"{root}: no log of py123d (logs/SPLIT/LOG/sync.arrow); give the folder that it converted to")
 
 
+def _chosen(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Folders of the logs that have one of the names of each key of their metadata, any where none is given.
+
+    Raises ConfigError for a name that chooses nothing.
+    """
+    about: dict[Path, dict[str, str]] = {}
+    for folder in log_folders(root):
+        sync = open_log_file(folder / "sync.arrow", ())
+        about[folder] = {key: _text(sync, key) for key in wanted}
+
+    def fits(folder: Path, key: str, name: str) -> bool:
+        value = about[folder][key]
+        return value == name or (key == "split" and value.endswith(f"_{name}"))
+
+    chosen = [
+        folder
+        for folder in about
+        if all(not names or any(fits(folder, key, name) for name in names) for key, names in wanted.items())
+    ]
+    for folders, which in ((list(about), "no log"), (chosen, "no log of the other options' choice")):
+        for key, names in wanted.items():
+            for name in names:
+                if not any(fits(folder, key, name) for folder in folders):
+                    there = _some(own[key] for own in about.values())
+                    raise ConfigError(f"{root}: {which} has {key} {name!r}; there are {key} {there}")
+    return chosen
+
+
+def _check_cameras(root: Path, folders: Sequence[Path], wanted: Sequence[str]) -> None:
+    """Raises ConfigError for a camera that none of the logs has."""
+    if not wanted:
+        return
+    there: set[str] = set()
+    for folder in folders:
+        dataset = _dataset(open_log_file(folder / "sync.arrow", ()))
+        there |= {_camera_name(open_log_file(path, ()), dataset) for path in folder.glob("camera.*.arrow")}
+    for name in wanted:
+        if name not in there:
+            raise ConfigError(f"{root}: no chosen log has a camera {name!r}; there are {_some(there, 20)}")
+
+
+def _some(names: Iterable[str], count: int = 5) -> str:
+    found = sorted(set(names))
+    return ", ".join(found[:count]) + (f" and {len(found) - count} others" if len(found) > count else "")
+
+
 class _Log:
     """One log, whose files are open together."""
 
     def __init__(self, folder: Path, sync: LogFile, options: _Options) -> None:
         self.folder, self.sync, self.options = folder, sync, options
-        self.dataset, self.split, self.name = (_text(sync, key) for key in ("dataset", "split", "log_name"))
-        self.dataset = self.dataset.replace("_", "-")  # as older logs have it
+        self.dataset, self.split, self.name = _dataset(sync), _text(sync, "split"), _text(sync, "log_name")
         self.times_us = sync.integers("timestamp_us")
         with reading(sync.path, "uuid"):
             self.tokens = [_hex(value) for value in sync.values("uuid")]
@@ -134,8 +175,7 @@ class _Log:
         paths = sorted(self.folder.glob("camera.*.arrow"))
         for path in paths:
             file = open_log_file(path)
-            name = _text(file, "camera_name")
-            name = CAMERAS.get(self.dataset, {}).get(name, name)
+            name = _camera_name(file, self.dataset)
             if name in known:
                 raise DataError(f"{path}: a second camera {name}; {FIX}")
             if not self.options.cameras or name in self.options.cameras:
@@ -204,7 +244,7 @@ class _Trajectory:
             self.dynamics = file.numbers("dynamic_state_se3", 9)
 
     def at(self, time_us: int) -> NDArray[np.float64]:
-        """Between two rows, as straight as possible. Raises ValueError far outside of them."""
+        """Between two rows, as straight as possible. Raises ValueError far outside of them, or far between them."""
         times = self.times_us
         if not times[0] - MAX_BEYOND_US <= time_us <= times[-1] + MAX_BEYOND_US:
             raise ValueError(f"no pose of the car at {time_us} us; {self.file.path.name} has {times[0]} to {times[-1]}")
@@ -214,6 +254,11 @@ class _Trajectory:
         if not len(span) or span[0] <= 0:
             return pair[0]
         share = float(np.clip((time_us - times[upper - 1]) / span[0], 0, 1))
+        if 0 < share < 1 and span[0] > MAX_POSE_GAP_US:
+            raise ValueError(
+                f"no pose of the car at {time_us} us; the rows of {self.file.path.name} around it are "
+                f"{span[0] * 1e-6:g} s apart, over {MAX_POSE_GAP_US * 1e-6:g} s"
+            )
         return interpolate_poses(pair[0], pair[1], share)
 
     def signals(self, row: int | None) -> NDArray[np.float64] | None:
@@ -322,6 +367,16 @@ def _neighbours(tracks: Sequence[Sequence[str]], times_us: NDArray[np.int64]) ->
 
 def _hex(value: UUID | bytes) -> str:
     return value.hex if isinstance(value, UUID) else value.hex()
+
+
+def _dataset(sync: LogFile) -> str:
+    return _text(sync, "dataset").replace("_", "-")  # with _ in older logs
+
+
+def _camera_name(file: LogFile, dataset: str) -> str:
+    """As the data set itself has it."""
+    name = _text(file, "camera_name")
+    return CAMERAS.get(dataset, {}).get(name, name)
 
 
 def _text(file: LogFile, key: str) -> str:

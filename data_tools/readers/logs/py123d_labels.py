@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ....core.frames import SEEN_POINTS
+
 _NAMES = {
     "AV2SensorBoxDetectionLabel": (
         "ANIMAL ARTICULATED_BUS BICYCLE BICYCLIST BOLLARD BOX_TRUCK BUS CONSTRUCTION_BARREL CONSTRUCTION_CONE DOG "
@@ -103,10 +105,10 @@ def known_velocities(
 
 
 def known_counts(counts: NDArray[np.float64], split: str) -> NDArray[np.int64]:
-    """LiDAR points [n] of a keyframe's boxes; 1, as seen, where they were not counted (NaN).
+    """LiDAR points [n] of a keyframe's boxes; SEEN_POINTS where they were not counted (NaN).
 
     In the splits "nuscenes-interpolated_*" all boxes between two labelled keyframes have 0: not counted either.
     """
     if "interpolated" in split and not counts.any():
         counts = np.full_like(counts, np.nan)
-    return np.where(np.isnan(counts), 1, counts).astype(np.int64)
+    return np.where(np.isnan(counts), SEEN_POINTS, counts).astype(np.int64)

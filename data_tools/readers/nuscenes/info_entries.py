@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....core.frames import Annotations, CameraView, Frame
+from ....core.frames import SEEN_POINTS, Annotations, CameraView, Frame
 from ....geometry import CameraModel, invert_pose, nearest_rigid, pose, rotation_z
 from ...clips.can_bus import SIGNALS
 from ..cameras import ImageSizes, camera_order
@@ -144,7 +144,7 @@ def _annotations(
         size_lwh_m=boxes[:, 3:6],
         velocity_global_mps=velocity,
         attributes=[""] * n,
-        num_lidar_points=np.ones(n, np.int64) if lidar_points is None else np.asarray(lidar_points, dtype=np.int64),
+        num_lidar_points=np.asarray([SEEN_POINTS] * n if lidar_points is None else lidar_points, dtype=np.int64),
         num_radar_points=np.zeros(n, np.int64) if radar_points is None else np.asarray(radar_points, dtype=np.int64),
         tokens=[""] * n,
         instance_tokens=[""] * n,

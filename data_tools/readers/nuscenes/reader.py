@@ -113,7 +113,8 @@ def _poses(records: Sequence[CalibratedSensor | EgoPose | SampleAnnotation]) -> 
 class FrameJoiner:
     """Makes Frames of the rows of some scenes.
 
-    ``model``, ``ego_from_lidar``, ``class_names`` and ``velocity`` are nuScenes' own; sets in its schema may differ.
+    ``samples_of``, ``has_image``, ``model``, ``ego_from_lidar``, ``class_names`` and ``velocity`` are nuScenes' own;
+    sets in its schema may differ.
     """
 
     def __init__(self, tables: SceneTables, root: Path, place: Path, lens: LensUse = "used") -> None:
@@ -148,13 +149,21 @@ class FrameJoiner:
         for keyframe in self.tables.keyframes.values():
             members[keyframe.sample.scene_token].append(keyframe)
         for scene in self.tables.scenes:
-            found = members[scene.token]
+            found = self.samples_of(members[scene.token])
             tokens = ["", *(keyframe.sample.token for keyframe in found), ""]
             for i, keyframe in enumerate(found):
                 out.append(self.frame(scene, keyframe, tokens[i], tokens[i + 2]))
         self.lenses.report()
         self._report_categories(out)
         return out
+
+    def samples_of(self, keyframes: list[Keyframe]) -> list[Keyframe]:
+        """Those of a scene that become frames."""
+        return keyframes
+
+    def has_image(self, record: SampleData) -> bool:
+        """Whether the image of a camera's row is one to look at; its time and pose hold in any case."""
+        return True
 
     def _report_categories(self, frames: list[Frame]) -> None:
         """Labels none of which has a class are read, and named: nothing else would say so before the scores."""
@@ -176,7 +185,7 @@ class FrameJoiner:
             )
         calibrated = {name: self.tables.calibrated_sensors[r.calibrated_sensor_token] for name, r in records.items()}
         is_camera = {name: self.tables.sensors[c.sensor_token].modality == "camera" for name, c in calibrated.items()}
-        names = camera_order(name for name in records if is_camera[name])
+        names = camera_order(name for name in records if is_camera[name] and self.has_image(records[name]))
         channels = [self.reference, *names]
         global_from_ego = _poses([self.tables.ego_poses[records[c].ego_pose_token] for c in channels])
         ego_from_sensor = _poses([calibrated[c] for c in channels])

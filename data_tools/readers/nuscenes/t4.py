@@ -26,6 +26,7 @@ from ..registry import Conventions, register_reader
 from .reader import LIDARS, FrameJoiner
 from .tables import (
     CalibratedSensor,
+    Keyframe,
     SampleAnnotation,
     SampleData,
     Scene,
@@ -66,7 +67,8 @@ def read_t4(
 
     datasets: names of their folders, several with commas between, '' for all. version: folder of each data set, default
     the last. classes: category -> class, by default the category is the class. Velocities are those that the set
-    states, else differences of places as nuScenes has them. Images that the set calls invalid are left out, counted.
+    states, else differences of places as nuScenes has them. Images that the set calls invalid are left out, and so are
+    samples without any other, both counted; a row that is called invalid still gives time and pose.
 
     Raises DataError naming the file and the fix.
     """
@@ -122,8 +124,34 @@ def _read_folder(folder: Path, classes: Mapping[str, str] | None) -> list[Frame]
 
 class _T4Joiner(FrameJoiner):
     def __init__(self, tables: SceneTables, root: Path, place: Path, classes: Mapping[str, str] | None) -> None:
-        super().__init__(_without_invalid(tables, place), root, place)
+        super().__init__(tables, root, place)
         self.own_classes = classes
+        self.seen: set[str] = set()
+
+    def frames(self) -> list[Frame]:
+        samples, modality = self.tables.keyframes, {t: s.modality for t, s in self.tables.sensors.items()}
+        sensor_of = {token: row.sensor_token for token, row in self.tables.calibrated_sensors.items()}
+        images = [
+            (token, row)
+            for token, keyframe in samples.items()
+            for row in keyframe.data.values()
+            if modality[sensor_of[row.calibrated_sensor_token]] == "camera"
+        ]
+        self.seen = {token for token, row in images if self.has_image(row)}
+        if invalid := sum(not self.has_image(row) for _, row in images):
+            warn_once(f"{self.place}: {invalid} images are called invalid (is_valid); they are left out")
+        if not self.seen:
+            raise DataError(f"{self.place}: none of its {len(samples)} samples has a valid image; fetch this set again")
+        if len(self.seen) < len(samples):
+            blind = len(samples) - len(self.seen)
+            warn_once(f"{self.place}: {blind} of {len(samples)} samples have no valid image; they are left out")
+        return super().frames()
+
+    def samples_of(self, keyframes: list[Keyframe]) -> list[Keyframe]:
+        return [keyframe for keyframe in keyframes if keyframe.sample.token in self.seen]
+
+    def has_image(self, record: SampleData) -> bool:
+        return record.is_valid
 
     def model(self, sensor: CalibratedSensor, record: SampleData) -> CameraModel:
         lens = np.array(sensor.fields.get("camera_distortion") or (), np.float64).ravel().tolist()
@@ -146,17 +174,3 @@ class _T4Joiner(FrameJoiner):
                 f"sample_annotation {record.token}: its velocity is {str(stated)[:40]}; give x, y, z in m/s or null"
             ) from None
         return x, y
-
-
-def _without_invalid(tables: SceneTables, place: Path) -> SceneTables:
-    """Without images that are called invalid; a LiDAR's row stays, for its time and pose."""
-    modality = {token: tables.sensors[row.sensor_token].modality for token, row in tables.calibrated_sensors.items()}
-    usable = lambda row: row.is_valid or modality[row.calibrated_sensor_token] != "camera"
-    keyframes = {
-        token: keyframe._replace(data={channel: row for channel, row in keyframe.data.items() if usable(row)})
-        for token, keyframe in tables.keyframes.items()
-    }
-    count = lambda of: sum(len(keyframe.data) for keyframe in of.values())
-    if invalid := count(tables.keyframes) - count(keyframes):
-        warn_once(f"{place}: {invalid} images are called invalid (is_valid); they are left out")
-    return tables._replace(keyframes=keyframes)

@@ -11,11 +11,12 @@ Format: https://mcap.dev/spec (records), OMG CDR little- and big-endian (message
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ....core.errors import LIBRARY_ERRORS, ConfigError, DataError
 from ....core.once import warn_once
@@ -29,6 +30,7 @@ _MAGIC = b"\x89MCAP0\r\n"
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 0x03, 0x04, 0x05, 0x06, 0x0F
 _RECORD = struct.Struct("<BQ")  # opcode, length
 _MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+_FOOTER = struct.Struct("<BQQQI")  # opcode, length, start of the summary and of its offsets, checksum
 _MOST_BYTES = 1 << 30  # of a chunk; writers use about 1 MB
 
 
@@ -215,14 +217,21 @@ def _messages(
             if end > len(body):
                 raise DataError(f"{path}: a record reaches beyond its chunk (at {chunk}); record the file again")
             if opcode in (_SCHEMA, _CHANNEL):
-                _register(opcode, body[start:end], records, decoders, known, path)
-            elif opcode == _MESSAGE and (channel := channels.get(_MESSAGE_HEAD.unpack_from(body, start)[0])):
-                place = McapImage(str(path), channel.topic, chunk, at)
-                yield channel.topic, channel.kind, place, body[start + _MESSAGE_HEAD.size : end], channel.decode
+                _register(_declared(opcode, body[start:end], records, path), decoders, known, path)
+            elif opcode == _MESSAGE:
+                number = _MESSAGE_HEAD.unpack_from(body, start)[0]
+                if number not in channels:
+                    raise DataError(f"{path}: a message is of channel {number}, which nothing before it declares; "
+                                    "record the file again")  # fmt: skip
+                if channel := channels[number]:
+                    place = McapImage(str(path), channel.topic, chunk, at)
+                    yield channel.topic, channel.kind, place, body[start + _MESSAGE_HEAD.size : end], channel.decode
             at = end
 
     try:
-        size, unused = path.stat().st_size, _chunks_without_used(path)
+        size, (declared, unused) = path.stat().st_size, _summary_of(path)
+        for record in declared:
+            _register(record, decoders, known, path)
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise DataError(f"{path}: not an MCAP file; name the .mcap of a recording")
@@ -248,54 +257,75 @@ def _messages(
         raise DataError(f"{path}: a record is too short for its kind; record the file again") from None
 
 
-def _register(opcode: int, body: bytes, records: Any, decoders: Any, known: tuple, path: Path) -> None:
-    """Takes note of a schema or channel."""
-    schemas, channels, others = known
-    stream = _stream_of(body)
+def _declared(opcode: int, body: bytes, records: Any, path: Path) -> Any:
+    """The Schema or Channel of a record."""
     try:
-        if opcode == _SCHEMA:
-            schema = records.Schema.read(stream)
-            schemas[schema.id] = schema
-            return
-        channel = records.Channel.read(stream)
-        schema = schemas.get(channel.schema_id)
-        kind = "" if schema is None else schema.name
-        if channel.id in channels:
-            return
-        if kind not in USED:
-            others[channel.topic], channels[channel.id] = kind or "no schema", None
-            return
-        decode = decoders.decoder_for(channel.message_encoding, schema)
-    except Exception as error:  # of two packages, which raise what they like
+        return (records.Schema if opcode == _SCHEMA else records.Channel).read(_stream_of(body))
+    except Exception as error:  # of a package, which raises what it likes
         raise DataError(f"{path}: a schema or channel cannot be read ({error}); record the file again") from None
+
+
+def _register(record: Any, decoders: Any, known: tuple, path: Path) -> None:
+    """Takes note of a Schema or Channel."""
+    schemas, channels, others = known
+    if not hasattr(record, "topic"):
+        schemas[record.id] = record
+        return
+    schema = schemas.get(record.schema_id)
+    kind = "" if schema is None else schema.name
+    if record.id in channels:
+        return
+    if kind not in USED:
+        others[record.topic], channels[record.id] = kind or "no schema", None
+        return
+    try:
+        decode = decoders.decoder_for(record.message_encoding, schema)
+    except Exception as error:  # of a package, which raises what it likes
+        raise DataError(f"{path}: schema {kind} cannot be used ({error}); record the file again") from None
     if decode is None:
         raise DataError(
-            f"{path}: topic {channel.topic} has {kind} as {channel.message_encoding}/{schema.encoding}, not as cdr "
+            f"{path}: topic {record.topic} has {kind} as {record.message_encoding}/{schema.encoding}, not as cdr "
             "with ros2msg definitions; convert the recording with `ros2 bag convert` (ROS 1: rosbags-convert)"
         )
-    channels[channel.id] = _Channel(channel.topic, kind, decode)
+    channels[record.id] = _Channel(record.topic, kind, decode)
 
 
-def _chunks_without_used(path: Path) -> set[int]:
-    """Offsets of the chunks whose index says that they hold no message of a used type: they are not opened."""
+def _summary_of(path: Path) -> tuple[list[Any], set[int]]:
+    """The schemas and channels of a file's summary, and the offsets of chunks that need not be opened.
+
+    Those hold no message of a used type. The records of schemas and channels in them may serve later chunks, so none is
+    left out unless the summary declares every channel of the file.
+    """
     from mcap.reader import make_reader
 
     try:
         with path.open("rb") as file:
             summary = make_reader(file).get_summary()
+            if summary is None or not _is_summary_whole(file):
+                return [], set()
     except OSError:
         raise
     except Exception:  # no summary, or a damaged one: everything is read
-        return set()
-    if summary is None:
-        return set()
-    used = {number for number, schema in summary.schemas.items() if schema.name in USED}
-    wanted = {number for number, channel in summary.channels.items() if channel.schema_id in used}
-    return {
-        index.chunk_start_offset
-        for index in summary.chunk_indexes
-        if index.message_index_offsets and not wanted & index.message_index_offsets.keys()
-    }
+        return [], set()
+    schemas = summary.schemas
+    channels = {n: row for n, row in summary.channels.items() if not row.schema_id or row.schema_id in schemas}
+    declared = [*schemas.values(), *channels.values()]
+    held = [(index.chunk_start_offset, index.message_index_offsets.keys()) for index in summary.chunk_indexes]
+    if len(channels) < len(summary.channels) or not all(numbers <= channels.keys() for _, numbers in held):
+        return declared, set()
+    used = {n for n, row in channels.items() if row.schema_id and schemas[row.schema_id].name in USED}
+    return declared, {offset for offset, numbers in held if numbers and not used & numbers}
+
+
+def _is_summary_whole(file: BinaryIO) -> bool:
+    """Whether the summary has the checksum that the footer states; True where it states none."""
+    end = file.seek(-_FOOTER.size - len(_MAGIC), 2) + _FOOTER.size - 4  # of what the checksum is about
+    start, _, stated = _FOOTER.unpack(file.read(_FOOTER.size))[2:]
+    crc = 0
+    at = file.seek(start)
+    while at < end and (part := file.read(min(1 << 20, end - at))):
+        crc, at = zlib.crc32(part, crc), at + len(part)
+    return stated in (0, crc)
 
 
 # --------------------------------------------------------------------------------------------------- random access
@@ -313,8 +343,6 @@ def _chunk_of(path: str, offset: int) -> bytes:
     if kept is not None and kept[0] == key:
         return kept[1]
     records, _ = _packages()
-    from mcap.stream_reader import get_chunk_data_stream
-
     with open(path, "rb") as file:
         file.seek(offset)
         head = file.read(_RECORD.size)
@@ -326,11 +354,34 @@ def _chunk_of(path: str, offset: int) -> bytes:
         chunk = records.Chunk.read(_stream_of(body))
         if chunk.uncompressed_size > _MOST_BYTES:
             raise ValueError(f"it says that it holds {chunk.uncompressed_size} bytes")
-        stream, size = get_chunk_data_stream(chunk, validate_crc=True)
-        content = stream.read(size)
+        content = _decompressed(chunk.data, chunk.compression, chunk.uncompressed_size)
+        if chunk.uncompressed_crc not in (0, zlib.crc32(content)):
+            raise ValueError("its checksum is another")
     except Exception as error:  # zstd, lz4, checksum or record: each has exceptions of its own
         raise DataError(f"{path}: chunk at {offset} is damaged ({error}); fetch or record the file again") from None
     _last_chunk = key, content
+    return content
+
+
+def _decompressed(data: bytes, compression: str, size: int) -> bytes:
+    """The content of a chunk that states its size. Raises ValueError for another size.
+
+    In a stream, for at once both packages allocate what the compressed data itself states, up to terabytes.
+    """
+    if compression == "zstd":
+        import zstandard
+
+        content = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read(size + 1)
+    elif compression == "lz4":
+        import lz4.frame
+
+        content = lz4.frame.LZ4FrameDecompressor().decompress(data, size + 1)
+    elif compression:
+        raise ValueError(f"compression {compression[:20]!r} is none of zstd, lz4")
+    else:
+        content = data
+    if len(content) != size:
+        raise ValueError(f"it says that it holds {size} bytes, and holds {'more' if len(content) > size else 'fewer'}")
     return content
 
 

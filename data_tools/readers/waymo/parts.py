@@ -9,16 +9,17 @@ Shapes: n labels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....core.errors import LIBRARY_ERRORS, DataError
-from ....core.frames import Annotations, CameraView, EncodedImage, Frame, RollingShutter
+from ....core.frames import SEEN_POINTS, Annotations, CameraView, EncodedImage, Frame, RollingShutter
 from ....core.once import warn_once
+from ....core.waymo import CLASS_TYPES, MAX_POINTS_HARD
 from ....geometry import CameraModel, brown_conrady, pose, rotation_z, transform_points
 from ..camera_images import AHEAD
 from ..choices import classes_of
@@ -28,15 +29,13 @@ CAMERAS = {
     6: "REAR_LEFT", 7: "REAR", 8: "REAR_RIGHT",
 }  # fmt: skip
 """Of the enumeration CameraName; perception data has 1 to 5."""
-TYPES = {0: "unknown", 1: "vehicle", 2: "pedestrian", 3: "sign", 4: "cyclist"}
+TYPES = {0: "unknown", **{number: name for name, number in CLASS_TYPES.items()}}
 """Of the enumeration Label.Type."""
 DIRECTIONS = {1: "top_to_bottom", 2: "left_to_right", 3: "bottom_to_top", 4: "right_to_left", 5: "global"}
 WAYMO_FROM_OPTICAL = pose(AHEAD, [0.0, 0.0, 0.0])
 """[4, 4]: a camera's own x right, y down, z ahead in Waymo's x ahead, y left, z up."""
 EDGE_FROM_MIDDLE_PX = 0.5
 """From pixel coordinates that count from the middle of the first pixel to those from its edge."""
-FEW_POINTS = 5
-"""An ungraded object with more LiDAR points counts as level 1, else as level 2 (rules of the challenges)."""
 _JPEG = b"\xff\xd8"
 
 
@@ -102,33 +101,83 @@ class Segment:
     calibrations: Mapping[int, Calibration]
     moments: tuple[Moment, ...]
     labelled: bool
+    """Whether its files hold labels at all: for v1 that is known of a split as a whole, see LabelRules."""
+    synced: bool
+    """Whether its files state camera-synced boxes, as those since v1.4 do."""
     conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class LabelRules:
-    """Which labels become objects, under which names; counts what it does, for ``report``."""
+    """Which labels become objects, under which names; counts what it does, for ``report``.
+
+    What a label leaves out means one thing where others of the split state it (no camera sees the object, no point, a
+    frame without objects) and another where none does (an older set, a split without labels). A segment, in which
+    there may be nothing to see, does not tell; so frames are made with all labels, and ``finish`` takes out those that
+    do not count when the split's segments have been read, or have stated everything.
+    """
 
     classes: Mapping[str, str]
     camera_only: bool
+    labelled: bool = False
+    synced: bool = False
+    top_points: bool = False
+    """What any segment so far has: labels, camera-synced boxes, points of the top LiDAR."""
     seen: int = 0
     at_lidar_time: int = 0
     without_points: int = 0
     without_camera: int = 0
     without_images: int = 0
 
+    @property
+    def all_stated(self) -> bool:
+        """Whether no segment that follows can change what labels mean."""
+        return self.labelled and self.synced and self.top_points
+
+    def finish(self, frame: Frame) -> Frame:
+        """A frame of ``frames_of`` with the labels that count; without annotations where the split has none."""
+        raw = frame.annotations
+        if raw is None or not self.labelled:
+            return replace(frame, annotations=None)
+        assert raw.num_top_lidar_points is not None and raw.difficulty is not None
+        assert raw.most_visible_cameras is not None
+        # in a set that states them, a label without has 0, protobuf's default, which the official tools leave out
+        top = np.maximum(raw.num_top_lidar_points, 0) if self.top_points else raw.num_top_lidar_points
+        counted = np.where(top < 0, SEEN_POINTS, top)
+        lidar = np.where(raw.num_lidar_points < 0, counted, raw.num_lidar_points)
+        points = top if self.top_points else lidar
+        with_camera = np.array([bool(name) for name in raw.most_visible_cameras], bool)
+        kept, visible = np.ones(len(raw), bool), with_camera | (not self.synced)
+        if self.camera_only:
+            kept = (points > 0) & visible
+            self.without_points += int((points <= 0).sum())
+            self.without_camera += int(((points > 0) & ~visible).sum())
+        self.seen += len(raw)
+        self.at_lidar_time += int((kept & ~with_camera).sum())
+        level = np.where(raw.difficulty > 0, raw.difficulty, np.where(points <= MAX_POINTS_HARD, 2, 1))
+        known = replace(
+            raw,
+            num_lidar_points=lidar,
+            num_top_lidar_points=top,
+            difficulty=level,
+            most_visible_cameras=raw.most_visible_cameras if self.synced else None,
+        )
+        return replace(frame, annotations=_rows(known, np.flatnonzero(kept)))
+
     def report(self, root: object) -> None:
         """One warning for each kind of label or frame that was left out or changed."""
         if self.at_lidar_time:
+            why = "no camera sees them" if self.synced else "the set states none, as those older than v1.4"
             warn_once(
-                f"{root}: {self.at_lidar_time} of {self.seen} objects have no camera-synced box (no camera sees them, "
-                "or the set is older than v1.4): their boxes are those of the LiDAR's time"
+                f"{root}: {self.at_lidar_time} of {self.seen} objects have no camera-synced box ({why}): their boxes "
+                "are those of the LiDAR's time"
             )
         if self.without_points or self.without_camera:
+            what = "points of the top LiDAR" if self.top_points else "LiDAR points (the set states none of the top one)"
             warn_once(
-                f"{root}: {self.without_points} objects without points of the top LiDAR and {self.without_camera} more "
-                f"without a camera that sees them, of {self.seen}, are left out, as the camera challenge does "
-                "(reader option camera_only)"
+                f"{root}: {self.without_points} objects without {what} and {self.without_camera} more without a camera "
+                f"that sees them, of {self.seen}, are left out, as the camera challenge does (reader option "
+                "camera_only)"
             )
         if self.without_images:
             warn_once(f"{root}: {self.without_images} frames without any image are left out")
@@ -178,10 +227,11 @@ def check_jpeg(data: bytes, where: str) -> None:
 
 
 def frames_of(segment: Segment, rules: LabelRules) -> list[Frame]:
-    """Frames in their order in time, not linked yet."""
+    """Frames in their order in time, not linked yet, with all labels: ``rules.finish`` comes next."""
     out = []
-    has_synced = any(label.synced_box is not None for moment in segment.moments for label in moment.labels)
-    has_top = any(label.top_points is not None for moment in segment.moments for label in moment.labels)
+    rules.labelled |= segment.labelled
+    rules.synced |= segment.synced
+    rules.top_points |= any(label.top_points is not None for moment in segment.moments for label in moment.labels)
     for moment in sorted(segment.moments, key=lambda moment: moment.timestamp_us):
         token = f"{segment.name}_{moment.timestamp_us}"
         if not moment.shots:
@@ -198,7 +248,7 @@ def frames_of(segment: Segment, rules: LabelRules) -> list[Frame]:
                 timestamp_us=moment.timestamp_us,
                 cameras=tuple(_view(shot, segment, token) for shot in shots),
                 global_from_ego=moment.global_from_ego,
-                annotations=_annotations(moment, token, rules, has_synced, has_top) if segment.labelled else None,
+                annotations=_annotations(moment, rules.classes),
                 conditions=segment.conditions,
             )
         )
@@ -235,47 +285,33 @@ def _view(shot: Shot, segment: Segment, token: str) -> CameraView:
     )
 
 
-def _annotations(moment: Moment, token: str, rules: LabelRules, has_synced: bool, has_top: bool) -> Annotations:
-    """has_synced, has_top: whether the segment states camera-synced boxes and points of the top LiDAR at all."""
-    rules.seen += len(moment.labels)
-    labels = []
-    for label in moment.labels:
-        points = (label.top_points or 0) if has_top else label.points
-        if rules.camera_only and points is not None and points <= 0:
-            rules.without_points += 1
-        elif rules.camera_only and has_synced and (not label.camera or label.synced_box is None):
-            rules.without_camera += 1
-        else:
-            labels.append(label)
-    rules.at_lidar_time += sum(label.synced_box is None for label in labels)
+def _annotations(moment: Moment, classes: Mapping[str, str]) -> Annotations:
+    """All labels; -1, 0 (difficulty) and '' (camera) for what they do not state."""
+    labels = moment.labels
     boxes = np.array([label.box if label.synced_box is None else label.synced_box for label in labels]).reshape(-1, 7)
     rotation = moment.global_from_ego[:3, :3] @ rotation_z(boxes[:, 6])
-    of_top = [(label.top_points or 0) if has_top else -1 for label in labels]
-    of_lidar = [abs(top) if label.points is None else label.points for label, top in zip(labels, of_top)]
-    graded = of_top if has_top else of_lidar
-    kinds = [TYPES.get(label.kind, "unknown") for label in labels]
+    kinds = [TYPES.get(label.kind, TYPES[0]) for label in labels]
     return Annotations(
-        names=classes_of(kinds, rules.classes),
+        names=classes_of(kinds, classes),
         centre_global_m=transform_points(moment.global_from_ego, boxes[:, :3]),
         rotation_global=rotation.reshape(-1, 3, 3),
         size_lwh_m=boxes[:, 3:6],
         velocity_global_mps=np.array([label.velocity_global_mps for label in labels], np.float64).reshape(-1, 2),
         attributes=[""] * len(labels),
-        num_lidar_points=np.array(of_lidar, np.int64),
+        num_lidar_points=np.array([-1 if label.points is None else label.points for label in labels], np.int64),
         num_radar_points=np.zeros(len(labels), np.int64),
         tokens=[label.id for label in labels],  # the same text in all frames of a track, for there are many
         instance_tokens=[label.id for label in labels],
         categories=kinds,
-        difficulty=np.array([label.level or 1 + (n <= FEW_POINTS) for label, n in zip(labels, graded)], np.int64),
-        num_top_lidar_points=np.array(of_top, np.int64),
-        most_visible_cameras=[label.camera for label in labels] if has_synced else None,
+        difficulty=np.array([label.level for label in labels], np.int64),
+        num_top_lidar_points=np.array([-1 if n is None else n for n in (x.top_points for x in labels)], np.int64),
+        most_visible_cameras=["" if label.synced_box is None else label.camera for label in labels],
     )
 
 
-_CONTEXT = re.compile(r"segment-(.+?)(_with_camera_labels)?$")
-
-
-def context_of_file(stem: str) -> str:
-    """ "segment-CONTEXT_with_camera_labels" without what is around the context's name."""
-    found = _CONTEXT.match(stem)
-    return found[1] if found else stem
+def _rows(notes: Annotations, rows: NDArray[np.intp]) -> Annotations:
+    """Some of the objects."""
+    own: dict[str, Any] = {}
+    for name, values in vars(notes).items():
+        own[name] = [values[i] for i in rows] if isinstance(values, list) else None if values is None else values[rows]
+    return Annotations(**own)

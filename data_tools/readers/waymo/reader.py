@@ -66,7 +66,9 @@ def read_waymo(
     camera_only: leaves out what the camera challenge does not score, objects without points of the top LiDAR or without
     a camera that sees them; version: "v1" or "v2" where a folder has both; checksums: verifies every byte of records.
 
-    Segments without any label have frames without annotations. One segment is in memory at a time, but its images.
+    A split without any label (v2: without their components) has frames without annotations; where one of the segments
+    that are read has labels, frames without are frames without objects. One segment is in memory at a time, but its
+    images.
     Raises ConfigError for such options, DataError naming file and record for data that cannot be used.
     """
     if stride < 1 or max_segments < 0:
@@ -79,9 +81,16 @@ def read_waymo(
     rules = LabelRules(CLASSES if classes is None else classes, camera_only)
     readers = _segments(Path(root), split, version, stride, checksums)
     frames: list[Frame] = []
+    waiting: list[Frame] = []
     for read in readers[: max_segments or None]:
         for segment in read():
-            frames += frames_of(segment, rules)
+            waiting += frames_of(segment, rules)
+        if rules.all_stated:  # by the first segment, nearly always
+            frames += map(rules.finish, waiting)
+            waiting = []
+    waiting.reverse()
+    while waiting:  # of an older set all frames, which must not be there twice
+        frames.append(rules.finish(waiting.pop()))
     rules.report(root)
     if not frames:
         raise DataError(f"{root}: none of {rules.without_images} frames has an image; give records with camera images")
@@ -93,6 +102,11 @@ def read_waymo(
 def _segments(root: Path, split: str, version: str, stride: int, checksums: bool) -> list[Callable[[], list[Segment]]]:
     """A function that reads it, for each file of v1 or segment of v2, in the order of their names."""
     if root.is_file():
+        if root.suffix == ".parquet" or version == "v2":
+            raise ConfigError(
+                f"{root}: is a file, and v2 (Parquet) has one for each component and segment; give the folder of the "
+                "split, or the root"
+            )
         return [partial(records.read_segments, root, stride, checksums)]
     folder = _folder(root, split)
     v1 = sorted(folder.glob("[!.]*.tfrecord")) if version != "v2" else []  # a dot: not whole yet
@@ -116,11 +130,13 @@ def _of_tables(folder: Path, name: str, stride: int) -> list[Segment]:
 def _folder(root: Path, split: str) -> Path:
     """Where the split lies. Raises DataError where there is no such folder, or root is that of another split."""
     name = FOLDERS.get(split, split)
+    if not name:
+        raise ConfigError(f"reader waymo: no split is named; give {', '.join(FOLDERS)} or the name of a folder")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the root of Waymo's perception data")
     for parent in (root, root / "individual_files"):
         for folder in dict.fromkeys((name, split)):
-            if folder and (parent / folder).is_dir():
+            if (parent / folder).is_dir():
                 return parent / folder
     holds = any(root.glob("*.tfrecord")) or any((root / part).is_dir() for part in tables.NEEDED)
     if not holds:

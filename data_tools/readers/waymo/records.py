@@ -2,14 +2,12 @@
 
 A record of 5 to 15 MB is nearly all LiDAR and JPEG. Its fields are walked by their lengths, and only the small ones
 that are needed go to the official message classes; of an image we keep where it lies in the file.
-Wire format: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +17,7 @@ import numpy as np
 
 from ....core.errors import LIBRARY_ERRORS, DataError
 from ....core.waymo_messages import parse, waymo_messages
+from ....core.wire import fields
 from .parts import (
     Calibration,
     Label,
@@ -33,7 +32,6 @@ from .parts import (
 )
 from .tfrecords import mapped_file, record_places
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIX = "fetch it again, or give perception data (segment-*.tfrecord) of the Waymo Open Dataset v1"
 
 
@@ -60,52 +58,6 @@ class RecordImage:
         return data
 
 
-@dataclass(frozen=True)
-class WireField:
-    """A field of a serialized message: its number, and where its tag begins, and its content begins and ends."""
-
-    number: int
-    tag: int
-    begin: int
-    end: int
-
-
-def wire_fields(data: mmap.mmap | bytes, begin: int, end: int) -> Iterator[WireField]:
-    """The fields of a message in data[begin:end], by their lengths alone. Raises ValueError where they do not fit."""
-    position = begin
-    while position < end:
-        tag = position
-        key, position = _varint(data, position, end)
-        kind = key & 7
-        if kind == _VARINT:
-            start, (_, position) = position, _varint(data, position, end)
-        elif kind == _BYTES:
-            length, start = _varint(data, position, end)
-            position = start + length
-        elif kind in (_FIXED64, _FIXED32):
-            start = position
-            position += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"a field of wire type {kind} at byte {tag}")
-        if position > end:
-            raise ValueError(f"a field at byte {tag} that is longer than its message")
-        yield WireField(key >> 3, tag, start, position)
-
-
-def _varint(data: mmap.mmap | bytes, position: int, end: int) -> tuple[int, int]:
-    """A number and where the next byte lies."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise ValueError(f"a number without end at byte {position}")
-
-
 def read_segments(path: Path, stride: int = 1, checksums: bool = False) -> list[Segment]:
     """The segments of a file, one as a rule, with every ``stride``-th of its records.
 
@@ -126,11 +78,11 @@ class _Reader:
     def __init__(self, path: Path, content: mmap.mmap, messages: ModuleType) -> None:
         self.path, self.content, self.messages = path, content, messages
         self.source = str(path)  # one text for all images
-        fields = messages.Frame.DESCRIPTOR.fields_by_name
-        self.images, self.context = fields["images"].number, fields["context"].number
-        self.small = {fields[name].number for name in ("timestamp_micros", "pose", "laser_labels")}
-        fields = messages.CameraImage.DESCRIPTOR.fields_by_name
-        self.pixels, self.masks = fields["image"].number, fields["camera_segmentation_label"].number
+        of = messages.Frame.DESCRIPTOR.fields_by_name
+        self.images, self.context = of["images"].number, of["context"].number
+        self.small = {of[name].number for name in ("timestamp_micros", "pose", "laser_labels")}
+        of = messages.CameraImage.DESCRIPTOR.fields_by_name
+        self.pixels, self.masks = of["image"].number, of["camera_segmentation_label"].number
         self.drives: dict[str, tuple[Any, list[Moment]]] = {}
 
     def add(self, number: int, begin: int, end: int) -> None:
@@ -142,7 +94,7 @@ class _Reader:
             moment = Moment(
                 timestamp_us=int(frame.timestamp_micros),
                 global_from_ego=matrix(frame.pose.transform),
-                shots=tuple(self._shot(image, field) for image, field in images),
+                shots=tuple(self._shot(image, *pixels) for image, pixels in images),
                 labels=tuple(map(_label, frame.laser_labels)),
             )
         except LIBRARY_ERRORS as error:
@@ -150,36 +102,38 @@ class _Reader:
             raise DataError(f"{where}: is no frame of Waymo's perception data ({text}); {_FIX}") from None
         self.drives.setdefault(context.name, (context, []))[1].append(moment)
 
-    def _messages(self, begin: int, end: int) -> tuple[Any, Any, list[tuple[Any, WireField]]]:
+    def _messages(self, begin: int, end: int) -> tuple[Any, Any, list[tuple[Any, tuple[int, int]]]]:
         """Context, the small fields of the frame, and of each image its small fields and where its bytes are."""
-        small, context, images = bytearray(), b"", []
-        for field in wire_fields(self.content, begin, end):
-            if field.number == self.images:
-                images.append(self._image(field))
-            elif field.number == self.context:
-                context += self.content[field.begin : field.end]  # parts of one message may be written one by one
-            elif field.number in self.small:
-                small += self.content[field.tag : field.end]
+        small, context, images, tag = bytearray(), b"", [], begin
+        for number, _, first, stop in fields(self.content, begin, end):
+            if number == self.images:
+                images.append(self._image(first, stop))
+            elif number == self.context:
+                context += self.content[first:stop]  # parts of one message may be written one by one
+            elif number in self.small:
+                small += self.content[tag:stop]
+            tag = stop
         return parse(self.messages.Context, context), parse(self.messages.Frame, bytes(small)), images
 
-    def _image(self, field: WireField) -> tuple[Any, WireField]:
-        small, pixels = bytearray(), None
-        for inner in wire_fields(self.content, field.begin, field.end):
-            if inner.number == self.pixels:
-                pixels = inner
-            elif inner.number != self.masks:
-                small += self.content[inner.tag : inner.end]
+    def _image(self, begin: int, end: int) -> tuple[Any, tuple[int, int]]:
+        small, pixels, tag = bytearray(), None, begin
+        for number, _, first, stop in fields(self.content, begin, end):
+            if number == self.pixels:
+                pixels = first, stop
+            elif number != self.masks:
+                small += self.content[tag:stop]
+            tag = stop
         if pixels is None:
-            raise ValueError(f"an image without content at byte {field.begin}")
+            raise ValueError(f"an image without content at byte {begin}")
         return parse(self.messages.CameraImage, bytes(small)), pixels
 
-    def _shot(self, image: Any, pixels: WireField) -> Shot:
+    def _shot(self, image: Any, begin: int, end: int) -> Shot:
         camera = camera_number(image.name)
         if not image.HasField("pose") or not image.HasField("pose_timestamp"):
             raise ValueError(f"image of camera {camera} without pose and pose_timestamp")
-        encoded = RecordImage(self.source, pixels.begin, pixels.end - pixels.begin)
+        encoded = RecordImage(self.source, begin, end - begin)
         try:
-            check_jpeg(self.content[pixels.begin : min(pixels.end, pixels.begin + 2)], encoded.source)
+            check_jpeg(self.content[begin : min(end, begin + 2)], encoded.source)
         except OSError as error:
             raise ValueError(str(error)) from None
         v = image.velocity
@@ -205,6 +159,7 @@ class _Reader:
                     calibrations=self._calibrations(context),
                     moments=tuple(moments),
                     labelled=any(moment.labels for moment in moments),
+                    synced=any(label.synced_box is not None for moment in moments for label in moment.labels),
                     conditions={key: value for key, value in stats.items() if value},
                 )
             )

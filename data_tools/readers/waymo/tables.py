@@ -3,6 +3,9 @@
     <folder>/<component>/<context>.parquet     camera_image, camera_calibration, vehicle_pose;
                                                lidar_box and lidar_camera_synced_box for labels, stats
 
+Where a split has labels every segment needs both of their components: without the second, boxes would be those of the
+LiDAR's time, and what no camera sees would count.
+
 Columns of images are read when an image is. Row groups whose times are not wanted are passed over. Columns:
 https://github.com/waymo-research/waymo-open-dataset/tree/master/src/waymo_open_dataset/v2/perception.
 """
@@ -38,6 +41,7 @@ from .parts import (
 )
 
 NEEDED = ("camera_image", "camera_calibration", "vehicle_pose")
+LABELS = ("lidar_box", "lidar_camera_synced_box")
 CONTEXT, TIME, CAMERA, OBJECT = (
     f"key.{name}" for name in ("segment_context_name", "frame_timestamp_micros", "camera_name", "laser_object_id")
 )
@@ -102,11 +106,11 @@ def _parquet(path: Path) -> Any:
 
 
 def rows(
-    path: Path, columns: Collection[str], times_us: NDArray[np.int64] | None = None
+    path: Path, columns: Collection[str], times_us: NDArray[np.int64] | None = None, segment: str = ""
 ) -> Iterator[tuple[int, int, Row]]:
     """Row group, number in it, and the row with these columns, of every row whose time is one of times_us (sorted).
 
-    Raises DataError naming the file for one that lacks a column, or cannot be read.
+    Raises DataError naming the file for one that lacks a column, cannot be read, or holds another segment than that.
     """
     file = _parquet(path)
     with _damage_named(path):
@@ -115,6 +119,8 @@ def rows(
             groups = [group for group in groups if _overlaps(file.metadata.row_group(group), times_us)]
     if missing := [column for column in columns if column not in names]:
         raise DataError(f"{path}: has no column {missing[0]!r}; {_FIX}")
+    if segment:
+        _check_segment(file, path, segment)
     for group in groups:
         with _damage_named(path):
             table = file.read_row_group(group, columns=list(columns))
@@ -124,6 +130,29 @@ def rows(
                 kept = np.flatnonzero(np.isin(table[TIME].to_numpy(), times_us))
             found = table.take(kept).to_pylist()
         yield from ((group, int(number), row) for number, row in zip(kept, found))
+
+
+def _check_segment(file: Any, path: Path, name: str) -> None:
+    """Raises DataError for a file with rows of another segment, whose times would fit nothing, in silence."""
+    for group in range(file.num_row_groups):
+        with _damage_named(path):
+            if _only_holds(file.metadata.row_group(group), name):
+                continue
+            table = file.read_row_group(group, columns=[CONTEXT])
+            if CONTEXT not in table.column_names:
+                raise DataError(f"{path}: has no column {CONTEXT!r}; {_FIX}")
+            if others := sorted({str(value) for value in table[CONTEXT].to_pylist()} - {name}):
+                raise DataError(f"{path}: holds segment {others[0]}; name the file after its segment")
+
+
+def _only_holds(group: Any, name: str) -> bool:
+    """Whether the statistics of a row group say that its context is this one."""
+    for i in range(group.num_columns):
+        column = group.column(i)
+        if column.path_in_schema == CONTEXT and column.physical_type == "BYTE_ARRAY" and column.is_stats_set:
+            stated = column.statistics
+            return bool(stated.has_min_max and stated.min == stated.max == name)
+    return False
 
 
 @contextmanager
@@ -148,10 +177,13 @@ def _overlaps(group: Any, times_us: NDArray[np.int64]) -> bool:
     return True
 
 
-def read_poses(path: Path) -> dict[int, NDArray[np.float64]]:
-    """Poses [4, 4] (global from vehicle) of a ``vehicle_pose`` file by time in microseconds, in order."""
+def read_poses(path: Path, segment: str = "") -> dict[int, NDArray[np.float64]]:
+    """Poses [4, 4] (global from vehicle) of a ``vehicle_pose`` file by time in microseconds, in order.
+
+    segment: the one that it must hold, '' for any.
+    """
     column = "[VehiclePoseComponent].world_from_vehicle.transform"
-    found = [row for _, _, row in rows(path, (TIME, column))]
+    found = [row for _, _, row in rows(path, (TIME, column), segment=segment)]
     with _damage_named(path):
         return {int(row[TIME]): matrix(row[column]) for row in sorted(found, key=lambda row: row[TIME])}
 
@@ -164,21 +196,27 @@ def read_segment(folder: Path, name: str, stride: int = 1) -> Segment:
     paths = {part.name: part / f"{name}.parquet" for part in folder.iterdir() if part.is_dir()}
     if missing := [part for part in NEEDED if part not in paths or not paths[part].is_file()]:
         raise DataError(f"{folder}: segment {name} has no {missing[0]}/{name}.parquet; fetch it: {', '.join(NEEDED)}")
-    poses = read_poses(paths["vehicle_pose"])
+    labelled = any(any((folder / part).glob("[!.]*.parquet")) for part in LABELS)
+    if missing := [part for part in LABELS if labelled and not (folder / part / f"{name}.parquet").is_file()]:
+        raise DataError(
+            f"{folder}: segment {name} has no {missing[0]}/{name}.parquet, but the split has labels, which need "
+            f"{' and '.join(LABELS)} of every segment; fetch it"
+        )
+    poses = read_poses(paths["vehicle_pose"], name)
     times_us = np.array(list(poses)[::stride], np.int64)
     shots = _shots(paths["camera_image"], name, times_us)
-    labelled = "lidar_box" in paths and paths["lidar_box"].is_file()
-    labels = _labels(paths, times_us) if labelled else {}
+    labels = _labels(paths, name, times_us) if labelled else {}
     return Segment(
         name=name,
         where=str(paths["camera_image"]),
-        calibrations=_calibrations(paths["camera_calibration"]),
+        calibrations=_calibrations(paths["camera_calibration"], name),
         moments=tuple(
             Moment(time, poses[time], tuple(shots.get(time, ())), tuple(labels.get(time, ())))
             for time in times_us.tolist()
         ),
         labelled=labelled,
-        conditions=_conditions(paths.get("stats")),
+        synced=labelled,
+        conditions=_conditions(paths.get("stats"), name),
     )
 
 
@@ -186,10 +224,8 @@ def _shots(path: Path, name: str, times_us: NDArray[np.int64]) -> dict[int, list
     _warn_of_large_groups(path)
     prefix, source = "[CameraImageComponent].", str(path)
     out: dict[int, list[Shot]] = {}
-    for group, number, row in rows(path, (CONTEXT, TIME, CAMERA, *(prefix + part for part in _OF_IMAGE)), times_us):
+    for group, number, row in rows(path, (TIME, CAMERA, *(prefix + part for part in _OF_IMAGE)), times_us, name):
         with library_errors(DataError, f"{path}: row {number} of row group {group}", _FIX):
-            if row[CONTEXT] != name:
-                raise DataError(f"{path}: holds segment {row[CONTEXT]}; name the file after its segment")
             transform, time_s, exposure_s, trigger_s, done_s, *velocity = (row[prefix + part] for part in _OF_IMAGE)
             shot = Shot(
                 camera=camera_number(row[CAMERA]),
@@ -219,13 +255,13 @@ def _warn_of_large_groups(path: Path) -> None:
         )
 
 
-def _calibrations(path: Path) -> dict[int, Calibration]:
+def _calibrations(path: Path, name: str) -> dict[int, Calibration]:
     prefix = "[CameraCalibrationComponent]."
     size = (f"{prefix}width", f"{prefix}height")
     pose, direction = f"{prefix}extrinsic.transform", f"{prefix}rolling_shutter_direction"
     intrinsics = [f"{prefix}intrinsic.{part}" for part in _INTRINSICS]
     out = {}
-    for _, _, row in rows(path, (CAMERA, *intrinsics, pose, *size, direction)):
+    for _, _, row in rows(path, (CAMERA, *intrinsics, pose, *size, direction), segment=name):
         with _damage_named(path):
             camera = camera_number(row[CAMERA])
             values = [row[part] for part in intrinsics]
@@ -236,14 +272,13 @@ def _calibrations(path: Path) -> dict[int, Calibration]:
     return out
 
 
-def _labels(paths: Mapping[str, Path], times_us: NDArray[np.int64]) -> dict[int, list[Label]]:
+def _labels(paths: Mapping[str, Path], segment: str, times_us: NDArray[np.int64]) -> dict[int, list[Label]]:
     synced: dict[tuple[int, str], Row] = {}
     prefix = "[LiDARCameraSyncedBoxComponent]."
     camera, boxes = f"{prefix}most_visible_camera_name", [f"{prefix}camera_synced_box.{part}" for part in _BOX]
-    path = paths.get("lidar_camera_synced_box")
-    if path is not None and path.is_file():
-        for _, _, row in rows(path, (TIME, OBJECT, camera, *boxes), times_us):
-            synced[int(row[TIME]), row[OBJECT]] = row
+    path = paths["lidar_camera_synced_box"]
+    for _, _, row in rows(path, (TIME, OBJECT, camera, *boxes), times_us, segment):
+        synced[int(row[TIME]), row[OBJECT]] = row
     path, of = paths["lidar_box"], "[LiDARBoxComponent]."
     own = [f"{of}box.{part}" for part in _BOX]
     more = {
@@ -258,7 +293,7 @@ def _labels(paths: Mapping[str, Path], times_us: NDArray[np.int64]) -> dict[int,
         }.items()
     }
     out: dict[int, list[Label]] = {}
-    for _, _, row in rows(path, (TIME, OBJECT, *own, *more.values()), times_us):
+    for _, _, row in rows(path, (TIME, OBJECT, *own, *more.values()), times_us, segment):
         with _damage_named(path):
             other = synced.get((int(row[TIME]), row[OBJECT]))
             speed = (row[more["x"]], row[more["y"]])
@@ -277,10 +312,10 @@ def _labels(paths: Mapping[str, Path], times_us: NDArray[np.int64]) -> dict[int,
     return out
 
 
-def _conditions(path: Path | None) -> dict[str, str]:
+def _conditions(path: Path | None, segment: str) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     names = ("time_of_day", "location", "weather")
-    first = next(rows(path, [f"[StatsComponent].{name}" for name in names]), None)
+    first = next(rows(path, [f"[StatsComponent].{name}" for name in names], segment=segment), None)
     values = {} if first is None else {name: first[2][f"[StatsComponent].{name}"] for name in names}
     return {name: str(value) for name, value in values.items() if value}

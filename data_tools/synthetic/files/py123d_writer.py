@@ -62,7 +62,8 @@ def write_py123d(
     None: the images themselves, their files unchanged. compression: None, "lz4" or "zstd". Frames whose tokens are 32
     hexadecimal digits keep them.
 
-    Raises DataError for a camera that py123d has no model or place for, and objects that are none of its labels.
+    Raises DataError for a camera that py123d has no model or place for or that changes within a scene, and for objects
+    that are none of its labels.
     """
     kind = label_class or _LABEL_CLASSES.get(dataset, "DefaultBoxDetectionLabel")
     folders: list[Path] = []
@@ -209,7 +210,7 @@ def _boxes(frame: Frame, words: Sequence[str], kind: str) -> dict[str, list]:
 
 def _places(frames: Sequence[Frame]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Camera -> name of its file and its metadata, each in the place on the car where it looks to."""
-    views = {view.name: view for frame in frames for view in frame.cameras}
+    views = _constant_views(frames)
     out: dict[str, tuple[str, dict[str, Any]]] = {}
     used: set[str] = set()
     for view in sorted(views.values(), key=lambda view: abs(_yaw_deg(view))):
@@ -223,6 +224,29 @@ def _places(frames: Sequence[Frame]) -> dict[str, tuple[str, dict[str, Any]]]:
         used.add(identity)
         out[view.name] = identity, about | {"camera_id": CAMERA_IDS[identity]}
     return {name: out[name] for name in views}
+
+
+def _constant_views(frames: Sequence[Frame]) -> dict[str, CameraView]:
+    """Camera -> its view in the first frame of a scene that has it, which stands for all of them: a log has room for
+    one calibration of a camera."""
+    views: dict[str, CameraView] = {}
+    for frame in frames:
+        for view in frame.cameras:
+            first = views.setdefault(view.name, view)
+            same_camera = first.image_size_px == view.image_size_px and _close(first.camera.row, view.camera.row)
+            if same_camera and _close(first.ego_from_camera, view.ego_from_camera):
+                continue
+            what = "mounting (ego_from_camera)" if same_camera else "intrinsics, lens or size"
+            raise DataError(
+                f"sample {frame.token}, camera {view.name}: its {what} changed within the scene, and a log has "
+                "one; make a scene of the frames of each calibration"
+            )
+    return views
+
+
+def _close(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    """Up to rounding, as poses that were multiplied with those of other sensors have it."""
+    return np.allclose(a, b, rtol=1e-9, atol=1e-7)
 
 
 def _yaw_deg(view: CameraView) -> float:

@@ -59,10 +59,20 @@ def camera_number(name: str, names: Mapping[str, str] | None = None) -> int:
 
 
 def segments(frames: Iterable[Frame]) -> Iterator[tuple[str, list[Frame]]]:
-    """Context name and frames in their order in time, of each scene."""
+    """Context name and frames in their order in time, of each scene.
+
+    Raises DataError, before the first, where some frames have annotations and others none: Waymo's files know splits
+    with labels, in which a frame without has no objects, and splits without.
+    """
     scenes: dict[str, list[Frame]] = {}
     for frame in frames:
         scenes.setdefault(frame.scene_token or frame.scene_name or frame.token, []).append(frame)
+    bare = [frame.token for members in scenes.values() for frame in members if frame.annotations is None]
+    if 0 < len(bare) < sum(map(len, scenes.values())):
+        raise DataError(
+            f"sample {bare[0]}: has no annotations ({len(bare)} frames have none), others have, and Waymo's files "
+            "cannot tell that from having no objects; write them to two folders"
+        )
     names: dict[str, str] = {}
     for scene, members in scenes.items():
         ordered = sorted(members, key=lambda frame: frame.timestamp_us)
@@ -189,7 +199,7 @@ class LabelWriter:
                     camera=CAMERAS[camera_number(seen_by[i], self.cameras)] if seen_by[i] else "",
                     velocity_global_mps=(float(velocity[0]), float(velocity[1])),
                     points=points,
-                    top_points=points if top < 0 else top,
+                    top_points=None if top < 0 else top,
                     level=0 if notes.difficulty is None else int(notes.difficulty[i]),
                 )
             )

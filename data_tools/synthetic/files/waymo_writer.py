@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def write_waymo_v1(
 
     classes: own -> Waymo's (vehicle, pedestrian, sign, cyclist), others are left out and counted; cameras: own names ->
     Waymo's, where they are not known. Returns the files. Raises ConfigError without the official message classes or for
-    a camera without name, DataError for a lens or image that Waymo's files cannot hold, OutputError.
+    a camera without name, DataError for a lens or image that Waymo's files cannot hold and for annotations of some
+    frames alone, OutputError.
     """
     messages = waymo_messages("dataset_pb2")
     writer, paths = LabelWriter(_checked(classes), cameras), []
@@ -131,24 +133,24 @@ def write_waymo_v2(
 ) -> list[Path]:
     """``<component>/<context>.parquet`` of each scene and component of SCHEMAS, into the folder of a split.
 
-    Images have a row group for each frame, so that one of them is got by itself. Labels are written for scenes that
-    have annotations. As write_waymo_v1 otherwise; needs pyarrow alone.
+    Images have a row group for each frame, so that one of them is got by itself. A scene is written whole or not at
+    all. As write_waymo_v1 otherwise; needs pyarrow alone.
     """
     writer, paths = LabelWriter(_checked(classes), cameras), []
     for context, members in segments(frames):
         file_name(context, "context name")
         rig = rig_numbers(members, cameras)
-        path = Path(folder) / "camera_image" / f"{context}.parquet"
-        _write_tables(path, "camera_image", (_image_rows(frame, context, rig) for frame in members))
-        paths.append(path)
-        rows = _segment_rows(context, members, rig, writer)
-        for component in [name for name in SCHEMAS if name != "camera_image"]:
-            path = Path(folder) / component / f"{context}.parquet"
-            if component not in rows:  # labels of frames that were written here before
-                path.unlink(missing_ok=True)
-                continue
-            _write_tables(path, component, [rows[component]])
-            paths.append(path)
+        tables: dict[str, Iterable[list[list[Any]]]] = {
+            "camera_image": (_image_rows(frame, context, rig) for frame in members),  # the largest, never held as one
+            **{name: [rows] for name, rows in _segment_rows(context, members, rig, writer).items()},
+        }
+        where = {component: Path(folder) / component / f"{context}.parquet" for component in SCHEMAS}
+        with ExitStack() as whole:  # all files get their names when all are written, camera_image as the last
+            for component, groups in tables.items():
+                _write_tables(whole.enter_context(atomic_path(where[component])), component, groups)
+            for component in SCHEMAS.keys() - tables:  # labels of frames that were written here before
+                where[component].unlink(missing_ok=True)
+        paths += [where[component] for component in SCHEMAS if component in tables]
     writer.report()
     return paths
 
@@ -201,7 +203,9 @@ def _frame_message(
 
 def _add_label(out: Any, label: Label) -> None:
     out.id, out.type, out.detection_difficulty_level = label.id, label.kind, label.level
-    out.num_lidar_points_in_box, out.num_top_lidar_points_in_box = label.points or 0, label.top_points or 0
+    out.num_lidar_points_in_box = label.points or 0
+    if label.top_points is not None:
+        out.num_top_lidar_points_in_box = label.top_points
     _set_box(out.box, label.box)
     if label.synced_box is not None:
         _set_box(out.camera_synced_box, label.synced_box)
@@ -276,15 +280,17 @@ def _segment_rows(
 
 
 def _write_tables(path: Path, component: str, groups: Iterable[list[list[Any]]]) -> None:
-    """A Parquet file of a component with a row group of each group of rows."""
+    """A Parquet file of a component with a row group of each group of rows, at a temporary path."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError(f"{path}: writing it needs pyarrow ({error}): pip install 'drivestack[waymo]'") from None
+        raise ConfigError(
+            f"{component}.parquet: writing it needs pyarrow ({error}): pip install 'drivestack[waymo]'"
+        ) from None
     schema = pyarrow.schema([(name, _arrow_type(pyarrow, kind)) for name, kind in SCHEMAS[component].items()])
     packed = {"compression": "none", "use_dictionary": False} if IMAGE in schema.names else {"compression": "snappy"}
-    with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, schema, **packed) as file:
+    with parquet.ParquetWriter(path, schema, **packed) as file:
         for rows in groups:
             columns = list(zip(*rows)) or [()] * len(schema)
             arrays = [pyarrow.array(list(values), field.type) for values, field in zip(columns, schema)]

@@ -21,7 +21,7 @@ from drivestack.bev.evaluation.argoverse2_metrics import (
 from drivestack.bev.evaluation.argoverse2_region import RegionOfInterest
 from drivestack.core.answers import Detections
 from drivestack.core.argoverse2 import EVALUATED_CLASSES, sweep_token
-from drivestack.core.errors import DataError
+from drivestack.core.errors import DataError, NoLabelsError
 from drivestack.core.frames import Annotations, Frame
 from drivestack.geometry import pose, rotation_z
 from support.argoverse2_boxes import Boxes, category_of, invented_areas, invented_boxes, invented_poses
@@ -124,7 +124,9 @@ def test_perfect_predictions_score_1_and_none_score_0() -> None:
     scores = detection_scores(nothing, truths)
     assert scores["CDS"] == scores["AP"] == 0.0
     assert [scores["classes"]["REGULAR_VEHICLE"][key] for key in NUMBERS] == [2.0, 1.0, np.pi, 0.0, 0.0]
-    assert np.isnan(detection_scores(truths, nothing)["classes_with_truth"]["CDS"])
+    for none in (nothing, replace(truths, counts=[0] * 8)):
+        with pytest.raises(NoLabelsError, match="no label of the 26 classes counts"):
+            detection_scores(truths, none)
 
 
 def test_a_shift_by_a_metre_costs_what_it_should() -> None:

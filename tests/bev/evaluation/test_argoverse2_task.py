@@ -119,6 +119,78 @@ def test_what_cannot_be_scored_is_said_before_the_work(truth: GroundTruth, tmp_p
         Argoverse2Boxes().reader(path, frames, CLASSES, "val")
 
 
+def test_labels_that_do_not_count_are_said_before_the_work(truth: GroundTruth, tmp_path: Path) -> None:
+    task, path = Argoverse2Boxes(CLASSES), tmp_path / "d.feather"
+    task.write(path, perfect(truth), "val")
+    unseen = [replace(f, annotations=replace(f.annotations, num_lidar_points=f.annotations.num_lidar_points * 0))
+              for f in truth.frames]  # fmt: skip
+    for call in (task.demand, lambda truth: task.score(path, truth)):
+        with pytest.raises(NoLabelsError, match="no label of the 26 classes counts"):
+            call(GroundTruth(truth.source, unseen))
+    for log in ("log-a", "log-b"):
+        write_map(tmp_path / "sensor" / "val" / log, -300.0)  # nothing lies there
+    for call in (task.demand, lambda truth: task.score(path, truth)):
+        with pytest.raises(NoLabelsError, match="outside the region of interest"):
+            call(truth)
+    Argoverse2Boxes(CLASSES, region=False).demand(truth)
+
+
+@pytest.mark.parametrize(
+    ("areas", "message"),
+    [
+        ({}, r"log_map_archive_x\.json: the map has no drivable area; score without .* --everywhere"),
+        ({"1": {"area_boundary": []}}, r"x\.json: a drivable area has 0 corners"),
+        (
+            {"1": {"area_boundary": [{"x": x, "y": x, "z": 0.0} for x in (0.0, 1e6, 2e6)]}},
+            r"x\.json: the map is .* large",
+        ),
+    ],
+)
+def test_maps_are_read_before_the_work(truth: GroundTruth, tmp_path: Path, areas, message: str, capsys) -> None:
+    path = tmp_path / "d.feather"
+    Argoverse2Boxes(CLASSES).write(path, perfect(truth), "val")
+    for log in ("log-a", "log-b"):
+        write_map(tmp_path / "sensor" / "val" / log, 5000.0)
+    write_json(tmp_path / "sensor/val/log-b/map/log_map_archive_x.json", {"drivable_areas": areas})
+    with pytest.raises(DataError, match=message):
+        Argoverse2Boxes().demand(truth)
+    data = ["--reader", "argoverse2_sensor", "--dataroot", str(tmp_path / "sensor"), "--split", "val"]
+    assert main(["score", str(path), *data, "--everywhere"]) == 0
+    assert "(within 150 m, everywhere)" in capsys.readouterr().out
+
+
+def test_the_region_is_an_option_of_configs_and_verbs(tmp_path: Path, capsys) -> None:
+    config = Config({"benchmark": "argoverse2", "model": {}, "test_dataset": {"classes": CLASSES}})
+    assert box_task(config).region is None and box_task(config, everywhere=True).region is False
+    assert box_task(Config({**config, "region_of_interest": False})).region is False
+    with pytest.raises(ConfigError, match="region_of_interest is of Argoverse 2's score"):
+        box_task(Config({**config, "benchmark": "nuscenes", "region_of_interest": False}))
+    for name in ("a.json", "a.tar.gz"):
+        (tmp_path / name).write_text("{}")
+        assert main(["score", str(tmp_path / name), "--dataroot", str(tmp_path), "--everywhere"]) == 2
+        assert "--everywhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("found", ["nothing", "nothing in log-a"])
+def test_a_model_that_finds_nothing_is_scored(truth: GroundTruth, tmp_path: Path, found: str) -> None:
+    task, path = Argoverse2Boxes(CLASSES), tmp_path / "d.feather"
+    every = perfect(truth)
+    nothing = Detections("", np.zeros((0, 9)), np.zeros(0), np.zeros(0, np.int64))
+    answers = {
+        token: SceneAnswer(token, boxes=replace(nothing, token=token))
+        if found == "nothing" or token.startswith("log-a")
+        else answer
+        for token, answer in every.answers.items()
+    }
+    task.write(path, replace(every, answers=answers), "val")
+    scores = task.score(path, truth)
+    assert scores["classes_with_truth"]["CDS"] == pytest.approx(0.0 if found == "nothing" else 0.5, abs=0.02)
+    write_json(tmp_path / task.scores_file, scores)
+    with pytest.raises(SubmissionError, match="has no rows" if found == "nothing" else "log-a: this log has no box"):
+        Argoverse2Boxes(CLASSES).score(path, truth)  # of the file alone it is not known
+    assert task.check(path, truth)  # a submission needs them
+
+
 def test_the_verbs_and_configs_take_its_files(truth: GroundTruth, tmp_path: Path, capsys) -> None:
     path = tmp_path / "detections.feather"
     task = box_task(Config({"benchmark": "argoverse2", "model": {}, "test_dataset": {"classes": CLASSES}}))
@@ -129,8 +201,18 @@ def test_the_verbs_and_configs_take_its_files(truth: GroundTruth, tmp_path: Path
     assert "is valid" in capsys.readouterr().out
     assert main(["score", str(path), *data]) == 0
     assert Argoverse2Boxes.title in capsys.readouterr().out
+    mapping = tmp_path / "mapping.json"
+    write_json(mapping, {"predictions": {"REGULAR_VEHICLE": "car"}, "labels": {"REGULAR_VEHICLE": "car"}})
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "nothing").mkdir()
     for arguments, message in (
         (["score", str(path), *data, "--official"], "scored by the metric of argoverse2"),
+        (["score", str(path), *data, "--mapping", str(mapping)], "--mapping scores nuScenes' files (.json)"),
+        (
+            ["score", str(tmp_path / "a.txt"), *data],
+            "submission.json or waymo_submission.tar.gz or detections.feather, occupancy.zip, lanes.pkl",
+        ),
+        (["score", str(tmp_path / "nothing"), *data], "or detections.feather"),
         (["ensemble", str(path), str(path), "--out", str(tmp_path / "f.feather")], "of Argoverse 2 are not fused"),
     ):
         assert main(arguments) == 2

@@ -130,7 +130,11 @@ def test_methods_limits_and_what_is_refused() -> None:
     assert Fusion().threshold("vehicle") == 0.5 and Fusion().threshold("car") == 0.3
     assert Fusion(thresholds={"car": 0.7}).threshold("car") == 0.7
     for wrong, message in (({"method": "nms"}, "unknown method"), ({"thresholds": {"car": 0}}, "threshold car=0"),
-                           ({"sigma": -1.0}, "sigma"), ({"sigma": np.nan}, "sigma")):  # fmt: skip
+                           ({"sigma": -1.0}, "sigma"), ({"sigma": np.nan}, "sigma"),
+                           ({"sigma": 0.4}, "is of matrix NMS"), ({"min_score": np.nan}, "min_score nan"),
+                           ({"min_score": 1.1}, "min_score"), ({"max_boxes": -1}, "max_boxes -1"),
+                           ({"max_boxes": 0}, "max_boxes 0"),
+                           ({"method": "matrix-nms", "thresholds": {"car": 0.4}}, "are of wbf")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             Fusion(**wrong)
 
@@ -176,6 +180,7 @@ def test_the_fusion_of_three_noisy_detectors_beats_each(three, tmp_path: Path, m
     held = ensemble(paths, out, (), Fusion(method), frames, {"method": "all"}, progress=False)
     assert "in 12 frames" in held and check_submission(out, frames) == []
     assert meta_of(out)["unique_method_name"] == "all" and meta_of(out)["account_name"] == "me@example.com"
+    assert meta_of(out)["number_past_frames_exclude_current"] == 2  # of the last file
     alone = [evaluate(frames, read_waymo(path, frames))["let"] for path in paths]
     fused = evaluate(frames, read_waymo(out, frames))["let"]
     for key in ("mapl", "map", "maph"):
@@ -200,6 +205,9 @@ def test_the_verb_on_waymo_files(three, tmp_path: Path, capsys) -> None:
         ([*names[:2], "--threshold", "vehicle=2"], "threshold vehicle=2"),
         ([*names[:2], "--threshold", "vehicle=x"], "write an IoU"),
         ([*names[:2], "--sigma", "-1"], "sigma"),
+        ([*names[:2], "--sigma", "0.4"], "is of matrix NMS"),
+        ([*names[:2], "--threshold", "nonsense=0.4"], "threshold nonsense=0.4: no such class among cyclist"),
+        ([*names[:2], "--method", "matrix-nms", "--threshold", "vehicle=0.4"], "thresholds are of wbf"),
     ):
         capsys.readouterr()
         assert main(["ensemble", *arguments, "--out", out]) == 2
@@ -234,6 +242,36 @@ def test_nuscenes_files(tmp_path: Path) -> None:
     NuScenesSubmission.from_detections(noisy(frames[1:], 0), frames[1:], names).write(tmp_path / "few.json")
     with pytest.raises(SubmissionError, match=r"is in one of few\.json, 0\.json alone"):
         ensemble([paths[0], tmp_path / "few.json"], tmp_path / "f.json", how=Fusion(let=False))
+
+
+def test_boxes_beyond_the_limit_are_counted_and_options_without_effect_refused(three, tmp_path: Path, capsys) -> None:
+    frames, paths = three
+    names, out = [str(path) for path in paths], str(tmp_path / "f.tar.gz")
+    assert main(["ensemble", *names, "--max-boxes", "3", "--out", out]) == 0
+    said = capsys.readouterr()
+    assert "36 boxes of" in said.out and "beyond the best 3 of their frame are left out, in 12 frames" in said.out
+    assert "the ensemble has the method name of" in said.err and "'m0'" in said.err
+    rng = np.random.default_rng(0)
+    many = [Detections(f.token, np.concatenate([rng.uniform(-70, 70, (450, 2)), np.ones((450, 7))], 1),
+                       np.full(450, 0.5), np.zeros(450, np.int64)) for f in frames[:1]]  # fmt: skip
+    for seed in range(2):
+        for found in many:
+            found.boxes[:, :2] += 5.0  # others than in the first file
+        write_submission(tmp_path / f"{seed}.tar.gz", objects_of(many, frames[:1], CLASSES), Entry(), CLASSES)
+        NuScenesSubmission.from_detections(many, frames[:1], ["car"], {"car": 99.0}).write(tmp_path / f"{seed}.json")
+    plain = Fusion("matrix-nms", let=False)
+    ensemble([tmp_path / "0.tar.gz", tmp_path / "1.tar.gz"], Path(out), (), plain, progress=False)
+    assert len(read_waymo(out)) == 900  # Waymo has no limit
+    jsons, fused = [tmp_path / "0.json", tmp_path / "1.json"], tmp_path / "f.json"
+    held = ensemble(jsons, fused, (), plain, progress=False)
+    assert held.startswith("500 boxes of") and "beyond the best 500 of their frame are left out, in 1 frames" in held
+    for how, entry, message in (
+        (plain, {"method": "x"}, "--waymo-entry"),
+        (Fusion(let=False, max_boxes=501), None, "nuScenes takes at most 500"),
+        (Fusion(let=False, thresholds={"nonsense": 0.4}), None, "no such class among barrier"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ensemble(jsons, fused, (), how, entry=entry, progress=False)
 
 
 def test_files_without_a_box_give_one_without(tmp_path: Path) -> None:

@@ -83,6 +83,24 @@ def test_scores_are_those_of_the_metric_on_arrays(frames) -> None:
     assert sign.split()[3:] == ["0", "-", "-", "-", "-", "-"]
 
 
+def test_a_class_without_labels_is_0_in_the_official_means_and_left_out_of_others(frames) -> None:
+    classes = CLASSES[:2]
+    fewer = [
+        replace(f, annotations=replace(f.annotations, names=[n if n in classes else "" for n in f.annotations.names]))
+        for f in frames
+    ]
+    scores = evaluate(fewer, objects_of(found_in(fewer), fewer, CLASSES))
+    assert scores["let"]["mapl"] == pytest.approx(2 / 3) and scores["standard"]["map"] == pytest.approx(2 / 3)
+    assert scores["let"]["with_labels"]["mapl"] == pytest.approx(1) and scores["classes_with_labels"] == classes
+    assert set(scores["standard"]["with_labels"]) == {"map", "maph"}
+    lines = table(scores)
+    assert lines[2] == "(no label of cyclist counts: 0 in these means, as officially)"
+    assert lines[3].startswith("LET-3D-mAPL 1.0000") and lines[4] == "(means over vehicle, pedestrian)"
+    signs = [replace(f, annotations=replace(f.annotations, names=["sign"] * len(f.annotations))) for f in frames]
+    alone = evaluate(signs, objects_of(found_in(frames), frames, CLASSES))
+    assert alone["let"]["with_labels"] is None and "no label of vehicle, pedestrian, cyclist counts" in table(alone)[2]
+
+
 def test_frames_that_are_not_scored_and_labels_that_lack(frames) -> None:
     found = objects_of(found_in(frames), frames, CLASSES)
     with pytest.raises(DataError, match="3 predicted frames are not among"):
@@ -94,7 +112,8 @@ def test_frames_that_are_not_scored_and_labels_that_lack(frames) -> None:
 
 
 def test_the_task_writes_checks_scores_and_reads(frames, tmp_path: Path, caplog) -> None:
-    task, path = WaymoBoxes(CLASSES, {"account": "a@b.c"}), tmp_path / "s.tar.gz"
+    entry = {"account": "a@b.c", "method": "m", "authors": ["A"], "affiliation": "lab"}
+    task, path = WaymoBoxes(CLASSES, entry), tmp_path / "s.tar.gz"
     truth = GroundTruth(DataSource("frames", "memory"), frames)
     task.demand(truth)
     detections = found_in(frames)
@@ -106,6 +125,7 @@ def test_the_task_writes_checks_scores_and_reads(frames, tmp_path: Path, caplog)
     predictions = Predictions(frames, {d.token: Answer(d) for d in detections}, CLASSES, {})
     assert task.write(path, predictions, "val") == "72 boxes in 4 shards"
     assert task.check(path, truth) == [] and task.oddities(path, truth) == []
+    assert task.compared(truth).startswith("no frame is foreign, and each of the 2 segments has boxes; which of the 6")
     assert task.summary(task.score(path, truth))["LET-3D-mAPL"] == pytest.approx(1)
     assert task.drawing_problems(path, truth, frames) == []
     assert len(task.reader(path, frames, CLASSES, "val")(frames[0]).boxes) == 12

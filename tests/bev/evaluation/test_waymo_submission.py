@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drivestack.bev.evaluation import waymo_rules
 from drivestack.bev.evaluation.waymo_rules import check_frames, check_submission, oddities, read_submission
 from drivestack.bev.evaluation.waymo_submission import (
     MIN_SIZE_M,
@@ -27,7 +29,7 @@ from drivestack.bev.evaluation.waymo_submission import (
     read_entry,
     write_submission,
 )
-from drivestack.bev.evaluation.waymo_wire import WaymoObjects, encode_objects, encode_submission
+from drivestack.bev.evaluation.waymo_wire import WaymoObjects, decode_submission, encode_objects, encode_submission
 from drivestack.core.answers import Detections
 from drivestack.core.errors import DataError, SubmissionError
 from drivestack.geometry import pose, rotation_z
@@ -255,13 +257,49 @@ def test_damaged_and_foreign_files(frames, file: Path, tmp_path: Path) -> None:
     assert check_submission(archive(tmp_path / "inner.tar.gz", {"s/part0": one}), frames) == []
 
 
+def test_what_unpacks_to_too_much_is_refused(frames, tmp_path: Path, monkeypatch) -> None:
+    found = objects_of(found_in(frames), frames, CLASSES)
+    one = encode_submission(ME.message(CLASSES), encode_objects(found))
+    path = archive(tmp_path / "s.tar.gz", {"part0": one, "part1": one})
+    (tmp_path / "s").mkdir()
+    for name in ("part0", "part1"):
+        (tmp_path / "s" / name).write_bytes(one)
+    hidden = archive(tmp_path / "h.tar.gz", {".a": b"", "part0": one, ".b": bytes(2 * len(one))})
+    monkeypatch.setattr(waymo_rules, "MAX_UNPACKED_BYTES", 2 * len(one) - 1)
+    for own in (path, tmp_path / "s", hidden):
+        assert any("unpacks to more than" in str(problem) for problem in check_submission(own)), own
+    monkeypatch.undo()
+    monkeypatch.setattr(waymo_rules, "MAX_OBJECTS", 2 * len(found) - 1)
+    assert any("holds more than" in str(problem) for problem in check_submission(path))
+
+
+def test_empty_objects_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+    content = encode_submission(ME.message(CLASSES), [b"\x0a\x00" * 1_000_000])
+    path = archive(tmp_path / "s.tar.gz", {"part0": content})
+    tracemalloc.start()
+    problems = check_submission(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "more than 1000 objects are shorter than a box" in str(problems[0]) and peak < 6 * len(content)
+
+
+def test_meta_is_of_the_first_shard_alone(frames, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "s.tar.gz"
+    write_submission(path, objects_of(found_in(frames), frames, CLASSES), ME, CLASSES)
+    read = []
+    monkeypatch.setattr(waymo_rules, "decode_submission", lambda content: read.append(1) or decode_submission(content))
+    assert waymo_rules.meta_of(path)["unique_method_name"] == "method" and len(read) == 1
+    found, meta = waymo_rules.read_with_meta(path, frames)
+    assert len(found) == 72 and Entry.of_message(meta) == ME and len(read) == 5
+
+
 def test_frames_without_boxes_are_counted_and_answered_ones_are_known(frames, tmp_path: Path) -> None:
     found = objects_of(found_in(frames), frames, CLASSES)
     few = found.where(found.frame != 1)
     write_submission(tmp_path / "few.tar.gz", few, NOBODY, CLASSES)
     assert check_submission(tmp_path / "few.tar.gz", frames) == []
     lines = oddities(tmp_path / "few.tar.gz", frames)
-    assert "account and method are placeholders; --waymo-entry" in lines[0]
+    assert "account, method, authors, affiliation are placeholders; --waymo-entry" in lines[0]
     assert f"1 of 6 frames have no box, such as {frames[1].token}" in lines[1]
     first = found.where(found.frame < 3)
     assert len(check_frames(first, frames)) == 1
@@ -271,6 +309,15 @@ def test_frames_without_boxes_are_counted_and_answered_ones_are_known(frames, tm
     write_submission(tmp_path / "many.tar.gz", replace(many, scores=many.scores * 0 + 0.01), ME, CLASSES)
     text = "\n".join(oddities(tmp_path / "many.tar.gz", frames))
     assert "6 frames have more than 400 boxes" in text and "2880 of 2880 boxes score below 0.03" in text
+
+
+def test_each_placeholder_is_noticed(frames, tmp_path: Path) -> None:
+    found = objects_of(found_in(frames), frames, CLASSES)
+    for number, entry in enumerate((replace(NOBODY, account=ME.account), replace(ME, method="unnamed"))):
+        write_submission(tmp_path / f"{number}.tar.gz", found, entry, CLASSES)
+        assert check_submission(tmp_path / f"{number}.tar.gz", frames) == []
+    assert oddities(tmp_path / "0.tar.gz")[0].startswith("method, authors, affiliation are placeholders; ")
+    assert oddities(tmp_path / "1.tar.gz")[0].startswith("method is a placeholder; ")
 
 
 def test_the_entry_from_a_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,34 @@ def test_what_an_object_lacks_is_unknown() -> None:
     read = decode_objects(b"\x0a\x02\x18\x01" + b"\x0a\x00")  # overlap_with_nlz alone; nothing at all
     assert np.isnan(read.boxes).all() and np.isnan(read.scores).all() and read.keys == [("", 0)]
     assert read.in_no_label_zone.tolist() == [True, False] and read.types.tolist() == [0, 0]
+
+
+def test_many_objects_are_read_in_little_memory() -> None:
+    found = some(200_000, 70)
+    plain = WaymoObjects(found.boxes, found.types, found.scores, np.sort(found.frame), found.keys)
+    content = b"".join(encode_objects(plain))
+    tracemalloc.start()
+    read = decode_objects(content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * len(content)  # was 6.5 times
+    np.testing.assert_array_equal(read.boxes, plain.boxes)
+    assert [read.keys[i] for i in read.frame[::999]] == [plain.keys[i] for i in plain.frame[::999]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x5a\x04\x0a\x00\x0a\x00" * 501 + b"\x5a" + varint(4000) + b"\x0a\x00" * 2000, "shorter than a box"),
+        (b"\x5a\x02\x0a\x00" * 1001, "more than 1000 fields of boxes"),
+        (b"\x5a" + varint(70_004) + b"\x0a" + varint(70_000) + b"\x7a" + varint(69_996) + bytes(69_996), "70000 bytes"),
+        (b"\x1a\x00" * 1001, "authors has more than 1000 entries"),
+        (b"\x72" + varint(2000) + b"\x01" * 2000, "object_types has more than 1000 entries"),
+    ],
+)
+def test_what_would_only_take_memory_is_an_error(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_submission(content)
 
 
 def test_other_orders_of_fields_and_unknown_ones() -> None:

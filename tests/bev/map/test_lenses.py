@@ -136,6 +136,35 @@ def test_remembered_frames_are_seen_as_loaded_ones() -> None:
     assert torch.allclose(recalled.image_from_bev, loaded.image_from_bev, atol=1e-4)
 
 
+def test_a_lens_that_is_missing_now_is_remembered_of_the_past() -> None:
+    """The camera with the lens has no image now; the past frame is still seen through it."""
+    frames = [frame(0), replace(frame(1), cameras=frame(1).cameras[2:3], next_token="")]  # RIGHT, a pinhole
+    past, now = (collate_clips([dataset(frames=frames)[i]]) for i in range(2))
+    loaded = collate_clips([dataset(frames=frames, frame_offsets=(-1, 0))[1]])
+    assert now.lenses is None and loaded.lenses is not None
+    _, recalled = recall(
+        [torch.zeros(1, len(CAMERAS), 4, 2, 2)], now, remember([torch.zeros(1, 5, 4, 2, 2)], past), (-1, 0)
+    )
+    assert recalled.lenses is not None
+    assert torch.equal(recalled.lenses[:, 0], loaded.lenses[:, 0])
+    uv, seen = project(recalled, 0)
+    uv_loaded, seen_loaded = project(loaded, 0)
+    assert seen[0].any() and np.array_equal(seen, seen_loaded) and np.abs((uv - uv_loaded)[seen]).max() < 1e-3
+
+
+def test_clips_of_pinholes_and_of_lenses_share_a_batch() -> None:
+    def only(name: str) -> Frame:
+        views = [view for view in frame(0).cameras if view.name == name]
+        return replace(frame(0), token=name, cameras=(replace(views[0], name="ONE"),), next_token="")
+
+    settings = {"frames": [only("RIGHT"), only("FRONT")]}
+    batch = collate_clips([dataset(**settings)[i] for i in range(2)])
+    assert batch.lenses is not None and batch.lenses[:, 0, 0, 0].gt(0).tolist() == [False, True]
+    labels = torch.tensor([[1.0, 0, 0, 0, 0.4, -0.3, 6.0, 1, 1, 1]] * 2)
+    boxes = labelled_boxes(labels, batch.intrinsics[:, 0], batch.lenses[:, 0, 0])
+    assert torch.allclose(boxes.centre, labels[:, 4:7], atol=1e-3)
+
+
 def test_boxes_of_single_images_lie_where_the_lens_shows_them() -> None:
     batch = collate_clips([dataset()[1]])
     assert batch.lenses is not None

@@ -200,7 +200,7 @@ def test_targets_of_single_images_are_those_of_the_virtual_camera(
     frame: Frame, lens: LensHandling, fov_deg: float | None
 ) -> None:
     labels = Annotations.of_boxes(["car", "car"], [[9.0, 1.0, 0.8], [12.0, -2.0, 0.8]], [[4.0, 2, 1.6]] * 2, [0.3, 0.0])
-    labelled = replace(frame, annotations=replace(labels, num_lidar_points=np.full(2, 9)))
+    labelled = replace(frame, annotations=labels)
     image = {"crop": (0.0, 0.0, 1.0, 1.0), "test_height_px": 135, "resample": "area", "lens": lens, "fov_deg": fov_deg}
     clip = ClipDataset(classes=["car"], frames=[labelled], image=image, mono=True)[0]
     assert clip.mono is not None

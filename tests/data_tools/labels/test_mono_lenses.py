@@ -71,14 +71,22 @@ def test_what_a_camera_cannot_see_has_no_box() -> None:
     assert not devkit_visible(beyond, BARREL)[0] and image_boxes(beyond, BARREL)[1].tolist() == [0]
 
 
+@pytest.mark.parametrize("names", [[], ["dog"]])
+def test_an_image_without_objects_of_a_class(names: list[str]) -> None:
+    labels = Annotations.of_boxes(names, [[8.0, 1, 1]] * len(names), [[1.0, 1, 1]] * len(names), [0.0] * len(names))
+    for camera in (WIDE, BARREL, PINHOLE):
+        view = CameraView("C", camera, pose(FORWARD, [0.0, 0, 1.5]), np.eye(4), 0)
+        assert mono_targets(labels, view, ["car"], ImagePlacement.of(camera, (0.0, 0.0, 1.0, 1.0), 300)) is None
+
+
 def test_targets_of_a_wide_image() -> None:
+    """Of boxes whose LiDAR points nobody counted."""
     labels = Annotations.of_boxes(
         ["car", "car", "car"],
-        [[8.0, 1.0, 0.8], [-0.6, 5.0, 0.8], [-9.0, 0.5, 0.8]],  # ahead, to the left past 90 degrees, behind
+        [[8.0, 1.0, 0.8], [1.0, 5.0, 0.8], [-9.0, 0.5, 0.8]],  # ahead, far to the left, behind
         [[4.0, 2, 1.6], [1.5, 1, 1.6], [4, 2, 1.6]],
         [0.3, 0.0, 0.0],
     )
-    labels = replace(labels, num_lidar_points=np.full(3, 9))
     mounted = pose(FORWARD, [0.0, 0, 1.5])
     counts = {}
     for name, camera in (("wide", WIDE), ("pinhole", PINHOLE)):
@@ -91,3 +99,15 @@ def test_targets_of_a_wide_image() -> None:
         low, high = targets.boxes_xyxy_px[:, :2], targets.boxes_xyxy_px[:, 2:]
         assert ((low <= torch.from_numpy(uv)) & (torch.from_numpy(uv) <= high)).all()
     assert counts == {"wide": 2, "pinhole": 1}
+
+
+def test_no_target_lies_where_depth_means_nothing() -> None:
+    """At 88 and 100 degrees from the axis the fisheye sees a box, but a single-image box needs a depth ahead."""
+    view = CameraView("wide", WIDE, pose(FORWARD, [0, 0, 1.5]), np.eye(4), 0)
+    placement = ImagePlacement(0, 0, 400, 300, 400, 300)
+    for degrees, found in ((60.0, 1), (84.0, 1), (88.0, 0), (100.0, 0)):
+        angle = np.deg2rad(degrees)
+        notes = Annotations.of_boxes(["car"], [[10 * np.cos(angle), 10 * np.sin(angle), 1.5]], [[0.8, 0.8, 0.8]], [0.0])
+        notes = replace(notes, num_lidar_points=np.array([9]))
+        targets = mono_targets(notes, view, ["car"], placement)
+        assert (0 if targets is None else len(targets.labels)) == found, degrees

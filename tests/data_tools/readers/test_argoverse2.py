@@ -10,12 +10,15 @@ import torch
 from drivestack.core.answers import LaneGraph
 from drivestack.core.errors import DataError
 from drivestack.core.labels import LaneLabels
-from drivestack.data_tools.readers.argoverse2.lanes import image_times_ns, map_labels, read_log, read_map
+from drivestack.core.once import forget_warnings
+from drivestack.data_tools.readers.argoverse2.files import image_times_ns
+from drivestack.data_tools.readers.argoverse2.lanes import map_labels, read_log, read_map
 from drivestack.geometry import pose
 from drivestack.lane_topology.curves import fit_lines, sample_curves
 from drivestack.lane_topology.evaluation.fscore import fscore
 from drivestack.lane_topology.evaluation.ols import evaluate
 from drivestack.view.lanes import draw_lanes
+from support.argoverse2_log import touch_images, write_log
 
 
 def perfect(labels: LaneLabels, lines: np.ndarray) -> LaneGraph:
@@ -98,6 +101,33 @@ def test_times_that_are_no_whole_numbers_are_refused(tmp_path):
         DataError, match=r"city_SE3_egovehicle\.feather: column timestamp_ns holds string, .*whole number"
     ):
         read_log(tmp_path)
+
+
+def test_a_keyframe_shows_images_of_its_time_alone(tmp_path, caplog):
+    pytest.importorskip("pyarrow", reason="Feather files need pyarrow (extra argoverse)")
+    forget_warnings()
+    log = tmp_path / "log"
+    write_log(log, sweeps=12)
+    (log / "map").mkdir()
+    write_map(log / "map/log_map_archive_log____PIT_city_47896.json")
+    frames = read_log(log)  # without images each camera is where the car was
+    times = np.array([int(frame.token.rpartition("-")[2]) for frame in frames])
+    assert len(frames) == 3 and all(len(frame.cameras) == 7 for frame in frames)
+    assert all(frame.conditions == {"location": "PIT"} for frame in frames)
+    touch_images(log, "ring_front_center", times[:1] + 24_000_000)
+    touch_images(log, "ring_side_left", np.array([times[0] + 3_000_000, times[1] + 20_000_000, times[2] - 26_000_000]))
+    frames = read_log(log)
+    assert [[view.name for view in frame.cameras] for frame in frames] == [
+        ["ring_front_center", "ring_side_left"], ["ring_side_left"]
+    ]  # fmt: skip
+    assert frames[1].cameras[0].timestamp_us == (times[1] + 20_000_000) // 1000
+    assert frames[1].prev_token == frames[0].token and frames[1].next_token == ""
+    assert "18 of 21 images are missing within 25 ms of their keyframe" in caplog.text
+    assert "1 keyframes have no image of any camera and are left out" in caplog.text
+    for path in log.glob("sensors/cameras/*/*.jpg"):
+        path.unlink()
+    with pytest.raises(DataError, match="holds no image within 25 ms of a keyframe"):
+        read_log(log)
 
 
 def test_names_of_images_that_are_no_times_are_refused(tmp_path):

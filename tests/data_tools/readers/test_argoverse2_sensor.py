@@ -62,6 +62,15 @@ def test_boxes_lie_in_the_city_and_move_as_their_tracks(root: Path) -> None:
     assert frames[0].prev_token == "" and frames[0].next_token == frame.token and frames[4].next_token == ""
 
 
+def test_the_city_is_in_the_name_of_the_map(root: Path) -> None:
+    (root / "val/log-a/map").mkdir()
+    (root / "val/log-a/map/log_map_archive_log-a____PIT_city_47896.json").touch()
+    (root / "val/log-b/map").mkdir()
+    (root / "val/log-b/map/log_map_archive_x.json").touch()
+    frames = read_argoverse2_sensor(root)
+    assert [frame.conditions for frame in frames] == [{"location": "PIT"}] * 5 + [{}] * 5
+
+
 def test_velocities_are_differences_of_places() -> None:
     second = 1_000_000_000
     track = np.array([0, 1, 0, 0, 2, 2, 1])

@@ -55,6 +55,19 @@ FISHEYE = kannala_brandt(K, 640, 480, (-0.02, 0.004, -0.001, 0.0002)).lens
         ({"camera_distortion": [-0.2, 0.05, 0.001, -0.002, 0.01]}, BROWN),
         ({"distortion": [[-0.2, 0.05, 0.001, -0.002, 0.01]], "distortion_model": "plumb_bob"}, BROWN),
         ({"distortion": {"k1": -0.2, "k2": 0.05, "p1": 0.001, "p2": -0.002, "k3": 0.01}}, BROWN),
+        ({"distortion": {"k1": -0.2, "k2": 0.05, "t1": 0.001, "t2": -0.002, "k3": 0.01}}, BROWN),  # ROS's names
+        (
+            {"camera_distortion": [-0.2, 0.05, 0.001, -0.002, 0.01], "distortion": (-0.2, 0.05, 1e-3, -2e-3, 0.01)},
+            BROWN,
+        ),
+        (
+            {
+                "camera_distortion": [-0.2, 0.05, 0.001, -0.002, 0.01, 0, 0, 0],
+                "dist_coeffs": {"k1": -0.2, "k2": 0.05, "p1": 0.001, "p2": -0.002, "k3": 0.01},
+            },
+            BROWN,
+        ),
+        ({"distortion": {}}, None),
         ({"dist_coeffs": np.array([-0.2, 0.05, 0.001, -0.002, 0.01, 0, 0, 0]), "camera_model": "OpenCV"}, BROWN),
         ({"camera_distortion": [-0.2, 0.05, 0.001, -0.002, 0.01] + [0] * 9}, BROWN),  # 14, not tilted
         ({"camera_distortion": [-0.02, 0.004, -0.001, 0.0002], "camera_model": "fisheye"}, FISHEYE),
@@ -78,7 +91,20 @@ def test_lenses_as_files_state_them(
         ({"camera_distortion": [0.1, 0.2], "camera_model": "banana"}, "camera_distortion [0.1, 0.2]"),
         ({"camera_model": "mei", "xi": 1.2}, "lens model 'mei'"),
         ({"camera_model": "fisheye"}, "lens model 'fisheye' without coefficients"),
-        ({"camera_distortion": [0.1] * 5, "distortion": [0.2] * 5}, "distortion is left out"),  # which of them?
+        (
+            {"camera_distortion": [0.1] * 5, "distortion": [0.2] * 4},
+            "camera_distortion [0.1, 0.1, 0.1, 0.1, 0.1] and distortion [0.2, 0.2, 0.2, 0.2] disagree",
+        ),  # which of them?
+        ({"distortion": {"k1": -0.2, "k2": 0.05, "q1": 0.001, "q2": 0}}, "distortion: q1, q2 are none of k1, k2, p1"),
+        (
+            {"distortion": {"k1": -0.2, "p1": 0.05}, "camera_model": "fisheye"},
+            "distortion: p1 is none of k1, k2, k3, k4",
+        ),
+        ({"distortion": {"k1": -0.2, "t1": 0.05, "p1": 0.1}}, "distortion: p1 and t1 are the same coefficient"),
+        ({"distortion": {"k1": -0.2, "k3": None}}, "distortion: its values are no finite numbers"),
+        ({"distortion": {"xi": -0.2, "alpha": 0.5}, "camera_model": "double_sphere"}, "distortion: give a list"),
+        ({"distortion": {"xi": -0.2}, "camera_model": "banana"}, "lens model 'banana'"),
+        ({"camera_distortion": [0.1] * 4, "camera_model": "banana"}, "lens model 'banana', camera_distortion [0.1"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_and_named(
@@ -95,6 +121,29 @@ def test_options_and_sets_of_undistorted_images(caplog: pytest.LogCaptureFixture
     assert read(fields, caplog, undistorted=True) == (None, "")
     with pytest.raises(ConfigError, match="lens 'banana': choose from used, ignored"):
         LensNotes("set", lens="banana")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"camera_distortion": [-0.2, 0.05, 0.001, -0.002, 0.01]}, "moves a corner of its image by 44 pixels"),
+        ({"camera_distortion": [-0.2, 0.05, 0.001, -0.002, 0.01] + [0] * 3 + [0.05, 0, 0, 0]}, "by 55 pixels"),
+        ({"camera_distortion": [-0.02, 0.004, -0.001, 2e-4], "camera_model": "fisheye"}, "by 65 pixels"),
+        ({"camera_distortion": [-0.29, 0.57], "camera_model": "double_sphere"}, "by 66 pixels"),
+        ({"camera_distortion": [-0.9, 0, 0, 0]}, "which sees nothing at a corner of its image"),
+        ({"camera_distortion": [-0.2, 0, 0, 0], "camera_max_angle_rad": 0.5}, "which sees nothing at a corner"),
+    ],
+)
+def test_how_far_a_lens_that_is_left_out_moves_a_corner(
+    fields: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    used, _ = read(fields, caplog)
+    _, text = read(fields, caplog, lens="ignored")
+    assert says in text
+    corners = np.array([[0, 0], [640, 0], [0, 480], [640, 480]], float)
+    there = CameraModel(K, 640, 480, used).project(PINHOLE.unproject(corners))[0]
+    moved = np.linalg.norm(there - corners, axis=1).max()
+    assert "nothing" in says if np.isnan(moved) else f"by {moved:.0f} pixels" in says
 
 
 def test_a_lens_that_ends_within_its_image_is_doubted(caplog: pytest.LogCaptureFixture) -> None:

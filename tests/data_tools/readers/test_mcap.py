@@ -95,11 +95,9 @@ def test_an_image_is_read_alone_and_in_another_process(tmp_path: Path, monkeypat
     frames = read(path)
     view = pickle.loads(pickle.dumps(frames[4].cameras[1]))
     monkeypatch.setattr(mcap_file, "_last_chunk", None)
-    from mcap import stream_reader
-
     opened = []
-    whole = stream_reader.get_chunk_data_stream
-    monkeypatch.setattr(stream_reader, "get_chunk_data_stream", lambda *a, **k: opened.append(1) or whole(*a, **k))
+    whole = mcap_file._decompressed
+    monkeypatch.setattr(mcap_file, "_decompressed", lambda *a: opened.append(1) or whole(*a))
     load_image(view, "x")
     assert len(opened) == 1
     load_image(view, "x")

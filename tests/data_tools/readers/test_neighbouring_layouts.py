@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from drivestack.data_tools.readers.lenses import corner_shift_px
 from drivestack.data_tools.readers.nuscenes.info_pickle import read_info_pickle
 from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.readers.nuscenes.tables import split_tokens
-from drivestack.geometry import CameraModel, boxes_to_legacy, matrix_to_quaternion
+from drivestack.geometry import CameraModel, Lens, boxes_to_legacy, matrix_to_quaternion
 
 VERSION = "v1.0-mini"
 
@@ -135,7 +136,7 @@ def test_plain_and_camera_only_infos(tmp_path, tiny_root, frames):
     found = read_info_pickle(write(tmp_path / "infos.pkl", entries), tmp_path)
     assert [frame.prev_token for frame in found] == ["", *(frame.token for frame in frames[:3])]
     for one, other in zip(found, frames):
-        assert one.lidar_path == "" and (one.annotations.num_lidar_points == 1).all()
+        assert one.lidar_path == "" and (one.annotations.num_lidar_points == 3).all()
         np.testing.assert_allclose(one.bev_boxes()[:, :7], other.bev_boxes()[:, :7], atol=1e-6)
         assert np.isnan(one.annotations.velocity_global_mps).all()
         np.testing.assert_allclose(one.ego_from_bev, other.ego_from_bev, atol=1e-6)  # by way of the cameras
@@ -304,12 +305,17 @@ def test_pixels_that_a_lens_moves():
     camera = CameraModel(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), 100, 100)
     radius2 = 0.5
     moved = lambda factor: np.hypot(50, 50) * factor
-    assert corner_shift_px(camera, np.array([-0.3, 0, 0, 0])) == pytest.approx(moved(0.3 * radius2))
-    assert corner_shift_px(camera, np.array([0, 0.2, 0.1])) == pytest.approx(moved(0.2 * radius2**2 + 0.1 * radius2**3))
+    shift = lambda kind, *coefficients: corner_shift_px(replace(camera, lens=Lens(kind, coefficients)))
+    assert shift("brown_conrady", -0.3) == pytest.approx(moved(0.3 * radius2))
+    assert shift("brown_conrady", 0, 0.2, 0, 0, 0.1) == pytest.approx(moved(0.2 * radius2**2 + 0.1 * radius2**3))
+    thin_prism = np.zeros(12)
+    thin_prism[8], thin_prism[11] = 0.06, 0.08  # in u with the radius squared, in v with its square
+    expected = 100 * np.hypot(0.06 * radius2, 0.08 * radius2**2)
+    assert shift("brown_conrady", *thin_prism) == pytest.approx(expected)
     angle = np.arctan(np.sqrt(radius2))
-    expected = moved(1 - angle / np.sqrt(radius2))
-    assert corner_shift_px(camera, np.zeros(4) + 1e-12, fisheye=True) == pytest.approx(expected)
-    assert np.isnan(corner_shift_px(camera, np.ones(7)))
+    assert shift("kannala_brandt") == pytest.approx(moved(1 - angle / np.sqrt(radius2)))
+    assert corner_shift_px(camera) == 0
+    assert shift("brown_conrady", -0.9) == np.inf, "nothing is seen there"
 
 
 def test_categories_without_a_class_are_named(own_root, edit_table, caplog):

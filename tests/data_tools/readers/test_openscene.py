@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from drivestack.core.errors import DataError
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.images import load_image
-from drivestack.data_tools.readers.logs.openscene import AXLE_HEIGHT_M, read_openscene
+from drivestack.data_tools.readers.logs.openscene import AXLE_HEIGHT_M, log_files, read_openscene
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.geometry import invert_pose, matrix_to_quaternion, pose, rotation_z, yaw_of
 from support.moving_rig import BROWN, PINHOLE, furthest_px, moving_frames
@@ -120,7 +121,7 @@ def test_a_log_is_read_as_its_converter_means_it(root: Path) -> None:
             assert np.abs(getattr(ours.annotations, name) - getattr(theirs.annotations, name)).max() < 1e-6, name
         assert theirs.annotations.names == theirs.annotations.categories == CATEGORIES
         assert theirs.annotations.instance_tokens == ours.annotations.instance_tokens
-        assert theirs.annotations.num_lidar_points.tolist() == [1] * 4
+        assert theirs.annotations.num_lidar_points.tolist() == [3] * 4
     assert read[1].prev_token == read[0].token
 
 
@@ -198,6 +199,56 @@ def test_what_is_wrong_is_said_in_one_line(content, says: str, tmp_path: Path) -
     with pytest.raises(DataError, match=says) as error:
         read_openscene(path, image_size_px=(64, 48))
     assert "\n" not in str(error.value)
+
+
+def test_a_split_that_is_not_there_is_no_other(root: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, [sample(frames_of()[0], None)])
+    loose = tmp_path / "navsim_logs" / "a.pkl"
+    loose.write_bytes(path.read_bytes())
+    px = {"image_size_px": (64, 48)}
+    for folder in (loose.parent, tmp_path):
+        with pytest.raises(DataError, match=r"no navsim_logs/tset/\*\.pkl or meta_datas/tset/\*\.pkl.*; it has .*mini"):
+            read_openscene(folder, "tset", **px)
+    assert [p.name for p in log_files(loose.parent, "mini")] == [f"{LOG}.pkl"]  # <root>/<split>
+    assert [p.name for p in log_files(path.parent, "mini")] == [f"{LOG}.pkl"]  # root is the split's folder
+    (tmp_path / "own").mkdir()
+    shutil.copy(path, tmp_path / "own" / "a.pkl")
+    assert [p.name for p in log_files(tmp_path / "own", "")] == ["a.pkl"]
+    with pytest.raises(DataError, match="no navsim_logs/mini"):
+        log_files(tmp_path / "own", "mini")
+
+
+def test_logs_are_checked_where_the_root_is_one_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [sample(frames_of()[0], None)])
+    px = {"image_size_px": (64, 48)}
+    assert len(read_openscene(path, logs=LOG, **px)) == 1
+    for logs in ("other", f"{LOG},other"):
+        with pytest.raises(DataError, match=rf"no other\.pkl; it has {LOG}"):
+            read_openscene(path, logs=logs, **px)
+
+
+def test_the_images_of_a_log_are_found_from_wherever_the_root_is(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root / "navsim_logs" / "mini" / f"{LOG}.pkl"
+    monkeypatch.chdir(path.parent)
+    for start in (root, path.parent, path, Path("."), Path(path.name), Path("../.."), Path("../mini")):
+        for frame in read_openscene(start):
+            assert all(Path(view.image_path).is_file() for view in frame.cameras)
+    assert not caplog.records
+    own = tmp_path / "own"
+    write(own, [sample(frames_of()[0], own / "sensor_blobs" / "mini")]).rename(own / "a.pkl")
+    for start in (own, own / "a.pkl"):
+        assert Path(read_openscene(start)[0].cameras[0].image_path).is_file()
+    assert not caplog.records
+    shutil.rmtree(own / "sensor_blobs")
+    read_openscene(own / "a.pkl", image_size_px=(64, 48))
+    (record,) = caplog.records
+    where = tmp_path / "sensor_blobs" / "own"
+    assert (
+        record.getMessage()
+        == f"{where}: no such folder, but the images of {own} should be there; give the option images"
+    )
 
 
 def test_folders_logs_and_images_that_are_not_there(root: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from drivestack.data_tools.readers.logs.py123d import read_py123d
 from drivestack.data_tools.readers.logs.py123d_labels import LABELS
 from drivestack.data_tools.readers.registry import DataSource, find_reader, reader_names
 from drivestack.data_tools.synthetic.files.py123d_writer import write_py123d
-from drivestack.geometry import double_sphere, nearest_rigid, pose
+from drivestack.geometry import brown_conrady, double_sphere, nearest_rigid, pose
 from support.moving_rig import BROWN, PINHOLE, RIGS, furthest_px, moving_frames
 
 arrow = pytest.importorskip("pyarrow")
@@ -117,12 +117,36 @@ def test_options_choose_logs_cameras_and_rows(log: Path, tmp_path: Path) -> None
     )
     with pytest.raises(ConfigError, match="option classes is 'car'; give a mapping"):
         read_py123d(tmp_path, classes="car")
-    with pytest.raises(DataError, match=r"none of its 3 cameras .* named 7"):
+    with pytest.raises(ConfigError, match="no chosen log has a camera '7'"):
         read_py123d(tmp_path, cameras=7)
     with pytest.raises(DataError, match="stride 0"):
         read_py123d(tmp_path, stride=0)
-    with pytest.raises(DataError, match=r"no keyframe of split 'val'.*it has split nuscenes_train; dataset nuscenes"):
-        read_py123d(tmp_path, split="val")
+
+
+def test_every_name_in_the_options_must_match(log: Path, tmp_path: Path) -> None:
+    write_py123d([replace(f, scene_name="s2") for f in frames_of()], tmp_path, split="val")
+    name = log.name
+    assert len(read_py123d(tmp_path, split="train,val", dataset="nuscenes", logs=[name, "s2"])) == 8
+    assert len(read_py123d(tmp_path, cameras="CAM_LEFT,CAM_FRONT", logs="s2")) == 4
+    for options, says in (
+        ({"split": "tset"}, r"no log has split 'tset'; there are split nuscenes_train, nuscenes_val"),
+        ({"split": "val,tset"}, "no log has split 'tset'"),
+        ({"dataset": ["nuscenes", "nuplan"]}, "no log has dataset 'nuplan'; there are dataset nuscenes"),
+        ({"logs": f"{name},typo"}, rf"no log has log_name 'typo'; there are log_name {name}, s2"),
+        ({"logs": f"{name},s2", "split": "val"}, f"no log of the other options' choice has log_name '{name}'"),
+        ({"cameras": "CAM_FRONT,CAM_FRNT"}, "no chosen log has a camera 'CAM_FRNT'; .* CAM_FRONT, CAM_LEFT, CAM_RIGHT"),
+        ({"cameras": "CAM_FRNT"}, "no chosen log has a camera 'CAM_FRNT'"),
+    ):
+        with pytest.raises(ConfigError, match=says) as error:
+            read_py123d(tmp_path, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_camera_may_be_in_some_of_the_logs(log: Path, tmp_path: Path) -> None:
+    front = [replace(f, scene_name="s2", cameras=f.cameras[:1]) for f in frames_of()]
+    write_py123d([replace(f, scene_token="other") for f in front], tmp_path)
+    frames = read_py123d(tmp_path, cameras="CAM_FRONT,CAM_LEFT")
+    assert sorted(len(frame.cameras) for frame in frames) == [1] * 4 + [2] * 4
 
 
 def test_undistorted_images_are_not_distorted_again(tmp_path: Path) -> None:
@@ -148,6 +172,33 @@ def test_poses_of_cameras_that_are_not_stored_lie_between_those_of_the_car(tmp_p
     assert np.allclose(read[0].cameras[0].global_from_ego, frames[0].global_from_ego, atol=1e-9)
     middle = (frames[1].global_from_ego + frames[2].global_from_ego) / 2
     assert np.abs(read[1].cameras[0].global_from_ego - nearest_rigid(middle)).max() < 1e-9
+
+
+@pytest.mark.parametrize(("gap_s", "late_s"), [(8.0, 4.0), (1.1, 0.02), (0.9, 0.4), (8.0, 0.0)])
+def test_no_pose_is_invented_across_a_gap(gap_s: float, late_s: float, tmp_path: Path) -> None:
+    """Rows of the car before and after a gap; an image between them whose own pose is not stored."""
+    frames = [replace(f, cameras=f.cameras[:1]) for f in frames_of(step_us=100_000)]
+    (log,) = write_py123d(frames, tmp_path)
+    at = frames[1].timestamp_us + round(late_s * 1e6)
+
+    def apart(columns, about):
+        times = columns["ego_state_se3.timestamp_us"][1]
+        times[2:] = [times[1] + round(gap_s * 1e6) + 100_000 * i for i in range(2)]
+
+    def unstored(columns, about):
+        columns["camera.pcam_f0.camera_to_global_se3"][1][1] = None
+        columns["camera.pcam_f0.timestamp_us"][1][1] = at
+
+    rewrite(log / "ego_state_se3.arrow", apart)
+    rewrite(log / "camera.pcam_f0.arrow", unstored)
+    if gap_s > 1 and late_s:
+        says = rf"sync\.arrow, row 1: ValueError: no pose of the car at {at} us; the rows of ego_state_se3\.arrow"
+        with pytest.raises(DataError, match=says + rf" around it are {gap_s:g} s apart, over 1 s"):
+            read_py123d(log)
+    else:
+        then = read_py123d(log)[1].cameras[0].global_from_ego
+        far = np.linalg.norm(then[:3, 3] - frames[1].global_from_ego[:3, 3])
+        assert far == pytest.approx(0.8 * late_s / gap_s, abs=1e-3)
 
 
 def test_the_ego_frame_is_on_the_ground_below_the_rear_axle(log: Path) -> None:
@@ -225,10 +276,10 @@ def test_points_that_were_not_counted_are_no_zeros(log: Path) -> None:
 
     rewrite(log / "box_detections_se3.arrow", uncounted)
     counts = [frame.annotations.num_lidar_points.tolist() for frame in read_py123d(log)]
-    assert counts[:3] == [[1] * 6, [0, 0, 5, 0, 0, 0], [0] * 6]
+    assert counts[:3] == [[3] * 6, [0, 0, 5, 0, 0, 0], [0] * 6]
     with_dataset(log, "nuscenes", "nuscenes-interpolated_train")
     counts = [frame.annotations.num_lidar_points.tolist() for frame in read_py123d(log)]
-    assert counts[:3] == [[1] * 6, [0, 0, 5, 0, 0, 0], [1] * 6]
+    assert counts[:3] == [[3] * 6, [0, 0, 5, 0, 0, 0], [3] * 6]
 
 
 def test_frames_without_boxes_or_images(log: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -347,6 +398,30 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     frames = moving_frames([PINHOLE], CATEGORIES)
     with pytest.raises(DataError, match="a second scene"):
         write_py123d([*frames, *(replace(f, scene_token="another") for f in frames)], tmp_path)
+
+
+@pytest.mark.parametrize("change", ["focal length", "lens", "size", "mounting"])
+def test_a_camera_that_changes_within_a_scene_is_refused(change: str, tmp_path: Path) -> None:
+    """A log has one calibration of a camera: that of another frame would be read for it."""
+    frames = moving_frames([BROWN], CATEGORIES)
+    (view,) = frames[1].cameras
+    bent = brown_conrady(BROWN.intrinsics, 64, 48, (-0.3, 0.11, 1e-3, -2e-3, -0.02))
+    other = {
+        "focal length": {"camera": replace(BROWN, intrinsics=BROWN.intrinsics * [[1.1], [1.1], [1]])},
+        "lens": {"camera": bent},
+        "size": {"camera": replace(BROWN, height_px=49)},
+        "mounting": {"ego_from_camera": pose(np.eye(3), [0, 0, 0.01]) @ view.ego_from_camera},
+    }[change]
+    frames[1] = replace(frames[1], cameras=(replace(view, **other),))
+    what = "mounting (ego_from_camera)" if change == "mounting" else "intrinsics, lens or size"
+    with pytest.raises(DataError, match=rf"sample {frames[1].token}, camera CAM_FRONT: its {re.escape(what)} .* scene"):
+        write_py123d(frames, tmp_path)
+    assert not list(tmp_path.rglob("camera.*")), "refused before its images are written"
+    write_py123d([frames[0], replace(frames[1], scene_token="b", scene_name="b")], tmp_path)
+    again = read_py123d(tmp_path, logs="b")[0].cameras[0]
+    wanted = frames[1].cameras[0]
+    assert np.allclose(again.camera.row, wanted.camera.row) and again.image_size_px == wanted.image_size_px
+    assert np.allclose(again.ego_from_camera, wanted.ego_from_camera, atol=1e-9)
 
 
 def test_an_image_in_a_log_is_the_file_that_was_given(tmp_path: Path) -> None:

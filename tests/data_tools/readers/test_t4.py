@@ -195,6 +195,55 @@ def test_invalid_images_are_left_out_and_counted(folder: Path, caplog: pytest.Lo
     assert "1 images are called invalid" in caplog.text
 
 
+def without_lidar(rows: list[dict]) -> None:
+    rows[:] = [row for row in rows if "LIDAR" not in row["filename"]]
+
+
+def invalid_images(*which: tuple[int, str]) -> Callable[[list[dict]], object]:
+    """Of samples by number: one channel, '' for all."""
+
+    def change(rows):
+        for row in rows:
+            _, channel, name = row["filename"].split("/")
+            row["is_valid"] = not any(int(name[:5]) == k and channel in (wanted or channel) for k, wanted in which)
+
+    return change
+
+
+def test_without_lidar_an_invalid_front_image_still_gives_time_and_pose(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(folder, "sample_data", without_lidar)
+    whole = read_t4(folder)
+    edit(folder, "sample_data", invalid_images((0, "CAM_FRONT_WIDE"), (2, "CAM_FRONT_WIDE")))
+    read = read_t4(folder)
+    assert [len(frame.cameras) for frame in read] == [2, 3, 2, 3] and "2 images are called invalid" in caplog.text
+    for ours, theirs in zip(whole, read):
+        assert theirs.timestamp_us == ours.timestamp_us and np.array_equal(theirs.global_from_ego, ours.global_from_ego)
+    assert all(view.name != "CAM_FRONT_WIDE" for view in read[0].cameras)
+
+
+@pytest.mark.parametrize("lidar", [True, False])
+def test_samples_without_any_valid_image_are_left_out_and_counted(
+    lidar: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not lidar:
+        edit(folder, "sample_data", without_lidar)
+    whole = read_t4(folder)
+    edit(folder, "sample_data", invalid_images((1, ""), (2, "CAM_LEFT")))
+    read = read_t4(folder)
+    assert [frame.token for frame in read] == [whole[i].token for i in (0, 2, 3)]
+    assert [frame.prev_token for frame in read] == ["", read[0].token, read[1].token]
+    assert [frame.next_token for frame in read] == [read[1].token, read[2].token, ""]
+    assert [len(frame.cameras) for frame in read] == [3, 2, 3]
+    for ours, theirs in zip([whole[i] for i in (0, 2, 3)], read):
+        assert np.array_equal(ours.annotations.velocity_global_mps, theirs.annotations.velocity_global_mps)
+    assert "4 images are called invalid" in caplog.text and "1 of 4 samples have no valid image" in caplog.text
+    edit(folder, "sample_data", invalid_images(*((k, "") for k in range(4))))
+    with pytest.raises(DataError, match=r"annotation: none of its 4 samples has a valid image"):
+        read_t4(folder)
+
+
 def test_several_data_sets_and_versions(tmp_path: Path) -> None:
     write_t4(tmp_path / "a" / "1", frames_of()[:2])
     write_t4(tmp_path / "a" / "10", frames_of())

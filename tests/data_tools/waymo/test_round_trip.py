@@ -119,6 +119,7 @@ def test_the_camera_challenge_leaves_out_what_no_camera_sees(
 
 def test_a_drive_without_labels_has_none(version: str, tmp_path: Path) -> None:
     back = there_and_back(version, drive(labelled=False), tmp_path)
+    assert [frame.token for frame in back] == [frame.token for frame in drive()]
     assert all(frame.annotations is None for frame in back)
 
 
@@ -150,6 +151,8 @@ def test_stride_segments_classes_and_splits(version: str, tmp_path: Path) -> Non
         ({"max_segments": -1}, "max_segments -1"),
         ({"classes": {"car": "car"}}, "class 'car' is none of Waymo's"),
         ({"classes": "car"}, "option classes is 'car'; give a mapping"),
+        ({"classes": {"vehicle": 3}}, "option classes: 'vehicle' becomes 3; give the name of a class"),
+        ({"split": ""}, "no split is named; give train, val, test, test_camera_only or the name of a folder"),
         ({"version": "v3"}, "give v1"),
     ],
 )

@@ -63,7 +63,9 @@ def test_boxes_are_the_same_but_those_without_type(root: Path, frames: list[Fram
         np.testing.assert_allclose(other.annotations.boxes_in(invert_pose(other.global_from_ego)), boxes, atol=1e-6)
         assert other.annotations.instance_tokens == [own.annotations.instance_tokens[i] for i in kept]
         points = own.annotations.num_lidar_points[kept]
-        np.testing.assert_array_equal(other.annotations.num_top_lidar_points, points)
+        np.testing.assert_array_equal(other.annotations.num_lidar_points, points)
+        assert other.annotations.num_top_lidar_points is not None
+        assert (other.annotations.num_top_lidar_points == -1).all()  # nuScenes' frames do not know it
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
