@@ -27,8 +27,9 @@ def waymo_labels(points: int | None, top: int | None) -> Annotations:
     label = Label("a", 1, np.array([*CENTRE, *SIZE, 0.0]), None, "FRONT", (0.0, 0.0), points, top, 0)
     shot = Shot(1, np.eye(4), 0.0, McapImage("", "", -1, 0), 0.0, 0.0, 0.0, (0.0,) * 6)
     moment = Moment(0, np.eye(4), (shot,), (label,))
-    segment = Segment("s", "s", {1: Calibration(CAMERA, MOUNTED, "")}, (moment,), True)
-    (frame,) = frames_of(segment, LabelRules({"vehicle": "car"}, camera_only=False))
+    segment = Segment("s", "s", {1: Calibration(CAMERA, MOUNTED, "")}, (moment,), True, False)
+    rules = LabelRules({"vehicle": "car"}, camera_only=False)
+    (frame,) = (rules.finish(frame) for frame in frames_of(segment, rules))
     assert frame.annotations is not None
     return frame.annotations
 
