@@ -105,7 +105,7 @@ $(WAYMO_STAMP): | $(STAMP)
 waymo: $(WAYMO_STAMP)
 
 test-waymo: $(WAYMO_STAMP)
-	@DRIVESTACK_REQUIRE_WAYMO=1 $(PYTHON) -m pytest tests/data_tools/waymo tests/cli/test_waymo.py tests/bev/evaluation/test_waymo_wire.py $(ARGS)
+	@DRIVESTACK_REQUIRE_WAYMO=1 $(PYTHON) -m pytest tests/data_tools/waymo tests/data_tools/test_formats.py tests/cli/test_waymo.py tests/bev/evaluation/test_waymo_wire.py $(ARGS)
 
 benchmark: $(STAMP)
 	@$(PYTHON) benchmarks/operators.py $(ARGS)

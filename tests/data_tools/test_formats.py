@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 
 def available(form: str) -> None:
     if form in NEEDS and importlib.util.find_spec(NEEDS[form]) is None:
+        if form.startswith("waymo") and os.environ.get("DRIVESTACK_REQUIRE_WAYMO"):
+            pytest.fail(f"{form} needs {NEEDS[form]}")
         pytest.skip(f"{form} needs {NEEDS[form]}")
 
 
