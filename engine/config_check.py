@@ -48,6 +48,7 @@ KEYS = frozenset(
         "compile",
         "epochs",
         "sized_by_classes",
+        "weights_by_class",
     ]
 )
 """Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
@@ -157,6 +158,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "compile": _is("True, False or a dict", bool, Mapping),
     "epochs": _or_none(_dict),
     "sized_by_classes": _names,
+    "weights_by_class": _names,
 }
 
 

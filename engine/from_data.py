@@ -3,6 +3,7 @@
 A config of an image model may state
 
     sized_by_classes = ("model.network.num_classes",)   places that get the number of classes of the data
+    weights_by_class = ("model.net.class_weights",)     weights by name, left out for classes that they do not name
     epochs = dict(total=300, warmup=20, lr=5e-4, warmup_lr=5e-7, min_lr=5e-6, images_per_lr=512)
 
 ``lr`` and the other rates are for steps of ``images_per_lr`` images and grow with the images of a step: processes x
@@ -58,7 +59,7 @@ def completed(config: Config) -> Config:
     if config.get("epochs"):
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         _state_rates(config, len(dataset), world_size)  # type: ignore[arg-type]
-    config.epochs, config.sized_by_classes = None, ()  # what is written down is whole
+    config.epochs, config.sized_by_classes, config.weights_by_class = None, (), ()  # what is written down is whole
     return config
 
 
@@ -74,6 +75,16 @@ def _state_classes(config: Config, names: list[str]) -> None:
             before = "" if node is None else f" (the config has {shown(node)})"
             logger.info("%s: %d, the classes of the training data%s", place, len(names), before)
         override(config, place, len(names))
+    for place in config.get("weights_by_class") or ():
+        node = config._cfg_dict
+        for key in place.split("."):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping):
+            continue  # given as numbers, or not at all
+        strange = [name for name in names if name not in node]
+        if strange:
+            logger.warning("%s: left out, for it does not know class %s", place, strange[0])
+        override(config, place, None if strange else [float(node[name]) for name in names])
 
 
 def _state_rates(config: Config, num_images: int, world_size: int) -> None:

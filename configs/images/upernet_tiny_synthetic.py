@@ -22,9 +22,12 @@ val_data = "data/images_val"
 crop = (160, 320)
 max_iters = 3300
 # one over the root of each class's share of the pixels: cones and signs have 0.2 % of them
-class_weights = (
-    0.65, 1.33, 3.35, 2.59, 0.51, 3.45, 5.94, 2.09, 0.78, 1.25, 1.39, 2.19, 1.36, 1.44, 2.94, 4.67, 6.67, 5.36, 7.19,
+class_weights = dict(
+    road=0.65, sidewalk=1.33, terrain=3.35, other_flat=2.59, building=0.51, street_furniture=3.45, traffic_element=5.94,
+    vegetation=2.09, sky=0.78, car=1.25, truck=1.39, construction_vehicle=2.19, bus=1.36, trailer=1.44, barrier=2.94,
+    motorcycle=4.67, bicycle=6.67, pedestrian=5.36, traffic_cone=7.19,
 )  # fmt: skip
+weights_by_class = ("model.net.class_weights",)
 model.net.update(
     encoder=dict(channels=32, depths=(1, 2, 5, 2), groups=(2, 4, 8, 16)),
     num_classes=19,

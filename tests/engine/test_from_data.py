@@ -111,3 +111,11 @@ def test_groups_are_those_of_the_released_recipe() -> None:
         make.policies(nn.Linear(1, 1))
     with pytest.raises(ConfigError, match="unknown layer_decay"):
         ClassifierOptimizerConstructor(dict(optimizer=dict(lr=1)), dict(layer_decay=1))
+
+
+def test_weights_by_name_stay_with_their_classes_or_go(config: Config) -> None:
+    config.weights_by_class = ("model.network.weights",)
+    config.model.network.weights = dict(zip([*reversed(CLASSES), "another"], (1.0, 2.0, 3.0, 4.0)))
+    assert completed(config).model.network.weights == [3.0, 2.0, 1.0]
+    config.model.network.weights = dict(one=1.0)
+    assert completed(config).model.network.weights is None

@@ -28,7 +28,7 @@ def upernet(
     train_size: tuple[int, int] | None = None,
     test: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Any] | None = None,
-    class_weights: Sequence[float] | None = None,
+    class_weights: Sequence[float] | Mapping[str, float] | None = None,
 ) -> Config:
     """UperNet (arXiv 1807.10221) with an auxiliary FCN head on level 2.
 
@@ -204,8 +204,14 @@ def _segmentor(
 
 
 def _pixel_head(
-    num_classes: int, width: int, dropout: float, loss_weight: float, class_weights: Sequence[float] | None = None
+    num_classes: int,
+    width: int,
+    dropout: float,
+    loss_weight: float,
+    class_weights: Sequence[float] | Mapping[str, float] | None = None,
 ) -> Config:
+    if isinstance(class_weights, Mapping):  # by name, in the order of the classes
+        class_weights = list(class_weights.values())
     if class_weights is not None and len(class_weights) != num_classes:
         raise ConfigError(
             f"class_weights: {len(class_weights)} weights for {num_classes} classes; give one for each, or None"

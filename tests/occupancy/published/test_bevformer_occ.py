@@ -110,7 +110,7 @@ def clip(times=(0, 1, 2), scene: str = "scene") -> Batch:
 
 def join(a: Batch, b: Batch) -> Batch:
     """Two batches as one."""
-    both = lambda x, y: torch.cat([x, y]) if isinstance(x, torch.Tensor) else x + y
+    both = lambda x, y: x if x is None else torch.cat([x, y]) if isinstance(x, torch.Tensor) else x + y
     return replace(a, **{n: both(v, getattr(b, n)) for n, v in vars(a).items() if n != "frame_offsets"})
 
 
