@@ -52,6 +52,7 @@ def global_state(openmmlab: None) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and os.environ.get("DRIVESTACK_REQUIRE_OPENMMLAB"):
+    without_numbers = "shared/reference" in str(report.longrepr)  # that are too large for the repository
+    if report.skipped and os.environ.get("DRIVESTACK_REQUIRE_OPENMMLAB") and not without_numbers:
         report.outcome, report.longrepr = "failed", f"skipped, but required: {report.longrepr}"
     return report
