@@ -237,7 +237,9 @@ def _synthesize(verbs: Any) -> None:
 
 def _run_synthesize(options: argparse.Namespace) -> int:
     from ..data_tools.synthetic import synthesize
+    from ..data_tools.synthetic.files.other_formats import check_formats, write_other_formats
 
+    check_formats(options.also, options.rig)
     try:
         synthesize(
             out_dir=Path(options.out),
@@ -254,8 +256,6 @@ def _run_synthesize(options: argparse.Namespace) -> int:
         raise DataError(str(error)) from error
     print(f"wrote {options.out}: --dataroot {options.out} --version v1.0-trainval --split {options.split}")
     if options.also:
-        from ..data_tools.synthetic.files.other_formats import write_other_formats
-
         for folder in write_other_formats(options.out, [options.split], options.also):
             print(f"wrote {folder}")
     return 0

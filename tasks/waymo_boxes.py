@@ -71,7 +71,7 @@ class WaymoBoxes:
         segments = len({frame.scene_name for frame in truth.frames})
         return (
             f"no frame is foreign, and each of the {segments} segments has boxes; which of the {len(truth.tokens)} "
-            "frames were predicted cannot be told from a file of boxes"
+            "frames were predicted is not stated in a file of boxes"
         )
 
     def oddities(self, path: Path, truth: GroundTruth | None) -> list[str]:

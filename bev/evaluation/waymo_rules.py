@@ -4,7 +4,7 @@ No field is required by the format itself: an empty message is a valid one, and 
 missing. Sources: waymo-open-dataset 1.6.7, protos/submission.proto and metrics.proto with their comments; the rules of
 the challenge (waymo.com/open/challenges).
 
-A file names boxes, not frames: a frame without a box cannot be told from one that was forgotten. What can be known is
+A file names boxes, not frames: a frame without a box looks the same as one that was forgotten. What can be known is
 checked: no frame may be foreign, and no segment may be without any box; single empty frames are counted.
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drivestack.cli.main import main
 from drivestack.core.errors import DataError
 from drivestack.core.frames import CameraView, Frame
 from drivestack.data_tools.clips.images import load_image
@@ -119,3 +120,13 @@ def compare_boxes(own: Frame, other: Frame, classes: set[str] | None) -> None:
     turn = np.abs((ours[:, 6] - theirs[order, 6] + np.pi) % (2 * np.pi) - np.pi)
     np.testing.assert_allclose(theirs[order, :6], ours[:, :6], atol=1e-6, rtol=0)
     assert turn.max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rig", "form", "says"), [("nuscenes", "argoverse2", "use rig argoverse2"), ("fisheye", "py123d", "lens of rig")]
+)
+def test_what_a_format_cannot_hold_is_said_before_streets_are_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rig: str, form: str, says: str
+) -> None:
+    assert main(["synthesize", str(tmp_path / "out"), "--rig", rig, "--also", form]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -71,7 +71,7 @@ CAMERAS: Mapping[str, Mapping[str, str]] = {
 """Data set -> name of a camera in its logs -> its name; other cameras keep theirs."""
 
 ZERO_IS_UNKNOWN = frozenset({"av2-sensor", "physical-ai-av", "ncore", "truckdrive"})
-"""Data sets without velocities, for which py123d writes 0 (unless it was told to infer them)."""
+"""Data sets without velocities, for which py123d writes 0 (unless it infers them, an option of its converter)."""
 
 OBJECT_FRAME = frozenset({"kitti360"})
 """Data sets whose velocities py123d turns into the object's own axes, x ahead, y right, z down."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from ....core.errors import ConfigError
 from ....core.files import file_name
 from ....core.frames import Frame
+from ....core.waymo_messages import waymo_messages
 from ...readers.box_files import write_boxes
 from ...readers.nuscenes.reader import read_nuscenes
 from ...readers.waymo.reader import FOLDERS
@@ -19,6 +22,31 @@ from .waymo_writer import write_waymo_v1, write_waymo_v2
 
 Writer = Callable[[Sequence[Frame], Path, str], Path]
 """Frames, folder of the format and split -> what was written."""
+
+
+_PACKAGES = {
+    "waymo_v2": ("pyarrow",),
+    "argoverse2": ("pyarrow",),
+    "py123d": ("pyarrow",),
+    "mcap": ("mcap", "mcap_ros2"),
+}
+_NO_FISHEYE = ("waymo_v1", "waymo_v2", "py123d")
+
+
+def check_formats(formats: Iterable[str], rig: str) -> None:
+    """Raises ConfigError, before anything is rendered, where a package is missing or a format cannot hold the rig."""
+    for name in formats:
+        if name == "waymo_v1":
+            waymo_messages("dataset_pb2")
+        if missing := [package for package in _PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]:
+            extra = "mcap" if name == "mcap" else "argoverse"
+            raise ConfigError(f"format {name} needs {' and '.join(missing)}: pip install 'drivestack[{extra}]'")
+        if name == "argoverse2" and rig != "argoverse2":
+            raise ConfigError(
+                f"format argoverse2 holds its seven ring cameras alone, not rig {rig}: use rig argoverse2"
+            )
+        if name in _NO_FISHEYE and rig == "fisheye":
+            raise ConfigError(f"format {name} does not hold the lens of rig fisheye: leave it out, or use format mcap")
 
 
 def write_other_formats(root: str | Path, splits: Iterable[str], formats: Sequence[str]) -> list[Path]:

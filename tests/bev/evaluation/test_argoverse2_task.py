@@ -1,4 +1,4 @@
-"""The boxes of Argoverse 2 as a task: written, checked, scored and read back through one door."""
+"""The boxes of Argoverse 2 as a task: written, checked, scored and read back."""
 
 from __future__ import annotations
 

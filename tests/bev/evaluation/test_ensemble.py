@@ -90,7 +90,7 @@ def test_let_iou_of_known_cases() -> None:
 
 @pytest.mark.parametrize("let", [True, False])
 def test_overlaps_leave_out_no_pair(let: bool) -> None:
-    """Pairs that are told apart by their distance would not have overlapped."""
+    """Pairs that are left out by their distance would not have overlapped."""
     rng = np.random.default_rng(0)
     boxes = np.concatenate([rng.uniform(-40, 40, (60, 2)), np.ones((60, 1)), rng.uniform(0.5, 9, (60, 3)),
                             rng.uniform(-3, 3, (60, 1))], 1)  # fmt: skip
