@@ -15,7 +15,6 @@ LATERAL_MPS2 = 2.2
 """Highest lateral acceleration in a bend; a driver at ease."""
 _SPEED_UP_MPS2, _BRAKE_MPS2 = 1.6, 2.2
 _STEP_M = 0.25
-_SMOOTH_M = 2.0  # over which a path's heading is measured
 _SLOWEST_MPS = 0.6  # of a car in the tightest bend
 
 Stop = tuple[float, float]
@@ -48,17 +47,12 @@ def arc_lengths(path_xy: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path_xy, axis=0), axis=1))])
 
 
-def curvature_at(path_xy: np.ndarray, s_m: np.ndarray) -> np.ndarray:
-    """[m] 1/metres, left positive, at places of a path."""
+def headings(path_xy: np.ndarray, s_m: np.ndarray) -> np.ndarray:
+    """[m] of a car whose axles are at s - 1.5 and s + 1.5, at places of a path; without jumps."""
     table = arc_lengths(path_xy)
-
-    def point(s: np.ndarray) -> np.ndarray:
-        return np.stack([np.interp(s, table, path_xy[:, k]) for k in (0, 1)], -1)
-
-    before, here, after = point(s_m - _SMOOTH_M), point(s_m), point(s_m + _SMOOTH_M)
-    a, b = here - before, after - here
-    turn = np.arctan2(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], (a * b).sum(1))
-    return turn / _SMOOTH_M
+    ahead, behind = (np.stack([np.interp(s_m + d, table, path_xy[:, k]) for k in (0, 1)], -1) for d in (1.5, -1.5))
+    forward = ahead - behind
+    return np.unwrap(np.arctan2(forward[:, 1], forward[:, 0]))
 
 
 def plan_timetable(
@@ -70,7 +64,7 @@ def plan_timetable(
 ) -> Timetable:
     """A drive from start_s to the end of the path that begins at time 0 with the speed that the place allows."""
     s = np.arange(start_s, arc_lengths(path_xy)[-1], _STEP_M)
-    bends = np.abs(curvature_at(path_xy, s))
+    bends = np.abs(np.gradient(headings(path_xy, s), _STEP_M)) if len(s) > 1 else np.zeros(len(s))
     limit = np.clip(np.sqrt(lateral_mps2 / np.maximum(bends, 1e-6)), min(_SLOWEST_MPS, wanted_mps), wanted_mps)
     standing = np.zeros(len(s))
     for place, seconds in stops:

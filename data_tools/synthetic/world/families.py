@@ -31,11 +31,11 @@ class Family:
     """Straight street between two junctions, from stop line to stop line; None: the scene has one junction at most."""
     bend_deg: Range = (35.0, 100.0)
     """By how much a bend turns."""
-    bend_share: float = 0.35
+    bend_share: float = 0.4
     """Of the blocks: one bend."""
     s_share: float = 0.2
     """Of the blocks: a bend and one back."""
-    turn_share: float = 0.65
+    turn_share: float = 0.75
     """Of the junctions that the car passes: where it turns."""
     two_lane_share: float = 0.25
     """Of the scenes: two lanes each way along the drive."""

@@ -165,7 +165,7 @@ def lane_line(street: Street, s0: float, s1: float, d: float, step_m: float = 2.
     return np.c_[street.at(s, d)[0], np.zeros(len(s))]
 
 
-def bend(line_in: np.ndarray, line_out: np.ndarray) -> np.ndarray:
+def bend(line_in: np.ndarray, line_out: np.ndarray, points: int = 13) -> np.ndarray:
     """A quadratic Bezier through a junction, from the end of one lane to the start of another."""
     p0, p2 = line_in[-1, :2], line_out[0, :2]
     a = line_in[-1, :2] - line_in[-2, :2]
@@ -176,8 +176,8 @@ def bend(line_in: np.ndarray, line_out: np.ndarray) -> np.ndarray:
     else:
         gap = p2 - p0
         p1 = p0 + a * (gap[0] * b[1] - gap[1] * b[0]) / cross
-    t = np.linspace(0, 1, 13)[:, None]
-    return np.c_[(1 - t) ** 2 * p0 + 2 * t * (1 - t) * p1 + t**2 * p2, np.zeros(13)]
+    t = np.linspace(0, 1, points)[:, None]
+    return np.c_[(1 - t) ** 2 * p0 + 2 * t * (1 - t) * p1 + t**2 * p2, np.zeros(points)]
 
 
 def _lanes(layout: Layout) -> dict[str, Lane]:

@@ -15,7 +15,8 @@ from .families import Family
 from .layout import ORIGIN_M, Lane, Street, TrafficElement
 
 CROSSWALK_M = 3.0
-"""Between the mouth of a street and the end of its lanes: there people cross."""
+"""Between the mouth of a street and the end of its lanes, where people cross."""
+_NO_CROSSWALK_M = 0.4
 _STEP_M = 0.5  # of reference lines
 _LEAD_M = 3.0  # straight before and after a bend
 _CORNER_EXTRA_M = 1.2  # radius of a kerb's corner beyond the sidewalk's width
@@ -23,6 +24,7 @@ _ALMOST_STRAIGHT_RAD = np.deg2rad(155)
 _ARM_M = 64.0
 _END_ROOM_M = 22.0  # behind an arm's end
 _SHORTEST_ARM_M = 18.0  # beyond the mouth
+_CROSSWALK_SHARE = 0.6  # of the junctions
 _TRIES = 400
 
 
@@ -34,6 +36,12 @@ class Arm:
     at_end: bool  # it arrives with growing s
     heading_rad: float  # away from the centre
     mouth_m: float  # along the street, from the centre to where the corners begin
+    has_crosswalk: bool
+
+    @property
+    def lanes_m(self) -> float:
+        """Along the street, from the centre to where its lanes begin."""
+        return self.mouth_m + (CROSSWALK_M if self.has_crosswalk else _NO_CROSSWALK_M)
 
     def s_at(self, distance_m: float) -> float:
         """The street's s at a distance from the centre."""
@@ -72,15 +80,19 @@ class Network:
     route: tuple[str, ...] = ()
     """Lanes that the ego car follows."""
 
-    def span(self, street: Street, beyond_mouth_m: float = 0.0, beyond_end_m: float = 0.0) -> tuple[float, float]:
-        """s from where to where a street runs between its junctions' mouths; ends without junction may be shifted."""
+    def span(
+        self, street: Street, of_lanes: bool = False, beyond_m: float = 0.0, beyond_end_m: float = 0.0
+    ) -> tuple[float, float]:
+        """s from where to where a street runs between its junctions' mouths, or its lanes do, less ``beyond_m``;
+        an end without junction lies ``beyond_end_m`` farther out."""
         low, high = -beyond_end_m, street.length_m + beyond_end_m
         for junction in self.junctions:
             for arm in junction.arms:
+                start = (arm.lanes_m if of_lanes else arm.mouth_m) + beyond_m
                 if arm.street is street and arm.at_end:
-                    high = street.length_m - arm.mouth_m - beyond_mouth_m
+                    high = street.length_m - start
                 elif arm.street is street:
-                    low = arm.mouth_m + beyond_mouth_m
+                    low = start
         return low, high
 
     def dead_ends(self) -> list[tuple[Street, bool]]:
@@ -128,6 +140,7 @@ def _draw(rng: np.random.Generator, family: Family, kind: str, length_m: float) 
     mouth = 0.0  # of the leg at its start
     side_arms: list[list[tuple[float, float]]] = []  # of each junction: heading, mouth
     turns: list[tuple[float, dict[float, float]]] = []
+    zebras: list[bool] = []
     driven = 0.0
     while True:
         last = driven > length_m - 45.0
@@ -142,16 +155,18 @@ def _draw(rng: np.random.Generator, family: Family, kind: str, length_m: float) 
         if last:
             break
         turns.append((turn, mouths))
+        zebras.append(bool(rng.random() < _CROSSWALK_SHARE))
         side_arms.append([(heading + a, m) for a, m in mouths.items() if a not in (np.pi, turn)])
         heading, mouth = heading + turn, mouths[turn]
     streets = list(legs)
     for number, sides in enumerate(side_arms):
         back, out = legs[number], legs[number + 1]
         turn, mouths = turns[number]
-        arms = [Arm(back, True, float(back.table_heading_rad[-1]) + np.pi, mouths[np.pi])]
-        arms.append(Arm(out, False, float(out.table_heading_rad[0]), mouths[turn]))
+        zebra = zebras[number]
+        arms = [Arm(back, True, float(back.table_heading_rad[-1]) + np.pi, mouths[np.pi], zebra)]
+        arms.append(Arm(out, False, float(out.table_heading_rad[0]), mouths[turn], zebra))
         arms += [
-            Arm(section.street(f"arm{number}{'ab'[k]}_", out.table_xy[0], np.full(2, a), 1, _ARM_M), False, a, m)
+            Arm(section.street(f"arm{number}{'ab'[k]}_", out.table_xy[0], np.full(2, a), 1, _ARM_M), False, a, m, zebra)
             for k, (a, m) in enumerate(sides)
         ]
         streets += [arm.street for arm in arms[2:]]

@@ -8,9 +8,10 @@ import numpy as np
 
 from .families import Family
 from .layout import Lane, TrafficElement, bend, lane_line, linked_lanes, make_light, make_sign
-from .network import CROSSWALK_M, Arm, Crossing, Network, build_streets
+from .network import Arm, Crossing, Network, build_streets
 
 _LANE_STEP_M = 1.0
+_BEND_POINTS = 25
 _LIGHTS_SHARE = 0.75  # of the junctions
 _SIGN_SPACING_M = 22.0
 _STRAIGHT_ON_RAD = np.deg2rad(20)
@@ -27,7 +28,7 @@ def build_network(rng: np.random.Generator, family: Family, kind: str, length_m:
 def _lanes(network: Network) -> dict[str, Lane]:
     lines: dict[str, np.ndarray] = {}
     for street in network.streets:
-        s0, s1 = network.span(street, CROSSWALK_M)
+        s0, s1 = network.span(street, of_lanes=True)
         for k in range(street.lanes_per_direction):
             d = (k + 0.5) * street.lane_width_m
             lines[f"{street.name}f{k}"] = lane_line(street, s0, s1, -d, _LANE_STEP_M)
@@ -42,7 +43,7 @@ def _lanes(network: Network) -> dict[str, Lane]:
                 for i, j in _joined(a, b):
                     one, two = f"{lane_prefix(a, inbound=True)}{i}", f"{lane_prefix(b, inbound=False)}{j}"
                     name = f"{one}>{two}"
-                    lines[name] = bend(lines[one], lines[two])
+                    lines[name] = bend(lines[one], lines[two], _BEND_POINTS)
                     connectors.add(name)
                     links.extend([(one, name), (name, two)])
     return linked_lanes(lines, links, connectors)
@@ -114,7 +115,7 @@ def _signs(network: Network, rng: np.random.Generator) -> list[TrafficElement]:
     for street in network.streets:
         if not street.name.startswith("leg"):
             continue
-        s0, s1 = network.span(street, CROSSWALK_M + 3.0, -4.0)
+        s0, s1 = network.span(street, True, 3.0, -4.0)
         for side in (-1, 1):
             for s in np.arange(s0 + rng.uniform(0, 12), s1, _SIGN_SPACING_M):
                 point, heading = street.at(s, side * (street.kerb_m + 0.6))

@@ -19,14 +19,14 @@ from .overlap import Footprints, rectangles_overlap
 from .scenery import Forecourt, Scenery
 
 # Objects placed per 70 m of main street; about half of them are seen at a time. Cones and barriers come in groups.
-_STILL_PER_70M = {
+STILL_PER_70M = {
     "bus": 2.5, "trailer": 2.6, "construction_vehicle": 2.6, "truck": 2.2, "car": 5.4, "motorcycle": 2.6,
     "bicycle": 2.8, "pedestrian": 3.6,
 }  # fmt: skip
-_MOVING_PER_70M = {"car": 3.0, "truck": 0.6, "bus": 0.5, "motorcycle": 1.2, "bicycle": 1.3, "pedestrian": 3.6}
-_WORKS_PER_70M = 2.0
-_SPEED_MPS = {"pedestrian": (1.0, 1.5), "bicycle": (2.5, 5.0), "motorcycle": (3.0, 7.0)}
-_VEHICLE_SPEED_MPS = (2.0, 8.0)
+MOVING_PER_70M = {"car": 3.0, "truck": 0.6, "bus": 0.5, "motorcycle": 1.2, "bicycle": 1.3, "pedestrian": 3.6}
+WORKS_PER_70M = 2.0
+SPEED_MPS = {"pedestrian": (1.0, 1.5), "bicycle": (2.5, 5.0), "motorcycle": (3.0, 7.0)}
+VEHICLE_SPEED_MPS = (2.0, 8.0)
 _STEP_S = 0.25  # collisions are looked for at this pace
 _AHEAD_M, _BEHIND_M = 36.0, 28.0
 _ABSENT = 1e6
@@ -121,12 +121,16 @@ def still_attribute(name: str, stopped: bool, ridden: bool) -> str:
     return "vehicle.stopped" if stopped else "vehicle.parked"
 
 
+def collision_times(duration_s: float) -> np.ndarray:
+    """[T] seconds at which nothing may touch anything."""
+    return np.arange(0, duration_s + 1e-9, _STEP_S)
+
+
 def populate(
     layout: Layout, scenery: Scenery, ego: EgoDrive, duration_s: float, rng: np.random.Generator
 ) -> list[WorldObject]:
     """Draw all objects of a scene around the stretch of street the ego car drives along."""
-    times = np.arange(0, duration_s + 1e-9, _STEP_S)
-    crowd = Crowd(scenery.blocked, times, ego, rng)
+    crowd = Crowd(scenery.blocked, collision_times(duration_s), ego, rng)
     s_from, s_to = ego.arc_length(0.0) - _BEHIND_M, ego.arc_length(duration_s) + _AHEAD_M
     share = (s_to - s_from) / 70.0
     spots = Spots(layout, scenery.forecourts, (float(s_from), float(s_to)), rng)
@@ -134,12 +138,18 @@ def populate(
     def count(per_70m: float) -> int:
         return int(np.floor(per_70m * share + rng.random()))
 
-    for name in ("car", "truck", "bus", "motorcycle", "bicycle", "pedestrian"):
-        for _ in range(count(_MOVING_PER_70M[name])):
-            _add_mover(crowd, layout, ego, name, duration_s, rng)
-    for _ in range(count(_WORKS_PER_70M)):
+    def draw(name: str) -> Motion | None:
+        speed = float(rng.uniform(*SPEED_MPS.get(name, VEHICLE_SPEED_MPS)))
+        if name == "pedestrian":
+            return _walk(layout, ego, speed, duration_s, rng)
+        return _lane_drive(layout, ego, name, speed, duration_s, rng)
+
+    for name in MOVING_PER_70M:
+        for _ in range(count(MOVING_PER_70M[name])):
+            add_mover(crowd, name, draw, rng)
+    for _ in range(count(WORKS_PER_70M)):
         add_works(crowd, spots, rng)
-    for name, per_70m in _STILL_PER_70M.items():
+    for name, per_70m in STILL_PER_70M.items():
         for _ in range(count(per_70m)):
             add_still(crowd, spots, name, rng)
     return crowd.objects
@@ -211,7 +221,10 @@ class Spots:
         street, s = self.along(side, size[0])
         if street is None:
             return None
-        d = self.rng.uniform(street.kerb_m + 0.2 + size[0] / 2, street.sidewalk_edge_m - size[0] / 2)
+        near, far = street.kerb_m + 0.2 + size[0] / 2, street.sidewalk_edge_m - size[0] / 2
+        if near > far:
+            return None
+        d = self.rng.uniform(near, far)
         point, heading = street.at(s, side * d)
         if name == "pedestrian":
             return point, self.rng.uniform(-np.pi, np.pi)
@@ -245,15 +258,12 @@ def add_still(crowd: Crowd, spots: Spots, name: str, rng: np.random.Generator) -
             return
 
 
-def _add_mover(
-    crowd: Crowd, layout: Layout, ego: EgoDrive, name: str, duration_s: float, rng: np.random.Generator
-) -> None:
+def add_mover(crowd: Crowd, name: str, draw: Callable[[str], Motion | None], rng: np.random.Generator) -> None:
+    """One more object on a path that ``draw`` gives for its class; none where the drawn ones leave no room."""
     ridden = name in ("motorcycle", "bicycle")
     size = draw_size(name, rng, ridden)
-    draw: Callable = _walk if name == "pedestrian" else _lane_drive
     for _ in range(25):
-        speed = float(rng.uniform(*_SPEED_MPS.get(name, _VEHICLE_SPEED_MPS)))
-        motion = draw(layout, ego, name, speed, duration_s, rng)
+        motion = draw(name)
         if motion is not None and crowd.fits(motion, size[:2] / 2, 0.25, 0.1 if name == "pedestrian" else 1.5):
             attribute = (
                 "pedestrian.moving" if name == "pedestrian" else "cycle.with_rider" if ridden else "vehicle.moving"
@@ -282,9 +292,7 @@ def _lane_drive(
     return Motion(path, 0.0, float(s - speed * when), speed)
 
 
-def _walk(
-    layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: float, rng: np.random.Generator
-) -> Motion:
+def _walk(layout: Layout, ego: EgoDrive, speed: float, duration_s: float, rng: np.random.Generator) -> Motion:
     """Along a sidewalk, now and then across the street."""
     main = layout.main
     when = rng.uniform(0, duration_s)
