@@ -92,7 +92,9 @@ def synthesize(
     cannot be written, or while another process builds it; DataError if a worker is killed.
     """
     scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
-    recipe = Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))), streets)
+    recipe = Recipe(
+        WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))), streets
+    )
     _check(recipe)
     root = Path(out_dir)
     check_name(root)
