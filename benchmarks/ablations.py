@@ -4,7 +4,8 @@
     python benchmarks/ablations.py noise --out runs/noise --report        # the tables of what is there
 
 TABLE is a module of benchmarks/experiments, or a .py file (docs/judge.md says how to write one). Every training can be
-interrupted and goes on with the same command; what is done is skipped. --max-minutes stops in time. Results in --out:
+interrupted and goes on with the same command; what is done is skipped. --max-minutes stops in time, with exit code 3
+where something is left. Results in --out:
 results.jsonl (one line per experiment, seed and set: scores, iterations, CPU and wall seconds of the training),
 tables.md (mean and standard deviation over seeds, difference to the control). No difference below two standard
 deviations is claimed.
@@ -28,11 +29,12 @@ from summaries import MAIN, flat, is_error
 from training_runs import Spread, claim, cost, markdown, named_roots, records, trained, write_text
 
 import drivestack
-from drivestack.core.errors import ConfigError
+from drivestack.core.errors import ConfigError, DrivestackError
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.engine.config import load_config
 from drivestack.tasks.run import load_model
 
+UNFINISHED = 3  # exit code where the time was over
 RESULTS, TABLES = "results.jsonl", "tables.md"
 Row = Mapping[str, Any]
 
@@ -222,4 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(0 if main() else 3)
+    try:
+        raise SystemExit(0 if main() else UNFINISHED)
+    except DrivestackError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -31,7 +31,11 @@ def flat(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         found |= {"mIoU": miou.get("camera"), "mIoU lidar": miou.get("lidar"), "mIoU unmasked": miou["none"]}
         found |= voxels["rayiou"] | {"F voxels": voxels["fscore"].get("camera", voxels["fscore"]["none"])}
     if (lanes := scores.get("lanes")) is not None:
-        found |= {"OLS": lanes["ols"], "OLS occurring": lanes["ols_occurring"], "DET_t occurring": lanes["det_t_occurring"]}
+        found |= {
+            "OLS": lanes["ols"],
+            "OLS occurring": lanes["ols_occurring"],
+            "DET_t occurring": lanes["det_t_occurring"],
+        }
         found |= {name: lanes[name.lower()] for name in ("DET_l", "DET_t", "TOP_ll", "TOP_lt")}
         found |= {"F lanes": lanes["lane_fscore"]}
     return {name: math.nan if value is None else float(value) for name, value in found.items()}

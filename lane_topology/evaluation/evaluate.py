@@ -60,8 +60,8 @@ def _occurring(scores: Mapping[str, Any]) -> list[str]:
     if scores["ols_occurring"] is None:
         return ["(no label has a traffic element: DET_t says nothing here)"]
     return [
-        f"OLS {scores['ols_occurring']:.4f}    with DET_t {scores['det_t_occurring']:.4f} over the attributes that labels "
-        "have alone (not official)"
+        f"OLS {scores['ols_occurring']:.4f}    DET_t {scores['det_t_occurring']:.4f}    over the attributes that labels"
+        " have (not official)"
     ]
 
 
