@@ -23,7 +23,7 @@ from ...core.once import warn_once
 from ...core.registries import DATASETS
 from ...geometry import invert_pose
 from ...geometry.lenses import ROW
-from ..labels.files import check_lanes, read_occupancy
+from ..labels.files import NUM_OCCUPANCY_CLASSES, check_lanes, read_occupancy
 from ..labels.ground_truth import ground_truth
 from ..labels.mono_targets import mono_targets
 from ..readers.checks import check_frames
@@ -305,6 +305,23 @@ class ClipDataset(Dataset):
             raise DataError(f"sample {frame.token}: {error}") from error
         masks = (None if mask is None else torch.from_numpy(mask) for mask in (labels.mask_lidar, labels.mask_camera))
         return OccupancyTargets(torch.from_numpy(labels.semantics), *masks)
+
+    def class_counts(self, most: int = 1000) -> list[int]:
+        """[K] observed voxels of each class in the labels of at most ``most`` frames, evenly chosen.
+
+        Raises ConfigError without voxel labels.
+        """
+        labelled = [frame for frame in self.frames if frame.occupancy_path] if "occupancy" in self.tasks else []
+        if not labelled:
+            raise ConfigError("no voxels to count: the training data need occupancy=True, and voxel labels")
+        chosen = np.linspace(0, len(labelled) - 1, min(most, len(labelled))).round().astype(int)
+        counts = np.zeros(NUM_OCCUPANCY_CLASSES, np.int64)
+        for i in chosen:
+            target = self._occupancy(labelled[i])
+            assert target is not None  # it has a file
+            seen = target.semantics if target.mask_lidar is None else target.semantics[target.mask_lidar]
+            counts += np.bincount(seen.numpy().ravel(), minlength=len(counts))
+        return counts.tolist()
 
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out; they are labelled in real pixels."""
