@@ -49,6 +49,7 @@ class BEVFormerV2(PerceptionModel):
     img_backbone, img_neck: image encoder; images [M, 3, H, W] -> maps -> pyramid maps [M, C, h, w].
     bev_map: BevMap; its ``frames`` are the keyframes of a clip.
     boxes: BoxTask; occupancy_head, lane_head: heads for voxels and lanes. Any of them, at least one.
+    depth_teacher: perspective.depth.DepthTeacher: learns depth from the image features in training, weighted by itself.
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
@@ -70,6 +71,7 @@ class BEVFormerV2(PerceptionModel):
         boxes: dict | nn.Module | None = None,
         occupancy_head: dict | nn.Module | None = None,
         lane_head: dict | nn.Module | None = None,
+        depth_teacher: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         frozen: Sequence[str] = (),
@@ -82,6 +84,7 @@ class BEVFormerV2(PerceptionModel):
         self.boxes = build(boxes, embed_dims=channels, pc_range=pc_range)
         self.occupancy_head = build(occupancy_head, in_channels=channels)
         self.lane_head = build(lane_head, in_channels=channels)
+        self.depth_teacher = build(depth_teacher, in_channels=channels)
         self.grid_mask = GridMask() if grid_mask else None
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
@@ -190,6 +193,8 @@ class BEVFormerV2(PerceptionModel):
             terms = head.loss(head(features, levels, batch), batch)
             weight = self.loss_weights.get(task, 1.0)
             losses |= {name: value * weight for name, value in terms.items()}
+        if self.depth_teacher is not None:
+            losses |= self.depth_teacher.loss(levels, batch)
         return losses
 
     @torch.no_grad()
