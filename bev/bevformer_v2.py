@@ -24,6 +24,7 @@ from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.registries import MODELS
+from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
@@ -40,6 +41,8 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
+TEACHERS = ("depth_teacher.",)
+"""Prefixes in state dicts of parts that only training meets."""
 
 
 @MODELS.register_module()
@@ -122,6 +125,15 @@ class BEVFormerV2(PerceptionModel):
         for name, parameter in self.named_parameters():
             if names[name].startswith(tuple(prefixes)) or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights without those of teachers that this model does not have, and a note of it."""
+        own = self.state_dict()
+        extra = [key for key in state if key.startswith(TEACHERS) and key not in own]
+        if not extra:
+            return state, []
+        notes = [f"{len(extra)} tensors of teachers, which only training meets, are left out: {some(extra)}"]
+        return {key: value for key, value in state.items() if key not in extra}, notes
 
     # ---- images to features and to the BEV map -------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from drivestack.bev.perspective.depth import DepthTeacher, depth_abs_rel
-from drivestack.core.errors import ConfigError
+from drivestack.core.checkpoint import load_checkpoint, save_safetensors
+from drivestack.core.errors import CheckpointError, ConfigError
 from drivestack.core.labels import DepthTargets
 from drivestack.core.once import forget_warnings
 from support import toy_rig
@@ -192,3 +193,16 @@ def test_the_gradient_reaches_the_image_encoder_and_abs_rel_is_read_from_batches
         depth_abs_rel(net, [replace(labelled(), depth=[])])
     with pytest.raises(ConfigError, match="no depth_teacher"):
         depth_abs_rel(toy_rig.build(), [labelled()])
+
+
+def test_weights_with_a_teacher_load_into_a_model_without_and_say_so(tmp_path):
+    net, alone = toy_rig.build(depth_teacher=dict(type=DepthTeacher)), toy_rig.build(seed=1)
+    save_safetensors(net, tmp_path / "w.safetensors")
+    report = load_checkpoint(alone, tmp_path / "w.safetensors")
+    assert report.clean and "4 tensors of teachers" in str(report)
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, net.state_dict()[key]), key
+    save_safetensors(alone, tmp_path / "old.safetensors")
+    with pytest.raises(CheckpointError, match="depth_teacher"):
+        load_checkpoint(net, tmp_path / "old.safetensors")
+    assert load_checkpoint(net, tmp_path / "old.safetensors", may_lack=("depth_teacher.",)).clean
