@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..geometry import BevGrid
 from .frames import Frame
-from .labels import LaneTargets, MonoTargets, OccupancyTargets
+from .labels import DepthTargets, LaneTargets, MonoTargets, OccupancyTargets
 
-LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes")
+LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes", "depth")
 """Fields of a Batch that a model learns from: per sample, None where the sample has none."""
 
 
@@ -55,6 +55,8 @@ class Batch:
     """B, None for a sample without voxel labels."""
     lanes: list[LaneTargets | None] = field(default_factory=list)
     """B, None for a sample without lane labels."""
+    depth: list[DepthTargets | None] = field(default_factory=list)
+    """B, depth of the current frame's images; None for a sample without."""
     ego_from_bev: Tensor | None = None
     """[B, 4, 4] of the current frame."""
     global_from_ego: Tensor | None = None
@@ -109,7 +111,7 @@ class Batch:
         """The same batch with every tensor on ``device``."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets)):
+            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets, DepthTargets)):
                 return value.to(device)
             return [move(v) for v in value] if isinstance(value, list) else value
 

@@ -30,6 +30,7 @@ from ..readers.checks import check_frames
 from ..readers.registry import DataSource
 from .can_bus import can_bus_of_pose
 from .collate import ClipSample
+from .depth import DepthSource, check_depth_source, read_depth_points
 from .images import load_image
 from .mirror import mirror_clip
 from .transforms import (
@@ -104,6 +105,7 @@ class ClipDataset(Dataset):
         mono: also give per-image targets for the perspective head.
         occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
             and know neither BEV augmentation nor upstream's image mirroring; ``mirror`` reflects them.
+        depth: also give depth of the current images' cells, None for a frame without: True, 'lidar' (depth.py).
         front_camera: name of the camera that shows the traffic elements; default: the one that looks ahead, by its
             name or its optical axis (core/cameras.py). A frame that lacks it has no elements.
 
@@ -136,6 +138,7 @@ class ClipDataset(Dataset):
         mono: bool = False,
         occupancy: bool = False,
         lanes: bool = False,
+        depth: DepthSource = False,
         front_camera: str | None = None,
         training: bool = False,
         seed: int = 0,
@@ -167,6 +170,8 @@ class ClipDataset(Dataset):
             raise ConfigError(
                 f"{' and '.join(self.tasks)} labels do not follow bda and image.flip: leave both off, use mirror"
             )
+        check_depth_source(depth, self.frames)
+        self.depth = depth
         if mirror and mono:
             raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
         if cache_images and self.image.resample != "area":
@@ -422,6 +427,7 @@ class ClipDataset(Dataset):
             can_bus=can_bus,
             occupancy=self._occupancy(frame),
             lanes=self._lanes(frame, draw),
+            depth=read_depth_points(frame, self._views(frame), self.image, draw, self.depth),
         )
 
     def _image(

@@ -17,6 +17,7 @@ from ....core.errors import DataError
 from ....core.frames import Annotations, CameraView, Frame
 from ....core.once import warn_once
 from ....geometry import CameraModel, quaternion_to_matrix
+from ...labels.depth import depth_file
 from ...labels.files import lanes_file, occupancy_file, read_lanes
 from ..cameras import camera_order
 from ..checks import INT64, check_frames
@@ -82,7 +83,8 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str, lens: LensUse 
     dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
     one (train, val, test, mini_train, mini_val, train_detect, train_track) or one of the version's own ``splits.json``
     (split -> scene names); scenes of it that the tables lack are left out. Frames of a set without labels have
-    ``annotations`` None. Voxel and lane labels that lie beside the tables (labels/files.py) are found by themselves.
+    ``annotations`` None. Labels of voxels, lanes and depth that lie beside the tables (data_tools/labels) are found by
+    themselves.
 
     Samples are those of a scene's scene_token in the order of time; a chain (next, prev, first_sample_token) that says
     something else is warned of, and so are lenses that cannot be used, and categories without a class. lens: "ignored"
@@ -204,6 +206,7 @@ class FrameJoiner:
         )
         occupancy = occupancy_file(self.root, scene.name, sample.token)
         lanes = lanes_file(self.root, scene.name, sample.token)
+        depth = depth_file(self.root, scene.name, sample.token)
         return Frame(
             token=sample.token,
             scene_token=scene.token,
@@ -216,6 +219,7 @@ class FrameJoiner:
             annotations=self.annotations(keyframe.annotations) if self.tables.has_labels else None,
             occupancy_path=str(occupancy) if occupancy.is_file() else "",
             lanes=read_lanes(lanes) if lanes.is_file() else None,
+            depth_path=str(depth) if depth.is_file() else "",
             prev_token=before,
             next_token=after,
             conditions=self.conditions(scene),
