@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.batch import Batch
+from ...core.feature_store import stack
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.registries import FUNCTIONS
@@ -58,6 +59,8 @@ class ClipSample:
     """[T, 18], see can_bus.py; None where the poses are."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
+    features: dict[str, torch.Tensor] | None = None
+    """Stored features of the current frame, see Batch."""
 
 
 @FUNCTIONS.register_module()
@@ -120,7 +123,14 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_names=[sample.camera_names for sample in samples],
         camera_valid=[tuple(own) for own in sizes[:, first.frame_offsets.index(0), :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
+        features=_features(samples),
     )
+
+
+def _features(samples: Sequence[ClipSample]) -> dict[str, torch.Tensor] | None:
+    if first := samples[0].features:
+        return {name: stack([(sample.features or {})[name] for sample in samples]) for name in first}
+    return None
 
 
 def _lenses(samples: Sequence[ClipSample]) -> torch.Tensor | None:
