@@ -136,6 +136,9 @@ class PerceptionModel(BaseModel):
 class TaskHead(Protocol):
     """The interface of a head on the shared BEV map; ``levels``: the current frame's pyramid maps [B, N, C, h, w]."""
 
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the maps of ``levels`` that it reads (fixed_features.py). Raises ConfigError: all."""
+
     def __call__(self, features: BevFeatures, levels: Levels, batch: Batch) -> Any: ...
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:

@@ -73,6 +73,9 @@ class Batch:
     What past frames lack has zeros in ``image_from_bev`` likewise."""
     front_cameras: list[int | None] = field(default_factory=list)
     """B: index of the camera that looks ahead, None where none does; left out: not known (made by hand)."""
+    features: dict[str, Tensor] | None = None
+    """Stored features of the current frames by name, each [B, ...], which the model takes in place of ``images``; only
+    images that heads read themselves are then there, the others are zeros (engine/feature_cache.py)."""
 
     def __post_init__(self) -> None:
         """Labels that are not given are None for every sample."""
@@ -113,6 +116,8 @@ class Batch:
         def move(value: Any) -> Any:
             if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets, DepthTargets)):
                 return value.to(device)
+            if isinstance(value, dict):
+                return {key: move(v) for key, v in value.items()}
             return [move(v) for v in value] if isinstance(value, list) else value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})

@@ -150,6 +150,10 @@ class LaneTopologyHead(nn.Module):
         way = torch.stack([angle.cos() * reach, angle.sin() * reach, torch.zeros_like(reach).expand(count, -1)], -1)
         return (middle + way / size).clamp(0, 1)
 
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the pyramid maps that ``forward`` reads: that of the front camera."""
+        return [(self.element_level, front_index(self.front_camera, batch) or 0)]
+
     def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> LaneOutputs:
         """From the shared BEV map and the current frame's pyramid maps [B, N, C, h, w].
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ...core.cameras import cameras_of, check_camera_names, front_camera_of
 from ...core.errors import ConfigError, DataError
+from ...core.feature_store import FeatureStore
 from ...core.frames import CameraView, Frame, past_bev_from_current
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.once import warn_once
@@ -177,6 +178,7 @@ class ClipDataset(Dataset):
         if cache_images and self.image.resample != "area":
             raise ConfigError(f"cache_images needs image.resample 'area', got {self.image.resample!r}")
         self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
+        self._features: FeatureStore | None = None
 
         known = cameras_of(self.frames)
         self.camera_names = tuple(camera_names or known)
@@ -229,7 +231,38 @@ class ClipDataset(Dataset):
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
         clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
-        return mirror_clip(clip) if self.mirror and rng.integers(2) else clip
+        return self._seen(clip, mirrored=self.mirror and bool(rng.integers(2)))
+
+    def _seen(self, clip: ClipSample, mirrored: bool) -> ClipSample:
+        """The clip or its mirror image, with the stored features of either."""
+        clip = mirror_clip(clip) if mirrored else clip
+        if self._features is not None:
+            clip.features = self._features.read(clip.frame.token, mirrored)
+        return clip
+
+    def use_features(self, store: FeatureStore) -> None:
+        """Give clips their stored features from now on, and load no images but those that heads read themselves: the
+        front camera's where lanes are learned."""
+        self._features = store
+        self._cache = None if self._cache is None else {}
+
+    def undrawn(self, index: int, mirrored: bool) -> ClipSample:
+        """What a training clip shows of frame ``index``, as it is or mirrored, without boxes.
+
+        Raises ConfigError where training draws more than that: the images are then no function of (sample, mirrored).
+        """
+        drawn = {
+            "photometric": self.photometric is not None,
+            "bda": self.bda is not None,
+            "image.flip": self.image.flip,
+            "image.train_heights_px": len(set(self.image.train_heights_px)) > 1,
+            "frame_offsets": len(self.frame_offsets) > 1,
+        }
+        if names := [name for name, is_drawn in drawn.items() if is_drawn]:
+            raise ConfigError(f"stored features need one view of each frame: switch {', '.join(names)} off")
+        nothing = np.zeros((0, 9), np.float32), np.zeros(0, np.int64), None
+        draw = ImageDraw(self.image.train_heights_px[0])
+        return self._seen(self._clip(self.frames[index], draw, BdaDraw(), nothing, None), mirrored)
 
     def neighbours(self, frame: Frame) -> list[Frame | None]:
         """The T frames of a clip, None where the scene has none."""
@@ -400,7 +433,8 @@ class ClipDataset(Dataset):
                     image_from_bev[t, n] = camera_from_bev
                 lenses[t, n] = camera.row
                 photometric = None if self.photometric is None or rng is None else self.photometric.draw(rng)
-                pictures[n] = self._image(view, neighbour, draw, photometric)
+                is_read = self._features is None or ("lanes" in self.tasks and n == self.front_camera)
+                pictures[n] = self._image(view, neighbour, draw, photometric) if is_read else self._blank(view, draw)
         intrinsics, bev_from_camera = np.tile(np.eye(3), (shape[1], 1, 1)), np.tile(np.eye(4), (shape[1], 1, 1))
         for n, view in enumerate(self._views(frame)):
             if view is not None:
@@ -429,6 +463,11 @@ class ClipDataset(Dataset):
             lanes=self._lanes(frame, draw),
             depth=read_depth_points(frame, self._views(frame), self.image, draw, self.depth),
         )
+
+    def _blank(self, view: CameraView, draw: ImageDraw) -> NDArray[np.float32]:
+        """[3, h, w] zeros in place of an image."""
+        placement = self._placement(view, draw)
+        return np.zeros((3, placement.height_px, placement.width_px), np.float32)
 
     def _image(
         self, view: CameraView, frame: Frame, draw: ImageDraw, photometric: PhotometricDraw | None

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.batch import Batch
+from ...core.feature_store import stack
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.registries import FUNCTIONS
@@ -61,6 +62,8 @@ class ClipSample:
     lanes: LaneTargets | None = None
     depth: DepthPoints | None = None
     """N, see depth.py; None where the frame has no labels of depth."""
+    features: dict[str, torch.Tensor] | None = None
+    """Stored features of the current frame, see Batch."""
 
 
 @FUNCTIONS.register_module()
@@ -129,7 +132,14 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_names=[sample.camera_names for sample in samples],
         camera_valid=[tuple(own) for own in sizes[:, current, :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
+        features=_features(samples),
     )
+
+
+def _features(samples: Sequence[ClipSample]) -> dict[str, torch.Tensor] | None:
+    if first := samples[0].features:
+        return {name: stack([(sample.features or {})[name] for sample in samples]) for name in first}
+    return None
 
 
 def _lenses(samples: Sequence[ClipSample]) -> torch.Tensor | None:
