@@ -119,10 +119,10 @@ def write_scene(
     `on_keyframe()` is called after each keyframe, for progress.
     """
     name = scene_name(world.split, world.index)
-    key = (world.seed, world.split, world.index)
+    key = world.key
     number = world.index + (10_000 if world.split == "val" else 0)
     first_us = _FIRST_TIMESTAMP_US + number * _SCENE_SPACING_US
-    log_name = f"synthetic-{world.seed}-{name}"
+    log_name = "-".join(["synthetic", str(world.seed), name, *map(str, world.key[3:])])
     rows: dict[str, list[dict]] = {table: [] for table in SCENE_TABLES}
     image_labels = set(labels) & set(IMAGE_LABELS)
     observations, samples = [], [token("sample", *key, k) for k in range(world.num_keyframes)]
@@ -280,13 +280,14 @@ def _annotations(
         )
         length, width, height = thing.size_lwh
         for n, k in enumerate(frames):
+            attribute = thing.attribute_at(float(world.keyframe_times_s[k]))
             annotations.append(
                 {
                     "token": tokens[n],
                     "sample_token": samples[k],
                     "instance_token": instance_token,
                     "visibility_token": str(1 + int(np.searchsorted([0.4, 0.6, 0.8], share[k, i], side="right"))),
-                    "attribute_tokens": [token("attribute", thing.attribute)] if thing.attribute else [],
+                    "attribute_tokens": [token("attribute", attribute)] if attribute else [],
                     "translation": [float(centre[k, 0]), float(centre[k, 1]), height / 2],
                     "size": [width, length, height],
                     "rotation": [float(np.cos(yaw[k] / 2)), 0.0, 0.0, float(np.sin(yaw[k] / 2))],
