@@ -14,6 +14,7 @@ from torch import Tensor
 from ..geometry import BevGrid
 from .frames import Frame
 from .labels import LaneTargets, MonoTargets, OccupancyTargets
+from .street_maps import StreetLines
 
 LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes")
 """Fields of a Batch that a model learns from: per sample, None where the sample has none."""
@@ -71,6 +72,8 @@ class Batch:
     What past frames lack has zeros in ``image_from_bev`` likewise."""
     front_cameras: list[int | None] = field(default_factory=list)
     """B: index of the camera that looks ahead, None where none does; left out: not known (made by hand)."""
+    street_maps: list[StreetLines | None] = field(default_factory=list)
+    """B, None for a sample without a map; left out: nobody asked for maps. An input, not a label."""
 
     def __post_init__(self) -> None:
         """Labels that are not given are None for every sample."""
@@ -109,7 +112,7 @@ class Batch:
         """The same batch with every tensor on ``device``."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets)):
+            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets, StreetLines)):
                 return value.to(device)
             return [move(v) for v in value] if isinstance(value, list) else value
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..geometry import CameraModel, invert_pose, rotation_z, transform_points, yaw_of
 from .errors import DataError
 from .labels import LaneLabels
+from .street_maps import StreetMap
 
 SEEN_POINTS = 3
 """Of a LiDAR, in an object whose points nobody counted: enough for a label, also of a single image (they want 3)."""
@@ -205,6 +206,8 @@ class Frame:
     """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; None: as the values look (readers/lidar)."""
     conditions: Mapping[str, str] = field(default_factory=dict)
     """What the set says about the scene, as "weather", "time_of_day", "location"; empty where it says nothing."""
+    street_map: StreetMap | None = None
+    """Of the scene, GLOBAL frame; None where there is none."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:

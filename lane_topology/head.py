@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from .lane_losses import LaneLosses, repeated
 from .lane_map import LaneMap, LaneMapOutputs
 from .one_to_many import OneToMany, random_curves
 from .relations import LaneElementRelation, LaneRelation
+from .street_attention import StreetAttention
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class LaneTopologyHead(nn.Module):
     end_map: arguments of EndMap, e.g. ``dict()``; None: without. snap_radius_m, snap_falloff_m: at inference ends of
         lanes move to its points (end_map.snap), and edges follow from the moved lanes; radius 0: they do not.
     one_to_many: arguments of OneToMany, a second group of queries in training only; None: without.
+    street_map: arguments of StreetAttention, e.g. ``dict()``; the lanes' map then also sees the batch's street maps,
+        where it has any. None: without.
     min_score: lanes below are left out. OLS ranks lanes and hardly sees the bad ones; the F-score and who uses the
         lanes count every one (docs/lane_topology.md).
     weights: factor of each loss term, see ``WEIGHTS``; terms that are not named keep theirs.
@@ -133,6 +137,7 @@ class LaneTopologyHead(nn.Module):
         snap_radius_m: float = 0.0,
         snap_falloff_m: float = 1.0,
         one_to_many: Mapping[str, Any] | None = None,
+        street_map: Mapping[str, Any] | None = None,
         min_score: float = 0.0,
         weights: dict[str, float] | None = None,
     ) -> None:
@@ -166,6 +171,7 @@ class LaneTopologyHead(nn.Module):
         self.element_relation = LaneElementRelation(channels, element_channels, num_attributes, hidden)
         # after all others, so that a seed gives those the same numbers with and without
         self.end_map = None if end_map is None else EndMap(channels, self.grid, **end_map)
+        self.streets = None if street_map is None else StreetAttention(channels, self.grid, **street_map)
         self.many = None if one_to_many is None else OneToMany(channels, self.lane_range, num_control, **one_to_many)
 
     def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> LaneOutputs:
@@ -174,7 +180,8 @@ class LaneTopologyHead(nn.Module):
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
         front = front_index(self.front_camera, batch) or 0  # without one, `loss` and `predict` drop the elements
-        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev))
+        told = None if self.streets is None else partial(self.streets, streets=batch.street_maps)
+        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev), told)
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
         learned = self.first_curves * size + self.decoder.low

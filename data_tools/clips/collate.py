@@ -20,6 +20,7 @@ from ...core.batch import Batch
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.registries import FUNCTIONS
+from ...core.street_maps import StreetLines
 
 
 @dataclass
@@ -58,6 +59,7 @@ class ClipSample:
     """[T, 18], see can_bus.py; None where the poses are."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
+    street_map: StreetLines | None = None
 
 
 @FUNCTIONS.register_module()
@@ -120,6 +122,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_names=[sample.camera_names for sample in samples],
         camera_valid=[tuple(own) for own in sizes[:, first.frame_offsets.index(0), :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
+        street_maps=[sample.street_map for sample in samples],
     )
 
 

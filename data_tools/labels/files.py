@@ -50,7 +50,8 @@ def open_arrays(path: str | Path) -> ArrayFile:
     return ArrayFile(path, str(path), DataError, "fetch or generate it again")
 
 
-def _demand_arrays(stored: ArrayFile, names: tuple[str, ...]) -> None:
+def demand_arrays(stored: ArrayFile, names: tuple[str, ...]) -> None:
+    """Raises DataError where the file lacks one of the arrays."""
     if missing := [name for name in names if name not in stored.names]:
         raise DataError(
             f"{stored.place}: no array {missing[0]!r}, it has {', '.join(stored.names) or 'none'}; is it a label file?"
@@ -77,10 +78,10 @@ def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -
     with open_arrays(path) as stored:
         if "voxel_label" in stored.names and "semantics" not in stored.names:
             raise DataError(f"{path}: holds arrays of Occ3D-Waymo; its files are named <frame>{WAYMO_SUFFIX}")
-        _demand_arrays(stored, ("semantics",))
+        demand_arrays(stored, ("semantics",))
         masks = [name for name in ("mask_lidar", "mask_camera") if name in stored.names]
         if len(masks) == 1:
-            _demand_arrays(stored, ("mask_lidar", "mask_camera"))
+            demand_arrays(stored, ("mask_lidar", "mask_camera"))
         for name in ("semantics", *masks):
             _check_grid(path, name, stored.headers[name], "write integers")
         semantics = stored.read("semantics")
@@ -110,7 +111,7 @@ def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLab
     """
     names = ("voxel_label", "origin_voxel_state", "final_voxel_state", "infov")
     with open_arrays(path) as stored:
-        _demand_arrays(stored, names)
+        demand_arrays(stored, names)
         for name in names:
             _check_grid(path, name, stored.headers[name], f"take the 0.4 m file, <frame>{WAYMO_SUFFIX}")
         arrays = {name: stored.read(name) for name in names}
@@ -154,7 +155,7 @@ _LANE_ARRAYS = (
 def read_lanes(path: str | Path) -> LaneLabels:
     """Lane labels of one keyframe. Raises DataError as ``check_lanes``, and for a missing or broken file."""
     with open_arrays(path) as stored:
-        _demand_arrays(stored, _LANE_ARRAYS)
+        demand_arrays(stored, _LANE_ARRAYS)
         for name in _LANE_ARRAYS:
             if stored.headers[name].dtype.kind not in "biuf":
                 raise DataError(f"{path}: {name} is {stored.headers[name]}, no numbers; generate the file again")

@@ -34,7 +34,7 @@ from .nuscenes_writer import (
 )
 
 LOGGER = logging.getLogger("drivestack")
-LABELS = ("lanes", "occupancy", *IMAGE_LABELS)
+LABELS = ("lanes", "occupancy", "street_map", *IMAGE_LABELS)
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
 _LOOK_INTERVAL_S = 0.5  # how often the progress of the processes is looked up
