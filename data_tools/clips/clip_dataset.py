@@ -34,6 +34,7 @@ from .collate import ClipSample
 from .depth import DepthSource, check_depth_source, read_depth_points
 from .images import load_image
 from .mirror import mirror_clip
+from .street_maps import StreetMapSettings, lines_to_show, training_lines
 from .transforms import (
     BdaDraw,
     BdaSettings,
@@ -109,6 +110,8 @@ class ClipDataset(Dataset):
         depth: also give depth of the current images' cells, None for a frame without: True, 'lidar' (depth.py).
         front_camera: name of the camera that shows the traffic elements; default: the one that looks ahead, by its
             name or its optical axis (core/cameras.py). A frame that lacks it has no elements.
+        street_map: also give the street map around the car, an input of the lane head: True, or StreetMapSettings
+            (jitter, drop-out, range). Frames without one give None; ``mirror`` reflects it.
 
     How it is used:
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
@@ -141,6 +144,7 @@ class ClipDataset(Dataset):
         lanes: bool = False,
         depth: DepthSource = False,
         front_camera: str | None = None,
+        street_map: StreetMapSettings | Mapping[str, Any] | bool = False,
         training: bool = False,
         seed: int = 0,
         cache_images: bool = False,
@@ -165,6 +169,10 @@ class ClipDataset(Dataset):
         self.bda = None if bda is None else _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = _checked_range(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
+        given = StreetMapSettings() if street_map is True else street_map
+        self.street_map = None if given is False else _settings(StreetMapSettings, given)
+        if self.street_map is not None and not any(frame.street_map for frame in self.frames):
+            warn_once("street_map is asked for, but no frame has one: the model sees none")
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
         self.tasks = tuple(name for name, wanted in (("occupancy", occupancy), ("lanes", lanes)) if wanted)
         if self.tasks and (self.bda is not None or self.image.flip):
@@ -226,11 +234,16 @@ class ClipDataset(Dataset):
         rng = np.random.default_rng([self.seed, draw, index])
         if not self.training:
             frame, image_draw = self.frames[index], self.image.test_draw
-            return self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
+            clip = self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
+            if self.street_map is not None:
+                clip.street_map = lines_to_show(self.frames, index, self.street_map, rng)
+            return clip
         image_draw = self.image.draw(rng)
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
         clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        if self.street_map is not None:  # drawn apart: all else is drawn as without a map
+            clip.street_map = training_lines(frame, self.street_map, np.random.default_rng([self.seed, draw, index, 1]))
         return self._seen(clip, mirrored=self.mirror and bool(rng.integers(2)))
 
     def _seen(self, clip: ClipSample, mirrored: bool) -> ClipSample:

@@ -21,6 +21,7 @@ from ...core.feature_store import stack
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.registries import FUNCTIONS
+from ...core.street_maps import StreetLines
 from .depth import DepthPoints, depth_targets
 
 
@@ -64,6 +65,7 @@ class ClipSample:
     """N, see depth.py; None where the frame has no labels of depth."""
     features: dict[str, torch.Tensor] | None = None
     """Stored features of the current frame, see Batch."""
+    street_map: StreetLines | None = None
 
 
 @FUNCTIONS.register_module()
@@ -133,6 +135,7 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_valid=[tuple(own) for own in sizes[:, current, :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
         features=_features(samples),
+        street_maps=[sample.street_map for sample in samples],
     )
 
 

@@ -36,7 +36,7 @@ from .nuscenes_writer import (
 )
 
 LOGGER = logging.getLogger("drivestack")
-LABELS = ("depth", "lanes", "occupancy", *IMAGE_LABELS)
+LABELS = ("depth", "lanes", "occupancy", "street_map", *IMAGE_LABELS)
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
 _LOOK_INTERVAL_S = 0.5  # how often the progress of the processes is looked up
@@ -92,7 +92,9 @@ def synthesize(
     cannot be written, or while another process builds it; DataError if a worker is killed.
     """
     scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
-    recipe = Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))), streets)
+    recipe = Recipe(
+        WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))), streets
+    )
     _check(recipe)
     root = Path(out_dir)
     check_name(root)
