@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ def evaluate_tracks(frames: Iterable[Frame], predictions: Mapping[str, TrackedBo
     naming the sample if one has no entry in ``predictions``.
     """
     labelled = [frame for frame in frames if frame.annotations is not None]
+    if not labelled:
+        raise NoLabelsError("the split has no annotations; score a labelled split")
     scenes = _scenes(labelled)
     truths, boxes = _of_labels(labelled), _of_predictions(predictions, labelled)
     if not len(truths.sample):
@@ -200,7 +203,7 @@ def _filled(rows: _Rows, scene: Sequence[int], times_us: Sequence[int]) -> list[
         for k, row in own:
             places[k].add(track, rows.centre_m[row, :2], means[track])
     for track, own in tracks.items():
-        for (left, a), (right, b) in zip(own, own[1:]):
+        for (left, a), (right, b) in pairwise(own):
             for k in range(left + 1, right):
                 # As the devkit has it: the share of the later box is how near the EARLIER one is in time. The two
                 # shares are equal where one keyframe is missing.
@@ -244,7 +247,7 @@ def _thresholds(match_scores: Sequence[float], labels: int) -> NDArray[np.float6
         return np.zeros(0)
     scores = np.sort(np.array(match_scores))[::-1]
     recall = np.arange(1, len(scores) + 1) / labels
-    return np.interp(_RECALLS, recall, scores, right=0)[_RECALLS <= recall[-1]]
+    return np.interp(_RECALLS, recall, scores, right=0)[: np.searchsorted(_RECALLS, recall[-1], "right")]
 
 
 def _at_threshold(found: Comparison, labels: int) -> dict[str, float]:

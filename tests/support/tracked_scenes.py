@@ -73,7 +73,9 @@ def random_tracks(seed: int) -> tuple[list[Frame], dict[str, TrackedBoxes]]:
             kinds = [names[k] for k in seen] + [TRACKING_CLASSES[g] for g in range(ghosts)]
             ids = [track_of[k] for k in seen] + [f"ghost{g}" for g in range(ghosts)]
             scores = rng.random(len(kinds))
-            found[frame.token] = TrackedBoxes(_boxes(kinds, where, np.round(4 * scores) / 4 if rounded else scores), ids)
+            found[frame.token] = TrackedBoxes(
+                _boxes(kinds, where, np.round(4 * scores) / 4 if rounded else scores), ids
+            )
     return frames, found
 
 

@@ -71,7 +71,13 @@ def found(frames: list[Frame], ids: dict[str, list[str]] | None = None) -> dict[
         assert notes is not None
         n = len(notes)
         boxes = ScoredBoxes(
-            notes.names, np.full(n, 0.5), notes.centre_global_m, notes.size_lwh_m, np.zeros(n), np.zeros((n, 2)), [""] * n
+            notes.names,
+            np.full(n, 0.5),
+            notes.centre_global_m,
+            notes.size_lwh_m,
+            np.zeros(n),
+            np.zeros((n, 2)),
+            [""] * n,
         )
         out[frame.token] = TrackedBoxes(boxes, (ids or {}).get(frame.token, list(notes.instance_tokens)))
     return out
