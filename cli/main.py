@@ -28,6 +28,7 @@ from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
 from .splits import add_check_splits, add_make_splits
+from .track import add_track
 from .visualize import add_visualize
 
 
@@ -98,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_score,
         add_check,
         add_ensemble,
+        add_track,
         add_check_data,
         add_check_splits,
         add_make_splits,
@@ -224,7 +226,7 @@ def _synthesize(verbs: Any) -> None:
         "--labels",
         nargs="*",
         default=("occupancy", "lanes"),
-        choices=("occupancy", "lanes", "coco", "segmentation", "classes", "mono", "nuimages"),
+        choices=("occupancy", "lanes", "depth", "coco", "segmentation", "classes", "mono", "nuimages"),
         metavar="KIND",
         help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
     )

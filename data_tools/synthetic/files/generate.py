@@ -36,7 +36,7 @@ from .nuscenes_writer import (
 )
 
 LOGGER = logging.getLogger("drivestack")
-LABELS = ("lanes", "occupancy", *IMAGE_LABELS)
+LABELS = ("depth", "lanes", "occupancy", "street_map", *IMAGE_LABELS)
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
 _LOOK_INTERVAL_S = 0.5  # how often the progress of the processes is looked up
@@ -82,7 +82,7 @@ def synthesize(
     (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras), "argoverse2" (seven, the front one
     upright), "distorted" (six with Brown-Conrady lenses), "fisheye" (six, of which one ahead is a fisheye of 120
     degrees) or "waymo" (five that do not look back, with lenses and images of two sizes). labels: what to write besides
-    boxes, see data_tools/labels/files.py. streets: "plain", "turning", "mixed" of both, or "towns", which are held out
+    boxes, see data_tools/labels. streets: "plain", "turning", "mixed" of both, or "towns", which are held out
     for tests (world/families.py). The same arguments give the same bytes, whatever `workers` is.
 
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
