@@ -24,6 +24,7 @@ from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.registries import MODELS
+from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
 from .fixed_features import Views, from_store, to_store
 from .map.gridmask import GridMask
@@ -41,6 +42,8 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
+TEACHERS = ("depth_teacher.",)
+"""Prefixes in state dicts of parts that only training meets."""
 
 
 @MODELS.register_module()
@@ -50,6 +53,7 @@ class BEVFormerV2(PerceptionModel):
     img_backbone, img_neck: image encoder; images [M, 3, H, W] -> maps -> pyramid maps [M, C, h, w].
     bev_map: BevMap; its ``frames`` are the keyframes of a clip.
     boxes: BoxTask; occupancy_head, lane_head: heads for voxels and lanes. Any of them, at least one.
+    depth_teacher: perspective.depth.DepthTeacher: learns depth from the image features in training, weighted by itself.
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
@@ -72,6 +76,7 @@ class BEVFormerV2(PerceptionModel):
         boxes: dict | nn.Module | None = None,
         occupancy_head: dict | nn.Module | None = None,
         lane_head: dict | nn.Module | None = None,
+        depth_teacher: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         frozen: Sequence[str] = (),
@@ -84,6 +89,7 @@ class BEVFormerV2(PerceptionModel):
         self.boxes = build(boxes, embed_dims=channels, pc_range=pc_range)
         self.occupancy_head = build(occupancy_head, in_channels=channels)
         self.lane_head = build(lane_head, in_channels=channels)
+        self.depth_teacher = build(depth_teacher, in_channels=channels)
         self.grid_mask = GridMask() if grid_mask else None
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
@@ -124,6 +130,15 @@ class BEVFormerV2(PerceptionModel):
         for name, parameter in self.named_parameters():
             if {name, names[name]} & chosen or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights without those of teachers that this model does not have, and a note of it."""
+        own = self.state_dict()
+        extra = [key for key in state if key.startswith(TEACHERS) and key not in own]
+        if not extra:
+            return state, []
+        notes = [f"{len(extra)} tensors of teachers, which only training meets, are left out: {some(extra)}"]
+        return {key: value for key, value in state.items() if key not in extra}, notes
 
     # ---- images to features and to the BEV map -------------------------------------------------------------------
 
@@ -232,6 +247,8 @@ class BEVFormerV2(PerceptionModel):
             terms = head.loss(head(features, levels, batch), batch)
             weight = self.loss_weights.get(task, 1.0)
             losses |= {name: value * weight for name, value in terms.items()}
+        if self.depth_teacher is not None:
+            losses |= self.depth_teacher.loss(levels, batch)
         return losses
 
     @torch.no_grad()

@@ -71,9 +71,11 @@ class PerceptionModel(BaseModel):
     """The protocol of all models, ours and the published ones.
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
+    gives_tracks: whether its boxes have ``track_ids``.
     """
 
     tasks: tuple[str, ...] = TASKS
+    gives_tracks: bool = False
     frame_offsets: tuple[int, ...] = (0,)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ KEYS = frozenset(
         "epochs",
         "sized_by_classes",
         "weights_by_class",
+        "counts_by_class",
         "cache_features",
     ]
 )
@@ -160,6 +161,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "epochs": _or_none(_dict),
     "sized_by_classes": _names,
     "weights_by_class": _names,
+    "counts_by_class": _names,
     "cache_features": _or_none(_is("a folder", str)),
 }
 

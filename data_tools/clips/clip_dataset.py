@@ -24,15 +24,17 @@ from ...core.once import warn_once
 from ...core.registries import DATASETS
 from ...geometry import invert_pose
 from ...geometry.lenses import ROW
-from ..labels.files import check_lanes, read_occupancy
+from ..labels.files import NUM_OCCUPANCY_CLASSES, check_lanes, read_occupancy
 from ..labels.ground_truth import ground_truth
 from ..labels.mono_targets import mono_targets
 from ..readers.checks import check_frames
 from ..readers.registry import DataSource
 from .can_bus import can_bus_of_pose
 from .collate import ClipSample
+from .depth import DepthSource, check_depth_source, read_depth_points
 from .images import load_image
 from .mirror import mirror_clip
+from .street_maps import StreetMapSettings, lines_to_show, training_lines
 from .transforms import (
     BdaDraw,
     BdaSettings,
@@ -105,8 +107,11 @@ class ClipDataset(Dataset):
         mono: also give per-image targets for the perspective head.
         occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
             and know neither BEV augmentation nor upstream's image mirroring; ``mirror`` reflects them.
+        depth: also give depth of the current images' cells, None for a frame without: True, 'lidar' (depth.py).
         front_camera: name of the camera that shows the traffic elements; default: the one that looks ahead, by its
             name or its optical axis (core/cameras.py). A frame that lacks it has no elements.
+        street_map: also give the street map around the car, an input of the lane head: True, or StreetMapSettings
+            (jitter, drop-out, range). Frames without one give None; ``mirror`` reflects it.
 
     How it is used:
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
@@ -137,7 +142,9 @@ class ClipDataset(Dataset):
         mono: bool = False,
         occupancy: bool = False,
         lanes: bool = False,
+        depth: DepthSource = False,
         front_camera: str | None = None,
+        street_map: StreetMapSettings | Mapping[str, Any] | bool = False,
         training: bool = False,
         seed: int = 0,
         cache_images: bool = False,
@@ -162,12 +169,18 @@ class ClipDataset(Dataset):
         self.bda = None if bda is None else _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = _checked_range(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
+        given = StreetMapSettings() if street_map is True else street_map
+        self.street_map = None if given is False else _settings(StreetMapSettings, given)
+        if self.street_map is not None and not any(frame.street_map for frame in self.frames):
+            warn_once("street_map is asked for, but no frame has one: the model sees none")
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
         self.tasks = tuple(name for name, wanted in (("occupancy", occupancy), ("lanes", lanes)) if wanted)
         if self.tasks and (self.bda is not None or self.image.flip):
             raise ConfigError(
                 f"{' and '.join(self.tasks)} labels do not follow bda and image.flip: leave both off, use mirror"
             )
+        check_depth_source(depth, self.frames)
+        self.depth = depth
         if mirror and mono:
             raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
         if cache_images and self.image.resample != "area":
@@ -221,11 +234,16 @@ class ClipDataset(Dataset):
         rng = np.random.default_rng([self.seed, draw, index])
         if not self.training:
             frame, image_draw = self.frames[index], self.image.test_draw
-            return self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
+            clip = self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
+            if self.street_map is not None:
+                clip.street_map = lines_to_show(self.frames, index, self.street_map, rng)
+            return clip
         image_draw = self.image.draw(rng)
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
         clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        if self.street_map is not None:  # drawn apart: all else is drawn as without a map
+            clip.street_map = training_lines(frame, self.street_map, np.random.default_rng([self.seed, draw, index, 1]))
         return self._seen(clip, mirrored=self.mirror and bool(rng.integers(2)))
 
     def _seen(self, clip: ClipSample, mirrored: bool) -> ClipSample:
@@ -339,6 +357,23 @@ class ClipDataset(Dataset):
         masks = (None if mask is None else torch.from_numpy(mask) for mask in (labels.mask_lidar, labels.mask_camera))
         return OccupancyTargets(torch.from_numpy(labels.semantics), *masks)
 
+    def class_counts(self, most: int = 1000) -> list[int]:
+        """[K] observed voxels of each class in the labels of at most ``most`` frames, evenly chosen.
+
+        Raises ConfigError without voxel labels.
+        """
+        labelled = [frame for frame in self.frames if frame.occupancy_path] if "occupancy" in self.tasks else []
+        if not labelled:
+            raise ConfigError("no voxels to count: the training data need occupancy=True, and voxel labels")
+        chosen = np.linspace(0, len(labelled) - 1, min(most, len(labelled))).round().astype(int)
+        counts = np.zeros(NUM_OCCUPANCY_CLASSES, np.int64)
+        for i in chosen:
+            target = self._occupancy(labelled[i])
+            assert target is not None  # it has a file
+            seen = target.semantics if target.mask_lidar is None else target.semantics[target.mask_lidar]
+            counts += np.bincount(seen.numpy().ravel(), minlength=len(counts))
+        return counts.tolist()
+
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out; they are labelled in real pixels."""
         if "lanes" not in self.tasks or frame.lanes is None:
@@ -439,6 +474,7 @@ class ClipDataset(Dataset):
             can_bus=can_bus,
             occupancy=self._occupancy(frame),
             lanes=self._lanes(frame, draw),
+            depth=read_depth_points(frame, self._views(frame), self.image, draw, self.depth),
         )
 
     def _blank(self, view: CameraView, draw: ImageDraw) -> NDArray[np.float32]:
