@@ -20,32 +20,29 @@ from numpy.typing import NDArray
 
 from ...core.frames import Frame
 from .box_rows import MIN_SCORE, BoxRows, label_rows, matched, prediction_rows
-from .matching import pairs_within
+from .linking import LinkSettings, link_boxes
 from .nuscenes_boxes import ScoredBoxes
 from .nuscenes_rules import CLASS_ATTRIBUTES
 
-REACH_M = 2.5
+LINKS = LinkSettings(reach_m=2.5, min_score=MIN_SCORE, max_unseen_s=0.25, nearest_first=True)  # consecutive keyframes
 KEYFRAMES = 4
 SLOW_MPS = 0.5
 ESTIMATES = ("network", "one step", "line", "network if slow, else line")
 MOVING_CLASSES = tuple(name for name, attributes in CLASS_ATTRIBUTES.items() if attributes)
 
 
-def link(boxes: BoxRows, frames: Sequence[Frame], reach_m: float = REACH_M) -> NDArray[np.int64]:
+def previous_rows(
+    rows: BoxRows, frames: Sequence[Frame], boxes: Mapping[str, ScoredBoxes], settings: LinkSettings = LINKS
+) -> NDArray[np.int64]:
     """[n] the row of the same object in the keyframe before, -1 where there is none."""
-    index = {frame.token: i for i, frame in enumerate(frames)}
-    before = np.array([index.get(frame.prev_token, -1) for frame in frames], np.int64)
-    times_s = _times_s(frames)
-    elapsed_s = np.where(before >= 0, times_s - times_s[before], 0.0)[boxes.frame]  # [n]
-    now = np.flatnonzero(before[boxes.frame] >= 0)
-    moved = boxes.centre_global_m - boxes.velocity_global_mps * elapsed_s[:, None]
-    earlier = before[boxes.frame[now]] * len(boxes.class_names) + boxes.label[now]
-    pairs = pairs_within(earlier, moved[now], boxes.group, boxes.centre_global_m, reach_m)
-    found, taken = np.full(len(boxes), -1), np.zeros(len(boxes), bool)
-    for k in np.argsort(pairs.distance_m, kind="stable"):
-        own, other = now[pairs.prediction[k]], pairs.truth[k]
-        if found[own] < 0 and not taken[other]:
-            found[own], taken[other] = other, True
+    tracks = link_boxes(frames, boxes, settings)
+    found, last = np.full(len(rows), -1), {}
+    times_us = np.array([frame.timestamp_us for frame in frames], np.int64)
+    for row in np.argsort(times_us[rows.frame], kind="stable"):
+        frame = frames[rows.frame[row]]
+        key = frame.scene_token, tracks[frame.token][rows.source[row]]
+        found[row] = last.get(key, -1)
+        last[key] = row
     return found
 
 
@@ -53,17 +50,16 @@ def velocity_errors(
     frames: Sequence[Frame],
     boxes: Mapping[str, ScoredBoxes],
     class_names: Sequence[str] = MOVING_CLASSES,
-    min_score: float = MIN_SCORE,
-    reach_m: float = REACH_M,
+    settings: LinkSettings = LINKS,
 ) -> dict[str, Any]:
     """Mean errors in m/s of the four estimates, by name: over all boxes, the standing and the moving ones (by label,
     up to and above 0.5 m/s), and the mean over classes; with ``boxes``, how many, and ``moving_share``.
 
     A mean of nothing is None.
     """
-    rows = prediction_rows(frames, boxes, class_names, min_score)
+    rows = prediction_rows(frames, boxes, class_names, settings.min_score)
     labels = label_rows(frames, class_names)
-    before, truth = link(rows, frames, reach_m), matched(rows, labels)
+    before, truth = previous_rows(rows, frames, boxes, settings), matched(rows, labels)
     used = np.flatnonzero((before >= 0) & (truth >= 0))
     used = used[np.isfinite(labels.velocity_global_mps[truth[used]]).all(1)]
     true = labels.velocity_global_mps[truth[used]]
@@ -81,12 +77,6 @@ def velocity_errors(
             "class_mean": _mean(np.array([own[classes == c].mean() for c in np.unique(classes)])),
         }
     return found
-
-
-def _times_s(frames: Sequence[Frame]) -> NDArray[np.float64]:
-    """Since the first frame: microseconds of the epoch would lose digits."""
-    first = frames[0].timestamp_us if frames else 0
-    return np.array([(frame.timestamp_us - first) * 1e-6 for frame in frames])
 
 
 def _estimates(rows: BoxRows, frames: Sequence[Frame], before: NDArray[np.int64], row: np.int64) -> NDArray[np.float64]:
