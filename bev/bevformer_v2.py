@@ -25,7 +25,9 @@ from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.registries import MODELS
+from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
+from .fixed_features import Views, from_store, to_store
 from .junction import junction_gradients
 from .map.adapter import BevAdapter
 from .map.gridmask import GridMask
@@ -43,6 +45,8 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
+TEACHERS = ("depth_teacher.",)
+"""Prefixes in state dicts of parts that only training meets."""
 
 
 @MODELS.register_module()
@@ -52,11 +56,13 @@ class BEVFormerV2(PerceptionModel):
     img_backbone, img_neck: image encoder; images [M, 3, H, W] -> maps -> pyramid maps [M, C, h, w].
     bev_map: BevMap; its ``frames`` are the keyframes of a clip.
     boxes: BoxTask; occupancy_head, lane_head: heads for voxels and lanes. Any of them, at least one.
+    depth_teacher: perspective.depth.DepthTeacher: learns depth from the image features in training, weighted by itself.
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
     adapters: tasks whose head reads the map through a BevAdapter of its own, which starts as nothing; True: all tasks.
-    frozen: prefixes of state-dict keys that do not learn, e.g. ("img_backbone.", "pts_bbox_head.").
+    frozen: prefixes of names that do not learn: of state-dict keys, e.g. ("img_backbone.", "pts_bbox_head."), or of
+        the parts above, e.g. "bev_map.".
     grid_mask: blanks a random grid of the images in training (GridMask, arXiv 2001.04086).
 
     A number is stated once: channels of neck and heads, ranges and class counts follow from the encoder, the BEV map
@@ -74,6 +80,7 @@ class BEVFormerV2(PerceptionModel):
         boxes: dict | nn.Module | None = None,
         occupancy_head: dict | nn.Module | None = None,
         lane_head: dict | nn.Module | None = None,
+        depth_teacher: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         adapters: Sequence[str] | bool = (),
@@ -87,6 +94,7 @@ class BEVFormerV2(PerceptionModel):
         self.boxes = build(boxes, embed_dims=channels, pc_range=pc_range)
         self.occupancy_head = build(occupancy_head, in_channels=channels)
         self.lane_head = build(lane_head, in_channels=channels)
+        self.depth_teacher = build(depth_teacher, in_channels=channels)
         self.grid_mask = GridMask() if grid_mask else None
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
@@ -121,11 +129,14 @@ class BEVFormerV2(PerceptionModel):
         idle = [task for task in TASKS if task not in self.tasks]
         unused = (*(f"{self._head_name(task)}." for task in idle), *(f"adapters.{task}." for task in idle))
         names = {name: published_name(self, name) for name, _ in self.named_parameters()}
+        chosen: set[str] = set()
         for prefix in prefixes:
-            if not any(name.startswith(prefix) for name in names.values()):
+            own = {name for pair in names.items() for name in pair if name.startswith(prefix)}
+            if not own:
                 raise ConfigError(f"frozen: no parameter's name begins with {prefix!r}")
+            chosen |= own
         for name, parameter in self.named_parameters():
-            if names[name].startswith(tuple(prefixes)) or (unused and name.startswith(unused)):
+            if {name, names[name]} & chosen or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
         self.frozen = tuple(prefixes)
 
@@ -134,7 +145,10 @@ class BEVFormerV2(PerceptionModel):
         super().train(mode)
         for name, module in self.named_modules() if self.frozen and mode else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(not published_name(self, f"{name}.").startswith(self.frozen))
+                module.train(
+                    not f"{name}.".startswith(self.frozen)
+                    and not published_name(self, f"{name}.").startswith(self.frozen)
+                )
         return self
 
     def map_for(self, task: str, features: BevFeatures) -> BevFeatures:
@@ -142,6 +156,15 @@ class BEVFormerV2(PerceptionModel):
         if task not in self.adapters:
             return features
         return replace(features, bev=self.adapters[task](features.bev))
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights without those of teachers that this model does not have, and a note of it."""
+        own = self.state_dict()
+        extra = [key for key in state if key.startswith(TEACHERS) and key not in own]
+        if not extra:
+            return state, []
+        notes = [f"{len(extra)} tensors of teachers, which only training meets, are left out: {some(extra)}"]
+        return {key: value for key, value in state.items() if key not in extra}, notes
 
     # ---- images to features and to the BEV map -------------------------------------------------------------------
 
@@ -155,7 +178,10 @@ class BEVFormerV2(PerceptionModel):
         """Features of the current frame and the BEV map with history fused in, from a whole clip of images.
 
         Frames other than the current one are encoded as in evaluation and carry no gradient, as released.
+        A batch that brings stored features has them taken instead.
         """
+        if batch.features is not None:
+            return from_store(batch.features, self.bev_map.grid, self._views(batch), batch.images.shape[2])
         clip: list[Levels] = []
         for t in range(len(batch.frame_offsets)):
             present = t == batch.current
@@ -186,6 +212,40 @@ class BEVFormerV2(PerceptionModel):
                 "the whole clip, or (0,) with a memory where no future frame is needed."
             )
         return levels, features, history
+
+    # ---- features that training does not change (engine/feature_cache.py) ----------------------------------------
+
+    def _views(self, batch: Batch) -> Views:
+        return [view for task in self.tasks for view in self.task_head(task).pyramid_views(batch)]
+
+    def fixed_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers behind ``fixed_features``, by name.
+
+        Raises ConfigError where one of them learns, or features follow from more than the current frame's images.
+        """
+        found: dict[str, Tensor] = {}
+        for part in ("img_backbone", "img_neck", "bev_map"):
+            named = dict(getattr(self, part).named_parameters())
+            if learning := [name for name, parameter in named.items() if parameter.requires_grad]:
+                raise ConfigError(
+                    f"features can be stored only where nothing up to the BEV map learns, but {part}.{learning[0]} "
+                    "does: freeze it, frozen=['img_backbone.', 'img_neck.', 'bev_map.']"
+                )
+            found |= {f"{part}.{name}": value for name, value in named.items()}
+            found |= {f"{part}.{name}": value for name, value in getattr(self, part).named_buffers()}
+        if len(self.bev_map.frames) > 1:
+            raise ConfigError(f"stored features are of one frame, the BEV map fuses frames {self.bev_map.frames}")
+        if self.grid_mask is not None:
+            raise ConfigError(
+                "grid_mask draws other images every time: switch it off (grid_mask=False) to store features"
+            )
+        return found
+
+    def fixed_features(self, batch: Batch) -> dict[str, Tensor]:
+        """All that heads read of a batch of undrawn clips, each [B, ...], computed as in evaluation; see Batch."""
+        self.fixed_state()
+        with evaluation_mode(self):
+            return to_store(*self.encode_clip(batch), self._views(batch))
 
     # ---- the protocol --------------------------------------------------------------------------------------------
 
@@ -219,6 +279,8 @@ class BEVFormerV2(PerceptionModel):
                 by_task[task] = torch.stack([value for name, value in weighted.items() if "loss" in name]).sum()
         if self.measures_gradients:
             self.gradients = junction_gradients(features.bev, by_task)
+        if self.depth_teacher is not None:
+            losses |= self.depth_teacher.loss(levels, batch)
         return losses
 
     @torch.no_grad()

@@ -51,6 +51,7 @@ KEYS = frozenset(
         "sized_by_classes",
         "weights_by_class",
         "counts_by_class",
+        "cache_features",
     ]
 )
 """Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
@@ -163,6 +164,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "sized_by_classes": _names,
     "weights_by_class": _names,
     "counts_by_class": _names,
+    "cache_features": _or_none(_is("a folder", str)),
 }
 
 

@@ -97,6 +97,10 @@ class OccupancyHead(nn.Module):
             nn.Linear(width, 2 * width), nn.ReLU(inplace=True), nn.Linear(2 * width, GRID.num_z * num_classes)
         )
 
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the pyramid maps that ``forward`` reads: none."""
+        return []
+
     def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> Tensor:
         """Trunk features [B, C, coarse, coarse] of the EGO frame; ``levels`` are not used."""
         return self.trunk(resample_bev(features, self.coarse, batch.ego_from_bev))
