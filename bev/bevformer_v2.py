@@ -211,7 +211,9 @@ class BEVFormerV2(PerceptionModel):
         """
         return self.stream_loss(batch)[0]
 
-    def stream_loss(self, batch: Batch, memory: States | None = None) -> tuple[dict[str, Tensor], dict[str, SceneState]]:
+    def stream_loss(
+        self, batch: Batch, memory: States | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, SceneState]]:
         """``loss``, and the memory for the next iteration: states of the batch's streams, {} for a model without.
 
         Raises as ``loss``; ConfigError for a batch with two samples of one stream.
@@ -276,9 +278,7 @@ class BEVFormerV2(PerceptionModel):
         kept = {key: states[key] for key in batch.stream_keys if key in states}
         return [answer for answer in answers if answer is not None], kept
 
-    def answer(
-        self, levels: Levels, features: BevFeatures, batch: Batch, tasks: Sequence[str]
-    ) -> list[SceneAnswer]:
+    def answer(self, levels: Levels, features: BevFeatures, batch: Batch, tasks: Sequence[str]) -> list[SceneAnswer]:
         """The heads' answers from what ``encode`` gives."""
         found = {}
         for task in tasks:
