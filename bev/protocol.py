@@ -72,9 +72,11 @@ class PerceptionModel(BaseModel):
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
     streams: whether training hands its memory from one iteration to the next (``stream_loss``).
+    gives_tracks: whether its boxes have ``track_ids``.
     """
 
     tasks: tuple[str, ...] = TASKS
+    gives_tracks: bool = False
     frame_offsets: tuple[int, ...] = (0,)
     streams: bool = False
 
@@ -159,6 +161,9 @@ class PerceptionModel(BaseModel):
 
 class TaskHead(Protocol):
     """The interface of a head on the shared BEV map; ``levels``: the current frame's pyramid maps [B, N, C, h, w]."""
+
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the maps of ``levels`` that it reads (fixed_features.py). Raises ConfigError: all."""
 
     def __call__(self, features: BevFeatures, levels: Levels, batch: Batch) -> Any: ...
 
