@@ -31,7 +31,7 @@ from .fixed_features import Views, from_store, to_store
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .map.memory import SceneState, States, StreamingMemory, rounds
-from .map.temporal import warp_bev
+from .map.temporal import effective, warp_bev
 from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder, image_levels
 
 PUBLISHED_KEYS = {
@@ -181,9 +181,8 @@ class BEVFormerV2(PerceptionModel):
 
     def augmented(self, features: BevFeatures, batch: Batch) -> BevFeatures:
         """The map in the frame of the augmented boxes, in training. Where features are stored, nothing is augmented."""
-        if not self.training or batch.features is not None:
-            return features
-        return replace(features, bev=warp_bev(features.bev, batch.bda, features.grid))
+        bda = effective(batch.bda) if self.training and batch.features is None else None
+        return features if bda is None else replace(features, bev=warp_bev(features.bev, bda, features.grid))
 
     def encode_clip(self, batch: Batch) -> tuple[Levels, BevFeatures]:
         """Features of the current frame and the BEV map with history fused in, from a whole clip of images.
