@@ -99,19 +99,20 @@ class PerceptionModel(BaseModel):
         """
         raise NotImplementedError
 
-    def stream_loss(self, batch: Batch, memory: Any = None) -> tuple[dict[str, Tensor], Any]:
-        """``loss`` of models that ``streams``, and the memory, without gradient, for the batch that follows in time.
+    def stream_loss(self, batch: Batch, memory: Any = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """``loss`` of models that ``streams``, and the states of the batch's streams after it, without gradient.
 
-        memory: as for ``predict``, but of training: one is never given where the other is meant.
+        memory: states by stream of earlier batches of training (engine/training_memory.py), also of streams that are
+        not in this batch.
         """
         raise NotImplementedError
 
     def pack_memory(self, memory: Any) -> dict[str, Any]:
-        """The memory of training as dicts, tensors and plain values, by names that no other process's memory has."""
+        """States as dicts, tensors and plain values, by stream."""
         raise NotImplementedError
 
-    def unpack_memory(self, packed: dict[str, Any]) -> Any:
-        """The inverse of ``pack_memory``, also of several processes' memories in one dict."""
+    def unpack_memory(self, packed: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of ``pack_memory``."""
         raise NotImplementedError
 
     def asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:

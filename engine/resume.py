@@ -106,7 +106,7 @@ def compare(meta: Mapping[str, Any], now: Settings, path: Path) -> Changes:
             ("samples", "a training set of so many samples:"),
             ("fingerprint", "other samples or scenes in the training set, fingerprint"),
             ("parameter_groups", "parameter groups:"),
-            ("slots", "so many sequences at a time (processes x batch size):"),
+            ("slots", "so many sequences at a time (processes x batch size x interleave):"),
         )
         if stored.get(key) != now.get(key)
     ]
