@@ -41,7 +41,7 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
-TEACHERS = ("depth_teacher.",)
+TEACHERS = ("depth_teacher.", "pts_bbox_head.quality_branch.")
 """Prefixes in state dicts of parts that only training meets."""
 
 
