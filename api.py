@@ -333,8 +333,10 @@ def evaluate(
     mapping: Mapping[str, Any] | str | Path | None = None,
     **run: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts).
+    """Scores of a model by task: boxes (NDS, mAP, errors), occupancy (mIoU, RayIoU, F-score), lanes (OLS and parts),
+    tracks (AMOTA and parts).
 
+    Tracks ("tracks") are scored where they are named, or the model gives ids; else its boxes are linked over time.
     Boxes are scored on the config's ``benchmark``, nuScenes by default; Waymo's scores are LET-3D and standard AP.
     data: frames with labels, or where they come from. tasks: default all tasks of the model that the data have labels
     for; what is left out is logged. out: folder for the submissions. class_range_m: radius within which boxes of a
@@ -347,12 +349,12 @@ def evaluate(
     from .tasks.across import AcrossSets
     from .tasks.base import GroundTruth, Task, labelled
     from .tasks.boxes import Boxes
-    from .tasks.registry import TASKS
+    from .tasks.registry import TASKS, chosen_of_model
     from .tasks.run import box_task, class_ranges_m, score_frames
 
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
     tasks = ("boxes",) if mapping is not None and tasks is None else tasks
-    chosen: dict[str, Task] = {name: TASKS[name]() for name in model.model.asked(tasks)}
+    chosen: dict[str, Task] = {name: TASKS[name]() for name in chosen_of_model(model.model, tasks)}
     if "boxes" in chosen:
         chosen["boxes"] = box_task(model.config, class_range_m if mapping is None else None)
     if mapping is not None:

@@ -26,6 +26,7 @@ from ..core.errors import ConfigError
 from ..core.registries import MODELS
 from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
+from .fixed_features import Views, from_store, to_store
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder, image_levels
@@ -56,7 +57,8 @@ class BEVFormerV2(PerceptionModel):
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
-    frozen: prefixes of state-dict keys that do not learn, e.g. ("img_backbone.", "pts_bbox_head.").
+    frozen: prefixes of names that do not learn: of state-dict keys, e.g. ("img_backbone.", "pts_bbox_head."), or of
+        the parts above, e.g. "bev_map.".
     grid_mask: blanks a random grid of the images in training (GridMask, arXiv 2001.04086).
 
     A number is stated once: channels of neck and heads, ranges and class counts follow from the encoder, the BEV map
@@ -119,11 +121,14 @@ class BEVFormerV2(PerceptionModel):
     def _freeze(self, prefixes: Sequence[str]) -> None:
         unused = tuple(f"{self._head_name(task)}." for task in TASKS if task not in self.tasks)
         names = {name: published_name(self, name) for name, _ in self.named_parameters()}
+        chosen: set[str] = set()
         for prefix in prefixes:
-            if not any(name.startswith(prefix) for name in names.values()):
+            own = {name for pair in names.items() for name in pair if name.startswith(prefix)}
+            if not own:
                 raise ConfigError(f"frozen: no parameter's name begins with {prefix!r}")
+            chosen |= own
         for name, parameter in self.named_parameters():
-            if names[name].startswith(tuple(prefixes)) or (unused and name.startswith(unused)):
+            if {name, names[name]} & chosen or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -147,7 +152,10 @@ class BEVFormerV2(PerceptionModel):
         """Features of the current frame and the BEV map with history fused in, from a whole clip of images.
 
         Frames other than the current one are encoded as in evaluation and carry no gradient, as released.
+        A batch that brings stored features has them taken instead.
         """
+        if batch.features is not None:
+            return from_store(batch.features, self.bev_map.grid, self._views(batch), batch.images.shape[2])
         clip: list[Levels] = []
         for t in range(len(batch.frame_offsets)):
             present = t == batch.current
@@ -178,6 +186,40 @@ class BEVFormerV2(PerceptionModel):
                 "the whole clip, or (0,) with a memory where no future frame is needed."
             )
         return levels, features, history
+
+    # ---- features that training does not change (engine/feature_cache.py) ----------------------------------------
+
+    def _views(self, batch: Batch) -> Views:
+        return [view for task in self.tasks for view in self.task_head(task).pyramid_views(batch)]
+
+    def fixed_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers behind ``fixed_features``, by name.
+
+        Raises ConfigError where one of them learns, or features follow from more than the current frame's images.
+        """
+        found: dict[str, Tensor] = {}
+        for part in ("img_backbone", "img_neck", "bev_map"):
+            named = dict(getattr(self, part).named_parameters())
+            if learning := [name for name, parameter in named.items() if parameter.requires_grad]:
+                raise ConfigError(
+                    f"features can be stored only where nothing up to the BEV map learns, but {part}.{learning[0]} "
+                    "does: freeze it, frozen=['img_backbone.', 'img_neck.', 'bev_map.']"
+                )
+            found |= {f"{part}.{name}": value for name, value in named.items()}
+            found |= {f"{part}.{name}": value for name, value in getattr(self, part).named_buffers()}
+        if len(self.bev_map.frames) > 1:
+            raise ConfigError(f"stored features are of one frame, the BEV map fuses frames {self.bev_map.frames}")
+        if self.grid_mask is not None:
+            raise ConfigError(
+                "grid_mask draws other images every time: switch it off (grid_mask=False) to store features"
+            )
+        return found
+
+    def fixed_features(self, batch: Batch) -> dict[str, Tensor]:
+        """All that heads read of a batch of undrawn clips, each [B, ...], computed as in evaluation; see Batch."""
+        self.fixed_state()
+        with evaluation_mode(self):
+            return to_store(*self.encode_clip(batch), self._views(batch))
 
     # ---- the protocol --------------------------------------------------------------------------------------------
 

@@ -71,9 +71,11 @@ class PerceptionModel(BaseModel):
     """The protocol of all models, ours and the published ones.
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
+    gives_tracks: whether its boxes have ``track_ids``.
     """
 
     tasks: tuple[str, ...] = TASKS
+    gives_tracks: bool = False
     frame_offsets: tuple[int, ...] = (0,)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -135,6 +137,9 @@ class PerceptionModel(BaseModel):
 
 class TaskHead(Protocol):
     """The interface of a head on the shared BEV map; ``levels``: the current frame's pyramid maps [B, N, C, h, w]."""
+
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the maps of ``levels`` that it reads (fixed_features.py). Raises ConfigError: all."""
 
     def __call__(self, features: BevFeatures, levels: Levels, batch: Batch) -> Any: ...
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..tasks.base import GroundTruth, Predictions, Task
 
 INVALID_SUBMISSION = 1
-_SCORED = "nuScenes, Waymo and Argoverse 2 detection, Occ3D voxel metrics, OpenLane-V2"
+_SCORED = "nuScenes, Waymo and Argoverse 2 detection, nuScenes tracking, Occ3D voxel metrics, OpenLane-V2"
 
 
 def _add_tasks(parser: argparse.ArgumentParser, default: str) -> None:
@@ -110,6 +110,7 @@ class _Run:
     def __init__(self, options: argparse.Namespace) -> None:
         from ..data_tools.clips.perturb import perturb_calibration
         from ..engine.config import load_config
+        from ..tasks.registry import chosen_of_model
         from ..tasks.run import class_names, class_ranges_m, load_model, parse_device
 
         if options.device is not None:
@@ -125,7 +126,7 @@ class _Run:
         mapped = None
         if "mapping" in options:
             mapped = mapped_boxes(options, class_names(self.config), class_ranges_m(self.config))
-        self.tasks = self.model.asked(options.tasks or (("boxes",) if mapped else None))
+        self.tasks = chosen_of_model(self.model, options.tasks or (("boxes",) if mapped else None))
         self.frames = self.seen = self.source.read()
         if mapped is not None and mapped.across is not None:
             across = mapped.across.with_model(self.config, self.model, self.frames, weights)
@@ -188,8 +189,9 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="a folder, or the file of a single task: .json boxes (Waymo .tar.gz, Argoverse 2 .feather), .zip "
-        "occupancy, .pkl lanes (default: submission.json or the benchmark's file for boxes alone, else submission/)",
+        help="a folder, or the file of a single task: .json boxes or tracks (boxes of Waymo .tar.gz, of Argoverse 2 "
+        ".feather), .zip occupancy, .pkl lanes (default: submission.json or the benchmark's file for boxes alone, else "
+        "submission/)",
     )
     _add_lane_file(parser)
     _add_waymo_entry(parser)
@@ -335,7 +337,8 @@ def add_check(verbs: Any) -> None:
         "    --split test_camera_only        # the challenge's set",
     ]
     summary = (
-        "say every rule that submissions break: boxes (nuScenes, Waymo, Argoverse 2), Occ3D voxels, OpenLane-V2 lanes"
+        "say every rule that submissions break: boxes (nuScenes, Waymo, Argoverse 2), nuScenes tracks, Occ3D voxels, "
+        "OpenLane-V2 lanes"
     )
     parser = verb(verbs, "check-submission", _run_check, summary, examples)
     parser.add_argument("path", metavar="PATH", help="a submission, or a folder of submissions as predict writes it")

@@ -52,7 +52,7 @@ def chosen_tasks(
     from ..lane_topology.evaluation.submission import NOBODY, read_team
     from ..occupancy.evaluation.rules import SPLIT_SAMPLES
     from ..tasks.argoverse2_boxes import Argoverse2Boxes
-    from ..tasks.registry import BENCHMARKS, Boxes, Lanes, Occupancy, benchmark_of
+    from ..tasks.registry import BENCHMARKS, Boxes, Lanes, Occupancy, Tracks, benchmark_of
     from ..tasks.run import box_task
 
     given = vars(options)
@@ -71,6 +71,8 @@ def chosen_tasks(
     num_samples = None if options.dataroot or options.openlane else SPLIT_SAMPLES.get(options.split)
     official, file = given.get("official", False), (submissions or {}).get("boxes")
     boxes: Task
+    if config is not None and "tracks" in given.get("tasks", ()) and config.get("benchmark", "nuscenes") != "nuscenes":
+        raise ConfigError(f"tracks are of nuScenes' score, and the config's benchmark is {config.benchmark}: leave out")
     if config is not None:
         entry = read_entry(options.waymo_entry) if given.get("waymo_entry") else {}
         boxes = box_task(config, ranges, official, entry, everywhere)
@@ -84,4 +86,4 @@ def chosen_tasks(
         raise ConfigError("--everywhere is of Argoverse 2's score: leave it out, or name a .feather file")
     else:
         boxes = Boxes(class_names, ranges, official)
-    return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes}
+    return {"boxes": boxes, "occupancy": Occupancy(num_samples), "lanes": lanes, "tracks": Tracks()}

@@ -66,7 +66,7 @@ def run_demo(
     """
     from ..data_tools.clips.perturb import perturb_calibration
     from ..engine.config import load_config
-    from ..tasks.registry import Boxes, Lanes, Occupancy, answer_reader, in_folder
+    from ..tasks.registry import Boxes, Lanes, Occupancy, Tracks, answer_reader, in_folder
 
     out, recipe = Path(out), recipe or DemoRecipe()
     times_s: dict[str, float] = {}
@@ -78,9 +78,9 @@ def run_demo(
     if perturbation is not None:
         perturb_calibration([], perturbation)
     names, voxels = class_names(config), Occupancy()
-    every: dict[str, Task] = {"boxes": Boxes(names), "occupancy": voxels, "lanes": Lanes()}
-    chosen = {task: every[task] for task in model.tasks}
-    paths = in_folder(out, model.tasks)
+    every: dict[str, Task] = {"boxes": Boxes(names), "occupancy": voxels, "lanes": Lanes(), "tracks": Tracks()}
+    chosen = {task: every[task] for task in (*model.tasks, *["tracks"] * ("boxes" in model.tasks))}
+    paths = in_folder(out, list(chosen))
     voxel_folders = [voxels.folder(paths["occupancy"])] if "occupancy" in paths else []
     check_outputs([*paths.values(), out / METRICS, out / CLIP], [out, out / PICTURES, *voxel_folders])
 
@@ -181,7 +181,7 @@ def _draw(
 
 def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The scores of all tasks as metrics.json has them: those of the boxes, the heads of the others, and their tables
-    whole under ``occupancy`` and ``lanes``."""
+    whole under ``occupancy``, ``lanes`` and ``tracks``."""
     found = dict(scores.get("boxes", {}))
     if "occupancy" in scores:
         voxels = scores["occupancy"]
@@ -189,8 +189,12 @@ def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found |= {"rayiou": voxels["rayiou"]["RayIoU"], "occupancy": voxels}
     if "lanes" in scores:
         lanes = scores["lanes"]
-        found |= {key: lanes[key] for key in ("ols", "det_l", "det_t", "top_ll", "top_lt")}
+        found |= {
+            key: lanes[key] for key in ("ols", "ols_occurring", "det_l", "det_t", "top_ll", "top_lt", "lane_fscore")
+        }
         found |= {"lane_metric_version": lanes["metric_version"], "lanes": lanes}
+    if "tracks" in scores:
+        found |= {key: scores["tracks"][key] for key in ("amota", "amotp")} | {"tracks": scores["tracks"]}
     return found
 
 

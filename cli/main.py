@@ -28,6 +28,7 @@ from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
 from .outputs import writing
 from .splits import add_check_splits, add_make_splits
+from .track import add_track
 from .visualize import add_visualize
 
 
@@ -98,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_score,
         add_check,
         add_ensemble,
+        add_track,
         add_check_data,
         add_check_splits,
         add_make_splits,
@@ -207,6 +209,13 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--image-width", type=positive, default=640, metavar="PX", help="default: %(default)s")
     parser.add_argument(
+        "--streets",
+        default="plain",
+        choices=("plain", "turning", "mixed", "towns"),
+        help="straight on, drives that turn, both, or streets unlike them that are held out for tests "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--rig",
         default="nuscenes",
         choices=("nuscenes", "argoverse2", "distorted", "fisheye", "waymo"),
@@ -251,6 +260,7 @@ def _run_synthesize(options: argparse.Namespace) -> int:
             rig=options.rig,
             labels=options.labels,
             workers=options.workers,
+            streets=options.streets,
         )
     except ValueError as error:
         raise DataError(str(error)) from error

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..data_tools.readers.registry import DataSource
 
-TASKS = ("boxes", "occupancy", "lanes")
+TASKS = ("boxes", "occupancy", "lanes", "tracks")
 METRIC_VERSIONS = ("v2.1", "v1.0", "fork-2023")
 
 

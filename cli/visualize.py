@@ -84,8 +84,10 @@ def _draw(options: argparse.Namespace) -> None:
 
 def _print_undrawn(frames: Sequence[Frame], read: Callable[[Frame], SceneAnswer], tasks: Sequence[str]) -> None:
     """Pictures show labels alone where a submission says nothing about a sample."""
+    from ..tasks.registry import MADE_OF
+
     for task in tasks:
-        bare = [frame.token for frame in frames if getattr(read(frame), task) is None]
+        bare = [frame.token for frame in frames if getattr(read(frame), MADE_OF.get(task, task)) is None]
         if bare:
             print(
                 f"warning: {len(bare)} of {len(frames)} pictures have no {task} of the submission, which holds nothing "

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+NO_TRACK = -1
+"""The id of a box that belongs to no track."""
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -22,6 +25,9 @@ class Detections:
     """[k]"""
     labels: NDArray[np.int64]
     """[k] index into the model's class list."""
+    track_ids: NDArray[np.int64] | None = None
+    """[k] the same number for the same object in all keyframes of a scene, NO_TRACK for a box of no track; None where
+    nothing links keyframes."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..geometry import BevGrid
 from .frames import Frame
 from .labels import DepthTargets, LaneTargets, MonoTargets, OccupancyTargets
+from .street_maps import StreetLines
 
 LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes", "depth")
 """Fields of a Batch that a model learns from: per sample, None where the sample has none."""
@@ -73,6 +74,11 @@ class Batch:
     What past frames lack has zeros in ``image_from_bev`` likewise."""
     front_cameras: list[int | None] = field(default_factory=list)
     """B: index of the camera that looks ahead, None where none does; left out: not known (made by hand)."""
+    features: dict[str, Tensor] | None = None
+    """Stored features of the current frames by name, each [B, ...], which the model takes in place of ``images``; only
+    images that heads read themselves are then there, the others are zeros (engine/feature_cache.py)."""
+    street_maps: list[StreetLines | None] = field(default_factory=list)
+    """B, None for a sample without a map; left out: nobody asked for maps. An input, not a label."""
 
     def __post_init__(self) -> None:
         """Labels that are not given are None for every sample."""
@@ -111,8 +117,10 @@ class Batch:
         """The same batch with every tensor on ``device``."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets, DepthTargets)):
+            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets, DepthTargets, StreetLines)):
                 return value.to(device)
+            if isinstance(value, dict):
+                return {key: move(v) for key, v in value.items()}
             return [move(v) for v in value] if isinstance(value, list) else value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})

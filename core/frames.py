@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..geometry import CameraModel, invert_pose, rotation_z, transform_points, yaw_of
 from .errors import DataError
 from .labels import LaneLabels
+from .street_maps import StreetMap
 
 SEEN_POINTS = 3
 """Of a LiDAR, in an object whose points nobody counted: enough for a label, also of a single image (they want 3)."""
@@ -207,6 +208,8 @@ class Frame:
     """What the set says about the scene, as "weather", "time_of_day", "location"; empty where it says nothing."""
     depth_path: str = ""
     """File of depth of this keyframe's images (data_tools/labels/depth.py), '' where there is none."""
+    street_map: StreetMap | None = None
+    """Of the scene, GLOBAL frame; None where there is none."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from . import checkpoints
 from .averaging import AverageWeights
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
+from .feature_cache import CacheFeatures
 from .from_data import completed
 from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
@@ -158,6 +159,8 @@ def _run(
     if config.get("ema"):
         with building("ema"):
             hooks.append(dict(type=AverageWeights, **config.ema))
+    if config.get("cache_features"):
+        hooks.append(CacheFeatures(config.cache_features))
     hooks += config.get("custom_hooks") or []
     train_cfg = dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=_whole_windows(config))
     with building("model or custom_hooks"):

@@ -42,6 +42,9 @@ class Boxes:
     """[n], index into the model's classes."""
     names: list[str]
     """n class names."""
+    track_ids: NDArray[np.int64] | None = None
+    """[n] the same number for the same object in all keyframes of a drive, -1 for a box of no track; None where the
+    model gives none."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -49,7 +52,8 @@ class Boxes:
     def above(self, score: float) -> Boxes:
         """The boxes with at least this score."""
         kept = self.scores >= score
-        arrays = {name: getattr(self, name)[kept] for name in self.__dataclass_fields__ if name != "names"}
+        held = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "names"}
+        arrays = {name: None if values is None else values[kept] for name, values in held.items()}
         return Boxes(**arrays, names=[name for name, own in zip(self.names, kept) if own])
 
 
@@ -161,7 +165,8 @@ class Answer:
 def _boxes(found: Detections, frame: Frame, class_names: Sequence[str]) -> Boxes:
     boxes = transform_boxes(frame.ego_from_bev, np.asarray(found.boxes, np.float64)).astype(np.float32)  # [n, 9]
     names = [class_names[label] for label in found.labels]
-    return Boxes(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:9], found.scores, found.labels, names)
+    columns = boxes[:, :3], boxes[:, 3:6], boxes[:, 6], boxes[:, 7:9]
+    return Boxes(*columns, found.scores, found.labels, names, found.track_ids)
 
 
 def _voxels(found: OccupancyGrid) -> Voxels:

@@ -3,14 +3,16 @@
     boxes       submission.json    nuScenes detection; Waymo: waymo_submission.tar.gz, Argoverse 2: detections.feather
     occupancy   occupancy.zip      one npz per sample, which also lie in occupancy/
     lanes       lanes.pkl          OpenLane-V2
+    tracks      tracks.json        nuScenes tracking
 
 These are the names in a folder of submissions; the task of a file of another name shows in its ending.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..bev.evaluation.waymo_rules import is_waymo_file
 from ..core.answers import SceneAnswer
@@ -22,10 +24,16 @@ from .base import Task
 from .boxes import Boxes
 from .lanes import Lanes
 from .occupancy import Occupancy
+from .tracks import Tracks, with_tracks
 from .waymo_boxes import WaymoBoxes
 
-TASKS: dict[str, type[Task]] = {"boxes": Boxes, "occupancy": Occupancy, "lanes": Lanes}
+if TYPE_CHECKING:
+    from ..bev.protocol import PerceptionModel
+
+TASKS: dict[str, type[Task]] = {"boxes": Boxes, "occupancy": Occupancy, "lanes": Lanes, "tracks": Tracks}
 """By name, in the order in which they are reported."""
+MADE_OF = {"tracks": "boxes"}
+"""The answer of a model that a task looks at, where it has another name."""
 ENDINGS = {
     ".json": "boxes", ".gz": "boxes", ".tgz": "boxes", ".bin": "boxes", ".pb": "boxes",
     ".feather": "boxes",
@@ -35,6 +43,22 @@ BENCHMARKS: dict[str, type[Task]] = {"nuscenes": Boxes, "waymo": WaymoBoxes, "ar
 """Of boxes: whose submission and scores a config's ``benchmark`` names, or a file is."""
 
 
+def asked_of_model(tasks: Iterable[str]) -> tuple[str, ...]:
+    """What a model must answer for these tasks."""
+    return tuple(dict.fromkeys(MADE_OF.get(task, task) for task in tasks))
+
+
+def chosen_of_model(model: PerceptionModel, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """``tasks`` in our order; None: all that the model answers, tracks where it gives ids by itself.
+
+    Raises ConfigError for one that the model does not answer.
+    """
+    if tasks is None:
+        return (*model.tasks, *(["tracks"] if model.gives_tracks else []))
+    model.asked(asked_of_model(tasks))
+    return tuple(task for task in TASKS if task in tasks)
+
+
 def _files_of(task: str) -> str:
     """The files of a task's submissions, in words."""
     kinds = BENCHMARKS.values() if task == "boxes" else [TASKS[task]]
@@ -42,6 +66,8 @@ def _files_of(task: str) -> str:
 
 
 KNOWN_FILES = ", ".join(map(_files_of, TASKS))
+
+_LOOKED_AT = 1 << 20  # bytes of a file, to see what it is
 
 _FOREIGN = {
     ".tfrecord": "Waymo: data, not predictions",
@@ -73,6 +99,8 @@ def places(out: str | Path, tasks: Sequence[str], chosen: Mapping[str, Task | ty
     """
     out = Path(out)
     kind = None if out.is_dir() else ENDINGS.get(out.suffix)
+    if list(tasks) == ["tracks"] and out.suffix == ".json":
+        kind = "tracks"
     if kind is None and not out.is_dir() and out.suffix.lower() in _OTHER_ENDINGS:
         known = ".json, .tar.gz and .feather boxes, .zip occupancy, .pkl lanes"
         raise ConfigError(f"{out} ends like a file of none of the tasks ({known}); name a folder, or one of these")
@@ -95,7 +123,7 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
     """
     path = Path(path)
     if not path.is_dir():
-        task = tasks[0] if len(tasks) == 1 else ENDINGS.get(path.suffix)
+        task = tasks[0] if len(tasks) == 1 else _task_of(path)
         if task is None or (tasks and task not in tasks):
             if not path.exists():
                 raise SubmissionError(f"{path}: no such file or folder; check the path")
@@ -128,9 +156,28 @@ def find(path: str | Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
     return {task: found[task] for task in TASKS if task in found and (not tasks or task in tasks)}
 
 
+def _task_of(path: Path) -> str | None:
+    """The task of a file, by its ending; of JSON by the first box in it."""
+    task = ENDINGS.get(path.suffix)
+    if path.suffix == ".json" and path.is_file():
+        with open(path, "rb") as file:
+            return "tracks" if b'"tracking_' in file.read(_LOOKED_AT) else task
+    return task
+
+
 def answer_reader(
     chosen: dict[str, Task], paths: dict[str, Path], frames: Sequence[Frame], class_names: Sequence[str], split: str
 ) -> Callable[[Frame], SceneAnswer]:
-    """A function from a frame to its predictions in the submissions; voxels are read one frame at a time."""
+    """A function from a frame to its predictions in the submissions; voxels are read one frame at a time.
+
+    Tracks are boxes with ids: beside a submission of boxes they stand for those of their classes.
+    """
     readers = {task: chosen[task].reader(path, frames, class_names, split) for task, path in paths.items()}
-    return lambda frame: SceneAnswer(frame.token, **{task: read(frame) for task, read in readers.items()})
+
+    def read(frame: Frame) -> SceneAnswer:
+        answers = {task: of_task(frame) for task, of_task in readers.items()}
+        if "tracks" in answers:
+            answers["boxes"] = with_tracks(answers.get("boxes"), answers.pop("tracks"), class_names)
+        return SceneAnswer(frame.token, **answers)
+
+    return read

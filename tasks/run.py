@@ -148,6 +148,7 @@ def predict_frames(
     from ..backbone import prepare_inference
     from ..engine.predict import predict
     from ..engine.runner import local_device
+    from .registry import asked_of_model
 
     dataset = input_dataset(config, model, frames)
     warn_lost_history(model, frames)
@@ -155,7 +156,8 @@ def predict_frames(
     chosen = parse_device(device) if device else local_device()
     if chosen.type == "cpu":
         model = prepare_inference(model)
-    found = predict(model, dataset, device=chosen, tasks=tasks, keep=keep, **settings)
+    asked = None if tasks is None else asked_of_model(tasks)
+    found = predict(model, dataset, device=chosen, tasks=asked, keep=keep, **settings)
     times_s = {"predict": round(time.monotonic() - start, 2)}
     times_s |= {name: value for name, value in found.timing.items() if name.endswith("_per_sample")}
     return Predictions(list(dataset.frames), found.answers, class_names(config), times_s)

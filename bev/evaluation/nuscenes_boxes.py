@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -92,6 +93,23 @@ def read_submission(
             return {token: _scored(msgspec.convert(boxes, list[_Box])) for token, boxes in results.items()}
         except msgspec.MsgspecError as error:
             raise ValueError(str(error)) from None
+
+
+def boxes_of_entries(entries: Iterable[Mapping[str, Any]], kind: str = "detection") -> ScoredBoxes:
+    """The boxes of a sample from entries of a submission that keep its rules; ``kind``: "detection" or "tracking".
+
+    Tracks have no attributes. Raises ValueError for numbers against the rules.
+    """
+    renamed = (
+        {
+            **{key: entry[key] for key in ("sample_token", "translation", "size", "rotation", "velocity")},
+            "detection_name": entry[f"{kind}_name"],
+            "detection_score": entry[f"{kind}_score"],
+            "attribute_name": entry.get("attribute_name", ""),
+        }
+        for entry in entries
+    )
+    return _scored(msgspec.convert(list(renamed), list[_Box]))
 
 
 def _quick(

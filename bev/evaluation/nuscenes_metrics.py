@@ -41,6 +41,7 @@ from ...core.frames import Annotations, Frame
 from ...geometry import yaw_of
 from .matching import match, pairs_within
 from .nuscenes_boxes import ScoredBoxes, read_submission
+from .nuscenes_filters import RACKS, counted
 from .nuscenes_rules import MAX_BOXES_PER_SAMPLE
 from .nuscenes_submission import CLASS_RANGE_M
 
@@ -95,7 +96,7 @@ DETECTION_CVPR_2019 = DetectionSettings(
     class_range_m=CLASS_RANGE_M,
     undefined_errors={"traffic_cone": ("mAOE", "mAVE", "mAAE"), "barrier": ("mAVE", "mAAE")},
     half_turn_classes=("barrier",),
-    excluded_in={"static_object.bicycle_rack": ("bicycle", "motorcycle")},
+    excluded_in=RACKS,
 )
 """The benchmark's settings, named as nuscenes-devkit names them."""
 
@@ -234,23 +235,8 @@ def _of_predictions(
 
 def _counted(boxes: _Boxes, frames: Sequence[Frame], settings: DetectionSettings) -> _Boxes:
     """The boxes of the classes that are scored, in their radius, outside of what excludes them."""
-    boxes = boxes.take(boxes.label >= 0)
-    radius = np.array(list(settings.class_range_m.values()), dtype=np.float64)
-    ego_xy = np.stack([frame.global_from_ego[:2, 3] for frame in frames])  # [S, 2]
-    dx, dy = (boxes.centre_m[:, :2] - ego_xy[boxes.sample]).T
-    boxes = boxes.take(np.sqrt(dx * dx + dy * dy) < radius[boxes.label])
-    excluded = np.zeros(len(boxes), dtype=bool)
-    for i, notes in enumerate(_notes(frames)):
-        zones = [k for k, category in enumerate(notes.categories) if category in settings.excluded_in]
-        if not zones:
-            continue
-        here = np.flatnonzero(boxes.sample == i)
-        for k in zones:
-            classes = [settings.class_names.index(c) for c in settings.excluded_in[notes.categories[k]]]
-            local = (boxes.centre_m[here] - notes.centre_global_m[k]) @ notes.rotation_global[k]  # [., 3] in the zone
-            inside = (np.abs(local) <= notes.size_lwh_m[k] / 2).all(1)
-            excluded[here] |= inside & np.isin(boxes.label[here], classes)
-    return boxes.take(~excluded)
+    where = boxes.sample, boxes.label, boxes.centre_m
+    return boxes.take(counted(*where, frames, settings.class_range_m, settings.excluded_in))
 
 
 def _scores(truths: _Boxes, boxes: _Boxes, settings: DetectionSettings) -> dict[str, Any]:

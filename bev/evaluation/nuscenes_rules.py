@@ -9,8 +9,9 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +77,35 @@ def check_submission(
     are not reported. own_classes: names allowed beside the benchmark's; their boxes carry no attribute.
     Raises DataError if the file cannot be opened.
     """
-    content, problems = _read(Path(path))
+    attributes = {**dict.fromkeys(own_classes, ()), **CLASS_ATTRIBUTES}
+    content, problems = read_results(Path(path), expected_tokens, "detection", "detections")
+    for token, boxes in content.items():
+        problems += sample_problems(token, boxes, partial(_box_faults, attributes=attributes))
+    return problems
+
+
+def read_results(
+    path: Path, expected_tokens: Iterable[str] | None, kind: str, words: str
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Results by sample token ({} where there are none that can be looked at), and what is wrong with all but them.
+
+    kind, words: "detection" or "tracking", which the fields of a box begin with, and what such a file holds.
+    Raises DataError if the file cannot be opened.
+    """
+    content, problems = _read(path)
     if content is None:
-        return problems
+        return {}, problems
     if not isinstance(content, dict):
-        return [Problem("the file holds no JSON object", "write {'meta': {...}, 'results': {...}}")]
-    if other := _other_task(content):
-        return [Problem(f"the file holds {other}", "give the file of detections, results: sample token -> boxes")]
+        return {}, [Problem("the file holds no JSON object", "write {'meta': {...}, 'results': {...}}")]
+    if other := _other_task(content, kind, words):
+        return {}, [Problem(f"the file holds {other}", f"give the file of {words}, results: sample token -> boxes")]
     problems += _check_meta(content.get("meta"))
     if not isinstance(content.get("results"), dict):
         state = "missing" if "results" not in content else "not an object"
-        return problems + [Problem(f"is {state}", "map each sample token to its list of boxes", field="results")]
-    results = content["results"]
-    attributes = {**dict.fromkeys(own_classes, ()), **CLASS_ATTRIBUTES}
+        return {}, [*problems, Problem(f"is {state}", "map each sample token to its list of boxes", field="results")]
     if expected_tokens is not None:
-        problems += _check_tokens(results, list(expected_tokens))
-    for token, boxes in results.items():
-        problems += _check_sample(token, boxes, attributes)
-    return problems
+        problems += _check_tokens(content["results"], list(expected_tokens))
+    return content["results"], problems
 
 
 def _read(path: Path) -> tuple[Any, list[Problem]]:
@@ -127,27 +139,29 @@ def _read(path: Path) -> tuple[Any, list[Problem]]:
         return None, [Problem("its objects are nested too deeply", again)]
     except (ValueError, MemoryError) as error:  # a number of thousands of digits, among others
         return None, [Problem(f"not JSON that can be read: {str(error)[:200] or type(error).__name__}", again)]
-    problems = [Problem(f"key {_short(key)} appears twice", "write each key once") for key in dict.fromkeys(repeated)]
+    problems = [Problem(f"key {short(key)} appears twice", "write each key once") for key in dict.fromkeys(repeated)]
     if content is None:
         return None, [*problems, Problem("the file holds no JSON object", "write {'meta': {...}, 'results': {...}}")]
     return content, problems
 
 
-def _other_task(content: Mapping[str, Any]) -> str:
-    """What the file is a submission of, if not of detections."""
+def _other_task(content: Mapping[str, Any], kind: str, words: str) -> str:
+    """What the file is a submission of, if not of boxes with ``kind``_name, "" if it is."""
     results = content.get("results")
     if not isinstance(results, dict):
         known = {"images", "annotations", "categories"}
-        return "a COCO data set, not detections of nuScenes" if known <= content.keys() else ""
+        return f"a COCO data set, not {words} of nuScenes" if known <= content.keys() else ""
     first = next((boxes for boxes in results.values() if boxes), None)
     if isinstance(first, dict) and "predictions" in first:
-        return "a submission of OpenLane-V2 (frames with 'predictions'; its files are pickles), not nuScenes detections"
+        return f"a submission of OpenLane-V2 (frames with 'predictions'; its files are pickles), not nuScenes {words}"
     box = first[0] if isinstance(first, list) else None
-    if isinstance(box, dict) and "detection_name" not in box:
+    if isinstance(box, dict) and f"{kind}_name" not in box:
         if "tracking_name" in box:
-            return "nuScenes tracking results (tracking_name, tracking_id), not detections (detection_name)"
+            return f"nuScenes tracking results (tracking_name, tracking_id), not {words} ({kind}_name)"
+        if "detection_name" in box:
+            return f"nuScenes detections (detection_name), not {words} ({kind}_name, {kind}_id)"
         if "forecast_boxes" in box or "prediction" in box:
-            return "nuScenes forecasts, not detections (detection_name)"
+            return f"nuScenes forecasts, not {words} ({kind}_name)"
     return ""
 
 
@@ -183,7 +197,12 @@ def _check_tokens(results: dict[str, Any], expected: list[str]) -> list[Problem]
     return [*([Problem(message, fix)] if apart else []), *missing, *extra]
 
 
-def _check_sample(token: str, boxes: Any, attributes: Mapping[str, tuple[str, ...]]) -> list[Problem]:
+Faults = list[tuple[str, str, str]]
+"""(field, message, fix) of each broken rule of one box."""
+
+
+def sample_problems(token: str, boxes: Any, box_faults: Callable[[str, dict[str, Any]], Faults]) -> list[Problem]:
+    """What is wrong with the boxes of one sample; ``box_faults`` takes the token and a box."""
     if not isinstance(boxes, list):
         return [Problem("its results are not a list", "give a list of boxes, empty if none", sample_token=token)]
     problems = []
@@ -194,9 +213,7 @@ def _check_sample(token: str, boxes: Any, attributes: Mapping[str, tuple[str, ..
         if not isinstance(box, dict):
             problems.append(Problem(f"is {type(box).__name__}, not an object", "give an object", token, index))
             continue
-        problems += [
-            Problem(message, fix, token, index, name) for name, message, fix in _box_faults(token, box, attributes)
-        ]
+        problems += [Problem(message, fix, token, index, name) for name, message, fix in box_faults(token, box)]
     return problems
 
 
@@ -214,56 +231,60 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _box_faults(
-    token: str, box: dict[str, Any], attributes: Mapping[str, tuple[str, ...]]
-) -> list[tuple[str, str, str]]:
-    """(field, message, fix) of each broken rule of one box; ``attributes``: class -> what a box of it may carry."""
+def _box_faults(token: str, box: dict[str, Any], attributes: Mapping[str, tuple[str, ...]]) -> Faults:
+    """``attributes``: class -> what a box of it may carry."""
+    faults = common_faults(token, box, "detection_score")
+    kind, attribute = box.get("detection_name"), box.get("attribute_name")
+    if not isinstance(kind, str) or kind not in attributes:
+        faults.append(("detection_name", f"is {short(kind)}", f"use one of {', '.join(attributes)}"))
+    elif attribute is None:
+        faults.append(("attribute_name", "is missing", "give '' or an attribute of the class"))
+    elif attribute != "" and attribute not in attributes[kind]:
+        allowed = ", ".join(("''", *attributes[kind]))
+        message = f"is {short(attribute)}, which a {kind} cannot have"
+        faults.append(("attribute_name", message, f"use one of {allowed}"))
+    return faults
+
+
+def common_faults(token: str, box: dict[str, Any], score_field: str) -> Faults:
+    """Of place, size, heading, velocity, score and token, which boxes of detections and of tracks have alike."""
     faults = []
     for name, length in _VECTORS:
         value = box.get(name)
         if name not in box:
             faults.append((name, "is missing", f"give {length} numbers"))
         elif not isinstance(value, list) or len(value) != length or not all(map(_is_number, value)):
-            faults.append((name, f"is {_short(value)}", f"give a list of {length} numbers"))
+            faults.append((name, f"is {short(value)}", f"give a list of {length} numbers"))
         elif not all(map(_is_finite, value)):
-            faults.append((name, f"holds NaN or infinity: {_short(value)}", "drop the box or fix the model"))
+            faults.append((name, f"holds NaN or infinity: {short(value)}", "drop the box or fix the model"))
         elif max(map(abs, value)) > MAX_NUMBER:
-            faults.append((name, f"is beyond any map: {_short(value)}", "give metres and m/s, or fix the model"))
+            faults.append((name, f"is beyond any map: {short(value)}", "give metres and m/s, or fix the model"))
         elif name == "size" and min(value) <= 0:
             faults.append(
-                (name, f"is not positive: {_short(value)}", "give width, length, height in metres, all above 0")
+                (name, f"is not positive: {short(value)}", "give width, length, height in metres, all above 0")
             )
         elif name == "rotation" and abs(math.hypot(*value) - 1) > 1e-3:
             message = f"is a quaternion of length {math.hypot(*value):.4g}"
             faults.append((name, message, "normalise (w, x, y, z) to length 1"))
 
-    score: Any = box.get("detection_score")
-    if "detection_score" not in box:
-        faults.append(("detection_score", "is missing", "give a number"))
+    score: Any = box.get(score_field)
+    if score_field not in box:
+        faults.append((score_field, "is missing", "give a number"))
     elif not _is_number(score):
-        faults.append(("detection_score", f"is {_short(score)}", "give a number"))
+        faults.append((score_field, f"is {short(score)}", "give a number"))
     elif not _is_finite(score):
-        faults.append(("detection_score", f"is {_short(score)}", "drop the box or fix the model"))
+        faults.append((score_field, f"is {short(score)}", "drop the box or fix the model"))
     elif score < 0:
-        faults.append(("detection_score", f"is {_short(score)}, negative", "give confidences from 0 to 1"))
+        faults.append((score_field, f"is {short(score)}, negative", "give confidences from 0 to 1"))
 
     if box.get("sample_token") != token:
-        message = f"is {_short(box.get('sample_token'))}, not the token it is listed under"
+        message = f"is {short(box.get('sample_token'))}, not the token it is listed under"
         faults.append(("sample_token", message, "repeat the key of the list"))
-
-    kind, attribute = box.get("detection_name"), box.get("attribute_name")
-    if not isinstance(kind, str) or kind not in attributes:
-        faults.append(("detection_name", f"is {_short(kind)}", f"use one of {', '.join(attributes)}"))
-    elif attribute is None:
-        faults.append(("attribute_name", "is missing", "give '' or an attribute of the class"))
-    elif attribute != "" and attribute not in attributes[kind]:
-        allowed = ", ".join(("''", *attributes[kind]))
-        message = f"is {_short(attribute)}, which a {kind} cannot have"
-        faults.append(("attribute_name", message, f"use one of {allowed}"))
     return faults
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for a message, at most 60 letters."""
     try:
         text = " ".join(repr(value).split())  # arrays have lines
     except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.answers import Detections
 from ...core.errors import SubmissionError
@@ -25,7 +26,7 @@ from ...geometry import (
     transform_boxes,
     transform_points,
 )
-from .nuscenes_boxes import read_submission
+from .nuscenes_boxes import ScoredBoxes, read_submission
 from .nuscenes_rules import CLASS_ATTRIBUTES, MAX_BOXES_PER_SAMPLE, META_FLAGS
 
 MOVING_SPEED_MPS = 0.2
@@ -88,37 +89,48 @@ class NuScenesSubmission:
         Raises SubmissionError for a detection without a frame, a frame without a detection, two detections of one
         frame, a class without a radius, a label without a class, or a non-finite or flat box (named by sample token).
         """
-        class_range_m = {**CLASS_RANGE_M, **class_range_m}
-        unknown = [name for name in class_names if name not in class_range_m]
-        if unknown:
-            raise SubmissionError(
-                f"class {unknown[0]!r} is not a nuScenes detection class;"
-                f" name the model's classes as in {', '.join(CLASS_ATTRIBUTES)}, or give its radius in class_range_m"
-            )
-        by_token: dict[str, Detections] = {}
-        for found in detections:
-            if found.token in by_token:
-                raise SubmissionError(f"sample {found.token}: predicted twice; keep one Detections per frame")
-            by_token[found.token] = found
-        results = {}
-        for frame in frames:
-            if frame.token not in by_token:
-                raise SubmissionError(f"sample {frame.token}: no prediction; run the model on every frame of the split")
-            results[frame.token] = _sample_results(by_token.pop(frame.token), frame, class_names, class_range_m)
-        if by_token:
-            raise SubmissionError(
-                f"sample {next(iter(by_token))}: predicted, but not among the split's frames; predict on the same split"
-            )
-        return cls(results, dict(meta))
+        found = submitted_boxes(detections, frames, class_names, class_range_m)
+        return cls({token: entries for token, (entries, _) in found.items()}, dict(meta))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the submission JSON; a reader sees the old file or the whole new one."""
         write_json(path, {"meta": self.meta, "results": self.results})
 
 
+def submitted_boxes(
+    detections: Iterable[Detections],
+    frames: Iterable[Frame],
+    class_names: Sequence[str],
+    class_range_m: Mapping[str, float] = CLASS_RANGE_M,
+) -> dict[str, tuple[list[dict[str, Any]], NDArray[np.int64]]]:
+    """By sample token the entries of NuScenesSubmission.from_detections, and the row of each in the detections."""
+    class_range_m = {**CLASS_RANGE_M, **class_range_m}
+    unknown = [name for name in class_names if name not in class_range_m]
+    if unknown:
+        raise SubmissionError(
+            f"class {unknown[0]!r} is not a nuScenes detection class;"
+            f" name the model's classes as in {', '.join(CLASS_ATTRIBUTES)}, or give its radius in class_range_m"
+        )
+    by_token: dict[str, Detections] = {}
+    for found in detections:
+        if found.token in by_token:
+            raise SubmissionError(f"sample {found.token}: predicted twice; keep one Detections per frame")
+        by_token[found.token] = found
+    results = {}
+    for frame in frames:
+        if frame.token not in by_token:
+            raise SubmissionError(f"sample {frame.token}: no prediction; run the model on every frame of the split")
+        results[frame.token] = _sample_results(by_token.pop(frame.token), frame, class_names, class_range_m)
+    if by_token:
+        raise SubmissionError(
+            f"sample {next(iter(by_token))}: predicted, but not among the split's frames; predict on the same split"
+        )
+    return results
+
+
 def _sample_results(
     found: Detections, frame: Frame, class_names: Sequence[str], class_range_m: Mapping[str, float]
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
     boxes = np.asarray(found.boxes, dtype=np.float64)  # [k, 9]
     scores = np.asarray(found.scores, dtype=np.float64)
     broken = ~np.isfinite(np.concatenate([boxes, scores[:, None]], 1)).all(1) | (boxes[:, 3:6] <= 0).any(1)
@@ -145,7 +157,7 @@ def _sample_results(
     rotation = matrix_to_quaternion(global_from_bev[:3, :3] @ rotation_z(boxes[:, 6]))  # [k, 4]
     flat_velocity = np.concatenate([boxes[:, 7:9], np.zeros((len(boxes), 1))], 1)
     velocity = (flat_velocity @ global_from_bev[:3, :3].T)[:, :2]
-    return [
+    entries = [
         {
             "sample_token": frame.token,
             "translation": centre[i].tolist(),
@@ -158,6 +170,7 @@ def _sample_results(
         }
         for i in keep
     ]
+    return entries, keep
 
 
 def read_detections(
@@ -169,23 +182,28 @@ def read_detections(
     none of ``class_names`` (which may be other than nuScenes').
     """
     results = read_submission(path, own_classes=class_names)
+    return {
+        frame.token: bev_detections(results[frame.token], frame, class_names, path)
+        for frame in frames
+        if frame.token in results
+    }
+
+
+def bev_detections(
+    boxes: ScoredBoxes, frame: Frame, class_names: Sequence[str], path: str | os.PathLike[str]
+) -> Detections:
+    """Boxes of the file ``path`` in the frame's BEV frame, in their order. Raises as ``read_detections``."""
     labels = {name: label for label, name in enumerate(class_names)}
-    found = {}
-    for frame in frames:
-        if frame.token not in results:
-            continue
-        boxes = results[frame.token]
-        foreign = [name for name in boxes.names if name not in labels]
-        if foreign:
-            raise SubmissionError(
-                f"{path}: sample {frame.token}: holds a {foreign[0]!r}, which is not among the classes"
-                f" {', '.join(class_names)}; name all the classes of the file"
-            )
-        columns = (boxes.centre_global_m, boxes.size_lwh_m, boxes.yaw_rad[:, None], boxes.velocity_global_mps)
-        found[frame.token] = Detections(
-            frame.token,
-            transform_boxes(invert_pose(frame.global_from_bev), np.concatenate(columns, 1)).astype(np.float32),
-            boxes.scores.astype(np.float32),
-            np.array([labels[name] for name in boxes.names], dtype=np.int64),
+    foreign = [name for name in boxes.names if name not in labels]
+    if foreign:
+        raise SubmissionError(
+            f"{path}: sample {frame.token}: holds a {foreign[0]!r}, which is not among the classes"
+            f" {', '.join(class_names)}; name all the classes of the file"
         )
-    return found
+    columns = (boxes.centre_global_m, boxes.size_lwh_m, boxes.yaw_rad[:, None], boxes.velocity_global_mps)
+    return Detections(
+        frame.token,
+        transform_boxes(invert_pose(frame.global_from_bev), np.concatenate(columns, 1)).astype(np.float32),
+        boxes.scores.astype(np.float32),
+        np.array([labels[name] for name in boxes.names], dtype=np.int64),
+    )

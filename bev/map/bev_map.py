@@ -224,6 +224,12 @@ class BevMap(nn.Module):
         than the current one carry no gradient and are encoded as in evaluation (released training recipe).
         """
         padded, bda = tuple(batch.images.shape[-2:]), batch.bda if augmented else None
+        if (
+            bda is not None
+            and not torch.compiler.is_compiling()
+            and torch.equal(bda, torch.eye(3).to(bda).expand_as(bda))
+        ):
+            bda = None  # without BEV augmentation the map is what it is in evaluation, to the bit
         rows = self.embedding_rows(batch)
         bevs: list[Tensor | None] = []
         for t, levels in enumerate(clip):

@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.batch import Batch
+from ...core.feature_store import stack
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.registries import FUNCTIONS
+from ...core.street_maps import StreetLines
 from .depth import DepthPoints, depth_targets
 
 
@@ -61,6 +63,9 @@ class ClipSample:
     lanes: LaneTargets | None = None
     depth: DepthPoints | None = None
     """N, see depth.py; None where the frame has no labels of depth."""
+    features: dict[str, torch.Tensor] | None = None
+    """Stored features of the current frame, see Batch."""
+    street_map: StreetLines | None = None
 
 
 @FUNCTIONS.register_module()
@@ -129,7 +134,15 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_names=[sample.camera_names for sample in samples],
         camera_valid=[tuple(own) for own in sizes[:, current, :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
+        features=_features(samples),
+        street_maps=[sample.street_map for sample in samples],
     )
+
+
+def _features(samples: Sequence[ClipSample]) -> dict[str, torch.Tensor] | None:
+    if first := samples[0].features:
+        return {name: stack([(sample.features or {})[name] for sample in samples]) for name in first}
+    return None
 
 
 def _lenses(samples: Sequence[ClipSample]) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.labels import LaneTargets, OccupancyTargets
+from ...core.street_maps import StreetLines
 from ...geometry import wrap_angle
 from ...geometry.lenses import mirrored_row
 from .can_bus import mirror_can_bus
@@ -80,6 +81,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
         depth=None if sample.depth is None else mirror_depth(sample.depth, widths),
+        street_map=None if sample.street_map is None else _mirror_streets(sample.street_map),
     )
 
 
@@ -112,6 +114,10 @@ def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
         elements_xyxy_px=torch.stack([width_px - right, top, width_px - left, bottom], -1),
         attributes=says,
     )
+
+
+def _mirror_streets(streets: StreetLines) -> StreetLines:
+    return replace(streets, lines=streets.lines * torch.tensor([1.0, -1.0]))
 
 
 def _mirror_pixels(width_px: int) -> np.ndarray:

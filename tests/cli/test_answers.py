@@ -63,7 +63,7 @@ def unlabelled(root: Path) -> Path:
 
 
 def test_tasks_and_versions_are_the_same_everywhere() -> None:
-    assert TASKS == NAMES == tuple(REGISTERED)
+    assert (*TASKS, "tracks") == NAMES == tuple(REGISTERED)
     assert get_args(Version) == METRIC_VERSIONS
 
 
@@ -191,7 +191,7 @@ def test_demo_of_three_tasks(demo: list[str], config_of_three: Path, weights: Pa
         assert metrics[key] == pytest.approx(1.0), key
     assert metrics["lane_metric_version"] == "v2.1" and metrics["nds"] > 0.2
     assert metrics["occupancy"]["per_class"]["camera"]["driveable_surface"] == 1.0
-    assert set(metrics["files"]["submissions"]) == set(TASKS)
+    assert set(metrics["files"]["submissions"]) == {*TASKS, "tracks"}
     assert all((out / name).is_file() for name in metrics["files"]["submissions"].values())
     text = capsys.readouterr().out
     assert text.index("NDS") < text.index("RayIoU") < text.index("OLS") < text.index("lanes.pkl (valid)")

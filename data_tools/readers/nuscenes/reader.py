@@ -7,6 +7,7 @@ geometry/README.md. No image is opened here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ....core.once import warn_once
 from ....geometry import CameraModel, quaternion_to_matrix
 from ...labels.depth import depth_file
 from ...labels.files import lanes_file, occupancy_file, read_lanes
+from ...labels.street_maps import read_street_map, street_map_file
 from ..cameras import camera_order
 from ..checks import INT64, check_frames
 from ..file_paths import path_below
@@ -152,9 +154,12 @@ class FrameJoiner:
             members[keyframe.sample.scene_token].append(keyframe)
         for scene in self.tables.scenes:
             found = self.samples_of(members[scene.token])
+            streets = street_map_file(self.root, scene.name)
+            street_map = read_street_map(streets) if streets.is_file() else None
             tokens = ["", *(keyframe.sample.token for keyframe in found), ""]
             for i, keyframe in enumerate(found):
-                out.append(self.frame(scene, keyframe, tokens[i], tokens[i + 2]))
+                frame = self.frame(scene, keyframe, tokens[i], tokens[i + 2])
+                out.append(frame if street_map is None else replace(frame, street_map=street_map))
         self.lenses.report()
         self._report_categories(out)
         return out
