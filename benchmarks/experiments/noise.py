@@ -5,6 +5,6 @@ from __future__ import annotations
 from experiments import UP_TO_BEV, Experiment
 
 EXPERIMENTS = [
-    Experiment("heads", 600, {"model.frozen": list(UP_TO_BEV)}),
+    Experiment("heads", 300, {"model.frozen": list(UP_TO_BEV)}),
     Experiment("as shipped", 0),
 ]
