@@ -46,11 +46,17 @@ class Runs:
     """The trainings and scores of a table in one folder."""
 
     def __init__(
-        self, out: Path, table: Sequence[Experiment], data: Mapping[str, Sequence[str]], details: bool = False
+        self,
+        out: Path,
+        table: Sequence[Experiment],
+        data: Mapping[str, Sequence[str]],
+        details: bool = False,
+        features: Path | None = None,
     ) -> None:
-        """data: roots by name; details: measure voxels and lanes beside their scores, too (judge.py)."""
+        """data: roots by name; details: measure voxels and lanes beside their scores, too (judge.py); features: folder
+        of stored ones, default below ``out``."""
         self.out, self.table, self.data = out, {experiment.name: experiment for experiment in table}, data
-        self.results, self.details = out / RESULTS, details
+        self.results, self.details, self.features = out / RESULTS, details, features or out / "features"
 
     def rows(self) -> list[Row]:
         return list(records(self.results)) if self.results.is_file() else []
@@ -69,6 +75,7 @@ class Runs:
             overrides["train_dataloader.dataset.source.root"] = self.roots(experiment)
             name = "max_iters" if "max_iters" in load_config(experiment.config) else "train_cfg.max_iters"
             overrides |= {name: experiment.iterations}  # the variable decides about the schedule, too
+            overrides |= {"cache_features": str(self.features)} if experiment.stored_features else {}
         return load_config(experiment.config, overrides)
 
     def seeds(self, experiment: Experiment, seeds: Sequence[int]) -> Sequence[int]:
@@ -214,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     parser.add_argument("--max-minutes", type=float, help="stop in time; the same command goes on")
     parser.add_argument("--metrics", nargs="+", default=list(MAIN), help="columns of the tables")
     parser.add_argument("--details", action="store_true", help="with judge.py's measures of voxels and lanes")
+    parser.add_argument("--features", type=Path, help="folder of stored features (default: OUT/features)")
     parser.add_argument("--report", action="store_true", help="only write and print the tables")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
@@ -223,7 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> bool:
         parser.error(f"--only {unknown[0]}: the experiments are {', '.join(e.name for e in table)}")
     if not args.report and not args.sets:
         parser.error("--sets NAME=ROOT: name a set to score on")
-    runs = Runs(args.out or Path("runs") / Path(args.table).stem, table, named_roots(args.data), args.details)
+    runs = Runs(
+        args.out or Path("runs") / Path(args.table).stem, table, named_roots(args.data), args.details, args.features
+    )
     runs.out.mkdir(parents=True, exist_ok=True)
     chosen = [experiment for experiment in table if not args.only or experiment.name in args.only]
     complete = args.report or run(runs, chosen, args)
