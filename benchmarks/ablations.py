@@ -67,7 +67,7 @@ class Runs:
         return [root for name in experiment.data for root in self.data[name]]
 
     def folder(self, experiment: Experiment, seed: int) -> Path:
-        return self.out / f"{experiment.name.replace(' ', '_')}_{seed}"
+        return self.out / f"{experiment.name.replace(" ", "_")}_{seed}"
 
     def config(self, experiment: Experiment) -> Config:
         overrides = dict(experiment.overrides)
