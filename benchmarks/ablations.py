@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ class Runs:
         return [root for name in experiment.data for root in self.data[name]]
 
     def folder(self, experiment: Experiment, seed: int) -> Path:
-        return self.out / f"{experiment.name.replace(" ", "_")}_{seed}"
+        return self.out / f"{re.sub(r'[^A-Za-z0-9]+', '_', experiment.name)}_{seed}"
 
     def config(self, experiment: Experiment) -> Config:
         overrides = dict(experiment.overrides)
