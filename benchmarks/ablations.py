@@ -20,6 +20,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from training_runs import Spread, claim, cost, markdown, named_roots, records, t
 
 import drivestack
 from drivestack.core.errors import ConfigError, DrivestackError
+from drivestack.core.folders import folder_lock
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.engine.config import load_config
 from drivestack.tasks.base import GroundTruth
@@ -113,7 +115,8 @@ class Runs:
         source = DataSource.of({**config.test_dataset.source, "root": root})
         model = drivestack.Perception(load_model(config, weights), config)
         scores = drivestack.evaluate(model, source, out=keep, progress=False)
-        kinds = [name for name in scores if name == "boxes" or self.details]
+        measurable = [name for name in scores if name != "boxes" or "benchmark" not in config]  # nuScenes' files alone
+        kinds = [name for name in measurable if name == "boxes" or self.details]
         measured = details(find(keep, kinds), GroundTruth(source)) if kinds else {}
         return flat(scores) | flat_details(measured)
 
@@ -237,7 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     )
     runs.out.mkdir(parents=True, exist_ok=True)
     chosen = [experiment for experiment in table if not args.only or experiment.name in args.only]
-    complete = args.report or run(runs, chosen, args)
+    with nullcontext() if args.report else folder_lock(runs.out, "ablations"):
+        complete = args.report or run(runs, chosen, args)
     text = report(runs.rows(), table, args.metrics)
     write_text(runs.out / TABLES, text)
     print(text, end="")
