@@ -28,6 +28,8 @@ from ..core.registries import MODELS
 from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
 from .fixed_features import Views, from_store, to_store
+from .junction import junction_gradients
+from .map.adapter import BevAdapter
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .map.memory import SceneState, States, StreamingMemory, rounds
@@ -45,7 +47,7 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
-TEACHERS = ("depth_teacher.",)
+TEACHERS = ("depth_teacher.", "pts_bbox_head.quality_branch.")
 """Prefixes in state dicts of parts that only training meets."""
 
 
@@ -61,6 +63,7 @@ class BEVFormerV2(PerceptionModel):
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
+    adapters: tasks whose head reads the map through a BevAdapter of its own, which starts as nothing; True: all tasks.
     frozen: prefixes of names that do not learn: of state-dict keys, e.g. ("img_backbone.", "pts_bbox_head."), or of
         the parts above, e.g. "bev_map.".
     grid_mask: blanks a random grid of the images in training (GridMask, arXiv 2001.04086).
@@ -85,6 +88,7 @@ class BEVFormerV2(PerceptionModel):
         depth_teacher: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        adapters: Sequence[str] | bool = (),
         frozen: Sequence[str] = (),
         grid_mask: bool = True,
     ) -> None:
@@ -106,11 +110,13 @@ class BEVFormerV2(PerceptionModel):
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
         present = [task for task in TASKS if heads[task] is not None]
-        for task in (*(tasks or ()), *self.loss_weights):
+        adapted = tuple(present) * adapters if isinstance(adapters, bool) else tuple(adapters)
+        for task in (*(tasks or ()), *self.loss_weights, *adapted):
             if task not in TASKS:
                 raise ConfigError(f"{task!r} is no task: choose from {', '.join(TASKS)}")
-            if heads[task] is None and task in (tasks or ()):
+            if heads[task] is None and task in (*(tasks or ()), *adapted):
                 raise ConfigError(f"task {task!r} has no head: configure {self._head_name(task)}")
+        self.adapters = nn.ModuleDict({task: BevAdapter(channels) for task in adapted})
         self.tasks = tuple(task for task in present if tasks is None or task in tasks)
         if not self.tasks:
             raise ConfigError("a model needs at least one task: configure boxes, occupancy_head or lane_head")
@@ -136,7 +142,8 @@ class BEVFormerV2(PerceptionModel):
         return getattr(self, self._head_name(task))
 
     def _freeze(self, prefixes: Sequence[str]) -> None:
-        unused = tuple(f"{self._head_name(task)}." for task in TASKS if task not in self.tasks)
+        idle = [task for task in TASKS if task not in self.tasks]
+        unused = (*(f"{self._head_name(task)}." for task in idle), *(f"adapters.{task}." for task in idle))
         names = {name: published_name(self, name) for name, _ in self.named_parameters()}
         chosen: set[str] = set()
         for prefix in prefixes:
@@ -147,6 +154,24 @@ class BEVFormerV2(PerceptionModel):
         for name, parameter in self.named_parameters():
             if {name, names[name]} & chosen or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
+        self.frozen = tuple(prefixes)
+
+    def train(self, mode: bool = True) -> BEVFormerV2:
+        """Set the mode; statistics of frozen BatchNorm layers stay as they are, and are used."""
+        super().train(mode)
+        for name, module in self.named_modules() if self.frozen and mode else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(
+                    not f"{name}.".startswith(self.frozen)
+                    and not published_name(self, f"{name}.").startswith(self.frozen)
+                )
+        return self
+
+    def map_for(self, task: str, features: BevFeatures) -> BevFeatures:
+        """The BEV map as the task's head reads it."""
+        if task not in self.adapters:
+            return features
+        return replace(features, bev=self.adapters[task](features.bev))
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights without those of teachers that this model does not have, and a note of it."""
@@ -244,6 +269,8 @@ class BEVFormerV2(PerceptionModel):
                 )
             found |= {f"{part}.{name}": value for name, value in named.items()}
             found |= {f"{part}.{name}": value for name, value in getattr(self, part).named_buffers()}
+        if self.depth_teacher is not None:
+            raise ConfigError("the depth teacher teaches the image encoder, which is frozen here: depth_teacher=None")
         if len(self.bev_map.frames) > 1:
             raise ConfigError(f"stored features are of one frame, the BEV map fuses frames {self.bev_map.frames}")
         if self.grid_mask is not None:
@@ -294,11 +321,17 @@ class BEVFormerV2(PerceptionModel):
             features, states = self.memory(features, batch, memory)
             features = self.augmented(features, batch)
         losses: dict[str, Tensor] = {}
+        by_task: dict[str, Tensor] = {}
         for task in self.tasks:
             head = self.task_head(task)
-            terms = head.loss(head(features, levels, batch), batch)
+            terms = head.loss(head(self.map_for(task, features), levels, batch), batch)
             weight = self.loss_weights.get(task, 1.0)
-            losses |= {name: value * weight for name, value in terms.items()}
+            weighted = {name: value * weight for name, value in terms.items()}
+            losses |= weighted
+            if self.measures_gradients:
+                by_task[task] = torch.stack([value for name, value in weighted.items() if "loss" in name]).sum()
+        if self.measures_gradients:
+            self.gradients = junction_gradients(features.bev, by_task)
         if self.depth_teacher is not None:
             losses |= self.depth_teacher.loss(levels, batch)
         return losses, states
@@ -344,7 +377,7 @@ class BEVFormerV2(PerceptionModel):
         found = {}
         for task in tasks:
             head = self.task_head(task)
-            found[task] = head.predict(head(features, levels, batch), batch)
+            found[task] = head.predict(head(self.map_for(task, features), levels, batch), batch)
         return [
             SceneAnswer(token, **{task: own[b] for task, own in found.items()}) for b, token in enumerate(batch.tokens)
         ]
