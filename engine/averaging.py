@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmengine.hooks import EMAHook
-from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -16,27 +14,8 @@ MODULE = "module."  # before the names of averaged weights in MMEngine's files
 DOT = "/"  # stands for the dots of a key where a module's name may have none
 
 
-@MODELS.register_module()
-class MovingAverage(ExponentialMovingAverage):
-    """MMEngine's, to the same bits, with all tensors in one call."""
-
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move the averages towards the model's parameters, and copy its buffers."""
-        if self.steps == 0 or self.update_buffers:
-            super().update_parameters(model)
-            return
-        if self.steps % self.interval == 0:
-            source = dict(model.named_parameters())
-            moved = [key for key, value in self.avg_parameters.items() if value.is_floating_point()]
-            targets = [source[key].detach().to(self.avg_parameters[key].device) for key in moved]
-            torch._foreach_lerp_([self.avg_parameters[key].detach() for key in moved], targets, self.momentum)
-        if buffers := list(self.module.buffers()):
-            torch._foreach_copy_(buffers, list(model.buffers()))
-        self.steps += 1
-
-
 class AverageWeights(EMAHook):
-    """MMEngine's hook of a moving average of the weights, moved by steps of the optimiser.
+    """MMEngine's moving average of the weights, moved by steps of the optimiser.
 
     So it does not depend on how many iterations, and processes, share a step. Where processes share the weights out
     (FSDP2), each averages its own part.
@@ -45,9 +24,6 @@ class AverageWeights(EMAHook):
     sharded: nn.Module | None = None
     """The model, where its weights are shared out."""
     gathered: dict[str, Tensor]
-
-    def __init__(self, ema_type: str = "MovingAverage", **options: Any) -> None:
-        super().__init__(ema_type, **options)
 
     def before_run(self, runner: Any) -> None:
         if not has_shared_out(runner.bare_model):
