@@ -77,7 +77,8 @@ class MuonAdamW(AdamW):
             for parameter in parameters:
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                    # AdamW looks for a step in every state that it loads
+                    state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(parameter))
                 kept.append(state["momentum_buffer"])
             torch._foreach_lerp_(kept, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, kept, group["momentum"])
