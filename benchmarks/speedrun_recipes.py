@@ -72,5 +72,32 @@ RECIPES = {
             ),
         ),
     ),
+    # A proposal that has not been run as a whole: small images first, all tasks from their start, heads on stored maps.
+    "small-first": Recipe(
+        stages=(
+            Stage(
+                "small",
+                THREE,
+                5000,
+                {
+                    "train_dataloader.dataset.image.train_heights_px": (64,),
+                    "optim_wrapper.optimizer.lr": 7e-4,
+                    "param_scheduler": schedule(5000)[:1],  # no decay: the next stage goes on
+                },
+            ),
+            Stage("large", THREE, 4500, {"param_scheduler": schedule(4500, shape="linear")}),
+            Stage(
+                "heads",
+                THREE,
+                2500,
+                {
+                    "model.tasks": ["occupancy", "lanes"],
+                    "model.frozen": [*ENCODER, "boxes."],
+                    "cache_features": FEATURES,
+                    "param_scheduler": schedule(2500, shape="linear"),
+                },
+            ),
+        ),
+    ),
 }
 DEFAULT = "2026-11-20"
