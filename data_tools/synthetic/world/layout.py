@@ -273,7 +273,9 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
     return tuple(elements)
 
 
-def make_light(name: str, state: str, point_xy: np.ndarray, yaw_rad: float, lane_ids: tuple[str, ...]) -> TrafficElement:
+def make_light(
+    name: str, state: str, point_xy: np.ndarray, yaw_rad: float, lane_ids: tuple[str, ...]
+) -> TrafficElement:
     """A traffic light on a pole at a point of the world; yaw_rad: where it looks."""
     centre = (float(point_xy[0]), float(point_xy[1]), LIGHT_HEIGHT_M)
     return TrafficElement(name, "light", state, centre, (0.3, 0.4, 1.05), yaw_rad, lane_ids)

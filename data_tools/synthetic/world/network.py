@@ -175,9 +175,7 @@ def _draw(rng: np.random.Generator, family: Family, kind: str, length_m: float) 
     return _with_room(Network(kind, streets, tuple(junctions)), len(legs))
 
 
-def _junction_angles(
-    rng: np.random.Generator, family: Family, lanes: int, only_way: int
-) -> tuple[list[float], float]:
+def _junction_angles(rng: np.random.Generator, family: Family, lanes: int, only_way: int) -> tuple[list[float], float]:
     """Headings of the arms relative to the drive's (back is pi), and the one that the drive takes."""
     angle = np.deg2rad(rng.uniform(*family.crossing_deg))
     left = float(angle if rng.random() < 0.5 else np.pi - angle)

@@ -123,9 +123,7 @@ def _end_houses(network: Network, rng: np.random.Generator, blocked: Footprints)
     return parts
 
 
-def _houses(
-    network: Network, rng: np.random.Generator, blocked: Footprints
-) -> tuple[list[Mesh], list[Forecourt]]:
+def _houses(network: Network, rng: np.random.Generator, blocked: Footprints) -> tuple[list[Mesh], list[Forecourt]]:
     parts: list[Mesh] = []
     forecourts: list[Forecourt] = []
     taken = blocked.copy()  # with the yards, where objects may stand but no houses

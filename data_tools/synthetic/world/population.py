@@ -337,9 +337,7 @@ def add_works(crowd: Crowd, spots: Spots, rng: np.random.Generator) -> None:
         return
 
 
-def _add_if_fits(
-    crowd: Crowd, name: str, point: Vector, heading: float | np.ndarray, rng: np.random.Generator
-) -> None:
+def _add_if_fits(crowd: Crowd, name: str, point: Vector, heading: float | np.ndarray, rng: np.random.Generator) -> None:
     size = draw_size(name, rng)
     motion = stand(point, heading)
     if crowd.fits(motion, size[:2] / 2, 0.03):

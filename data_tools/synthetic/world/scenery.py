@@ -361,7 +361,9 @@ def furnish(
     parts = []
     for s in np.arange(s0 + rng.uniform(1, 8), s1, 11.0):
         kind = str(rng.choice(["tree", "lamp", "bin", "bench"], p=[0.45, 0.25, 0.15, 0.15]))
-        point, heading = street.at(s, side * (street.kerb_m + min(2.1 if kind == "tree" else 0.9, street.sidewalk_width_m - 0.4)))
+        point, heading = street.at(
+            s, side * (street.kerb_m + min(2.1 if kind == "tree" else 0.9, street.sidewalk_width_m - 0.4))
+        )
         yaw = float(heading) + (0 if side < 0 else np.pi)
         half = {"tree": (0.25, 0.25), "lamp": (0.15, 0.15), "bin": (0.3, 0.3), "bench": (0.9, 0.35)}[kind]
         if blocked.hits(point, yaw, (half[0] + 0.4, half[1] + 0.2)):
