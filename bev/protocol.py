@@ -71,6 +71,7 @@ class PerceptionModel(BaseModel):
     """The protocol of all models, ours and the published ones.
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
+    streams: whether training hands its memory from one iteration to the next (``stream_loss``).
     gives_tracks: whether its boxes have ``track_ids``.
     """
 
@@ -81,6 +82,12 @@ class PerceptionModel(BaseModel):
     """Whether ``loss`` also measures what gradients the tasks send into what they share, in a model that can."""
     gradients: Mapping[str, float] | None = None
     """The last such measurement, by name; None: the model has never made one."""
+    streams: bool = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether past keyframes change the answers."""
+        return self.streams or len(self.frame_offsets) > 1
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named loss terms; those whose name contains "loss" are added up."""
@@ -94,6 +101,22 @@ class PerceptionModel(BaseModel):
         memory: None at the start; what it holds is the model's own matter, and samples of other scenes never see it.
         tasks: answer only these; default all. Labels in the batch are not looked at.
         """
+        raise NotImplementedError
+
+    def stream_loss(self, batch: Batch, memory: Any = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """``loss`` of models that ``streams``, and the states of the batch's streams after it, without gradient.
+
+        memory: states by stream of earlier batches of training (engine/training_memory.py), also of streams that are
+        not in this batch.
+        """
+        raise NotImplementedError
+
+    def pack_memory(self, memory: Any) -> dict[str, Any]:
+        """States as dicts, tensors and plain values, by stream."""
+        raise NotImplementedError
+
+    def unpack_memory(self, packed: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of ``pack_memory``."""
         raise NotImplementedError
 
     def asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
@@ -132,10 +155,12 @@ class PerceptionModel(BaseModel):
                     "objects outside either are not learned, or not found; give both the same"
                 )
 
-    def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor] | list[SceneAnswer]:
-        """``loss`` in training; ``predict`` without memory. Other modes raise ValueError."""
-        if mode not in ("loss", "predict"):
+    def forward(self, batch: Batch, mode: str = "loss", memory: Any = None) -> Any:
+        """``loss`` in training; ``predict`` without memory; "stream": ``stream_loss``. Other modes raise ValueError."""
+        if mode not in ("loss", "predict", "stream"):
             raise ValueError(f"mode is 'loss' or 'predict', got {mode!r}")
+        if mode == "stream":
+            return self.stream_loss(batch, memory)
         return self.loss(batch) if mode == "loss" else self.predict(batch)[0]
 
 

@@ -53,10 +53,14 @@ class NmsFreeCoder:
     post_center_range: tuple[float, ...] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
     score_threshold: float | None = None
 
-    def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes [k, 9], scores [k] (best first) and labels [k] of one sample's logits [Q, classes], codes [Q, 10]."""
+    def decode(self, logits: Tensor, codes: Tensor, worth: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes [k, 9], scores [k] (best first) and labels [k] of one sample's logits [Q, classes], codes [Q, 10].
+
+        worth: [Q] factors of the scores, None for 1.
+        """
         num_classes = logits.shape[-1]
-        scores, index = logits.sigmoid().flatten().topk(min(self.max_num, logits.numel()))
+        probability = logits.sigmoid() if worth is None else logits.sigmoid() * worth[:, None]
+        scores, index = probability.flatten().topk(min(self.max_num, logits.numel()))
         labels = index % num_classes
         boxes = decode_boxes(codes[index // num_classes])  # [k, 9]
 

@@ -61,6 +61,10 @@ class ClipSample:
     """[T, 18], see can_bus.py; None where the poses are."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
+    stream: str | None = None
+    """See Batch.streams; None: the frame's scene."""
+    mirrored: bool = False
+    """Whether `mirror_clip` made it."""
     depth: DepthPoints | None = None
     """N, see depth.py; None where the frame has no labels of depth."""
     features: dict[str, torch.Tensor] | None = None
@@ -134,6 +138,8 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_names=[sample.camera_names for sample in samples],
         camera_valid=[tuple(own) for own in sizes[:, current, :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
+        streams=[sample.frame.scene_token if sample.stream is None else sample.stream for sample in samples],
+        mirrored=[sample.mirrored for sample in samples],
         features=_features(samples),
         street_maps=[sample.street_map for sample in samples],
     )

@@ -80,6 +80,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         can_bus=None if poses is None or sample.can_bus is None else mirror_can_bus(sample.can_bus, poses),
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
+        mirrored=not sample.mirrored,
         depth=None if sample.depth is None else mirror_depth(sample.depth, widths),
         street_map=None if sample.street_map is None else _mirror_streets(sample.street_map),
     )
