@@ -76,7 +76,7 @@ def render_answers(
     answer: with any tasks; None draws the labels alone. class_names: what the box labels index; any names, each of
     which gets its own colour (view/colours.py).
     voxel_class_names: of labels and answers in voxels, the last being free; default those of the label file's data set,
-    Occ3D-nuScenes or Occ3D-Waymo. voxel_grid: where the voxels lie in the EGO frame. trails: of tracks (view/trails.py).
+    Occ3D-nuScenes or Occ3D-Waymo. voxel_grid: where the voxels lie in the EGO frame. trails: see view/trails.py.
     ``view.score_threshold`` holds for boxes, lanes and traffic elements. The elements belong to the frame's front
     camera (core/cameras.py). With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all
     by default. Raises DataError if an image, LiDAR or label file of the frame is missing or unreadable, or an answer
