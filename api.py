@@ -169,7 +169,7 @@ class Perception:
     @property
     def remembers(self) -> bool:
         """Whether past keyframes change its answers."""
-        return len(self.model.frame_offsets) > 1
+        return self.model.remembers
 
     def __call__(
         self,
@@ -287,6 +287,9 @@ class Perception:
         remembered: dict[Any, Any] = {}
         for session in sessions:
             remembered |= session.memory or {}
+        for session in sessions:  # what another session holds of this drive may be older
+            if session.memory and session.scene in session.memory:
+                remembered[session.scene] = session.memory[session.scene]
         with torch.inference_mode(), precision_context(self.precision, device):
             raw, memory = self._running.predict(batch, remembered or None, tasks)
         for session, frame in zip(sessions, frames):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from ..core.registries import MODELS
 from ..core.weights.published_keys import keep_published_keys, published_name
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
+from .map.memory import SceneState, States, StreamingMemory, rounds
+from .map.temporal import warp_bev
 from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder, image_levels
 
 PUBLISHED_KEYS = {
@@ -48,6 +51,7 @@ class BEVFormerV2(PerceptionModel):
 
     img_backbone, img_neck: image encoder; images [M, 3, H, W] -> maps -> pyramid maps [M, C, h, w].
     bev_map: BevMap; its ``frames`` are the keyframes of a clip.
+    memory: StreamingMemory, which carries the map from frame to frame, for a ``bev_map`` of the current frame alone.
     boxes: BoxTask; occupancy_head, lane_head: heads for voxels and lanes. Any of them, at least one.
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
@@ -58,7 +62,8 @@ class BEVFormerV2(PerceptionModel):
     A number is stated once: channels of neck and heads, ranges and class counts follow from the encoder, the BEV map
     and the box head where their configs leave them out.
 
-    Raises ConfigError for an unknown task or one without its head, and for a prefix that names nothing.
+    Raises ConfigError for an unknown task or one without its head, for a prefix that names nothing, and for memory
+    beside several frames.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class BEVFormerV2(PerceptionModel):
         boxes: dict | nn.Module | None = None,
         occupancy_head: dict | nn.Module | None = None,
         lane_head: dict | nn.Module | None = None,
+        memory: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         frozen: Sequence[str] = (),
@@ -82,6 +88,12 @@ class BEVFormerV2(PerceptionModel):
         self.boxes = build(boxes, embed_dims=channels, pc_range=pc_range)
         self.occupancy_head = build(occupancy_head, in_channels=channels)
         self.lane_head = build(lane_head, in_channels=channels)
+        self.memory: StreamingMemory | None = build(memory, channels=channels, grid=self.bev_map.grid)
+        if self.memory is not None and len(self.frame_offsets) > 1:
+            raise ConfigError(
+                f"memory carries the past, and bev_map.frames {self.frame_offsets} encode it again: leave memory out, "
+                "or set bev_map.frames=(0,)"
+            )
         self.grid_mask = GridMask() if grid_mask else None
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
@@ -101,6 +113,11 @@ class BEVFormerV2(PerceptionModel):
     def frame_offsets(self) -> tuple[int, ...]:  # type: ignore[override]  # follows from a part of the model
         """Keyframes of a clip relative to the current one, ascending."""
         return self.bev_map.frames
+
+    @property
+    def streams(self) -> bool:  # type: ignore[override]  # follows from a part of the model
+        """Whether training hands the memory from one iteration to the next."""
+        return self.memory is not None
 
     @staticmethod
     def _head_name(task: str) -> str:
@@ -128,11 +145,29 @@ class BEVFormerV2(PerceptionModel):
             images = self.grid_mask(images.flatten(0, 1)).view_as(images)
         return image_levels(self.img_backbone, self.img_neck, images, flipped)
 
+    def encode_frame_map(self, batch: Batch) -> tuple[Levels, BevFeatures]:
+        """Features and BEV map of the current frames alone: no memory, and no BEV augmentation yet.
+
+        All that a model of one frame computes from images comes from here; a function of (image, calibration) where
+        nothing of it learns. Raises ValueError for a batch of other frames.
+        """
+        if batch.frame_offsets != (0,):
+            raise ValueError(f"the model looks at the current frame (0,), the batch has {batch.frame_offsets}")
+        levels = self.extract_features(batch.images[:, batch.current], batch.image_flipped)
+        return levels, self.bev_map([levels], batch, augmented=False)
+
+    def augmented(self, features: BevFeatures, batch: Batch) -> BevFeatures:
+        """The map in the frame of the augmented boxes, in training."""
+        return replace(features, bev=warp_bev(features.bev, batch.bda, features.grid)) if self.training else features
+
     def encode_clip(self, batch: Batch) -> tuple[Levels, BevFeatures]:
         """Features of the current frame and the BEV map with history fused in, from a whole clip of images.
 
         Frames other than the current one are encoded as in evaluation and carry no gradient, as released.
         """
+        if len(self.frame_offsets) == 1:
+            levels, features = self.encode_frame_map(batch)
+            return levels, self.augmented(features, batch)
         clip: list[Levels] = []
         for t in range(len(batch.frame_offsets)):
             present = t == batch.current
@@ -141,7 +176,7 @@ class BEVFormerV2(PerceptionModel):
         return clip[batch.current], self.bev_map(clip, batch, augmented=self.training)
 
     def encode(self, batch: Batch, memory: History | None = None) -> tuple[Levels, BevFeatures, History]:
-        """Image features and BEV map of the current frames, and the memory to pass in with the next batch.
+        """Image features and BEV map of the current frames, and the history to pass in with the next batch.
 
         A batch with the model's whole clip is encoded as it is. A batch of current frames only takes past ones from
         ``memory`` (their image features): the same numbers with one encoder pass per frame.
@@ -174,6 +209,13 @@ class BEVFormerV2(PerceptionModel):
         Raises FloatingPointError if predictions are not finite, naming the layer; ConfigError for a batch of other
         frame offsets than the model's, without labels for any task, or with labels that BoxTask.check_labels refuses.
         """
+        return self.stream_loss(batch)[0]
+
+    def stream_loss(self, batch: Batch, memory: States | None = None) -> tuple[dict[str, Tensor], dict[str, SceneState]]:
+        """``loss``, and the memory for the next iteration: states of the batch's streams, {} for a model without.
+
+        Raises as ``loss``; ConfigError for a batch with two samples of one stream.
+        """
         self.check_clip(batch)
         labels: dict[str, Sequence[Any]] = {"boxes": batch.gt_boxes, "occupancy": batch.occupancy, "lanes": batch.lanes}
         if not any(own is not None for task in self.tasks for own in labels[task]):
@@ -183,27 +225,65 @@ class BEVFormerV2(PerceptionModel):
             )
         if "boxes" in self.tasks:
             self.boxes.check_labels(batch)
-        levels, features = self.encode_clip(batch)
+        states: dict[str, SceneState] = {}
+        if self.memory is None:
+            levels, features = self.encode_clip(batch)
+        else:
+            levels, features = self.encode_frame_map(batch)
+            features, states = self.memory(features, batch, memory)
+            features = self.augmented(features, batch)
         losses: dict[str, Tensor] = {}
         for task in self.tasks:
             head = self.task_head(task)
             terms = head.loss(head(features, levels, batch), batch)
             weight = self.loss_weights.get(task, 1.0)
             losses |= {name: value * weight for name, value in terms.items()}
-        return losses
+        return losses, states
+
+    def pack_memory(self, memory: States | None) -> dict[str, Any]:
+        """States as dicts by stream, which no other process has."""
+        return {key: state.as_plain() for key, state in (memory or {}).items()}
+
+    def unpack_memory(self, packed: dict[str, Any]) -> dict[str, SceneState]:
+        """The inverse of ``pack_memory``."""
+        return {key: SceneState.of_plain(own) for key, own in packed.items()}
 
     @torch.no_grad()
     def predict(
-        self, batch: Batch, memory: History | None = None, tasks: Sequence[str] | None = None
-    ) -> tuple[list[SceneAnswer], History]:
-        """The answers for the current frames, and the memory to pass in next (``encode``)."""
-        batch = batch.without_labels()
-        levels, features, memory = self.encode(batch, memory)
+        self, batch: Batch, memory: History | States | None = None, tasks: Sequence[str] | None = None
+    ) -> tuple[list[SceneAnswer], History | States]:
+        """The answers for the current frames, and the memory to pass in next.
+
+        That is the history of ``encode``, or with ``memory`` (StreamingMemory) the states of the batch's scenes. Frames
+        of one scene in a batch are answered one after the other.
+        """
+        batch, asked = batch.without_labels(), self.asked(tasks)
+        if self.memory is None:
+            levels, features, history = self.encode(batch, memory)  # type: ignore[arg-type]
+            return self.answer(levels, features, batch, asked), history
+        levels, features = self.encode_frame_map(batch)
+        states: dict[str, SceneState] = dict(memory or {})  # type: ignore[arg-type]
+        answers: list[SceneAnswer | None] = [None] * len(batch.tokens)
+        for samples in rounds(batch):
+            part, own_levels, own_features = batch.select(samples), levels, features
+            if part is not batch:  # indexing would copy to another layout, whose sums round otherwise
+                own_levels = [level[samples] for level in levels]
+                own_features = replace(features, bev=features.bev[samples])
+            fused, new = self.memory(own_features, part, states)
+            states |= new
+            for b, own in zip(samples, self.answer(own_levels, fused, part, asked)):
+                answers[b] = own
+        kept = {key: states[key] for key in batch.stream_keys if key in states}
+        return [answer for answer in answers if answer is not None], kept
+
+    def answer(
+        self, levels: Levels, features: BevFeatures, batch: Batch, tasks: Sequence[str]
+    ) -> list[SceneAnswer]:
+        """The heads' answers from what ``encode`` gives."""
         found = {}
-        for task in self.asked(tasks):
+        for task in tasks:
             head = self.task_head(task)
             found[task] = head.predict(head(features, levels, batch), batch)
-        answers = [
+        return [
             SceneAnswer(token, **{task: own[b] for task, own in found.items()}) for b, token in enumerate(batch.tokens)
         ]
-        return answers, memory

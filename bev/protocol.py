@@ -71,12 +71,19 @@ class PerceptionModel(BaseModel):
     """The protocol of all models, ours and the published ones.
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
-    gives_tracks: whether its boxes have ``track_ids``.
+    streams: whether training hands its memory from one iteration to the next (``stream_loss``). gives_tracks: whether
+    its boxes have ``track_ids``.
     """
 
     tasks: tuple[str, ...] = TASKS
-    gives_tracks: bool = False
     frame_offsets: tuple[int, ...] = (0,)
+    streams: bool = False
+    gives_tracks: bool = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether past keyframes change the answers."""
+        return self.streams or len(self.frame_offsets) > 1
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named loss terms; those whose name contains "loss" are added up."""
@@ -90,6 +97,21 @@ class PerceptionModel(BaseModel):
         memory: None at the start; what it holds is the model's own matter, and samples of other scenes never see it.
         tasks: answer only these; default all. Labels in the batch are not looked at.
         """
+        raise NotImplementedError
+
+    def stream_loss(self, batch: Batch, memory: Any = None) -> tuple[dict[str, Tensor], Any]:
+        """``loss`` of models that ``streams``, and the memory, without gradient, for the batch that follows in time.
+
+        memory: as for ``predict``, but of training: one is never given where the other is meant.
+        """
+        raise NotImplementedError
+
+    def pack_memory(self, memory: Any) -> dict[str, Any]:
+        """The memory of training as dicts, tensors and plain values, by names that no other process's memory has."""
+        raise NotImplementedError
+
+    def unpack_memory(self, packed: dict[str, Any]) -> Any:
+        """The inverse of ``pack_memory``, also of several processes' memories in one dict."""
         raise NotImplementedError
 
     def asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
@@ -128,10 +150,12 @@ class PerceptionModel(BaseModel):
                     "objects outside either are not learned, or not found; give both the same"
                 )
 
-    def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor] | list[SceneAnswer]:
-        """``loss`` in training; ``predict`` without memory. Other modes raise ValueError."""
-        if mode not in ("loss", "predict"):
+    def forward(self, batch: Batch, mode: str = "loss", memory: Any = None) -> Any:
+        """``loss`` in training; ``predict`` without memory; "stream": ``stream_loss``. Other modes raise ValueError."""
+        if mode not in ("loss", "predict", "stream"):
             raise ValueError(f"mode is 'loss' or 'predict', got {mode!r}")
+        if mode == "stream":
+            return self.stream_loss(batch, memory)
         return self.loss(batch) if mode == "loss" else self.predict(batch)[0]
 
 

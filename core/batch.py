@@ -5,6 +5,7 @@ Shapes: B batch, T time steps of a clip, N cameras, n boxes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -71,6 +72,11 @@ class Batch:
     What past frames lack has zeros in ``image_from_bev`` likewise."""
     front_cameras: list[int | None] = field(default_factory=list)
     """B: index of the camera that looks ahead, None where none does; left out: not known (made by hand)."""
+    streams: list[str] = field(default_factory=list)
+    """B: what a memory of the past belongs to. Samples that follow each other in time, seen alike (mirrored or not),
+    have the same; left out: the frames' scenes."""
+    mirrored: list[bool] = field(default_factory=list)
+    """B: whether the sample is of the mirror world (data_tools/clips/mirror.py); left out: none is."""
 
     def __post_init__(self) -> None:
         """Labels that are not given are None for every sample."""
@@ -104,6 +110,30 @@ class Batch:
     def current(self) -> int:
         """Index of the current frame along T."""
         return self.frame_offsets.index(0)
+
+    @property
+    def stream_keys(self) -> list[str]:
+        """``streams``, or the scenes of the frames."""
+        return self.streams or [frame.scene_token for frame in self.frames]
+
+    @property
+    def are_mirrored(self) -> list[bool]:
+        """``mirrored``, of every sample."""
+        return self.mirrored or [False] * len(self.images)
+
+    def select(self, samples: Sequence[int]) -> Batch:
+        """The batch of these samples, in this order."""
+        if list(samples) == list(range(len(self.images))):
+            return self
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[list(samples)]
+            if isinstance(value, dict):
+                return {key: pick(own) for key, own in value.items()}
+            return [value[b] for b in samples] if isinstance(value, list) and value else value
+
+        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""

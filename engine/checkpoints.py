@@ -1,8 +1,9 @@
 """Checkpoint files: written whole or not at all, read without running anything that is inside them.
 
 A training checkpoint is a dict of tensors and plain values: ``meta``, ``state_dict`` (the averaged weights where EMA
-is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``. `export_weights` publishes
-its ``state_dict`` as safetensors. Weights alone are read by core.checkpoint.load_checkpoint.
+is on), ``ema_state_dict`` (then: the raw weights), ``optimizer``, ``param_schedulers``, ``memory`` (of a model that
+carries one from iteration to iteration: what the next one starts from). `export_weights` publishes its ``state_dict``
+as safetensors: a published model starts every scene anew. Weights alone are read by core.checkpoint.load_checkpoint.
 
 ``meta`` holds ``iter``, ``seed``, ``world_size``, ``settings`` (resume.py), ``config`` (its name), ``torch``;
 ``lineage`` (the trainings behind the weights, this one last: core/weights/lineage.py); ``classes`` and ``cameras``
@@ -130,7 +131,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 PARTS: dict[str, type] = {"meta": dict, "state_dict": dict, "optimizer": dict}
-MORE_PARTS: dict[str, type] = {"ema_state_dict": dict, "param_schedulers": list}
+MORE_PARTS: dict[str, type] = {"ema_state_dict": dict, "param_schedulers": list, "memory": dict}
 REQUIRED_META = ("iter", "seed", "world_size")
 META: dict[str, Any] = {
     "iter": int,

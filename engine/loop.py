@@ -1,6 +1,7 @@
 """The training loop: one iteration depends on (weights, seed, iteration, rank) and on nothing that happened before.
 
-So a run that was killed and resumed takes the same path as one that was not.
+So a run that was killed and resumed takes the same path as one that was not. A model with memory adds its ``memory``,
+which the loop holds, and checkpoints carry.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, barrier, get_rank
+from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
@@ -49,9 +50,11 @@ class ResumableTrainLoop(BaseLoop):
     """Trains for ``max_iters`` iterations, or until ``max_minutes`` of this process have passed or SIGTERM comes.
 
     The model is called as ``model(batch, mode="loss")`` and returns named terms; those whose name contains "loss"
-    are added up. The dataloader's sampler is endless and takes ``load_state_dict({"position": n})``, n the samples of
-    this rank that were already used (data_tools.clips.sampler.ResumableSampler). It stops between two steps of the
-    optimiser only, so ``max_iters`` is a multiple of the iterations that are accumulated into one (train.py).
+    are added up. A model that ``streams`` is called as ``model(batch, mode="stream", memory=...)`` and also returns the
+    memory for the next iteration, which no gradient goes through (bev/protocol.py). The dataloader's sampler is
+    endless and takes ``load_state_dict({"position": n})``, n the samples of this rank that were already used
+    (data_tools.clips.sampler.ResumableSampler). It stops between two steps of the optimiser only, so ``max_iters`` is a
+    multiple of the iterations that are accumulated into one (train.py).
     """
 
     def __init__(self, runner: Runner, dataloader: Any, max_iters: int, max_minutes: float | None = None) -> None:
@@ -68,6 +71,14 @@ class ResumableTrainLoop(BaseLoop):
         self.iter = 0
         self.stop_training = False
         self.data_time_s = 0.0
+        self.memory: Any = None
+        """Of a model that ``streams``, as it returned it."""
+        own, slots = self.dataloader.batch_size, getattr(self.dataloader.sampler, "slots", None)
+        if slots is not None and slots != own * get_world_size():
+            raise ConfigError(
+                f"train_dataloader.sampler: walks through {slots} sequences, the processes' batches have "
+                f"{own * get_world_size()} samples; leave its batch_size out"
+            )
 
     @property
     def window(self) -> int:
@@ -126,10 +137,14 @@ class ResumableTrainLoop(BaseLoop):
             batch = batch.to(next(model.parameters()).device)
             try:
                 with runner.optim_wrapper.optim_context(runner.model):
-                    losses = runner.model(batch, mode="loss")
+                    if getattr(model, "streams", False):
+                        losses, memory = runner.model(batch, mode="stream", memory=self.memory)
+                    else:
+                        losses, memory = runner.model(batch, mode="loss"), None
                 check_finite(losses)
                 total = sum(value for name, value in losses.items() if "loss" in name)
                 runner.optim_wrapper.update_params(total)
+                self.memory = memory
             except FloatingPointError as error:
                 raise TrainingError(f"{self._not_finite(str(error), batch, model)}") from error
         outputs = {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}

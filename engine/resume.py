@@ -2,7 +2,8 @@
 
 The settings are stored in the checkpoint's ``meta["settings"]``, a dict of plain values: ``config`` (the entries that
 its state depends on), ``seed``, ``world_size``, ``batch_size`` (of one process), ``accumulation`` (iterations in a step
-of the optimiser), ``samples`` and ``fingerprint`` of the training data, ``parameter_groups`` of the optimiser.
+of the optimiser), ``samples`` and ``fingerprint`` of the training data, ``parameter_groups`` of the optimiser, ``slots`` of a
+StreamingSampler.
 """
 
 from __future__ import annotations
@@ -99,14 +100,15 @@ def compare(meta: Mapping[str, Any], now: Settings, path: Path) -> Changes:
     if not isinstance(stored, Mapping):
         return _compare_old(meta, now, path)
     refused = [
-        (name, stored.get(key, ABSENT), now[key])
+        (name, stored.get(key, ABSENT), now.get(key, ABSENT))
         for key, name in (
             ("seed", "seed"),
             ("samples", "a training set of so many samples:"),
             ("fingerprint", "other samples or scenes in the training set, fingerprint"),
             ("parameter_groups", "parameter groups:"),
+            ("slots", "so many sequences at a time (processes x batch size):"),
         )
-        if stored.get(key) != now[key]
+        if stored.get(key) != now.get(key)
     ]
     if refused and refused[0][0].startswith("a training set"):
         refused = [entry for entry in refused if "fingerprint" not in entry[0]]

@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
@@ -159,6 +159,7 @@ class TrainRunner(Runner):
         if not self.takes_part_in_saving:
             return
         weights, optimizer = self._gather(), self.optim_wrapper.state_dict()
+        memory = self._gathered_memory()
         if self.rank != 0:
             return
         *earlier, own = self.lineage
@@ -177,6 +178,7 @@ class TrainRunner(Runner):
             "state_dict": weights,
             "optimizer": optimizer,
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers or []],
+            **({} if memory is None else {"memory": memory}),
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)  # EMA moves its weights into state_dict
         checkpoints.save_checkpoint(checkpoint, path, is_last)
@@ -184,7 +186,23 @@ class TrainRunner(Runner):
     @property
     def takes_part_in_saving(self) -> bool:
         """Whether this rank holds something that checkpoints need."""
-        return self.rank == 0 or self.sharding is not None
+        return self.rank == 0 or self.sharding is not None or self.streams
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model hands a memory from one iteration to the next."""
+        return getattr(self.bare_model, "streams", False)
+
+    def _gathered_memory(self) -> dict[str, Any] | None:
+        """The memory of all processes on rank 0, on the CPU; None for a model without; all ranks call."""
+        if not self.streams:
+            return None
+        own = on_cpu(self.bare_model.pack_memory(self.train_loop.memory))
+        found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        if self.world_size == 1:
+            return own
+        torch.distributed.gather_object(own, found)
+        return {key: state for part in found or () for key, state in part.items()}
 
     def bad_parameters(self) -> list[str]:
         """Names of weights that are not finite (failures.py), of all ranks; where weights are shared out, all call."""
@@ -236,6 +254,8 @@ class TrainRunner(Runner):
         """Start from ``load_from`` (weights only) or go on from it (``resume``); Runner.train calls this."""
         world_size, dataset = self.world_size, self.train_dataloader.dataset
         self.settings = run_settings(self.config, self.seed, world_size, dataset, self.optim_wrapper)
+        if slots := getattr(self.train_dataloader.sampler, "slots", None):
+            self.settings["slots"] = slots
         own = own_stage(self.config, self.seed, dataset, self.command)
         weights = None if self._load_from is None or self._resume else Path(self._load_from)
         self.lineage = (*earlier_stages(self.config, weights), own)
@@ -273,6 +293,8 @@ class TrainRunner(Runner):
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
             self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
+            if self.streams:
+                self.train_loop.memory = self.bare_model.unpack_memory(checkpoint.get("memory", {}))
         if KEY in checkpoint["meta"]:
             *earlier, began = stages_of(checkpoint["meta"][KEY], str(path))
             self.lineage = (*earlier, replace(self.lineage[-1], command=began.command))
@@ -313,3 +335,12 @@ class TrainRunner(Runner):
             raise ValueError(f"{len(states)} schedules, the config has {len(schedulers)}")
         for scheduler, state in zip(schedulers, states):
             scheduler.load_state_dict(state)
+
+
+def on_cpu(value: Any) -> Any:
+    """A nest of dicts, lists and tuples with its tensors on the CPU, copied."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(own) for key, own in value.items()}
+    return type(value)(map(on_cpu, value)) if isinstance(value, (list, tuple)) else value

@@ -23,6 +23,7 @@ from mmengine.visualization import Visualizer
 
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.folders import folder_lock
+from ..core.registries import DATA_SAMPLERS
 from ..core.weights.shipped import weights_file
 from . import checkpoints
 from .averaging import AverageWeights
@@ -191,6 +192,7 @@ def _run(
     runner.fine_tune = start.how == "fine_tune"
     runner.resumed, runner.command = start.content, command
     _share_frames(runner)
+    _share_batch_size(runner)
     # Runner.train builds the same in the same order; here an error names the part of the config.
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
         runner.train_loop  # noqa: B018 (a property that builds)
@@ -273,6 +275,23 @@ def _share_frames(runner: TrainRunner) -> None:
     offsets, loader = getattr(runner.bare_model, "frame_offsets", None), runner._train_dataloader
     if offsets is not None and isinstance(loader, dict) and isinstance(loader["dataset"], dict):
         loader["dataset"].setdefault("frame_offsets", offsets)
+
+
+def _share_batch_size(runner: TrainRunner) -> None:
+    """A sampler that walks through sequences follows as many as the batch has places; its config need not say so."""
+    loader = runner._train_dataloader
+    sampler = loader["sampler"] if isinstance(loader, dict) else None
+    if not isinstance(sampler, dict):
+        return
+    kind = DATA_SAMPLERS.get(sampler["type"]) if isinstance(sampler["type"], str) else sampler["type"]
+    if hasattr(kind, "slots"):
+        runner._train_dataloader = {**loader, "sampler": {"batch_size": loader["batch_size"], **sampler}}
+    elif runner.streams:
+        logger.warning(
+            "the model has memory, but train_dataloader.sampler %s gives it no frames that follow each other: it learns "
+            "as if each were the first of its scene; use StreamingSampler",
+            getattr(kind, "__name__", kind),
+        )
 
 
 @contextmanager

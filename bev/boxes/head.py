@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +147,13 @@ class BoxHead(nn.Module):
         self.query_embedding = nn.Embedding(num_query * num_groups, 2 * embed_dims)
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -4.59511985)  # a prior of 0.01, Lin et al. 2017
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any) -> None:
+        """``code_weights`` stand in published checkpoints, but are a setting of the loss: the config's count."""
+        key = f"{prefix}code_weights"
+        if key in state_dict and not self.code_weights.is_meta:
+            state_dict[key] = self.code_weights.detach().clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     # ---- BEV to boxes --------------------------------------------------------------------------------------------
 

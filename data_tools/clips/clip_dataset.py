@@ -32,6 +32,7 @@ from .can_bus import can_bus_of_pose
 from .collate import ClipSample
 from .images import load_image
 from .mirror import mirror_clip
+from .sampler import StreamStep
 from .transforms import (
     BdaDraw,
     BdaSettings,
@@ -110,6 +111,7 @@ class ClipDataset(Dataset):
     How it is used:
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
         seed: ``dataset[index, draw]`` is a pure function of (seed, draw, index); ``dataset[index]`` has draw 0.
+            A StreamStep (sampler.py) has the augmentation of its sequence, a function of (seed, draw).
         cache_images: keep cropped and resized images in memory (``image.resample`` 'area' only): 3 bytes per pixel
             of network input. Every loader worker keeps its own.
 
@@ -216,6 +218,8 @@ class ClipDataset(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         index %= len(self)
+        if self.training and isinstance(item, StreamStep):
+            return self._streamed(index, draw)
         rng = np.random.default_rng([self.seed, draw, index])
         if not self.training:
             frame, image_draw = self.frames[index], self.image.test_draw
@@ -224,7 +228,19 @@ class ClipDataset(Dataset):
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
         clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        clip.stream = f"{frame.scene_token} {draw} {index}"  # of this clip alone
         return mirror_clip(clip) if self.mirror and rng.integers(2) else clip
+
+    def _streamed(self, index: int, draw: int) -> ClipSample:
+        """A step of a sequence: all its frames have the same draws, and none is replaced for want of labels."""
+        frame, rng = self.frames[index], np.random.default_rng([self.seed, draw])
+        is_mirrored = self.mirror and bool(rng.integers(2))  # first: cameras that are missing draw nothing
+        image_draw = self.image.draw(rng)
+        bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
+        targets = self._targets(frame, image_draw, bda_draw)
+        clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
+        clip.stream = f"{frame.scene_token} {draw}"
+        return mirror_clip(clip) if is_mirrored else clip
 
     def neighbours(self, frame: Frame) -> list[Frame | None]:
         """The T frames of a clip, None where the scene has none."""

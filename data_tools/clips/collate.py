@@ -58,6 +58,10 @@ class ClipSample:
     """[T, 18], see can_bus.py; None where the poses are."""
     occupancy: OccupancyTargets | None = None
     lanes: LaneTargets | None = None
+    stream: str | None = None
+    """See Batch.streams; None: the frame's scene."""
+    mirrored: bool = False
+    """Whether `mirror_clip` made it."""
 
 
 @FUNCTIONS.register_module()
@@ -120,6 +124,8 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         camera_names=[sample.camera_names for sample in samples],
         camera_valid=[tuple(own) for own in sizes[:, first.frame_offsets.index(0), :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
+        streams=[sample.frame.scene_token if sample.stream is None else sample.stream for sample in samples],
+        mirrored=[sample.mirrored for sample in samples],
     )
 
 

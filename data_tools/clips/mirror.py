@@ -77,6 +77,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         can_bus=None if poses is None or sample.can_bus is None else mirror_can_bus(sample.can_bus, poses),
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
+        mirrored=not sample.mirrored,
     )
 
 

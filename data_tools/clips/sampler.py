@@ -1,4 +1,4 @@
-"""The order of clips: an endless, resumable training order and a scene-by-scene evaluation order.
+"""The order of clips: endless, resumable training orders and a scene-by-scene evaluation order.
 
 A sampler yields ``(index, draw)``: the clip and the number that seeds its augmentation.
 """
@@ -6,13 +6,14 @@ A sampler yields ``(index, draw)``: the clip and the number that seeds its augme
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from mmengine.dist import get_dist_info
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from ...core.errors import ConfigError
 from ...core.registries import DATA_SAMPLERS
 
 
@@ -103,6 +104,104 @@ class ResumableSampler(Sampler):
         self.position = int(state["position"])
         self.seed = int(state.get("seed", self.seed))
         self._epoch = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by epoch-based loops; the order here already differs from epoch to epoch."""
+
+
+class StreamStep(NamedTuple):
+    """A frame of a sequence that a memory follows; all frames of one pass through a sequence have the same draw."""
+
+    index: int
+    draw: int
+
+
+@DATA_SAMPLERS.register_module()
+class StreamingSampler(Sampler):
+    """An endless order for models with memory: each place of the global batch walks through whole sequences in time.
+
+    The places (slots) are those of all ranks' batches; slot s takes every so-manieth sequence of an endless list in
+    which each epoch has every sequence once, in a shuffled order (SOLOFusion, arXiv 2210.02443, has the same idea).
+    Where sequences are of one length, an epoch has every frame once. What a rank yields is a pure function of
+    (seed, position), so it resumes to the bit, with any number of ranks that together have as many slots.
+
+    dataset: anything with ``scene_tokens``; batch_size: of one rank (train fills it in from its dataloader);
+    sequence_frames: scenes are cut into sequences of about equal length and at most so many frames, None: whole scenes;
+    rank, world_size: default from torch.distributed. ``state_dict``: as of ResumableSampler.
+    """
+
+    def __init__(
+        self,
+        dataset: HasScenes,
+        seed: int | None = None,
+        batch_size: int = 1,
+        sequence_frames: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        for name, value, low in (("batch_size", batch_size, 1), ("sequence_frames", sequence_frames or 1, 1), ("seed", seed or 0, 0)):
+            if type(value) is not int or value < low:
+                raise ConfigError(f"sampler.{name}: must be a whole number from {low} on, got {value!r}")
+        default_rank, default_world_size = get_dist_info()
+        self.sequences = [
+            part
+            for scene in scene_runs(dataset.scene_tokens)
+            for part in np.array_split(scene, -(-len(scene) // (sequence_frames or len(scene))))
+        ]
+        if not self.sequences:
+            raise ConfigError("sampler: the dataset has no frames")
+        self.size = len(dataset.scene_tokens)
+        self.seed = seed or 0
+        self.batch_size = batch_size
+        self.rank = default_rank if rank is None else rank
+        self.world_size = default_world_size if world_size is None else world_size
+        self.position = 0
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._walks: dict[int, tuple[int, int]] = {}
+
+    @property
+    def slots(self) -> int:
+        """Sequences that are walked through at a time, over all ranks."""
+        return self.world_size * self.batch_size
+
+    def sequence(self, number: int) -> NDArray[np.int64]:
+        """The clips of a sequence of the endless list."""
+        epoch, place = divmod(number, len(self.sequences))
+        if epoch not in self._orders:
+            if len(self._orders) > 64:  # slots are in a few epochs at a time
+                self._orders.clear()
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.sequences))
+        return self.sequences[self._orders[epoch][place]]
+
+    def at(self, position: int) -> StreamStep:
+        """What this rank yields at a position; quick for positions that ascend."""
+        step, place = divmod(position, self.batch_size)
+        slot = place * self.world_size + self.rank
+        number, begun = self._walks.get(slot, (slot, 0))
+        if begun > step:
+            number, begun = slot, 0
+        while (end := begun + len(self.sequence(number))) <= step:
+            number, begun = number + self.slots, end
+        self._walks[slot] = number, begun
+        return StreamStep(int(self.sequence(number)[step - begun]), number)
+
+    def __iter__(self) -> Iterator[StreamStep]:
+        while True:
+            item = self.at(self.position)
+            self.position += 1
+            yield item
+
+    def __len__(self) -> int:
+        """Samples of this rank per epoch (rounded up); the iterator itself does not end."""
+        return -(-self.size // self.world_size)
+
+    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+        return {"position": self.position if consumed is None else consumed, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = int(state["position"])
+        self.seed = int(state.get("seed", self.seed))
+        self._orders, self._walks = {}, {}
 
     def set_epoch(self, epoch: int) -> None:
         """Called by epoch-based loops; the order here already differs from epoch to epoch."""
