@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.answers import Detections
+from ...core.answers import NO_TRACK, Detections
 from ...core.finite import check_answer
 from ...core.registries import MODELS
 from ..map.bev_map import init_attention_module
@@ -51,12 +51,15 @@ class QueryOutputs:
     groups: int
     valid: Tensor | None = None
     """[B, Q] bool, None where all queries are"""
+    hidden: Tensor | None = None
+    """[B, G * Q, C] of the last layer"""
 
     def of_samples(self, samples: Sequence[int]) -> QueryOutputs:
         """Those of some samples of the batch."""
         chosen = list(samples)
         valid = None if self.valid is None else self.valid[chosen]
-        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid)
+        hidden = None if self.hidden is None else self.hidden[chosen]
+        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid, hidden)
 
 
 def _widened(pc_range: Sequence[float], margin_m: float = 10.0) -> tuple[float, ...]:
@@ -178,7 +181,7 @@ class BoxHead(nn.Module):
         for layer, (cls_branch, reg_branch) in enumerate(zip(self.cls_branches, self.reg_branches)):
             logits.append(cls_branch(hidden[layer]))
             codes.append(self._to_metres(reg_branch(hidden[layer]), references[layer]))
-        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid)
+        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid, hidden[-1])
 
     def initial_references(self, query_pos: Tensor) -> Tensor:
         """Reference points [..., 3] in [0, 1] of query positions [..., C]; in float32 under autocast too, since half
@@ -266,15 +269,27 @@ class BoxHead(nn.Module):
     # ---- inference -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, outs: QueryOutputs, tokens: Sequence[str]) -> list[Detections]:
-        """Detections of the last layer's first group, one per sample. Raises PredictionError if they are not finite."""
+    def predict(
+        self, outs: QueryOutputs, tokens: Sequence[str], query_ids: Sequence[Tensor] | None = None
+    ) -> list[Detections]:
+        """Detections of the last layer's first group, one per sample. Raises PredictionError if they are not finite.
+
+        query_ids: B x [Q], the track of each query; its box of the best class has it.
+        """
         per_group = outs.cls_logits.shape[2] // outs.groups
         found = []
         for b, token in enumerate(tokens):
             logits, codes = outs.cls_logits[-1, b, :per_group].float(), outs.box_codes[-1, b, :per_group].float()
+            ids = None if query_ids is None else query_ids[b]
             if outs.valid is not None:
                 logits, codes = logits[outs.valid[b]], codes[outs.valid[b]]
+                ids = None if ids is None else ids[outs.valid[b]]
             check_answer("boxes", token, logits, codes)
-            boxes, scores, labels = (x.cpu().numpy() for x in self.coder.decode(logits, codes))
-            found.append(Detections(token, boxes, scores, labels))
+            decoded, queries = self.coder.decode_queries(logits, codes)
+            boxes, scores, labels = (x.cpu().numpy() for x in decoded)
+            track_ids = None
+            if ids is not None:
+                own = torch.where(logits.argmax(-1)[queries] == decoded[2], ids[queries], NO_TRACK)
+                track_ids = own.cpu().numpy()
+            found.append(Detections(token, boxes, scores, labels, track_ids))
         return found
