@@ -201,7 +201,9 @@ class StreamingMemory(nn.Module):
         missing = torch.zeros_like(self.running_mean)
         there = torch.tensor([state is not None for state in past], device=bev.device)[:, None, None, None]
         new = stack(now.global_from_bev.to(bev.device) for now in current)
-        old = stack((now if state is None else state).global_from_bev.to(bev.device) for now, state in zip(current, past))
+        old = stack(
+            (now if state is None else state).global_from_bev.to(bev.device) for now, state in zip(current, past)
+        )
         old_maps = stack(missing if own is None else own.to(bev.device).float() - self.running_mean for own in maps)
         gaps_s = [0.0 if s is None else (now.timestamp_us - s.timestamp_us) * 1e-6 for now, s in zip(current, past)]
         ones = bev.new_ones((len(bev), 1, *bev.shape[2:]), dtype=torch.float32)
@@ -235,9 +237,7 @@ class StreamingMemory(nn.Module):
                     maps[b] = bev
         return maps
 
-    def _kept(
-        self, now: SceneState, past: SceneState | None, fused: Tensor, own: Tensor
-    ) -> SceneState:
+    def _kept(self, now: SceneState, past: SceneState | None, fused: Tensor, own: Tensor) -> SceneState:
         kept = replace(now, bev=_copied(fused))
         if not self.training or self.unroll == 1:
             return kept

@@ -1,4 +1,4 @@
-"""The tiny model with one streaming memory for its map and one for its objects, whose ids make tracks: docs/tracking.md.
+"""The tiny model with a streaming memory for its map and one for its objects, whose ids make tracks: docs/tracking.md.
 
 With the weights of perception_tiny_synthetic the first frame of a scene is that model's to the bit.
 """

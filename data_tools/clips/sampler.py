@@ -139,8 +139,9 @@ class StreamingSampler(Sampler):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        for name, value, low in (("batch_size", batch_size, 1), ("sequence_frames", sequence_frames or 1, 1), ("seed", seed or 0, 0)):
-            if type(value) is not int or value < low:
+        given = (("batch_size", batch_size, 1), ("sequence_frames", sequence_frames, 1), ("seed", seed, 0))
+        for name, value, low in given:
+            if value is not None and (type(value) is not int or value < low):
                 raise ConfigError(f"sampler.{name}: must be a whole number from {low} on, got {value!r}")
         default_rank, default_world_size = get_dist_info()
         self.sequences = [

@@ -8,7 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drivestack.data_tools.clips.sampler import ResumableSampler, SceneOrderSampler, scene_runs
+from drivestack.core.errors import ConfigError
+from drivestack.data_tools.clips.sampler import (
+    ResumableSampler,
+    SceneOrderSampler,
+    StreamingSampler,
+    StreamStep,
+    scene_runs,
+)
 
 SCENES = ["a"] * 7 + ["b"] * 3 + ["c"] * 12 + ["d"]
 
@@ -80,3 +87,64 @@ def test_scene_runs_are_found_in_any_naming():
     runs = scene_runs(["z", "z", "a", "m", "m"])
     assert [run.tolist() for run in runs] == [[0, 1], [2], [3, 4]]
     assert np.concatenate(runs).tolist() == list(range(5))
+
+
+def test_streams_walk_through_scenes_in_time_and_shuffle_only_scenes(dataset):
+    sampler = StreamingSampler(dataset, seed=2, batch_size=3)
+    items, scenes = take(sampler, 3 * 60), scene_runs(SCENES)
+    for slot in range(3):
+        own, at = items[slot::3], 0
+        while at + 12 < len(own):
+            index, draw = own[at]
+            scene = next(run for run in scenes if run[0] == index)  # begins at the beginning
+            assert [item.index for item in own[at : at + len(scene)]] == scene.tolist()
+            assert {item.draw for item in own[at : at + len(scene)]} == {draw}
+            at += len(scene)
+    assert len({item.draw for item in items[:3]}) == 3
+    passes = [sampler.sequence(number)[0] for number in range(8)]  # two epochs
+    assert sorted(passes[:4]) == sorted(passes[4:]) == sorted(run[0] for run in scenes)
+    order = lambda seed: [StreamingSampler(dataset, seed=seed).sequence(n)[0] for n in range(12)]
+    assert len({tuple(order(seed)) for seed in range(6)}) > 3
+
+
+def test_streams_resume_at_any_position(dataset):
+    whole = take(StreamingSampler(dataset, seed=5, batch_size=2), 120)
+    assert all(isinstance(item, StreamStep) for item in whole)
+    for stop in (0, 1, 23, 64, 111):
+        resumed = StreamingSampler(dataset, batch_size=2)
+        resumed.load_state_dict({"position": stop, "seed": 5})
+        assert take(resumed, 120 - stop) == whole[stop:]
+    sampler = StreamingSampler(dataset, seed=5, batch_size=2)
+    take(sampler, 90)  # prefetching workers
+    assert [sampler.at(p) for p in (40, 90, 3)] == [whole[40], whole[90], whole[3]]
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 3), (3, 2), (6, 1)])
+def test_ranks_share_the_slots_of_one_process(dataset, world_size, batch_size):
+    one = take(StreamingSampler(dataset, seed=1, batch_size=6), 6 * 40)
+    steps = [set(one[i : i + 6]) for i in range(0, len(one), 6)]
+    ranks = [
+        take(StreamingSampler(dataset, seed=1, batch_size=batch_size, rank=r, world_size=world_size), 40 * batch_size)
+        for r in range(world_size)
+    ]
+    for i, step in enumerate(steps):
+        assert {item for own in ranks for item in own[i * batch_size : (i + 1) * batch_size]} == step
+
+
+def test_scenes_are_cut_into_sequences_of_about_equal_length(dataset):
+    sampler = StreamingSampler(dataset, sequence_frames=4)
+    assert [len(own) for own in sampler.sequences] == [4, 3, 3, 4, 4, 4, 1]
+    assert np.concatenate(sampler.sequences).tolist() == list(range(len(SCENES)))
+    assert len(StreamingSampler(dataset, rank=0, world_size=3)) == 8
+
+
+def test_streams_of_equal_length_show_every_frame_once_an_epoch():
+    sampler = StreamingSampler(SimpleNamespace(scene_tokens=[s for s in "abcdef" for _ in range(5)]), batch_size=3)
+    for epoch in range(3):
+        assert sorted(item.index for item in take(sampler, 30)) == list(range(30)), epoch
+
+
+@pytest.mark.parametrize("wrong", [dict(batch_size=0), dict(sequence_frames=0), dict(seed=-1), dict(batch_size="2")])
+def test_wrong_settings_of_streams_are_named(dataset, wrong):
+    with pytest.raises(ConfigError, match=rf"sampler\.{next(iter(wrong))}: must be a whole number"):
+        StreamingSampler(dataset, **wrong)
