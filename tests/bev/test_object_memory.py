@@ -110,7 +110,7 @@ def test_ids_are_stable_unique_and_the_same_in_every_run() -> None:
     """Two cars that the weights do not see, put into the memory of the first frame: they keep their ids."""
     model = build(dict(OBJECTS, id_score=0.9, suppress_m=0.0))
     batches = scene("a", 6)
-    found, memory = drive(model, batches[:1])
+    _, memory = drive(model, batches[:1])
     (key,) = memory
     boxes = torch.tensor([[5.0, 6, -1, 4, 2, 1.5, 0.3, 0, 0], [-8, 2, -1, 4, 2, 1.5, 0, 0, 0]])
     made = model.boxes.memory.objects_of_boxes(boxes, torch.tensor([3, 6]), torch.tensor([4, 9]), 10)
