@@ -270,20 +270,28 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, outs: QueryOutputs, tokens: Sequence[str], query_ids: Sequence[Tensor] | None = None
+        self,
+        outs: QueryOutputs,
+        tokens: Sequence[str],
+        query_ids: Sequence[Tensor] | None = None,
+        left_out: Sequence[Tensor] | None = None,
     ) -> list[Detections]:
         """Detections of the last layer's first group, one per sample. Raises PredictionError if they are not finite.
 
-        query_ids: B x [Q], the track of each query; its box of the best class has it.
+        query_ids: B x [Q], the track of each query; its box of the best class has it. left_out: B x [Q], queries that
+        are no answer.
         """
         per_group = outs.cls_logits.shape[2] // outs.groups
         found = []
         for b, token in enumerate(tokens):
             logits, codes = outs.cls_logits[-1, b, :per_group].float(), outs.box_codes[-1, b, :per_group].float()
             ids = None if query_ids is None else query_ids[b]
-            if outs.valid is not None:
-                logits, codes = logits[outs.valid[b]], codes[outs.valid[b]]
-                ids = None if ids is None else ids[outs.valid[b]]
+            kept = None if outs.valid is None else outs.valid[b]
+            if left_out is not None and left_out[b].any():
+                kept = ~left_out[b] if kept is None else kept & ~left_out[b]
+            if kept is not None:
+                logits, codes = logits[kept], codes[kept]
+                ids = None if ids is None else ids[kept]
             check_answer("boxes", token, logits, codes)
             decoded, queries = self.coder.decode_queries(logits, codes)
             boxes, scores, labels = (x.cpu().numpy() for x in decoded)

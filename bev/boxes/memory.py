@@ -97,6 +97,8 @@ class Remembered:
     objects: Objects
     query_ids: Tensor
     """[Q] the track of each query of the first group, NO_TRACK for none"""
+    twice: Tensor
+    """[Q] whether a query stands for an object that a better one stands for, where one of the two was recalled"""
 
 
 @MODELS.register_module()
@@ -107,7 +109,8 @@ class ObjectMemory(nn.Module):
     min_score: objects of less confidence are forgotten. decay: what is left of a confidence after a frame in which the
     object is not seen; 0: nothing. id_score: from which an object gets an id. track_score: from which its box is part
     of the track, so that one that fades out of sight leaves no boxes. same_m: two remembered objects of one class that
-    are nearer are one, the better, which takes over the other's id where it has none; 0: none are. suppress_m: peaks
+    are nearer, or nearer than half the better one's length, are one, the better, which takes over the other's id where it has none, and the other's box is no
+    answer if one of the two was recalled; 0: none are. suppress_m: peaks
     of the heat map that are nearer to a recalled object of their class and less sure than it make no query; 0: all do.
     forget_share: of training samples, chosen at random, that get no memory, so that first frames stay good.
     """
@@ -122,7 +125,7 @@ class ObjectMemory(nn.Module):
         decay: float = 0.6,
         id_score: float = 0.2,
         track_score: float = 0.1,
-        same_m: float = 1.0,
+        same_m: float = 1.5,
         suppress_m: float = 1.0,
         forget_share: float = 1 / 3,
         hidden: int = 64,
@@ -222,23 +225,34 @@ class ObjectMemory(nn.Module):
             codes, content = outputs.box_codes[-1, b, :per_group].float(), outputs.hidden[b, :per_group].float()
             confidence = scores.amax(-1)
             ids = torch.full((per_group,), NO_TRACK, device=scores.device)
+            old = torch.zeros_like(ids, dtype=torch.bool)
             next_id = 0
             if recalled is not None:
                 first = per_group - recalled.ids.shape[1]
                 confidence[first:] = torch.maximum(confidence[first:], self.decay * recalled.confidence[b])
                 ids[first:], next_id = recalled.ids[b], recalled.next_ids[b]
+                old[first:] = True
             if outputs.valid is not None:
                 confidence = confidence.masked_fill(~outputs.valid[b], -1.0)
-            found.append(self._best(content, codes, scores, confidence, ids, next_id, bda[b]))
+            found.append(self._best(content, codes, scores, confidence, ids, old, next_id, bda[b]))
         return found
 
     def _best(
-        self, content: Tensor, codes: Tensor, scores: Tensor, confidence: Tensor, ids: Tensor, next_id: int, bda: Tensor
+        self,
+        content: Tensor,
+        codes: Tensor,
+        scores: Tensor,
+        confidence: Tensor,
+        ids: Tensor,
+        old: Tensor,
+        next_id: int,
+        bda: Tensor,
     ) -> Remembered:
         """The objects that stay, with ids, of all queries of a sample."""
         order = confidence.argsort(descending=True, stable=True)[: 2 * self.num_objects]
         order = order[confidence[order] > self.min_score]
-        rows = self._distinct(order, codes, scores, ids)[: self.num_objects]
+        rows, twice = self._distinct(order, codes, scores, ids, old)
+        rows = rows[: self.num_objects]
         best = scores[rows].amax(-1)
         new = (ids[rows] == NO_TRACK) & (best >= self.id_score)
         ids[rows[new]] = next_id + torch.arange(int(new.sum()), device=ids.device)
@@ -249,23 +263,31 @@ class ObjectMemory(nn.Module):
         if not _is_identity(bda):
             own_codes = encode_boxes(augment_boxes(decode_boxes(own_codes), torch.linalg.inv(bda)))
         kept = Objects(content[rows], own_codes, scores[rows], confidence[rows], ids[rows], next_id + int(new.sum()))
-        return Remembered(kept, query_ids)
+        return Remembered(kept, query_ids, twice)
 
-    def _distinct(self, order: Tensor, codes: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
-        """``order`` without objects near a better one of their class; one without an id takes over theirs."""
+    def _distinct(
+        self, order: Tensor, codes: Tensor, scores: Tensor, ids: Tensor, old: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``order`` without objects near a better one of their class, which takes over their id where it has none; and
+        [Q] what was left out where one of the two was recalled."""
+        twice = torch.zeros_like(old)
         if not self.same_m or not len(order):
-            return order
+            return order, twice
         label = scores[order].argmax(-1)
-        near = (torch.cdist(codes[order, :2], codes[order, :2]) < self.same_m) & (label[:, None] == label)
+        reach = (codes[order, 3].exp() / 2).clamp(min=self.same_m)  # half a length
+        near = (torch.cdist(codes[order, :2], codes[order, :2]) < reach) & (label[:, None] == label)
         better = near.tril(-1).cpu()  # [k, k]: better ones of each
         kept: list[int] = []
         for i in range(len(order)):
             over = [j for j in kept if better[i, j]]
             if not over:
                 kept.append(i)
-            elif ids[order[over[0]]] == NO_TRACK:
-                ids[order[over[0]]] = ids[order[i]]
-        return order[kept]
+                continue
+            one, other = order[over[0]], order[i]
+            twice[other] = old[one] | old[other]
+            if ids[one] == NO_TRACK:
+                ids[one] = ids[other]
+        return order[kept], twice
 
     def untouched(self) -> Tensor:
         """0 that keeps all parameters in the graph of a step without memory."""

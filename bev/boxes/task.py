@@ -197,9 +197,10 @@ class BoxTask(nn.Module):
 
     def predict(self, outputs: BoxOutputs, batch: Batch) -> list[Detections]:
         """Detections of each sample, with tracks where objects are remembered."""
-        remembered = outputs.remembered
-        query_ids = None if remembered is None else [own.query_ids for own in remembered]
-        return self.head.predict(outputs.queries, batch.tokens, query_ids)
+        if (remembered := outputs.remembered) is None:
+            return self.head.predict(outputs.queries, batch.tokens)
+        query_ids, twice = [own.query_ids for own in remembered], [own.twice for own in remembered]
+        return self.head.predict(outputs.queries, batch.tokens, query_ids, twice)
 
 
 def _group(term: str) -> str:
