@@ -142,19 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, _, value = text.partition("=")
         assert hasattr(model.boxes.memory, name), name
         setattr(model.boxes.memory, name, type(getattr(model.boxes.memory, name))(value))
-    print(
-        f"{len(frames)} frames of {options.dataroot}, {options.config} with {options.weights} {' '.join(options.set)}"
-    )
-    print(f"{'':<12}" + "".join(f"{name:>8}" if len(name) < 9 else f"{name:>14}" for name in COLUMNS), flush=True)
+    print(f"{len(frames)} frames of {options.dataroot}, {options.config}, weights {options.weights}", *options.set)
+    widths = [max(8, len(name) + 2) for name in COLUMNS]
+    print(f"{'':<12}" + "".join(f"{name:>{w}}" for name, w in zip(COLUMNS, widths)), flush=True)
     rows = {}
     for control in options.rows:
         row = rows[control] = drive.scores(drive.run(control), control)
         digits = (3, 3, 3, 3, 2, 3, 0, 0, 3, 0, 0)
         texts = [f"{value:.{d}f}" for value, d in zip(row, digits)]
-        print(
-            f"{control:<12}" + "".join(f"{t:>8}" if len(n) < 9 else f"{t:>14}" for t, n in zip(texts, COLUMNS)),
-            flush=True,
-        )
+        print(f"{control:<12}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths)), flush=True)
     if options.out:
         Path(options.out).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

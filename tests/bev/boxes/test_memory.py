@@ -142,9 +142,12 @@ def test_an_object_found_twice_is_kept_once_with_the_older_id() -> None:
     kept = memory()
     (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, NO_BDA)
     again = kept.recall([past(left.objects)], NO_BDA)
-    twice = boxes((10.4, 0.0, 0.0, 0.0, 0.0), (12.0, 0.0, 0.0, 0.0, 0.0), (10.0, 0.0, 0.0, 0.0, 0.0))
-    (both,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), again, NO_BDA)
+    twice = boxes((10.4, 0.0, 0.0, 0.0, 0.0), (12.5, 0.0, 0.0, 0.0, 0.0), (10.0, 0.0, 0.0, 0.0, 0.0))
+    (both,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), again, NO_BDA)  # half a car's length is 2 m
     assert both.query_ids.tolist() == [0, 1, -1] and len(both.objects.ids) == 2
+    assert both.twice.tolist() == [False, False, True]
+    (alone,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), None, NO_BDA)
+    assert len(alone.objects.ids) == 2 and not alone.twice.any()  # a first frame answers as a model without memory
     (other,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6], [1, 1, 0]), again, NO_BDA)
     assert other.query_ids.tolist() == [1, 2, 0]  # of another class
 
