@@ -108,10 +108,10 @@ class ObjectMemory(nn.Module):
     channels, num_classes, pc_range: of the BEV map and the head; BoxTask gives them. num_objects: K at most.
     min_score: objects of less confidence are forgotten. decay: what is left of a confidence after a frame in which the
     object is not seen; 0: nothing. id_score: from which an object gets an id. track_score: from which its box is part
-    of the track, so that one that fades out of sight leaves no boxes. same_m: two remembered objects of one class that
-    are nearer, or nearer than half the better one's length, are one, the better, which takes over the other's id where it has none, and the other's box is no
-    answer if one of the two was recalled; 0: none are. suppress_m: peaks
-    of the heat map that are nearer to a recalled object of their class and less sure than it make no query; 0: all do.
+    of the track, so that one that fades out of sight leaves no boxes. same_m: two objects of one class that are nearer,
+    or nearer than half the better one's length, are one: the better is remembered, with the other's id where it has
+    none, and the other's box is no answer if one of the two was recalled; 0: none are. suppress_m: peaks of the heat
+    map that are nearer to a recalled object of their class and less sure than it make no query; 0: all do.
     forget_share: of training samples, chosen at random, that get no memory, so that first frames stay good.
     """
 
