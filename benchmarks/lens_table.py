@@ -20,7 +20,6 @@ table.md, table.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from pretraining_pays import BEV, NEAR_M, WARM_UP
+from training_runs import markdown, trained, validations, write_text
 
 import drivestack
-from drivestack.core.files import atomic_path, write_json
+from drivestack.core.files import write_json
 from drivestack.core.weights.shipped import shipped_weights
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.registry import DataSource
@@ -86,9 +86,8 @@ def config_of(args: argparse.Namespace, arm: str) -> Config:
 def run(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float]:
     """One training, gone on with where it stopped; its last scores."""
     work_dir = args.out / f"{arm.replace(' ', '_')}_{seed}"
-    if not (work_dir / f"iter_{args.iterations}.pth").is_file():
-        weights = None if args.from_scratch else shipped_weights()[BEV]
-        drivestack.train(config_of(args, arm), work_dir, resume=True, seed=seed, fine_tune=weights)
+    weights = None if args.from_scratch else shipped_weights()[BEV]
+    trained(config_of(args, arm), work_dir, seed, fine_tune=weights)
     return last_scores(work_dir / "log.jsonl")
 
 
@@ -103,9 +102,8 @@ def shipped_scores(args: argparse.Namespace, arm: str) -> dict[str, float]:
 
 def last_scores(log: Path) -> dict[str, float]:
     """Of the last validation of a run; 0 where a score is not defined."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    found = [record["validation"] for record in records if "validation" in record]
-    return {metric: float(found[-1].get(metric) or 0.0) for metric in METRICS}
+    *_, found = validations(log).values()
+    return {metric: float(found.get(metric) or 0.0) for metric in METRICS}
 
 
 def frame_times(args: argparse.Namespace, arms: Sequence[str], rounds: int) -> dict[str, tuple[float, float]]:
@@ -131,7 +129,7 @@ def frame_times(args: argparse.Namespace, arms: Sequence[str], rounds: int) -> d
 def table(scores: Scores, times: Mapping[str, tuple[float, float]], shipped: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown, an arm each."""
     columns = ["arm", *(f"{m} as shipped" for m in METRICS), *METRICS, "seeds", "images, CPU ms", "model, CPU ms"]
-    lines = [columns, ["-" * len(column) for column in columns]]
+    lines = [columns]
     for arm, by_seed in scores.items():
         cells = [arm, *(f"{shipped[arm][metric]:.4f}" for metric in METRICS)]
         for metric in METRICS:
@@ -140,7 +138,7 @@ def table(scores: Scores, times: Mapping[str, tuple[float, float]], shipped: Map
             cells.append(f"{statistics.fmean(values):.4f}{spread}")
         load_ms, model_ms = times[arm]
         lines.append([*cells, str(len(by_seed)), f"{load_ms:.1f}", f"{model_ms:.1f}"])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> Scores:
@@ -169,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> Scores:
             scores.setdefault(arm, {})[seed] = found = run(args, arm, seed)
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())
             print(f"{arm}, seed {seed}: {shown} ({time.monotonic() - began:.0f} s)", flush=True)
-            with atomic_path(args.out / "table.md") as temporary:
-                temporary.write_text(table(scores, times, shipped), encoding="utf-8")
+            write_text(args.out / "table.md", table(scores, times, shipped))
             write_json(args.out / "table.json", {"as shipped": shipped, "scores": scores, "ms": times}, indent=1)
     print(table(scores, times, shipped), end="")
     return scores

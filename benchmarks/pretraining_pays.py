@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training_runs import trained, validations, write_text
 
 import drivestack
 from drivestack.core.files import atomic_path, write_json
@@ -75,26 +75,22 @@ def pretrained(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace, arm: str, seed: int, weights: Path | None) -> Curve:
     """One training of the BEV model, gone on with where it stopped; its scores by iteration."""
     work_dir = args.out / f"{arm}_{seed}"
-    if not (work_dir / f"iter_{args.iterations}.pth").is_file():
-        names = load_config(BEV).class_names
-        settings = {
-            "bev_size": (28, 28),
-            "pc_range": [-NEAR_M, -NEAR_M, -5.0, NEAR_M, NEAR_M, 3.0],
-            "model.boxes.head.post_center_range": [-2 * NEAR_M, -2 * NEAR_M, -10.0, 2 * NEAR_M, 2 * NEAR_M, 10.0],
-            "model.boxes.head.num_groups": 1,
-            "class_range_m": dict.fromkeys(names, NEAR_M),
-            **common(args, args.iterations),
-            "validation": {"interval": args.every, "metric": args.metric},
-        }
-        config = load_config(BEV, settings)
-        drivestack.train(config, work_dir, resume=True, seed=seed, fine_tune=weights)
+    settings = {
+        "bev_size": (28, 28),
+        "pc_range": [-NEAR_M, -NEAR_M, -5.0, NEAR_M, NEAR_M, 3.0],
+        "model.boxes.head.post_center_range": [-2 * NEAR_M, -2 * NEAR_M, -10.0, 2 * NEAR_M, 2 * NEAR_M, 10.0],
+        "model.boxes.head.num_groups": 1,
+        "class_range_m": dict.fromkeys(load_config(BEV).class_names, NEAR_M),
+        **common(args, args.iterations),
+        "validation": {"interval": args.every, "metric": args.metric},
+    }
+    trained(load_config(BEV, settings), work_dir, seed, fine_tune=weights)
     return curve_of(work_dir / "log.jsonl", args.metric)
 
 
 def curve_of(log: Path, metric: str) -> Curve:
     """(iteration, score) of a run's validations; of one that was repeated after a kill the last."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    scores = {r["iter"]: r["validation"][metric] for r in records if "validation" in r}
+    scores = {i: found[metric] for i, found in validations(log).items()}
     return [(0, 0.0), *sorted((i, 0.0 if score is None else score) for i, score in scores.items())]
 
 
@@ -183,8 +179,7 @@ def write(out: Path, curves: Mapping[str, Mapping[int, Curve]], metric: str, tit
         rows.writerow(("arm", "seed", "iteration", metric))
         for arm, by_seed in curves.items():
             rows.writerows((arm, seed, *point) for seed, curve in by_seed.items() for point in curve)
-    with atomic_path(out / "curves.svg") as temporary:
-        temporary.write_text(picture(curves, metric, title), encoding="utf-8")
+    write_text(out / "curves.svg", picture(curves, metric, title))
     found = summary(curves)
     write_json(out / "summary.json", found, indent=1)
     return found

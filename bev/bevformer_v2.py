@@ -25,13 +25,15 @@ from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.registries import MODELS
+from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
 from .boxes.memory import Objects, Past
 from .boxes.task import BoxOutputs
+from .fixed_features import Views, from_store, to_store
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .map.memory import SceneState, States, StreamingMemory, rounds
-from .map.temporal import warp_bev
+from .map.temporal import effective, warp_bev
 from .protocol import TASKS, Levels, PerceptionModel, TaskHead, build, build_encoder, image_levels
 
 PUBLISHED_KEYS = {
@@ -45,6 +47,8 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
+TEACHERS = ("depth_teacher.",)
+"""Prefixes in state dicts of parts that only training meets."""
 
 
 @MODELS.register_module()
@@ -55,10 +59,12 @@ class BEVFormerV2(PerceptionModel):
     bev_map: BevMap; its ``frames`` are the keyframes of a clip.
     memory: StreamingMemory, which carries the map from frame to frame, for a ``bev_map`` of the current frame alone.
     boxes: BoxTask; occupancy_head, lane_head: heads for voxels and lanes. Any of them, at least one.
+    depth_teacher: perspective.depth.DepthTeacher: learns depth from the image features in training, weighted by itself.
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
-    frozen: prefixes of state-dict keys that do not learn, e.g. ("img_backbone.", "pts_bbox_head.").
+    frozen: prefixes of names that do not learn: of state-dict keys, e.g. ("img_backbone.", "pts_bbox_head."), or of
+        the parts above, e.g. "bev_map.".
     grid_mask: blanks a random grid of the images in training (GridMask, arXiv 2001.04086).
 
     A number is stated once: channels of neck and heads, ranges and class counts follow from the encoder, the BEV map
@@ -78,6 +84,7 @@ class BEVFormerV2(PerceptionModel):
         occupancy_head: dict | nn.Module | None = None,
         lane_head: dict | nn.Module | None = None,
         memory: dict | nn.Module | None = None,
+        depth_teacher: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         frozen: Sequence[str] = (),
@@ -98,6 +105,7 @@ class BEVFormerV2(PerceptionModel):
             )
         if self.gives_tracks and self.memory is None:
             raise ConfigError("boxes.memory remembers objects in the state of a streaming memory: configure memory too")
+        self.depth_teacher = build(depth_teacher, in_channels=channels)
         self.grid_mask = GridMask() if grid_mask else None
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
@@ -138,12 +146,24 @@ class BEVFormerV2(PerceptionModel):
     def _freeze(self, prefixes: Sequence[str]) -> None:
         unused = tuple(f"{self._head_name(task)}." for task in TASKS if task not in self.tasks)
         names = {name: published_name(self, name) for name, _ in self.named_parameters()}
+        chosen: set[str] = set()
         for prefix in prefixes:
-            if not any(name.startswith(prefix) for name in names.values()):
+            own = {name for pair in names.items() for name in pair if name.startswith(prefix)}
+            if not own:
                 raise ConfigError(f"frozen: no parameter's name begins with {prefix!r}")
+            chosen |= own
         for name, parameter in self.named_parameters():
-            if names[name].startswith(tuple(prefixes)) or (unused and name.startswith(unused)):
+            if {name, names[name]} & chosen or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights without those of teachers that this model does not have, and a note of it."""
+        own = self.state_dict()
+        extra = [key for key in state if key.startswith(TEACHERS) and key not in own]
+        if not extra:
+            return state, []
+        notes = [f"{len(extra)} tensors of teachers, which only training meets, are left out: {some(extra)}"]
+        return {key: value for key, value in state.items() if key not in extra}, notes
 
     # ---- images to features and to the BEV map -------------------------------------------------------------------
 
@@ -157,21 +177,26 @@ class BEVFormerV2(PerceptionModel):
         """Features and BEV map of the current frames alone: no memory, and no BEV augmentation yet.
 
         All that a model of one frame computes from images comes from here; a function of (image, calibration) where
-        nothing of it learns. Raises ValueError for a batch of other frames.
+        nothing of it learns, and taken from the store where the batch brings it. Raises ValueError for a batch of other
+        frames.
         """
+        if batch.features is not None:
+            return from_store(batch.features, self.bev_map.grid, self._views(batch), batch.images.shape[2])
         if batch.frame_offsets != (0,):
             raise ValueError(f"the model looks at the current frame (0,), the batch has {batch.frame_offsets}")
         levels = self.extract_features(batch.images[:, batch.current], batch.image_flipped)
         return levels, self.bev_map([levels], batch, augmented=False)
 
     def augmented(self, features: BevFeatures, batch: Batch) -> BevFeatures:
-        """The map in the frame of the augmented boxes, in training."""
-        return replace(features, bev=warp_bev(features.bev, batch.bda, features.grid)) if self.training else features
+        """The map in the frame of the augmented boxes, in training. Where features are stored, nothing is augmented."""
+        bda = effective(batch.bda) if self.training and batch.features is None else None
+        return features if bda is None else replace(features, bev=warp_bev(features.bev, bda, features.grid))
 
     def encode_clip(self, batch: Batch) -> tuple[Levels, BevFeatures]:
         """Features of the current frame and the BEV map with history fused in, from a whole clip of images.
 
         Frames other than the current one are encoded as in evaluation and carry no gradient, as released.
+        A batch that brings stored features has them taken instead.
         """
         if len(self.frame_offsets) == 1:
             levels, features = self.encode_frame_map(batch)
@@ -206,6 +231,40 @@ class BEVFormerV2(PerceptionModel):
                 "the whole clip, or (0,) with a memory where no future frame is needed."
             )
         return levels, features, history
+
+    # ---- features that training does not change (engine/feature_cache.py) ----------------------------------------
+
+    def _views(self, batch: Batch) -> Views:
+        return [view for task in self.tasks for view in self.task_head(task).pyramid_views(batch)]
+
+    def fixed_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers behind ``fixed_features``, by name.
+
+        Raises ConfigError where one of them learns, or features follow from more than the current frame's images.
+        """
+        found: dict[str, Tensor] = {}
+        for part in ("img_backbone", "img_neck", "bev_map"):
+            named = dict(getattr(self, part).named_parameters())
+            if learning := [name for name, parameter in named.items() if parameter.requires_grad]:
+                raise ConfigError(
+                    f"features can be stored only where nothing up to the BEV map learns, but {part}.{learning[0]} "
+                    "does: freeze it, frozen=['img_backbone.', 'img_neck.', 'bev_map.']"
+                )
+            found |= {f"{part}.{name}": value for name, value in named.items()}
+            found |= {f"{part}.{name}": value for name, value in getattr(self, part).named_buffers()}
+        if len(self.bev_map.frames) > 1:
+            raise ConfigError(f"stored features are of one frame, the BEV map fuses frames {self.bev_map.frames}")
+        if self.grid_mask is not None:
+            raise ConfigError(
+                "grid_mask draws other images every time: switch it off (grid_mask=False) to store features"
+            )
+        return found
+
+    def fixed_features(self, batch: Batch) -> dict[str, Tensor]:
+        """All that heads read of a batch of undrawn clips, each [B, ...], computed as in evaluation; see Batch."""
+        self.fixed_state()
+        with evaluation_mode(self):
+            return to_store(*self.encode_clip(batch), self._views(batch))
 
     # ---- the protocol --------------------------------------------------------------------------------------------
 
@@ -251,6 +310,8 @@ class BEVFormerV2(PerceptionModel):
             terms = head.loss(outputs, batch)
             weight = self.loss_weights.get(task, 1.0)
             losses |= {name: value * weight for name, value in terms.items()}
+        if self.depth_teacher is not None:
+            losses |= self.depth_teacher.loss(levels, batch)
         return losses, states
 
     def pack_memory(self, memory: States | None) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class PerceptionModel(BaseModel):
     """The protocol of all models, ours and the published ones.
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
-    streams: whether training hands its memory from one iteration to the next (``stream_loss``). gives_tracks: whether
-    its boxes have ``track_ids``.
+    streams: whether training hands its memory from one iteration to the next (``stream_loss``).
+    gives_tracks: whether its boxes have ``track_ids``.
     """
 
     tasks: tuple[str, ...] = TASKS
@@ -99,19 +99,20 @@ class PerceptionModel(BaseModel):
         """
         raise NotImplementedError
 
-    def stream_loss(self, batch: Batch, memory: Any = None) -> tuple[dict[str, Tensor], Any]:
-        """``loss`` of models that ``streams``, and the memory, without gradient, for the batch that follows in time.
+    def stream_loss(self, batch: Batch, memory: Any = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """``loss`` of models that ``streams``, and the states of the batch's streams after it, without gradient.
 
-        memory: as for ``predict``, but of training: one is never given where the other is meant.
+        memory: states by stream of earlier batches of training (engine/training_memory.py), also of streams that are
+        not in this batch.
         """
         raise NotImplementedError
 
     def pack_memory(self, memory: Any) -> dict[str, Any]:
-        """The memory of training as dicts, tensors and plain values, by names that no other process's memory has."""
+        """States as dicts, tensors and plain values, by stream."""
         raise NotImplementedError
 
-    def unpack_memory(self, packed: dict[str, Any]) -> Any:
-        """The inverse of ``pack_memory``, also of several processes' memories in one dict."""
+    def unpack_memory(self, packed: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of ``pack_memory``."""
         raise NotImplementedError
 
     def asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
@@ -161,6 +162,9 @@ class PerceptionModel(BaseModel):
 
 class TaskHead(Protocol):
     """The interface of a head on the shared BEV map; ``levels``: the current frame's pyramid maps [B, N, C, h, w]."""
+
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the maps of ``levels`` that it reads (fixed_features.py). Raises ConfigError: all."""
 
     def __call__(self, features: BevFeatures, levels: Levels, batch: Batch) -> Any: ...
 

@@ -189,7 +189,9 @@ def summary(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found |= {"rayiou": voxels["rayiou"]["RayIoU"], "occupancy": voxels}
     if "lanes" in scores:
         lanes = scores["lanes"]
-        found |= {key: lanes[key] for key in ("ols", "det_l", "det_t", "top_ll", "top_lt")}
+        found |= {
+            key: lanes[key] for key in ("ols", "ols_occurring", "det_l", "det_t", "top_ll", "top_lt", "lane_fscore")
+        }
         found |= {"lane_metric_version": lanes["metric_version"], "lanes": lanes}
     if "tracks" in scores:
         found |= {key: scores["tracks"][key] for key in ("amota", "amotp")} | {"tracks": scores["tracks"]}

@@ -209,6 +209,13 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--image-width", type=positive, default=640, metavar="PX", help="default: %(default)s")
     parser.add_argument(
+        "--streets",
+        default="plain",
+        choices=("plain", "turning", "mixed", "towns"),
+        help="straight on, drives that turn, both, or streets unlike them that are held out for tests "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--rig",
         default="nuscenes",
         choices=("nuscenes", "argoverse2", "distorted", "fisheye", "waymo"),
@@ -219,7 +226,7 @@ def _synthesize(verbs: Any) -> None:
         "--labels",
         nargs="*",
         default=("occupancy", "lanes"),
-        choices=("occupancy", "lanes", "coco", "segmentation", "classes", "mono", "nuimages"),
+        choices=("occupancy", "lanes", "depth", "coco", "segmentation", "classes", "mono", "nuimages"),
         metavar="KIND",
         help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
     )
@@ -253,6 +260,7 @@ def _run_synthesize(options: argparse.Namespace) -> int:
             rig=options.rig,
             labels=options.labels,
             workers=options.workers,
+            streets=options.streets,
         )
     except ValueError as error:
         raise DataError(str(error)) from error

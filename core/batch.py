@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..geometry import BevGrid
 from .frames import Frame
-from .labels import LaneTargets, MonoTargets, OccupancyTargets
+from .labels import DepthTargets, LaneTargets, MonoTargets, OccupancyTargets
+from .street_maps import StreetLines
 
-LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes")
+LABELS = ("gt_boxes", "gt_labels", "mono", "occupancy", "lanes", "depth")
 """Fields of a Batch that a model learns from: per sample, None where the sample has none."""
 
 
@@ -56,6 +57,8 @@ class Batch:
     """B, None for a sample without voxel labels."""
     lanes: list[LaneTargets | None] = field(default_factory=list)
     """B, None for a sample without lane labels."""
+    depth: list[DepthTargets | None] = field(default_factory=list)
+    """B, depth of the current frame's images; None for a sample without."""
     ego_from_bev: Tensor | None = None
     """[B, 4, 4] of the current frame."""
     global_from_ego: Tensor | None = None
@@ -77,6 +80,11 @@ class Batch:
     have the same; left out: the frames' scenes."""
     mirrored: list[bool] = field(default_factory=list)
     """B: whether the sample is of the mirror world (data_tools/clips/mirror.py); left out: none is."""
+    features: dict[str, Tensor] | None = None
+    """Stored features of the current frames by name, each [B, ...], which the model takes in place of ``images``; only
+    images that heads read themselves are then there, the others are zeros (engine/feature_cache.py)."""
+    street_maps: list[StreetLines | None] = field(default_factory=list)
+    """B, None for a sample without a map; left out: nobody asked for maps. An input, not a label."""
 
     def __post_init__(self) -> None:
         """Labels that are not given are None for every sample."""
@@ -139,8 +147,10 @@ class Batch:
         """The same batch with every tensor on ``device``."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets)):
+            if isinstance(value, (Tensor, MonoTargets, OccupancyTargets, LaneTargets, DepthTargets, StreetLines)):
                 return value.to(device)
+            if isinstance(value, dict):
+                return {key: move(v) for key, v in value.items()}
             return [move(v) for v in value] if isinstance(value, list) else value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..geometry import CameraModel, invert_pose, rotation_z, transform_points, yaw_of
 from .errors import DataError
 from .labels import LaneLabels
+from .street_maps import StreetMap
 
 SEEN_POINTS = 3
 """Of a LiDAR, in an object whose points nobody counted: enough for a label, also of a single image (they want 3)."""
@@ -191,7 +192,7 @@ class Frame:
     """[4, 4]: where BEV maps and boxes of a model live. The frame of LIDAR_TOP on nuScenes, whose released weights are
     trained there; the EGO frame itself (identity) elsewhere. No LiDAR is needed."""
     lidar_path: str = ""
-    """A point cloud in the BEV frame, for pictures only."""
+    """A point cloud in the BEV frame, for pictures and for labels of depth."""
     annotations: Annotations | None = None
     occupancy_path: str = ""
     """Occ3D label file of this keyframe, '' where there is none."""
@@ -205,6 +206,10 @@ class Frame:
     """Of the file ``lidar_path``, 4 or 5, where its size leaves both open; None: as the values look (readers/lidar)."""
     conditions: Mapping[str, str] = field(default_factory=dict)
     """What the set says about the scene, as "weather", "time_of_day", "location"; empty where it says nothing."""
+    depth_path: str = ""
+    """File of depth of this keyframe's images (data_tools/labels/depth.py), '' where there is none."""
+    street_map: StreetMap | None = None
+    """Of the scene, GLOBAL frame; None where there is none."""
 
     @property
     def global_from_bev(self) -> NDArray[np.float64]:

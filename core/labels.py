@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -119,6 +120,25 @@ class OccupancyTargets:
 
     def to(self, device: torch.device | str) -> OccupancyTargets:
         return self.map(lambda grid: grid.to(device))
+
+
+@dataclass
+class DepthTargets:
+    """Depth of what the cells of one sample's images show, in metres along the viewing axis (un-flipped images).
+
+    A cell has STRIDE_PX x STRIDE_PX pixels of the network's input, padding included. One depth says what it shows where
+    nearest and farthest are close.
+    """
+
+    nearest_m: Tensor
+    """[N, h, w]; inf where there is only sky, or no label."""
+    farthest_m: Tensor
+    """[N, h, w]; inf where there is some sky, 0 where there is no label."""
+
+    STRIDE_PX: ClassVar[int] = 8
+
+    def to(self, device: torch.device | str) -> DepthTargets:
+        return DepthTargets(self.nearest_m.to(device), self.farthest_m.to(device))
 
 
 @dataclass

@@ -49,6 +49,8 @@ KEYS = frozenset(
         "epochs",
         "sized_by_classes",
         "weights_by_class",
+        "counts_by_class",
+        "cache_features",
     ]
 )
 """Top-level keys that are read from a config, here or by MMEngine; its other names are helper variables."""
@@ -159,6 +161,8 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "epochs": _or_none(_dict),
     "sized_by_classes": _names,
     "weights_by_class": _names,
+    "counts_by_class": _names,
+    "cache_features": _or_none(_is("a folder", str)),
 }
 
 

@@ -2,8 +2,10 @@
 
 Beside the strict loader (core/checkpoint.py), which refuses what does not fit. The rules, each a pure function:
 
-    BEV queries, positional embeddings    resized bilinearly in space to another grid; taken as they are on the same
-                                          number of cells, also where those have other sizes in metres
+    BEV queries, positional embeddings    resized bilinearly to another number of cells: a place keeps in metres what it
+                                          had, a border beyond the old one repeats it (grid_weights.py); the old area
+                                          on the new where the checkpoint's range is not known; taken as they are on
+                                          the same number of cells, also where those have other sizes in metres
     camera embeddings                     by camera name, or in order; the mean of all for additional cameras
     class layers                          rows by class name; the model's own initialisation for new classes
     object and lane queries               the first ones, or repeated in groups
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..core.checkpoint import check_finite, left_on_meta, put
@@ -33,13 +35,21 @@ from ..core.weights.names import StateDict, fit_prefix, unwrapped, weights_of
 from ..core.weights.published_keys import own_name
 from ..core.weights.shards import whole
 from .config import load_config, shipped_configs, task_names
+from .grid_weights import (
+    COLUMN_EMBEDDING,
+    ROW_EMBEDDING,
+    SAME,
+    Spans,
+    grids_of,
+    resize_bev_queries,
+    resize_line,
+    spans_of,
+)
 
 ENCODERS = ("img_backbone.", "backbone.")
 SHOWN = 6  # names of each kind in the printed report; fine_tune.json has all
 
 ABSENT = "not in the checkpoint"
-ROW_EMBEDDING, COLUMN_EMBEDDING = "positional_encoding.row_embed.weight", "positional_encoding.col_embed.weight"
-BEV_QUERIES = "bev_embedding.weight"
 CAMERAS = "cams_embeds"
 QUERIES = re.compile(r"(^|\.)(query_embedding\.weight|lane_head\.query\.weight|lane_head\.first_curves)$")
 # Layers with K or V x K numbers along an axis, those of all classes side by side for each value in turn.
@@ -109,6 +119,8 @@ class Side:
     state: Mapping[str, Tensor]
     classes: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
+    spans: Spans | None = None
+    """of the BEV map, metres; None where they are not known"""
 
 
 def fine_tune(
@@ -130,9 +142,11 @@ def fine_tune(
     model = unwrapped(model)
     state = fit_prefix(read_state_dict(path), model, str(path), parts=ENCODERS)
     state, notes = _in_current_keys(state, model)
-    source = Side(state, **names_of(path))
+    stated = _notes_of(path)
+    source = Side(state, **_names_in(stated), spans=spans_of(_range_in(stated)))
     own = {key: whole(value) for key, value in weights_of(model).items()}
-    target = Side(own, tuple(classes), tuple(cameras))
+    range_m = getattr(getattr(model, "bev_map", None), "pc_range", None)
+    target = Side(own, tuple(classes), tuple(cameras), spans_of(range_m))
     check_finite({key: value for key, value in state.items() if key in target.state}, target.state, str(path))
     groups = {key: _query_groups(model, key) for key in target.state if QUERIES.search(key)}
     adapted, report = adapt(source, target, groups)
@@ -149,6 +163,8 @@ def adapt(source: Side, target: Side, groups: Mapping[str, int] | None = None) -
     """
     report, out = FineTuneReport("", ""), dict(target.state)
     class_keys = _class_keys(source, target)
+    spans = (source.spans, target.spans) if source.spans and target.spans else ((SAME, SAME), (SAME, SAME))
+    in_metres = ", by place" if spans[0] != spans[1] else ""
     if class_keys:
         report.classes_taken = [name for name in target.classes if name in source.classes]
         report.classes_new = [name for name in target.classes if name not in source.classes]
@@ -161,10 +177,12 @@ def adapt(source: Side, target: Side, groups: Mapping[str, int] | None = None) -
         value, how = stored, ""
         if key in class_keys:
             value, how = class_rows(stored, own, source.classes, target.classes, class_keys[key]), "class"
-        elif (grids := _grids(key, source.state, target.state)) and grids[0] != grids[1]:
-            value, how = resize_bev_queries(stored, *grids), f"{grids[0]} to {grids[1]} cells"
+        elif (grids := grids_of(key, source.state, target.state)) and grids[0] != grids[1]:
+            value, how = resize_bev_queries(stored, *grids, *spans), f"{grids[0]} to {grids[1]} cells{in_metres}"
         elif key.endswith((ROW_EMBEDDING, COLUMN_EMBEDDING)) and len(stored) != len(own):
-            value, how = resize_line(stored, len(own)), f"{len(stored)} to {len(own)}"
+            axis = int(key.endswith(COLUMN_EMBEDDING))
+            value = resize_line(stored, len(own), spans[0][axis], spans[1][axis])
+            how = f"{len(stored)} to {len(own)}{in_metres}"
         elif key.rpartition(".")[2] == CAMERAS and (len(stored) != len(own) or source.cameras != target.cameras):
             value, how = camera_rows(stored, len(own), source.cameras, target.cameras)
         elif QUERIES.search(key) and len(stored) != len(own) and stored.shape[1:] == own.shape[1:]:
@@ -190,19 +208,6 @@ def adapt(source: Side, target: Side, groups: Mapping[str, int] | None = None) -
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
-
-
-def resize_bev_queries(queries: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """BEV queries [num_y * num_x, C], row by row, of one grid (num_y, num_x) on another over the same area."""
-    image = queries.float().unflatten(0, grid).permute(2, 0, 1)[None]  # [1, C, num_y, num_x]
-    resized = F.interpolate(image, size=to, mode="bilinear", align_corners=False)[0]
-    return resized.permute(1, 2, 0).flatten(0, 1).to(queries.dtype)
-
-
-def resize_line(embedding: Tensor, count: int) -> Tensor:
-    """The embedding [n, C] of n rows or columns on ``count`` of them over the same length."""
-    line = embedding.float().t()[None]  # [1, C, n]
-    return F.interpolate(line, size=count, mode="linear", align_corners=False)[0].t().to(embedding.dtype)
 
 
 def camera_rows(
@@ -270,16 +275,10 @@ def tile_queries(queries: Tensor, count: int) -> Tensor:
 
 def names_of(path: str | Path) -> dict[str, tuple[str, ...]]:
     """``classes`` and ``cameras`` of a checkpoint file, where its notes or the shipped config they name have them."""
-    path = find_weights_file(Path(path))
-    meta: Mapping[str, Any] = {}
-    if path.name.endswith(".index.json"):
-        return {}
-    if is_safetensors(path):
-        meta = {**read_metadata(path)}
-        for key in NAMES:
-            meta[key] = _json_list(meta.get(key, ""))
-    elif isinstance(content := read_pth(path), Mapping) and isinstance(content.get("meta"), Mapping):
-        meta = content["meta"]
+    return _names_in(_notes_of(path))
+
+
+def _names_in(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     stated = {key: meta.get(key) for key in NAMES}
     stated["classes"] = stated["classes"] or meta.get("CLASSES")  # mmdet3d 0.x
     names = {
@@ -287,10 +286,33 @@ def names_of(path: str | Path) -> dict[str, tuple[str, ...]]:
         for key, value in stated.items()
         if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
     }
+    config = _shipped_config(meta)
+    return names if config is None else {**task_names(config), **names}
+
+
+def _range_in(meta: Mapping[str, Any]) -> Any:
+    """``pc_range`` of the BEV map by the shipped config that a checkpoint names; None where it names none."""
+    config = _shipped_config(meta)
+    return None if config is None else config.get("model", {}).get("bev_map", {}).get("pc_range")
+
+
+def _notes_of(path: str | Path) -> Mapping[str, Any]:
+    """What a checkpoint file says beside its tensors."""
+    path = find_weights_file(Path(path))
+    if path.name.endswith(".index.json"):
+        return {}
+    if is_safetensors(path):
+        meta: dict[str, Any] = {**read_metadata(path)}
+        return meta | {key: _json_list(meta.get(key, "")) for key in NAMES}
+    content = read_pth(path)
+    meta_of = content.get("meta") if isinstance(content, Mapping) else None
+    return meta_of if isinstance(meta_of, Mapping) else {}
+
+
+def _shipped_config(meta: Mapping[str, Any]) -> Config | None:
+    """Never a file that the checkpoint names: it would run."""
     config = meta.get("config")
-    if isinstance(config, str) and config in shipped_configs():  # never a file that the checkpoint names: it would run
-        names = {**task_names(load_config(config)), **names}
-    return names
+    return load_config(config) if isinstance(config, str) and config in shipped_configs() else None
 
 
 NAMES = ("classes", "cameras")
@@ -338,21 +360,6 @@ def _last_of_branch(key: str, state: Mapping[str, Tensor]) -> bool:
     return match is None or not any(
         other.startswith(match[1]) and int(other[len(match[1]) :].partition(".")[0]) > int(match[2]) for other in state
     )
-
-
-def _grids(
-    key: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """(num_y, num_x) of both sides' BEV queries, by the positional embeddings beside them; None where those lack."""
-    if key != BEV_QUERIES and not key.endswith("." + BEV_QUERIES):
-        return None
-    prefix = key.removesuffix(BEV_QUERIES)
-    rows, columns = prefix + ROW_EMBEDDING, prefix + COLUMN_EMBEDDING
-    if not all(name in state for state in (source, target) for name in (rows, columns)):
-        return None
-    grids = [(len(state[rows]), len(state[columns])) for state in (source, target)]
-    fits = all(len(state[key]) == grid[0] * grid[1] for state, grid in zip((source, target), grids))
-    return (grids[0], grids[1]) if fits else None
 
 
 def _query_groups(model: nn.Module, key: str) -> int:

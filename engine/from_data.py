@@ -1,9 +1,10 @@
 """What a config leaves to its training data: names and number of classes, and the rates and lengths of its epochs.
 
-A config of an image model may state
+A config may state
 
     sized_by_classes = ("model.network.num_classes",)   places that get the number of classes of the data
     weights_by_class = ("model.net.class_weights",)     weights by name, left out for classes that they do not name
+    counts_by_class = ("model.occupancy_head.class_frequency",)   how often each class occurs in the labels
     epochs = dict(total=300, warmup=20, lr=5e-4, warmup_lr=5e-7, min_lr=5e-6, images_per_lr=512)
 
 ``lr`` and the other rates are for steps of ``images_per_lr`` images and grow with the images of a step: processes x
@@ -44,22 +45,27 @@ def completed(config: Config) -> Config:
 
     Builds the training data set. Raises ConfigError, DataError.
     """
-    if not (config.get("epochs") or config.get("sized_by_classes")):
+    if not any(config.get(key) for key in ("epochs", "sized_by_classes", "counts_by_class")):
         return config
     check_types(config)
     loader = config.get("train_dataloader") or {}
     if not loader.get("dataset"):
-        raise ConfigError("the config has no train_dataloader.dataset, from which epochs or sized_by_classes follow.")
+        raise ConfigError(
+            "the config has no train_dataloader.dataset, from which epochs, sized_by_classes or counts_by_class follow."
+        )
     config = copy.deepcopy(config)
     loader = config.train_dataloader
     dataset = build_dataset(loader.dataset)
     names = list(getattr(dataset, "class_names", ()))
     if config.get("sized_by_classes"):
         _state_classes(config, names)
+    if config.get("counts_by_class"):
+        _state_counts(config, dataset)
     if config.get("epochs"):
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         _state_rates(config, len(dataset), world_size)  # type: ignore[arg-type]
-    config.epochs, config.sized_by_classes, config.weights_by_class = None, (), ()  # what is written down is whole
+    config.epochs = None  # what is written down is whole
+    config.sized_by_classes, config.weights_by_class, config.counts_by_class = (), (), ()
     return config
 
 
@@ -85,6 +91,16 @@ def _state_classes(config: Config, names: list[str]) -> None:
         if strange:
             logger.warning("%s: left out, for it does not know class %s", place, strange[0])
         override(config, place, None if strange else [float(node[name]) for name in names])
+
+
+def _state_counts(config: Config, dataset: Any) -> None:
+    counted = getattr(dataset, "class_counts", None)
+    if counted is None:
+        raise ConfigError(f"counts_by_class: {type(dataset).__name__} counts no labels (no method class_counts)")
+    counts = counted()
+    for place in config.counts_by_class:
+        logger.info("%s: %s, counted in the training data", place, counts)
+        override(config, place, counts)
 
 
 def _state_rates(config: Config, num_images: int, world_size: int) -> None:

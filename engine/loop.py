@@ -23,6 +23,7 @@ from ..core.errors import ConfigError, TrainingError
 from ..core.registries import LOOPS
 from ..core.signals import Held, hold_termination, start_children_without_signals
 from .failures import bad_parameters, computing, end_workers, reading, workers_die_quietly
+from .training_memory import TrainingMemory
 
 AGAIN = "--resume goes on from the last checkpoint"
 WORKERS = "train_dataloader.num_workers"
@@ -50,8 +51,8 @@ class ResumableTrainLoop(BaseLoop):
     """Trains for ``max_iters`` iterations, or until ``max_minutes`` of this process have passed or SIGTERM comes.
 
     The model is called as ``model(batch, mode="loss")`` and returns named terms; those whose name contains "loss"
-    are added up. A model that ``streams`` is called as ``model(batch, mode="stream", memory=...)`` and also returns the
-    memory for the next iteration, which no gradient goes through (bev/protocol.py). The dataloader's sampler is
+    are added up. A model that ``streams`` is called as ``model(batch, mode="stream", memory=states)`` and also returns
+    the states of the batch's streams, which no gradient goes through (bev/protocol.py). The dataloader's sampler is
     endless and takes ``load_state_dict({"position": n})``, n the samples of this rank that were already used
     (data_tools.clips.sampler.ResumableSampler). It stops between two steps of the optimiser only, so ``max_iters`` is a
     multiple of the iterations that are accumulated into one (train.py).
@@ -71,13 +72,14 @@ class ResumableTrainLoop(BaseLoop):
         self.iter = 0
         self.stop_training = False
         self.data_time_s = 0.0
-        self.memory: Any = None
-        """Of a model that ``streams``, as it returned it."""
-        own, slots = self.dataloader.batch_size, getattr(self.dataloader.sampler, "slots", None)
-        if slots is not None and slots != own * get_world_size():
+        sampler, own = self.dataloader.sampler, self.dataloader.batch_size
+        turns = getattr(sampler, "interleave", 1)
+        self.memory = TrainingMemory(turns)
+        slots = getattr(sampler, "slots", None)
+        if slots is not None and slots != own * get_world_size() * turns:
             raise ConfigError(
-                f"train_dataloader.sampler: walks through {slots} sequences, the processes' batches have "
-                f"{own * get_world_size()} samples; leave its batch_size out"
+                f"train_dataloader.sampler: batch_size {sampler.batch_size}, but train_dataloader.batch_size {own}: "
+                "leave the sampler's out"
             )
 
     @property
@@ -138,13 +140,13 @@ class ResumableTrainLoop(BaseLoop):
             try:
                 with runner.optim_wrapper.optim_context(runner.model):
                     if getattr(model, "streams", False):
-                        losses, memory = runner.model(batch, mode="stream", memory=self.memory)
+                        losses, states = runner.model(batch, mode="stream", memory=self.memory.states)
                     else:
-                        losses, memory = runner.model(batch, mode="loss"), None
+                        losses, states = runner.model(batch, mode="loss"), {}
                 check_finite(losses)
                 total = sum(value for name, value in losses.items() if "loss" in name)
                 runner.optim_wrapper.update_params(total)
-                self.memory = memory
+                self.memory.update(states, self.iter)
             except FloatingPointError as error:
                 raise TrainingError(f"{self._not_finite(str(error), batch, model)}") from error
         outputs = {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}

@@ -44,12 +44,12 @@ class PrecisionOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        enabled = self.autocast_dtype is not None
-        with (
-            super().optim_context(model),
-            torch.autocast(self.device_type, self.autocast_dtype, enabled=enabled),
-        ):
+        with super().optim_context(model), self.autocast():
             yield
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which the model computes, as a context."""
+        return torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.scaler.scale(loss).backward(**kwargs)

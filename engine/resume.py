@@ -2,8 +2,8 @@
 
 The settings are stored in the checkpoint's ``meta["settings"]``, a dict of plain values: ``config`` (the entries that
 its state depends on), ``seed``, ``world_size``, ``batch_size`` (of one process), ``accumulation`` (iterations in a step
-of the optimiser), ``samples`` and ``fingerprint`` of the training data, ``parameter_groups`` of the optimiser, ``slots`` of a
-StreamingSampler.
+of the optimiser), ``samples`` and ``fingerprint`` of the training data, ``parameter_groups`` of the optimiser,
+``slots`` of a StreamingSampler.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def compare(meta: Mapping[str, Any], now: Settings, path: Path) -> Changes:
             ("samples", "a training set of so many samples:"),
             ("fingerprint", "other samples or scenes in the training set, fingerprint"),
             ("parameter_groups", "parameter groups:"),
-            ("slots", "so many sequences at a time (processes x batch size):"),
+            ("slots", "so many sequences at a time (processes x batch size x interleave):"),
         )
         if stored.get(key) != now.get(key)
     ]

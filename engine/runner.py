@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
@@ -159,7 +159,7 @@ class TrainRunner(Runner):
         if not self.takes_part_in_saving:
             return
         weights, optimizer = self._gather(), self.optim_wrapper.state_dict()
-        memory = self._gathered_memory()
+        memory = self.train_loop.memory.gathered(self.bare_model) if self.streams else None
         if self.rank != 0:
             return
         *earlier, own = self.lineage
@@ -192,17 +192,6 @@ class TrainRunner(Runner):
     def streams(self) -> bool:
         """Whether the model hands a memory from one iteration to the next."""
         return getattr(self.bare_model, "streams", False)
-
-    def _gathered_memory(self) -> dict[str, Any] | None:
-        """The memory of all processes on rank 0, on the CPU; None for a model without; all ranks call."""
-        if not self.streams:
-            return None
-        own = on_cpu(self.bare_model.pack_memory(self.train_loop.memory))
-        found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
-        if self.world_size == 1:
-            return own
-        torch.distributed.gather_object(own, found)
-        return {key: state for part in found or () for key, state in part.items()}
 
     def bad_parameters(self) -> list[str]:
         """Names of weights that are not finite (failures.py), of all ranks; where weights are shared out, all call."""
@@ -293,8 +282,8 @@ class TrainRunner(Runner):
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_state(self.bare_model, checkpoint["state_dict"], source=str(path))
             self._resume_optimizer(checkpoint, changes.iteration if changes.rates else None)
-            if self.streams:
-                self.train_loop.memory = self.bare_model.unpack_memory(checkpoint.get("memory", {}))
+            if self.streams and "memory" in checkpoint:
+                self.train_loop.memory.load(self.bare_model, checkpoint["memory"])
         if KEY in checkpoint["meta"]:
             *earlier, began = stages_of(checkpoint["meta"][KEY], str(path))
             self.lineage = (*earlier, replace(self.lineage[-1], command=began.command))
@@ -335,12 +324,3 @@ class TrainRunner(Runner):
             raise ValueError(f"{len(states)} schedules, the config has {len(schedulers)}")
         for scheduler, state in zip(schedulers, states):
             scheduler.load_state_dict(state)
-
-
-def on_cpu(value: Any) -> Any:
-    """A nest of dicts, lists and tuples with its tensors on the CPU, copied."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: on_cpu(own) for key, own in value.items()}
-    return type(value)(map(on_cpu, value)) if isinstance(value, (list, tuple)) else value

@@ -29,6 +29,7 @@ from . import checkpoints
 from .averaging import AverageWeights
 from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
+from .feature_cache import CacheFeatures
 from .from_data import completed
 from .hooks import KeepCheckpoints, LogProgress
 from .loop import ResumableTrainLoop, local_device
@@ -159,6 +160,8 @@ def _run(
     if config.get("ema"):
         with building("ema"):
             hooks.append(dict(type=AverageWeights, **config.ema))
+    if config.get("cache_features"):
+        hooks.append(CacheFeatures(config.cache_features))
     hooks += config.get("custom_hooks") or []
     train_cfg = dict(type=ResumableTrainLoop, max_minutes=max_minutes, max_iters=_whole_windows(config))
     with building("model or custom_hooks"):
@@ -288,8 +291,8 @@ def _share_batch_size(runner: TrainRunner) -> None:
         runner._train_dataloader = {**loader, "sampler": {"batch_size": loader["batch_size"], **sampler}}
     elif runner.streams:
         logger.warning(
-            "the model has memory, but train_dataloader.sampler %s gives it no frames that follow each other: it learns "
-            "as if each were the first of its scene; use StreamingSampler",
+            "the model has memory, but train_dataloader.sampler %s gives it no frames that follow each other: it "
+            "learns as if each were the first of its scene; use StreamingSampler",
             getattr(kind, "__name__", kind),
         )
 

@@ -8,14 +8,16 @@ Shapes: B batch, N cameras, C channels, Q lane queries, K control points, n labe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
-from ..bev.boxes.matching import UNMATCHED, focal_cost
+from ..bev.boxes.matching import UNMATCHED
 from ..bev.map.resample import resample_bev
 from ..core.answers import LaneGraph
 from ..core.batch import Batch, BevFeatures
@@ -26,11 +28,14 @@ from ..core.registries import MODELS
 from ..geometry import BevGrid
 from .curves import NUM_CONTROL, fit_lines, sample_curves
 from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
+from .end_map import EndMap, EndMapOutputs, snap
 from .front_image import boxes_on_disk, front_index, front_seen, without_elements
 from .lane_decoder import LaneDecoder
+from .lane_losses import LaneLosses, repeated
 from .lane_map import LaneMap, LaneMapOutputs
-from .matching import match
+from .one_to_many import OneToMany, random_curves
 from .relations import LaneElementRelation, LaneRelation
+from .street_attention import StreetAttention
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ class LaneOutputs:
     elements: ElementMaps
     image_size_px: tuple[int, int]
     """(height, width) of the padded front image"""
+    ends: EndMapOutputs | None = None
+    """where lanes start and end; None without an end map"""
+    many: tuple[Tensor, Tensor] | None = None
+    """logits and controls, as above, of the group that is matched one-to-many; None outside training"""
 
 
 @MODELS.register_module()
@@ -68,9 +77,16 @@ class LaneTopologyHead(nn.Module):
         returned.
     max_lanes: lanes returned, best first (None: all); num_points: points of each.
     near_m: a query that is matched to no label, but within this mean distance of one, learns that lane's edges too.
+    end_map: arguments of EndMap, e.g. ``dict()``; None: without. snap_radius_m, snap_falloff_m: at inference ends of
+        lanes move to its points (end_map.snap), and edges follow from the moved lanes; radius 0: they do not.
+    one_to_many: arguments of OneToMany, a second group of queries in training only; None: without.
+    street_map: arguments of StreetAttention, e.g. ``dict()``; the lanes' map then also sees the batch's street maps,
+        where it has any. None: without.
+    min_score: lanes below are left out. OLS ranks lanes and hardly sees the bad ones; the F-score and who uses the
+        lanes count every one (docs/lane_topology.md).
     weights: factor of each loss term, see ``WEIGHTS``; terms that are not named keep theirs.
 
-    Raises ConfigError for unknown weights.
+    Raises ConfigError for unknown weights, and for a snap_radius_m without end_map.
     """
 
     WEIGHTS = {
@@ -86,6 +102,9 @@ class LaneTopologyHead(nn.Module):
         "element_class": 0.5,
         "element_box": 1.0,
         "element_relation": 2.0,
+        "end_heat": 1.0,
+        "end_places": 0.5,
+        "many": 1.0,  # of the one-to-many group's terms, beside their own
     }
 
     def __init__(
@@ -114,12 +133,22 @@ class LaneTopologyHead(nn.Module):
         max_lanes: int | None = None,
         num_points: int = 11,
         near_m: float = 1.0,
+        end_map: Mapping[str, Any] | None = None,
+        snap_radius_m: float = 0.0,
+        snap_falloff_m: float = 1.0,
+        one_to_many: Mapping[str, Any] | None = None,
+        street_map: Mapping[str, Any] | None = None,
+        min_score: float = 0.0,
         weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        if snap_radius_m and end_map is None:
+            raise ConfigError("snap_radius_m moves lanes to the points of an end map: give end_map, or leave it 0")
         if unknown := set(weights or {}) - set(self.WEIGHTS):
             raise ConfigError(f"weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(self.WEIGHTS)}")
         self.weights = self.WEIGHTS | (weights or {})
+        self.losses = LaneLosses(num_points, self.weights)
+        self.snap_radius_m, self.snap_falloff_m, self.min_score = snap_radius_m, snap_falloff_m, min_score
         self.front_camera = front_camera
         self.num_control, self.num_points, self.near_m = num_control, num_points, near_m
         self.num_proposals, self.max_elements, self.max_lanes = num_proposals, max_elements, max_lanes
@@ -133,22 +162,21 @@ class LaneTopologyHead(nn.Module):
         )
         self.proposal_query = nn.Linear(channels, channels)
         self.query = nn.Embedding(num_queries, channels)
-        self.first_curves = nn.Parameter(self._random_curves(num_queries))  # fractions of lane_range
+        self.first_curves = nn.Parameter(random_curves(num_queries, self.lane_range, num_control))
         element_channels = element_channels or channels
         self.element_maps = DenseElements(
             in_channels, element_channels, element_upsample, 2, num_attributes, stem_channels=element_stem
         )
         self.lane_relation = LaneRelation(channels, hidden)
         self.element_relation = LaneElementRelation(channels, element_channels, num_attributes, hidden)
+        # after all others, so that a seed gives those the same numbers with and without
+        self.end_map = None if end_map is None else EndMap(channels, self.grid, **end_map)
+        self.streets = None if street_map is None else StreetAttention(channels, self.grid, **street_map)
+        self.many = None if one_to_many is None else OneToMany(channels, self.lane_range, num_control, **one_to_many)
 
-    def _random_curves(self, count: int) -> Tensor:
-        """[count, K, 3]: straight lines of a fifth of the range, anywhere in it, in any direction."""
-        middle, angle = torch.rand(count, 1, 3), torch.rand(count, 1) * 2 * torch.pi
-        middle[..., 2] = 0.5
-        size = torch.tensor(self.lane_range[3:]) - torch.tensor(self.lane_range[:3])
-        reach = torch.linspace(-0.1, 0.1, self.num_control) * size[0]
-        way = torch.stack([angle.cos() * reach, angle.sin() * reach, torch.zeros_like(reach).expand(count, -1)], -1)
-        return (middle + way / size).clamp(0, 1)
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the pyramid maps that ``forward`` reads: that of the front camera."""
+        return [(self.element_level, front_index(self.front_camera, batch) or 0)]
 
     def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> LaneOutputs:
         """From the shared BEV map and the current frame's pyramid maps [B, N, C, h, w].
@@ -156,7 +184,8 @@ class LaneTopologyHead(nn.Module):
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
         front = front_index(self.front_camera, batch) or 0  # without one, `loss` and `predict` drop the elements
-        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev))
+        told = None if self.streets is None else partial(self.streets, streets=batch.street_maps)
+        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev), told)
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
         learned = self.first_curves * size + self.decoder.low
@@ -168,7 +197,13 @@ class LaneTopologyHead(nn.Module):
         image_size_px = tuple(batch.images.shape[-2:])
         front_images = batch.images[:, batch.current, front]
         maps = self.element_maps(levels[self.element_level][:, front], front_images)
-        return LaneOutputs(logits, curves, lanes, self.lane_relation(lanes, curves[-1]), dense, maps, image_size_px)
+        ends = None if self.end_map is None else self.end_map(dense.features)
+        relation = self.lane_relation(lanes, curves[-1])
+        many = None
+        if self.many is not None and self.training:
+            first = self.many(guesses, self.proposal_query(at_guesses))
+            many = self.decoder(*first, dense.features)[1:]  # apart: nothing of it reaches the ordinary queries
+        return LaneOutputs(logits, curves, lanes, relation, dense, maps, image_size_px, ends, many)
 
     def relate(self, outputs: LaneOutputs, elements: Elements) -> Tensor:
         """[B, Q, E] logits: element j governs lane i."""
@@ -191,17 +226,19 @@ class LaneTopologyHead(nn.Module):
         kinds = [None if t is None or not seen else t.attributes for t, seen in zip(targets, shown)]
         terms = {f"dense_{name}": value for name, value in self.lane_map.loss(outputs.dense, controls).items()}
         terms |= {f"element_{n}": value for n, value in self.element_maps.loss(outputs.elements, boxes, kinds).items()}
-        last = len(outputs.logits) - 1
-        assigned = None
-        for layer, (logits, curves) in enumerate(zip(outputs.logits, outputs.controls)):
-            assigned = [
-                None if own is None else self._match(logits[b], curves[b], own, f"lanes, layer {layer}, sample {b}")
-                for b, own in enumerate(controls)
-            ]
-            prefix = "" if layer == last else f"d{layer}_"
-            terms |= {prefix + n: v for n, v in self._layer_loss(logits, curves, controls, assigned).items()}
-        terms |= self._edge_losses(outputs, targets, controls, assigned, boxes)
-        return {f"loss_lane_{name}": value * self.weights[self._term(name)] for name, value in terms.items()}
+        if self.end_map is not None:
+            assert outputs.ends is not None
+            terms |= {f"end_{n}": value for n, value in self.end_map.loss(outputs.ends, controls).items()}
+        of_layers, assigned = self._layer_losses(outputs.logits, outputs.controls, controls, "lanes")
+        terms |= of_layers | self._edge_losses(outputs, targets, controls, assigned, boxes)
+        weighted = {name: value * self.weights[self._term(name)] for name, value in terms.items()}
+        if outputs.many is not None:
+            assert self.many is not None
+            often = repeated(controls, self.many.repeats, outputs.many[0].shape[2])
+            of_layers, _ = self._layer_losses(*outputs.many, often, "lanes, one-to-many")
+            factor = self.weights["many"]
+            weighted |= {f"many_{n}": v * factor * self.weights[self._term(n)] for n, v in of_layers.items()}
+        return {f"loss_lane_{name}": value for name, value in weighted.items()}
 
     @staticmethod
     def _term(name: str) -> str:
@@ -210,40 +247,17 @@ class LaneTopologyHead(nn.Module):
     def _labels(self, targets: LaneTargets, device: torch.device) -> Tensor:
         return fit_lines(targets.centrelines, self.num_control).to(device)
 
-    def _match(self, logits: Tensor, curves: Tensor, labels: Tensor, where: str) -> Tensor:
-        """Label of each query [Q] of one sample."""
-        zeros = torch.zeros(len(labels), dtype=torch.long, device=logits.device)
-        costs = {
-            "classification": focal_cost(logits[:, None], zeros) * self.weights["cls"],
-            "point": self._gaps(curves, labels) * 3 * self.weights["points"],
-        }
-        return match(costs, where)
-
-    @torch.no_grad()
-    def _gaps(self, curves: Tensor, labels: Tensor) -> Tensor:
-        """[Q, n]: mean distance per axis between the points of curves and labels, metres."""
-        ours, theirs = (sample_curves(c.detach().float(), self.num_points).flatten(1) for c in (curves, labels))
-        return torch.cdist(ours, theirs, p=1) / ours.shape[1]
-
-    def _layer_loss(
-        self, logits: Tensor, curves: Tensor, labels: Sequence[Tensor | None], assigned: Sequence[Tensor | None]
-    ) -> dict[str, Tensor]:
-        known = torch.tensor([own is not None for own in labels], device=logits.device)
-        positive = torch.zeros_like(logits)
-        target = torch.zeros_like(curves)
-        for b, (own, to) in enumerate(zip(labels, assigned)):
-            if own is not None and len(own):
-                found = (to != UNMATCHED).nonzero().flatten()
-                positive[b, found] = 1
-                target[b, found] = own[to[found]]
-        count = mean_over_ranks(positive.sum()).clamp(min=1)
-        away = (curves - target) * positive[..., None, None]
-        apart = sample_curves(away, self.num_points)  # curves are linear in their control points
-        return {
-            "cls": (sigmoid_focal_loss(logits, positive) * known[:, None]).sum() / count,
-            "points": apart.abs().sum(-1).mean(-1).sum() / count,
-            "control": away.abs().sum(-1).mean(-1).sum() / count,
-        }
+    def _layer_losses(
+        self, logits: Tensor, curves: Tensor, labels: Sequence[Tensor | None], where: str
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """Terms of all layers, and the last one's matching; logits [layers, B, Q], curves [layers, B, Q, K, 3]."""
+        terms: dict[str, Tensor] = {}
+        assigned: list[Tensor | None] = []
+        for layer, of_layer in enumerate(zip(logits, curves)):
+            assigned = self.losses.assign(*of_layer, labels, f"{where}, layer {layer}")
+            prefix = "" if layer == len(logits) - 1 else f"d{layer}_"
+            terms |= {prefix + n: v for n, v in self.losses.terms(*of_layer, labels, assigned).items()}
+        return terms, assigned
 
     def _edge_losses(
         self,
@@ -263,7 +277,7 @@ class LaneTopologyHead(nn.Module):
         for b, (own, to) in enumerate(zip(targets, assigned)):
             if own is None or not len(labels[b]):
                 continue
-            gap, nearest = self._gaps(outputs.controls[-1, b], labels[b]).min(1)
+            gap, nearest = self.losses.gaps(outputs.controls[-1, b], labels[b]).min(1)
             stands_for = torch.where((to == UNMATCHED) & (gap < self.near_m), nearest, to)
             rows = (stands_for != UNMATCHED).nonzero().flatten()
             lane = stands_for[rows]
@@ -287,20 +301,25 @@ class LaneTopologyHead(nn.Module):
     def predict(self, outputs: LaneOutputs, batch: Batch) -> list[LaneGraph]:
         """One graph per sample: lanes best first, and the elements' boxes in the front image as it lies on disk; none
         where the frame lacks the front camera. Raises PredictionError where one is not finite."""
+        controls, lane_lane = outputs.controls[-1], outputs.lane_lane
+        if self.snap_radius_m and self.end_map is not None and outputs.ends is not None:
+            controls = snap(controls, self.end_map.points(outputs.ends), self.snap_radius_m, self.snap_falloff_m)
+            lane_lane = self.lane_relation(outputs.lanes, controls)
         elements = self.element_maps.peaks(outputs.elements, self.max_elements)
         lane_element = self.relate(outputs, elements).sigmoid()
         scores, order = outputs.logits[-1].sigmoid().sort(dim=1, descending=True, stable=True)
         front, found = front_index(self.front_camera, batch), []
         shown = front_seen(front, batch)
         for b, token in enumerate(batch.tokens):
-            kept = order[b, : self.max_lanes]
+            count = None if not self.min_score else int((~(scores[b] < self.min_score)).sum())  # NaN stays, to be seen
+            kept = order[b, :count][: self.max_lanes]
             arrays = (
-                sample_curves(outputs.controls[-1, b, kept], self.num_points),
-                scores[b, : self.max_lanes],
+                sample_curves(controls[b, kept], self.num_points),
+                scores[b, : len(kept)],
                 boxes_on_disk(elements.boxes[b], batch, b, front or 0),
                 elements.attributes[b].argmax(-1),
                 elements.scores[b],
-                outputs.lane_lane[b, kept[:, None], kept].sigmoid(),
+                lane_lane[b, kept[:, None], kept].sigmoid(),
                 lane_element[b, kept],
             )
             check_answer("lanes", token, *(arrays if shown[b] else (*arrays[:2], arrays[5])))

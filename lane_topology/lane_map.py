@@ -8,7 +8,7 @@ Shapes: B batch, C channels, K control points, n lanes, P proposals, num_y x num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +77,11 @@ class LaneMap(nn.Module):
         centres = torch.from_numpy(grid.cell_centres()).float()
         self.register_buffer("centres", centres, persistent=False)  # [num_y, num_x, 2]
 
-    def forward(self, maps: Tensor) -> LaneMapOutputs:
-        """From BEV maps [B, in_channels, num_y, num_x] on ``grid``."""
+    def forward(self, maps: Tensor, told: Callable[[Tensor], Tensor] | None = None) -> LaneMapOutputs:
+        """From BEV maps [B, in_channels, num_y, num_x] on ``grid``; ``told``: adds what more is known to features."""
         features = self.trunk(maps)
+        if told is not None:
+            features = told(features)
         raw = self.cells(features).permute(0, 2, 3, 1).float()
         controls = raw[..., 4:].unflatten(-1, (self.num_control, 3)) * self.scale_m
         middles = F.pad(self.centres, (0, 1))[:, :, None]  # [num_y, num_x, 1, 3]

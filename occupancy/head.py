@@ -10,6 +10,7 @@ Shapes: B batch, C channels, X, Y, Z voxels, n columns, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from ..bev.map.resample import resample_bev, sample_bev
 from ..core.answers import OccupancyGrid
 from ..core.batch import Batch, BevFeatures
+from ..core.errors import ConfigError
 from ..core.finite import check_answer
 from ..core.labels import OccupancyTargets
 from ..core.registries import MODELS
 from ..geometry import OCC3D_GRID, BevGrid
-from .losses import VoxelLoss
+from .losses import OCC3D_FREQUENCY, VoxelLoss
+from .rays import RayLoss
 
 GRID = OCC3D_GRID
 
@@ -34,11 +37,15 @@ class OccupancyHead(nn.Module):
     in_channels: C of the BEV map. channels, num_blocks: width and depth of the trunk.
     coarse_cells: cells per side of the trunk's grid, over the voxel grid's 80 m.
     num_classes: K, ``free`` among them.
-    mask, loss_weights, class_weights: what is learned from which voxels, see losses.VoxelLoss.
+    mask, loss_weights, class_weights, hidden_weight, class_frequency: what is learned from which voxels, see
+        losses.VoxelLoss.
     columns_per_sample: columns unfolded in training, None for all; half of them are drawn from those in which
-        something stands, as far as there are any.
+        something stands, as far as there are any. With mask "mixed" a quarter as many are drawn for hidden voxels.
+    column_weights: "frequency": columns are drawn with the weight f^-0.25, f the ``class_frequency`` of their rarest
+        class that counts (ALOcc, arXiv 2411.07725, draws voxels so); None: evenly.
+    ray_loss: settings of rays.RayLoss, None for none.
 
-    Raises ConfigError as VoxelLoss.
+    Raises ConfigError as VoxelLoss and RayLoss, and for column_weights with class_weights: they would multiply.
     """
 
     def __init__(
@@ -53,9 +60,25 @@ class OccupancyHead(nn.Module):
         loss_weights: Mapping[str, float] | None = None,
         class_weights: Sequence[float] | str | None = None,
         columns_per_sample: int | None = None,
+        hidden_weight: float = 0.2,
+        class_frequency: Sequence[int] | None = None,
+        column_weights: str | None = None,
+        ray_loss: RayLoss | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.voxel_loss = VoxelLoss(num_classes, free, mask, loss_weights, class_weights)
+        self.voxel_loss = VoxelLoss(
+            num_classes, free, mask, loss_weights, class_weights, hidden_weight, class_frequency
+        )
+        self.ray_loss = ray_loss if ray_loss is None or isinstance(ray_loss, RayLoss) else RayLoss(**ray_loss)
+        if column_weights not in (None, "frequency"):
+            raise ConfigError(f"column_weights: {column_weights!r} is no rule; write 'frequency', or None")
+        if column_weights and class_weights is not None:
+            raise ConfigError("column_weights and class_weights would multiply: give one of them")
+        rarity = None
+        if column_weights:
+            counted = torch.tensor(class_frequency or OCC3D_FREQUENCY, dtype=torch.float64)
+            rarity = counted.clamp(min=1).pow(-0.25).float()
+        self.register_buffer("rarity", rarity, persistent=False)
         self.free, self.num_classes = free, num_classes
         self.columns_per_sample = columns_per_sample
         self.coarse = BevGrid(GRID.x_min, GRID.y_min, GRID.x_max, GRID.y_max, coarse_cells, coarse_cells)
@@ -74,6 +97,10 @@ class OccupancyHead(nn.Module):
             nn.Linear(width, 2 * width), nn.ReLU(inplace=True), nn.Linear(2 * width, GRID.num_z * num_classes)
         )
 
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the pyramid maps that ``forward`` reads: none."""
+        return []
+
     def forward(self, features: BevFeatures, levels: Sequence[Tensor], batch: Batch) -> Tensor:
         """Trunk features [B, C, coarse, coarse] of the EGO frame; ``levels`` are not used."""
         return self.trunk(resample_bev(features, self.coarse, batch.ego_from_bev))
@@ -87,37 +114,79 @@ class OccupancyHead(nn.Module):
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Mean over the labelled samples of each term; zeros that keep the graph where none is labelled."""
         nothing = outputs.sum() * 0.0 + sum(p.sum() for p in self.unfold.parameters()) * 0.0
-        labelled = [(features, target) for features, target in zip(outputs, batch.occupancy) if target is not None]
-        return self.voxel_loss([self._learned_voxels(*pair) for pair in labelled], nothing)
+        labelled = [(b, target) for b, target in enumerate(batch.occupancy) if target is not None]
+        learned = [self._learned_voxels(outputs[b], target) for b, target in labelled]
+        found = self.voxel_loss(learned, nothing)
+        if self.voxel_loss.has_hidden:
+            hidden = [self._learned_voxels(outputs[b], target, hidden=True) for b, target in labelled]
+            found |= self.voxel_loss(hidden, nothing, hidden=True)
+        if self.ray_loss is not None:
+            terms = [self._ray_term(outputs[b], target, batch.ego_from_bev[b]) for b, target in labelled]
+            terms = [term for term in terms if term is not None]
+            found["loss_occ_rays"] = torch.stack(terms).mean() if terms else nothing
+        return found
 
-    def _learned_voxels(self, features: Tensor, target: OccupancyTargets) -> tuple[Tensor, Tensor]:
+    def _learned_voxels(
+        self, features: Tensor, target: OccupancyTargets, hidden: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Logits [V, K] and classes [V]."""
-        counts = self.voxel_loss.counts(target)
-        ix, iy = self._chosen_columns(counts, target.semantics)
-        # centres of the columns in the trunk's grid, -1..1 over the common range
+        counts = self.voxel_loss.hidden(target) if hidden else self.voxel_loss.counts(target)
+        budget = self.columns_per_sample
+        ix, iy = self._chosen_columns(counts, target.semantics, budget // 4 if hidden and budget else budget)
+        chosen = counts[ix, iy]  # [n, Z]
+        return self.column_logits(self._columns_at(features, ix, iy))[chosen], target.semantics[ix, iy][chosen]
+
+    def _columns_at(self, features: Tensor, ix: Tensor, iy: Tensor) -> Tensor:
+        """[n, C]: features [C, coarse, coarse] at the middles of columns [n] of the voxel grid."""
+        # -1..1 over the common range
         where = torch.stack([(2 * ix + 1) / GRID.num_x - 1, (2 * iy + 1) / GRID.num_y - 1], -1)  # [n, 2] (x, y)
         with torch.autocast(features.device.type, enabled=False):
             columns = F.grid_sample(features[None].float(), where.float()[None, None], align_corners=False)
-        chosen = counts[ix, iy]  # [n, Z]
-        return self.column_logits(columns[0, :, 0].T)[chosen], target.semantics[ix, iy][chosen]
+        return columns[0, :, 0].T
 
-    def _chosen_columns(self, counts: Tensor, semantics: Tensor) -> tuple[Tensor, Tensor]:
+    def _ray_term(self, features: Tensor, target: OccupancyTargets, ego_from_bev: Tensor) -> Tensor | None:
+        """The weighted ray loss of one sample, None without a ray that hits something."""
+        assert self.ray_loss is not None
+        rays = self.ray_loss.draw(target.semantics, target.mask_lidar, self.free, ego_from_bev)
+        if not len(rays.classes):
+            return None
+        return self.ray_loss(rays, lambda voxels: self._log_probabilities(features, voxels), self.free)
+
+    def _log_probabilities(self, features: Tensor, voxels: Tensor) -> Tensor:
+        """[V, K] float32 of flat voxel indices [V], lowest layer first: of each column only the voxel that is asked for
+        is unfolded."""
+        column, iz = voxels // GRID.num_z, voxels % GRID.num_z
+        first, activation, last = self.unfold
+        weights, biases = (own.unflatten(0, (GRID.num_z, -1)) for own in (last.weight, last.bias))
+        # float32: sizes differ each time, and oneDNN prepares its bfloat16 products anew for each size
+        with torch.autocast(features.device.type, enabled=False):
+            hidden = activation(first(self._columns_at(features, column // GRID.num_y, column % GRID.num_y)))
+            layers = hidden.split(iz.bincount(minlength=GRID.num_z).tolist())
+            logits = torch.cat([F.linear(*parts) for parts in zip(layers, weights, biases)])
+        return logits.log_softmax(-1)
+
+    def _chosen_columns(self, counts: Tensor, semantics: Tensor, budget: int | None) -> tuple[Tensor, Tensor]:
         """(ix, iy) [n] of the columns to learn from, those with a voxel that counts."""
         usable = counts.any(-1)
-        if self.columns_per_sample is None:
+        if budget is None:
             return tuple(usable.nonzero().T)
         # more than one kind of occupied voxel above one another, or anything above the ground's layer: something stands
         occupied = (semantics != self.free) & counts
         standing = (occupied.sum(-1) > 1).flatten()
         usable = usable.flatten()
-        things = self._draw(standing & usable, self.columns_per_sample // 2)
-        rest = self._draw(usable, self.columns_per_sample - len(things))
+        weights = None
+        if self.rarity is not None:
+            weights = torch.where(counts, self.rarity[semantics.long()], 0.0).amax(-1).flatten()
+        things = self._draw(standing & usable, budget // 2, weights)
+        rest = self._draw(usable, budget - len(things), weights)
         column = torch.cat([things, rest])
         return column // GRID.num_y, column % GRID.num_y
 
     @staticmethod
-    def _draw(allowed: Tensor, count: int) -> Tensor:
+    def _draw(allowed: Tensor, count: int, weights: Tensor | None) -> Tensor:
         candidates = allowed.nonzero()[:, 0]
+        if weights is not None and 0 < count < len(candidates):
+            return candidates[torch.multinomial(weights[candidates], count)]
         return candidates[torch.randperm(len(candidates), device=allowed.device)[:count]]
 
     # ---- inference -----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.labels import OccupancyTargets
 from .evaluation.miou import MASKS
 
+MIXED = "mixed"
 TERMS = ("cross_entropy", "lovasz", "semantic_affinity", "geometric_affinity")
 
 OCC3D_FREQUENCY = (
@@ -28,9 +29,9 @@ OCC3D_FREQUENCY = (
 """Voxels of each class in the Occ3D-nuScenes training set, id 17 (free) last."""
 
 
-def log_frequency_weights(frequency: tuple[int, ...] = OCC3D_FREQUENCY) -> Tensor:
-    """[C] weights 1 / ln(frequency + 0.001)."""
-    return 1.0 / torch.log(torch.tensor(frequency, dtype=torch.float64) + 0.001).float()
+def log_frequency_weights(frequency: Sequence[int] = OCC3D_FREQUENCY) -> Tensor:
+    """[C] weights 1 / ln(frequency + 0.001), at most 1: of a class that (almost) never occurs."""
+    return 1.0 / torch.log(torch.tensor(frequency, dtype=torch.float64) + 0.001).clamp(min=1.0).float()
 
 
 def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
@@ -89,12 +90,15 @@ class VoxelLoss(nn.Module):
     """The terms that a head learns from, over the voxels that count.
 
     num_classes: K, ``free`` among them.
-    mask: voxels that count: those the cameras see, those a LiDAR ray met, or all.
+    mask: voxels that count: those the cameras see ("camera"), those a LiDAR ray met ("lidar"), or all ("none");
+        "mixed": as "camera", and besides, times ``hidden_weight``, those that a LiDAR ray met and no camera sees.
     loss_weights: factor of each term that is used, of TERMS; default: cross entropy alone.
-    class_weights: K factors of the cross entropy, "log_frequency" for those of Occ3D-nuScenes
+    class_weights: K factors of the cross entropy, "log_frequency" for those that follow from ``class_frequency``
         (``log_frequency_weights``), or None.
+    class_frequency: voxels of each class in the training data; default Occ3D-nuScenes. The config's
+        ``counts_by_class`` has them counted (engine/from_data.py).
 
-    Raises ConfigError for a mask or term that does not exist, or weights of another length than K.
+    Raises ConfigError for a mask or term that does not exist, a negative weight, or numbers of another length than K.
     """
 
     def __init__(
@@ -104,19 +108,26 @@ class VoxelLoss(nn.Module):
         mask: str = "camera",
         loss_weights: Mapping[str, float] | None = None,
         class_weights: Sequence[float] | str | None = None,
+        hidden_weight: float = 0.2,
+        class_frequency: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.loss_weights = dict({"cross_entropy": 1.0} if loss_weights is None else loss_weights)
         if unknown := set(self.loss_weights) - set(TERMS):
             raise ConfigError(f"loss_weights: {sorted(unknown)[0]!r} is no loss; choose from {', '.join(TERMS)}")
-        if mask not in MASKS:
-            raise ConfigError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
+        if mask not in (*MASKS, MIXED):
+            raise ConfigError(f"mask must be one of {', '.join((*MASKS, MIXED))}, got {mask!r}")
+        if not hidden_weight >= 0:
+            raise ConfigError(f"hidden_weight must not be negative, got {hidden_weight!r}")
         if isinstance(class_weights, str) and class_weights != "log_frequency":
             raise ConfigError(f"class_weights: {class_weights!r} is no rule; write 'log_frequency', or the numbers")
-        given = log_frequency_weights() if isinstance(class_weights, str) else class_weights
-        if given is not None and len(given) != num_classes:
-            raise ConfigError(f"{len(given)} class_weights for {num_classes} classes")
-        self.mask, self.free = mask, free
+        if class_frequency is None and isinstance(class_weights, str):
+            class_frequency = OCC3D_FREQUENCY
+        given = log_frequency_weights(class_frequency) if isinstance(class_weights, str) else class_weights
+        for name, numbers in (("class_weights", given), ("class_frequency", class_frequency)):
+            if numbers is not None and len(numbers) != num_classes:
+                raise ConfigError(f"{len(numbers)} {name} for {num_classes} classes")
+        self.mask, self.free, self.hidden_weight = mask, free, hidden_weight
         weights = None if given is None else torch.as_tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -124,23 +135,37 @@ class VoxelLoss(nn.Module):
         """[X, Y, Z] bool: the voxels that count. Raises DataError where the labels have no masks, but one is used."""
         if self.mask == "none":
             return torch.ones_like(target.semantics, dtype=torch.bool)
-        chosen = target.mask_camera if self.mask == "camera" else target.mask_lidar
+        chosen = target.mask_lidar if self.mask == "lidar" else target.mask_camera
         if chosen is None:
             raise DataError(
-                f"the voxel labels have no {self.mask} mask (OpenOcc's have none): train with mask='none' of the "
-                "occupancy head, or fetch Occ3D's labels"
+                f"the voxel labels have no {'camera' if self.mask == MIXED else self.mask} mask (OpenOcc's have none): "
+                "train with mask='none' of the occupancy head, or fetch Occ3D's labels"
             )
         return chosen
 
-    def forward(self, samples: Sequence[tuple[Tensor, Tensor]], nothing: Tensor) -> dict[str, Tensor]:
+    @property
+    def has_hidden(self) -> bool:
+        """Whether there is something to learn from ``hidden`` voxels."""
+        return self.mask == MIXED and self.hidden_weight > 0
+
+    @staticmethod
+    def hidden(target: OccupancyTargets) -> Tensor:
+        """[X, Y, Z] bool: voxels that a LiDAR ray met and no camera sees. The labels have masks (``counts``)."""
+        assert target.mask_lidar is not None and target.mask_camera is not None
+        return target.mask_lidar & ~target.mask_camera
+
+    def forward(
+        self, samples: Sequence[tuple[Tensor, Tensor]], nothing: Tensor, hidden: bool = False
+    ) -> dict[str, Tensor]:
         """Weighted terms ``loss_occ_*``, each the mean over samples: logits [V, K] and classes [V] of the voxels that
         count. Without samples ``nothing``, a zero that keeps the graph.
+
+        hidden: the voxels are those of ``hidden``; the terms are ``loss_occ_hidden_*`` and have its weight, too.
         """
         found = [self._terms(logits.float(), truth.long()) for logits, truth in samples]
-        return {
-            f"loss_occ_{name}": weight * (torch.stack([terms[name] for terms in found]).mean() if found else nothing)
-            for name, weight in self.loss_weights.items()
-        }
+        prefix, factor = ("loss_occ_hidden_", self.hidden_weight) if hidden else ("loss_occ_", 1.0)
+        mean = lambda name: torch.stack([terms[name] for terms in found]).mean() if found else nothing
+        return {f"{prefix}{name}": weight * factor * mean(name) for name, weight in self.loss_weights.items()}
 
     def _terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
         out = {}

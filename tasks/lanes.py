@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class Lanes:
         return evaluate.table(scores)
 
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
-        return {name.upper(): scores[name] for name in ("ols", "det_l", "det_t", "top_ll", "top_lt")}
+        names = ("ols", "det_l", "det_t", "top_ll", "top_lt", "ols_occurring", "lane_fscore")
+        return {name.upper(): math.nan if scores[name] is None else scores[name] for name in names}
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         found = submission.read_predictions(path)

@@ -51,7 +51,8 @@ def test_frames_of_all_arms_have_one_size_and_are_timed(lens_table: ModuleType, 
 
 def test_the_last_scores_count_and_every_arm_has_a_line(lens_table: ModuleType, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    records = [{"loss": 1.0}, {"validation": {"mAP": 0.1, "NDS": 0.2}}, {"validation": {"mAP": 0.3, "NDS": None}}]
+    found = {1: {"mAP": 0.1, "NDS": 0.2}, 2: {"mAP": 0.3, "NDS": None}}
+    records = [{"iter": 1, "loss": 1.0}, *({"iter": i, "validation": scores} for i, scores in found.items())]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert lens_table.last_scores(log) == {"mAP": 0.3, "NDS": 0.0}
     scores = {

@@ -95,6 +95,15 @@ class BoxTask(nn.Module):
                     f"{name} has pc_range {part.point_range}, but the BEV map {tuple(pc_range)}: leave it out there"
                 )
 
+    def pyramid_views(self, batch: Batch) -> list[tuple[int, int]]:
+        """(level, camera) of the pyramid maps that ``forward`` reads: none. Raises ConfigError with a perspective head,
+        which reads all."""
+        if self.perspective is not None:
+            raise ConfigError(
+                "the perspective head reads all pyramid maps, which are not stored: switch cache_features off"
+            )
+        return []
+
     def forward(
         self, features: BevFeatures, levels: Levels, batch: Batch, past: Sequence[Past | None] | None = None
     ) -> BoxOutputs:

@@ -20,7 +20,7 @@ from ...geometry import BevGrid
 from .attention import DeformableAttention, SpatialCrossAttention
 from .encoder import BevEncoder
 from .history import evaluation_mode
-from .temporal import ResNetFusion, fill_missing, warp_bev
+from .temporal import ResNetFusion, effective, fill_missing, warp_bev
 
 
 class LearnedPositionalEncoding(nn.Module):
@@ -223,7 +223,7 @@ class BevMap(nn.Module):
         ``clip``: T frames of levels [B, N, C, h, w]; ``augmented``: apply the batch's BEV augmentation. Frames other
         than the current one carry no gradient and are encoded as in evaluation (released training recipe).
         """
-        padded, bda = tuple(batch.images.shape[-2:]), batch.bda if augmented else None
+        padded, bda = tuple(batch.images.shape[-2:]), effective(batch.bda) if augmented else None
         rows = self.embedding_rows(batch)
         bevs: list[Tensor | None] = []
         for t, levels in enumerate(clip):

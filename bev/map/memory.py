@@ -1,4 +1,4 @@
-"""One memory for all heads: the last BEV map of each scene, moved with the car and mixed into the current one by a gate.
+"""One memory for all heads: the last BEV map of each scene, moved with the car, and a gate that mixes it in.
 
 In the manner of the recurrent maps of SOLOFusion (arXiv 2210.02443), GDFusion (arXiv 2504.12959) and their relatives,
 with three differences: the state passes through a gate that starts at no effect, cells that come from outside the old
@@ -107,11 +107,16 @@ def old_from_new(old: Tensor, new: Tensor, road_z_m: Tensor) -> Tensor:
 class StreamingMemory(nn.Module):
     """Mixes the last map of each stream into the current one.
 
-    channels, grid: of the BEV map; the model gives both. gate_channels: inside the gate. max_gap_s: a state that is
-    older is dropped. unroll: training goes back through the gates of so many frames (1: of the current one alone, whose
-    past is a constant); maps of single frames are constants in all of them. past: False puts the current map in the
-    place of the past one: the same parameters without memory, as a control. forget: every frame is the first of its
-    scene, in evaluation only: what the weights can do without memory, as a control.
+    channels, grid: of the BEV map; the model gives both.
+    gate_channels: inside the gate.
+    max_gap_s: a state that is older is dropped.
+    max_size: root mean square of a cell's past over its channels, above which it is scaled down (maps leave a
+        LayerNorm, so theirs is about 1).
+    unroll: training goes back through the gates of so many frames (1: of the current one alone, whose past is a
+        constant); maps of single frames are constants in all of them but the current one.
+    past: False puts the current map in the place of the past one: the same parameters without memory, as a control.
+    forget: every frame is the first of its scene, in evaluation only: what the weights can do without memory, as a
+        control.
     """
 
     running_mean: Tensor
@@ -123,6 +128,7 @@ class StreamingMemory(nn.Module):
         grid: BevGrid,
         gate_channels: int = 32,
         max_gap_s: float = 2.0,
+        max_size: float = 10.0,
         unroll: int = 1,
         past: bool = True,
         forget: bool = False,
@@ -130,7 +136,8 @@ class StreamingMemory(nn.Module):
         super().__init__()
         if type(unroll) is not int or unroll < 1 or not max_gap_s > 0:
             raise ConfigError(f"memory: unroll from 1 on and max_gap_s above 0, got {unroll!r} and {max_gap_s!r}")
-        self.grid, self.max_gap_s, self.unroll, self.past, self.forget = grid, max_gap_s, unroll, past, forget
+        self.grid, self.max_gap_s, self.max_size, self.unroll = grid, max_gap_s, max_size, unroll
+        self.past, self.forget = past, forget
         self.gate = nn.Sequential(
             nn.Conv2d(2 * channels + 2, gate_channels, 1),
             nn.ReLU(),
@@ -209,13 +216,19 @@ class StreamingMemory(nn.Module):
         ones = bev.new_ones((len(bev), 1, *bev.shape[2:]), dtype=torch.float32)
         moved = sample_bev(torch.cat([old_maps, ones], 1), self.grid, self.grid, old_from_new(old, new, road_z_m))
         centred = bev.float() - self.running_mean
-        past_map, inside = moved[:, :-1], moved[:, -1:]
+        past_map, inside = self._bounded(moved[:, :-1]), moved[:, -1:]
         if not self.past:
             past_map, inside = centred, ones
         time = ones * (torch.tensor(gaps_s, device=bev.device) / KEYFRAME_S)[:, None, None, None]
         share = self.gate(torch.cat([centred, past_map, inside, time], 1)).sigmoid() * inside
         change = torch.where(there, share * self.value(past_map), 0.0)
         return bev + change.to(bev.dtype)  # in this order, so that the sum is laid out as ``bev`` is
+
+    def _bounded(self, past: Tensor) -> Tensor:
+        """Cells scaled down where their numbers are larger than any map's: a gate that has learned from short drives
+        may amplify, and without bound a long drive would end in infinity."""
+        size = past.square().mean(1, keepdim=True).sqrt()
+        return past * (self.max_size / size.clamp(min=1e-6)).clamp(max=1.0)
 
     def _past_maps(self, past: Sequence[SceneState | None], road_z_m: Tensor) -> list[Tensor | None]:
         """The maps of the states; in training those of the last ``unroll`` - 1 steps are fused again, with gradient."""

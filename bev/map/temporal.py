@@ -71,6 +71,14 @@ def fill_missing(bevs: Sequence[Tensor | None], valid: Tensor, current: int) -> 
     return [bev for bev in filled if bev is not None]  # all
 
 
+def effective(bda: Tensor) -> Tensor | None:
+    """The augmentation, None where it is none: the map is then what it is in evaluation, to the bit. A compiled graph
+    has one path."""
+    if torch.compiler.is_compiling():
+        return bda
+    return None if torch.equal(bda, torch.eye(3).to(bda).expand_as(bda)) else bda
+
+
 def warp_bev(bev: Tensor, bda: Tensor, grid: BevGrid) -> Tensor:
     """Applies a BEV augmentation to a map, so that it agrees with boxes that were augmented by ``bda``.
 

@@ -10,4 +10,7 @@ sharding = None  # several processes share memory: "zero1" (optimiser state), "f
 activation_checkpointing = None  # names of modules to recompute in the backward pass, such as ["img_neck"]
 validation = None  # dict(interval=1000, metric="NDS", mode="max"): scores on the way, the best kept as best.pth
 tensorboard = False  # also write event files for `tensorboard --logdir runs` (pip install tensorboard)
+cache_features = (
+    None  # a folder: where all below the heads is frozen, its features are computed once (docs/speedrun.md)
+)
 new_parts = ()  # prefixes of parameter names that a --load-from file may lack: they start at random

@@ -19,7 +19,8 @@ model.update(memory=dict(type=StreamingMemory, unroll=3))
 velocity_weights = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 model.boxes.head.update(code_weights=velocity_weights)
 model.boxes.bev_proposals.update(code_weights=velocity_weights)
-train_dataloader.sampler = dict(type=StreamingSampler)
+# batches of one: neighbouring steps see other scenes
+train_dataloader.sampler = dict(type=StreamingSampler, interleave=8)
 
 new_parts = ("memory.",)
 max_iters = 3000

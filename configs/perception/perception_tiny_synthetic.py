@@ -32,6 +32,7 @@ model.update(
         ffn_dims=128,
         hidden=64,
         element_stem=16,
+        min_score=0.05,  # the F-score counts all lanes: it doubles, and OLS stays (docs/lane_topology.md)
     ),
     # against gradients into the BEV map that differ a hundredfold at the start (docs/LOG.md)
     loss_weights=dict(occupancy=5.0, lanes=0.5),

@@ -17,22 +17,25 @@ from torch.utils.data import Dataset
 
 from ...core.cameras import cameras_of, check_camera_names, front_camera_of
 from ...core.errors import ConfigError, DataError
+from ...core.feature_store import FeatureStore
 from ...core.frames import CameraView, Frame, past_bev_from_current
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.once import warn_once
 from ...core.registries import DATASETS
 from ...geometry import invert_pose
 from ...geometry.lenses import ROW
-from ..labels.files import check_lanes, read_occupancy
+from ..labels.files import NUM_OCCUPANCY_CLASSES, check_lanes, read_occupancy
 from ..labels.ground_truth import ground_truth
 from ..labels.mono_targets import mono_targets
 from ..readers.checks import check_frames
 from ..readers.registry import DataSource
 from .can_bus import can_bus_of_pose
 from .collate import ClipSample
+from .depth import DepthSource, check_depth_source, read_depth_points
 from .images import load_image
 from .mirror import mirror_clip
 from .sampler import StreamStep
+from .street_maps import StreetMapSettings, lines_to_show, training_lines
 from .transforms import (
     BdaDraw,
     BdaSettings,
@@ -105,8 +108,11 @@ class ClipDataset(Dataset):
         mono: also give per-image targets for the perspective head.
         occupancy, lanes: also give voxel and lane labels, None for a frame that has none. They live in the ego frame
             and know neither BEV augmentation nor upstream's image mirroring; ``mirror`` reflects them.
+        depth: also give depth of the current images' cells, None for a frame without: True, 'lidar' (depth.py).
         front_camera: name of the camera that shows the traffic elements; default: the one that looks ahead, by its
             name or its optical axis (core/cameras.py). A frame that lacks it has no elements.
+        street_map: also give the street map around the car, an input of the lane head: True, or StreetMapSettings
+            (jitter, drop-out, range). Frames without one give None; ``mirror`` reflects it.
 
     How it is used:
         training: draw augmentations, and replace a clip that has no ground truth by another, drawn with its seed.
@@ -138,7 +144,9 @@ class ClipDataset(Dataset):
         mono: bool = False,
         occupancy: bool = False,
         lanes: bool = False,
+        depth: DepthSource = False,
         front_camera: str | None = None,
+        street_map: StreetMapSettings | Mapping[str, Any] | bool = False,
         training: bool = False,
         seed: int = 0,
         cache_images: bool = False,
@@ -163,17 +171,24 @@ class ClipDataset(Dataset):
         self.bda = None if bda is None else _settings(BdaSettings, bda)
         self.pc_range, self.use_valid_flag = _checked_range(pc_range), use_valid_flag
         self.keep_unknown_velocity = keep_unknown_velocity
+        given = StreetMapSettings() if street_map is True else street_map
+        self.street_map = None if given is False else _settings(StreetMapSettings, given)
+        if self.street_map is not None and not any(frame.street_map for frame in self.frames):
+            warn_once("street_map is asked for, but no frame has one: the model sees none")
         self.mirror, self.mono, self.training, self.seed = mirror, mono, training, seed
         self.tasks = tuple(name for name, wanted in (("occupancy", occupancy), ("lanes", lanes)) if wanted)
         if self.tasks and (self.bda is not None or self.image.flip):
             raise ConfigError(
                 f"{' and '.join(self.tasks)} labels do not follow bda and image.flip: leave both off, use mirror"
             )
+        check_depth_source(depth, self.frames)
+        self.depth = depth
         if mirror and mono:
             raise ConfigError("mirror does not reflect perspective targets: give mirror or mono, not both")
         if cache_images and self.image.resample != "area":
             raise ConfigError(f"cache_images needs image.resample 'area', got {self.image.resample!r}")
         self._cache: dict[str, NDArray[np.uint8]] | None = {} if cache_images else None
+        self._features: FeatureStore | None = None
 
         known = cameras_of(self.frames)
         self.camera_names = tuple(camera_names or known)
@@ -223,13 +238,49 @@ class ClipDataset(Dataset):
         rng = np.random.default_rng([self.seed, draw, index])
         if not self.training:
             frame, image_draw = self.frames[index], self.image.test_draw
-            return self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
+            clip = self._clip(frame, image_draw, BdaDraw(), self._targets(frame, image_draw, BdaDraw()), None)
+            if self.street_map is not None:
+                clip.street_map = lines_to_show(self.frames, index, self.street_map, rng)
+            return clip
         image_draw = self.image.draw(rng)
         bda_draw = self.bda.draw(rng) if self.bda is not None else BdaDraw()
         frame, targets = self._labelled(index, image_draw, bda_draw, rng)
         clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
         clip.stream = f"{frame.scene_token} {draw} {index}"  # of this clip alone
-        return mirror_clip(clip) if self.mirror and rng.integers(2) else clip
+        if self.street_map is not None:  # drawn apart: all else is drawn as without a map
+            clip.street_map = training_lines(frame, self.street_map, np.random.default_rng([self.seed, draw, index, 1]))
+        return self._seen(clip, mirrored=self.mirror and bool(rng.integers(2)))
+
+    def _seen(self, clip: ClipSample, mirrored: bool) -> ClipSample:
+        """The clip or its mirror image, with the stored features of either."""
+        clip = mirror_clip(clip) if mirrored else clip
+        if self._features is not None:
+            clip.features = self._features.read(clip.frame.token, mirrored)
+        return clip
+
+    def use_features(self, store: FeatureStore) -> None:
+        """Give clips their stored features from now on, and load no images but those that heads read themselves: the
+        front camera's where lanes are learned."""
+        self._features = store
+        self._cache = None if self._cache is None else {}
+
+    def undrawn(self, index: int, mirrored: bool) -> ClipSample:
+        """What a training clip shows of frame ``index``, as it is or mirrored, without boxes.
+
+        Raises ConfigError where training draws more than that: the images are then no function of (sample, mirrored).
+        """
+        drawn = {
+            "photometric": self.photometric is not None,
+            "bda": self.bda is not None,
+            "image.flip": self.image.flip,
+            "image.train_heights_px": len(set(self.image.train_heights_px)) > 1,
+            "frame_offsets": len(self.frame_offsets) > 1,
+        }
+        if names := [name for name, is_drawn in drawn.items() if is_drawn]:
+            raise ConfigError(f"stored features need one view of each frame: switch {', '.join(names)} off")
+        nothing = np.zeros((0, 9), np.float32), np.zeros(0, np.int64), None
+        draw = ImageDraw(self.image.train_heights_px[0])
+        return self._seen(self._clip(self.frames[index], draw, BdaDraw(), nothing, None), mirrored)
 
     def _streamed(self, index: int, draw: int) -> ClipSample:
         """A step of a sequence: all its frames have the same draws, and none is replaced for want of labels."""
@@ -240,7 +291,9 @@ class ClipDataset(Dataset):
         targets = self._targets(frame, image_draw, bda_draw)
         clip = self._clip(frame, image_draw, bda_draw, targets, rng if self.photometric is not None else None)
         clip.stream = f"{frame.scene_token} {draw}"
-        return mirror_clip(clip) if is_mirrored else clip
+        if self.street_map is not None:
+            clip.street_map = training_lines(frame, self.street_map, np.random.default_rng([self.seed, draw, 1]))
+        return self._seen(clip, is_mirrored)
 
     def neighbours(self, frame: Frame) -> list[Frame | None]:
         """The T frames of a clip, None where the scene has none."""
@@ -322,6 +375,23 @@ class ClipDataset(Dataset):
         masks = (None if mask is None else torch.from_numpy(mask) for mask in (labels.mask_lidar, labels.mask_camera))
         return OccupancyTargets(torch.from_numpy(labels.semantics), *masks)
 
+    def class_counts(self, most: int = 1000) -> list[int]:
+        """[K] observed voxels of each class in the labels of at most ``most`` frames, evenly chosen.
+
+        Raises ConfigError without voxel labels.
+        """
+        labelled = [frame for frame in self.frames if frame.occupancy_path] if "occupancy" in self.tasks else []
+        if not labelled:
+            raise ConfigError("no voxels to count: the training data need occupancy=True, and voxel labels")
+        chosen = np.linspace(0, len(labelled) - 1, min(most, len(labelled))).round().astype(int)
+        counts = np.zeros(NUM_OCCUPANCY_CLASSES, np.int64)
+        for i in chosen:
+            target = self._occupancy(labelled[i])
+            assert target is not None  # it has a file
+            seen = target.semantics if target.mask_lidar is None else target.semantics[target.mask_lidar]
+            counts += np.bincount(seen.numpy().ravel(), minlength=len(counts))
+        return counts.tolist()
+
     def _lanes(self, frame: Frame, draw: ImageDraw) -> LaneTargets | None:
         """Elements of which less than half lies in the cropped image are left out; they are labelled in real pixels."""
         if "lanes" not in self.tasks or frame.lanes is None:
@@ -394,7 +464,8 @@ class ClipDataset(Dataset):
                     image_from_bev[t, n] = camera_from_bev
                 lenses[t, n] = camera.row
                 photometric = None if self.photometric is None or rng is None else self.photometric.draw(rng)
-                pictures[n] = self._image(view, neighbour, draw, photometric)
+                is_read = self._features is None or ("lanes" in self.tasks and n == self.front_camera)
+                pictures[n] = self._image(view, neighbour, draw, photometric) if is_read else self._blank(view, draw)
         intrinsics, bev_from_camera = np.tile(np.eye(3), (shape[1], 1, 1)), np.tile(np.eye(4), (shape[1], 1, 1))
         for n, view in enumerate(self._views(frame)):
             if view is not None:
@@ -421,7 +492,13 @@ class ClipDataset(Dataset):
             can_bus=can_bus,
             occupancy=self._occupancy(frame),
             lanes=self._lanes(frame, draw),
+            depth=read_depth_points(frame, self._views(frame), self.image, draw, self.depth),
         )
+
+    def _blank(self, view: CameraView, draw: ImageDraw) -> NDArray[np.float32]:
+        """[3, h, w] zeros in place of an image."""
+        placement = self._placement(view, draw)
+        return np.zeros((3, placement.height_px, placement.width_px), np.float32)
 
     def _image(
         self, view: CameraView, frame: Frame, draw: ImageDraw, photometric: PhotometricDraw | None

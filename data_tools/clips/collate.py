@@ -17,9 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.batch import Batch
+from ...core.feature_store import stack
 from ...core.frames import Frame
 from ...core.labels import LaneTargets, MonoTargets, OccupancyTargets
 from ...core.registries import FUNCTIONS
+from ...core.street_maps import StreetLines
+from .depth import DepthPoints, depth_targets
 
 
 @dataclass
@@ -62,6 +65,11 @@ class ClipSample:
     """See Batch.streams; None: the frame's scene."""
     mirrored: bool = False
     """Whether `mirror_clip` made it."""
+    depth: DepthPoints | None = None
+    """N, see depth.py; None where the frame has no labels of depth."""
+    features: dict[str, torch.Tensor] | None = None
+    """Stored features of the current frame, see Batch."""
+    street_map: StreetLines | None = None
 
 
 @FUNCTIONS.register_module()
@@ -96,6 +104,11 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
 
+    current = first.frame_offsets.index(0)
+    depth = [
+        None if sample.depth is None else depth_targets(sample.depth, sizes[b, current].tolist(), height, width)
+        for b, sample in enumerate(samples)
+    ]
     with_poses = all(sample.global_from_ego is not None for sample in samples)
 
     def tensor(array: NDArray | None) -> torch.Tensor | None:
@@ -117,16 +130,25 @@ def collate_clips(samples: Sequence[ClipSample], size_divisor: int = 32) -> Batc
         mono=[sample.mono for sample in samples],
         occupancy=[sample.occupancy for sample in samples],
         lanes=[sample.lanes for sample in samples],
+        depth=depth,
         ego_from_bev=torch.from_numpy(np.stack([_ego_from_bev(sample) for sample in samples])),
         global_from_ego=stack("global_from_ego") if with_poses else None,
         can_bus=stack("can_bus") if with_poses else None,
         frames=[sample.frame for sample in samples],
         camera_names=[sample.camera_names for sample in samples],
-        camera_valid=[tuple(own) for own in sizes[:, first.frame_offsets.index(0), :, 0].astype(bool).tolist()],
+        camera_valid=[tuple(own) for own in sizes[:, current, :, 0].astype(bool).tolist()],
         front_cameras=[sample.front_camera for sample in samples],
         streams=[sample.frame.scene_token if sample.stream is None else sample.stream for sample in samples],
         mirrored=[sample.mirrored for sample in samples],
+        features=_features(samples),
+        street_maps=[sample.street_map for sample in samples],
     )
+
+
+def _features(samples: Sequence[ClipSample]) -> dict[str, torch.Tensor] | None:
+    if first := samples[0].features:
+        return {name: stack([(sample.features or {})[name] for sample in samples]) for name in first}
+    return None
 
 
 def _lenses(samples: Sequence[ClipSample]) -> torch.Tensor | None:

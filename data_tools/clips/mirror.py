@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.labels import LaneTargets, OccupancyTargets
+from ...core.street_maps import StreetLines
 from ...geometry import wrap_angle
 from ...geometry.lenses import mirrored_row
 from .can_bus import mirror_can_bus
 from .collate import ClipSample
+from .depth import mirror_depth
 
 # OpenLane-V2's attributes that say left or right (arXiv 2304.10440)
 _MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
@@ -58,6 +60,7 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
     poses = sample.global_from_ego
     if poses is not None:
         poses = reflect_ego @ poses @ reflect_ego
+    widths = [None if view is None else view.shape[2] for view in _current(sample)]
     boxes = sample.gt_boxes
     if boxes is not None:
         boxes = boxes.copy()
@@ -78,6 +81,8 @@ def mirror_clip(sample: ClipSample) -> ClipSample:
         occupancy=None if sample.occupancy is None else _mirror_occupancy(sample.occupancy),
         lanes=None if sample.lanes is None else _mirror_lanes(sample.lanes, sample),
         mirrored=not sample.mirrored,
+        depth=None if sample.depth is None else mirror_depth(sample.depth, widths),
+        street_map=None if sample.street_map is None else _mirror_streets(sample.street_map),
     )
 
 
@@ -110,6 +115,10 @@ def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
         elements_xyxy_px=torch.stack([width_px - right, top, width_px - left, bottom], -1),
         attributes=says,
     )
+
+
+def _mirror_streets(streets: StreetLines) -> StreetLines:
+    return replace(streets, lines=streets.lines * torch.tensor([1.0, -1.0]))
 
 
 def _mirror_pixels(width_px: int) -> np.ndarray:

@@ -120,14 +120,17 @@ class StreamStep(NamedTuple):
 class StreamingSampler(Sampler):
     """An endless order for models with memory: each place of the global batch walks through whole sequences in time.
 
-    The places (slots) are those of all ranks' batches; slot s takes every so-manieth sequence of an endless list in
-    which each epoch has every sequence once, in a shuffled order (SOLOFusion, arXiv 2210.02443, has the same idea).
-    Where sequences are of one length, an epoch has every frame once. What a rank yields is a pure function of
-    (seed, position), so it resumes to the bit, with any number of ranks that together have as many slots.
+    The places (slots) are those of all ranks' batches, ``interleave`` times over: slot s takes every so-manieth
+    sequence of an endless list in which each epoch has every sequence once, in a shuffled order (the idea is that of
+    SOLOFusion, arXiv 2210.02443). The first sequence of a slot is begun in its middle, so that slots change scenes at
+    different times. What a rank yields is a pure function of (seed, position), so it resumes to the bit, with any
+    number of ranks that together have as many slots.
 
     dataset: anything with ``scene_tokens``; batch_size: of one rank (train fills it in from its dataloader);
-    sequence_frames: scenes are cut into sequences of about equal length and at most so many frames, None: whole scenes;
-    rank, world_size: default from torch.distributed. ``state_dict``: as of ResumableSampler.
+    interleave: sequences that a place of the batch walks through by turns, a frame of each, so that steps of the
+    optimiser with few samples do not see one scene many times in a row; sequence_frames: scenes are cut into sequences
+    of about equal length and at most so many frames, None: whole scenes; rank, world_size: default from
+    torch.distributed. ``state_dict``: as of ResumableSampler.
     """
 
     def __init__(
@@ -135,12 +138,13 @@ class StreamingSampler(Sampler):
         dataset: HasScenes,
         seed: int | None = None,
         batch_size: int = 1,
+        interleave: int = 1,
         sequence_frames: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        given = (("batch_size", batch_size, 1), ("sequence_frames", sequence_frames, 1), ("seed", seed, 0))
-        for name, value, low in given:
+        counts = dict(batch_size=batch_size, interleave=interleave, sequence_frames=sequence_frames)
+        for name, value, low in (*((name, value, 1) for name, value in counts.items()), ("seed", seed, 0)):
             if value is not None and (type(value) is not int or value < low):
                 raise ConfigError(f"sampler.{name}: must be a whole number from {low} on, got {value!r}")
         default_rank, default_world_size = get_dist_info()
@@ -153,7 +157,7 @@ class StreamingSampler(Sampler):
             raise ConfigError("sampler: the dataset has no frames")
         self.size = len(dataset.scene_tokens)
         self.seed = seed or 0
-        self.batch_size = batch_size
+        self.batch_size, self.interleave = batch_size, interleave
         self.rank = default_rank if rank is None else rank
         self.world_size = default_world_size if world_size is None else world_size
         self.position = 0
@@ -163,7 +167,7 @@ class StreamingSampler(Sampler):
     @property
     def slots(self) -> int:
         """Sequences that are walked through at a time, over all ranks."""
-        return self.world_size * self.batch_size
+        return self.world_size * self.batch_size * self.interleave
 
     def sequence(self, number: int) -> NDArray[np.int64]:
         """The clips of a sequence of the endless list."""
@@ -176,11 +180,13 @@ class StreamingSampler(Sampler):
 
     def at(self, position: int) -> StreamStep:
         """What this rank yields at a position; quick for positions that ascend."""
-        step, place = divmod(position, self.batch_size)
-        slot = place * self.world_size + self.rank
-        number, begun = self._walks.get(slot, (slot, 0))
+        iteration, place = divmod(position, self.batch_size)
+        step, turn = divmod(iteration, self.interleave)
+        slot = (turn * self.batch_size + place) * self.world_size + self.rank
+        first = slot, -(len(self.sequence(slot)) * slot // self.slots)  # number of the sequence, step of its beginning
+        number, begun = self._walks.get(slot, first)
         if begun > step:
-            number, begun = slot, 0
+            number, begun = first
         while (end := begun + len(self.sequence(number))) <= step:
             number, begun = number + self.slots, end
         self._walks[slot] = number, begun

@@ -50,7 +50,8 @@ def open_arrays(path: str | Path) -> ArrayFile:
     return ArrayFile(path, str(path), DataError, "fetch or generate it again")
 
 
-def _demand_arrays(stored: ArrayFile, names: tuple[str, ...]) -> None:
+def demand_arrays(stored: ArrayFile, names: tuple[str, ...]) -> None:
+    """Raises DataError for the first of the arrays that a file lacks."""
     if missing := [name for name in names if name not in stored.names]:
         raise DataError(
             f"{stored.place}: no array {missing[0]!r}, it has {', '.join(stored.names) or 'none'}; is it a label file?"
@@ -77,10 +78,10 @@ def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -
     with open_arrays(path) as stored:
         if "voxel_label" in stored.names and "semantics" not in stored.names:
             raise DataError(f"{path}: holds arrays of Occ3D-Waymo; its files are named <frame>{WAYMO_SUFFIX}")
-        _demand_arrays(stored, ("semantics",))
+        demand_arrays(stored, ("semantics",))
         masks = [name for name in ("mask_lidar", "mask_camera") if name in stored.names]
         if len(masks) == 1:
-            _demand_arrays(stored, ("mask_lidar", "mask_camera"))
+            demand_arrays(stored, ("mask_lidar", "mask_camera"))
         for name in ("semantics", *masks):
             _check_grid(path, name, stored.headers[name], "write integers")
         semantics = stored.read("semantics")
@@ -110,7 +111,7 @@ def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLab
     """
     names = ("voxel_label", "origin_voxel_state", "final_voxel_state", "infov")
     with open_arrays(path) as stored:
-        _demand_arrays(stored, names)
+        demand_arrays(stored, names)
         for name in names:
             _check_grid(path, name, stored.headers[name], f"take the 0.4 m file, <frame>{WAYMO_SUFFIX}")
         arrays = {name: stored.read(name) for name in names}
@@ -143,7 +144,7 @@ def write_occupancy(path: str | Path, labels: OccupancyLabels) -> None:
     """Write atomically, compressed; a mask that is None is left out."""
     masks = {"mask_lidar": labels.mask_lidar, "mask_camera": labels.mask_camera}
     given = {name: mask.astype(np.uint8) for name, mask in masks.items() if mask is not None}
-    _write(path, {"semantics": labels.semantics} | given)
+    write_arrays(path, {"semantics": labels.semantics} | given)
 
 
 _LANE_ARRAYS = (
@@ -154,7 +155,7 @@ _LANE_ARRAYS = (
 def read_lanes(path: str | Path) -> LaneLabels:
     """Lane labels of one keyframe. Raises DataError as ``check_lanes``, and for a missing or broken file."""
     with open_arrays(path) as stored:
-        _demand_arrays(stored, _LANE_ARRAYS)
+        demand_arrays(stored, _LANE_ARRAYS)
         for name in _LANE_ARRAYS:
             if stored.headers[name].dtype.kind not in "biuf":
                 raise DataError(f"{path}: {name} is {stored.headers[name]}, no numbers; generate the file again")
@@ -178,7 +179,9 @@ def write_lanes(path: str | Path, labels: LaneLabels) -> None:
     lines = labels.centrelines
     arrays: dict[str, NDArray] = {name: getattr(labels, name) for name in _LANE_ARRAYS[2:]}
     points = np.concatenate(lines) if lines else np.zeros((0, 3), np.float32)
-    _write(path, {"points": points, "points_per_lane": np.array([len(line) for line in lines], np.int64), **arrays})
+    write_arrays(
+        path, {"points": points, "points_per_lane": np.array([len(line) for line in lines], np.int64), **arrays}
+    )
 
 
 _NAMES = {"lane_lane": "lane_lane (topology_lclc)", "lane_element": "lane_element (topology_lcte)"}
@@ -243,6 +246,7 @@ def check_lanes(labels: LaneLabels, place: str, front_size_px: tuple[int, int] |
             )
 
 
-def _write(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
+    """Write an .npz file atomically, compressed."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **dict[str, Any](arrays))

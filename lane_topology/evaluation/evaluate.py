@@ -56,12 +56,22 @@ def check_labels(frames: Sequence[Frame]) -> None:
             check_lanes(frame.lanes, f"sample {frame.token}")
 
 
+def _occurring(scores: Mapping[str, Any]) -> list[str]:
+    if scores["ols_occurring"] is None:
+        return ["(no label has a traffic element: DET_t says nothing here)"]
+    return [
+        f"OLS {scores['ols_occurring']:.4f}    DET_t {scores['det_t_occurring']:.4f}    over the attributes that labels"
+        " have (not official)"
+    ]
+
+
 def table(scores: Mapping[str, Any]) -> list[str]:
     """The scores as lines of text."""
     parts = "   ".join(f"{name} {scores[name.lower()]:.4f}" for name in ("DET_l", "DET_t", "TOP_ll", "TOP_lt"))
     ways = "   ".join(f"{name} {scores[f'lane_{name}']:.4f}" for name in ("recall", "precision"))
     lines = [
         f"OLS {scores['ols']:.4f}    {parts}    metric {scores['metric_version']}, {scores['frames']} frames",
+        *_occurring(scores),
         f"F-score of lanes {scores['lane_fscore']:.4f}    {ways}",
         "",
         f"{'lanes found within':<22}" + "".join(f"{f'{t:g} m':>8}" for t in LANE_THRESHOLDS_M),

@@ -172,6 +172,10 @@ def _cuts(found: NDArray[np.int64], scores: NDArray[np.floating], version: Versi
     return scores[last] if version == "fork-2023" else scores[order][last]
 
 
+def _ols(det_l: float, det_t: float, top_ll: float, top_lt: float) -> float:
+    return float(np.mean([det_l, det_t, np.sqrt(top_ll), np.sqrt(top_lt)]))
+
+
 def evaluate(
     truths: Sequence[LaneLabels],
     predictions: Sequence[LaneGraph],
@@ -182,7 +186,8 @@ def evaluate(
 
     Returns ``ols`` with its parts ``det_l``, ``det_t``, ``top_ll``, ``top_lt`` (0..1), each part by threshold or
     attribute, ``frames`` and ``metric_version``. An attribute that neither labels nor predictions have scores 1, as
-    officially: an empty prediction has a det_t above 0.
+    officially: an empty prediction has a det_t above 0. ``det_t_occurring`` and ``ols_occurring`` are the same over the
+    attributes that labels have (None where they have none); one that is predicted only counts in neither.
 
     Raises ValueError for a different number of labels and predictions, and for an unknown version.
     """
@@ -214,12 +219,15 @@ def evaluate(
         "top_ll": float(np.mean(list(top_ll.values()))),
         "top_lt": float(np.mean(list(top_lt.values()))),
     }
-    ols = np.mean([parts["det_l"], parts["det_t"], np.sqrt(parts["top_ll"]), np.sqrt(parts["top_lt"])])
+    present = sorted({int(a) for own in attributes[0] for a in own})
+    occurring = float(np.mean([det_t[a] for a in present])) if present else None
     return {
         "metric_version": version,
         "frames": len(truths),
-        "ols": float(ols),
+        "ols": _ols(**parts),
         **parts,
+        "det_t_occurring": occurring,
+        "ols_occurring": None if occurring is None else _ols(**{**parts, "det_t": occurring}),
         "det_l_by_threshold": det_l,
         "det_t_by_attribute": det_t,
         "top_ll_by_threshold": top_ll,

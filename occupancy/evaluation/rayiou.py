@@ -23,13 +23,18 @@ _OUTSIDE = -1
 _AZIMUTHS = 360
 
 
-@cache
-def ray_fan() -> NDArray[np.float32]:
-    """[14040, 3] unit directions: 39 rings from 45 degrees down, closer together towards the horizon, 360 azimuths."""
+def ring_pitches() -> list[float]:
+    """Pitch in radians of the 39 rings: from 45 degrees down, closer together towards the horizon."""
     pitch = [-(np.pi / 2 - np.arctan(k + 1)) for k in range(10)]
     while pitch[-1] < _TOP_RAD:
         pitch.append(pitch[-1] + (pitch[9] - pitch[8]))
-    rings = np.array(pitch)[:, None]
+    return pitch
+
+
+@cache
+def ray_fan() -> NDArray[np.float32]:
+    """[14040, 3] unit directions: ``ring_pitches`` x 360 azimuths."""
+    rings = np.array(ring_pitches())[:, None]
     azimuth = np.deg2rad(np.arange(_AZIMUTHS))[None]
     flat = np.cos(rings)
     fan = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(rings) + 0 * azimuth], -1)

@@ -70,9 +70,9 @@ class OccupancyMap(RecurrentBevMap):
 class VoxelHead(nn.Module):
     """A BEV map to voxels, and their losses.
 
-    decoder, num_z, out_dim, transposed: see voxel_decoders.py. num_classes, free, mask, loss_weights, class_weights:
-    see losses.VoxelLoss; the default is the published one, cross entropy over all voxels. (Counting only what the
-    cameras see gains 13 to 15 points of the masked mIoU and costs RayIoU: docs/occupancy.md.)
+    decoder, num_z, out_dim, transposed: see voxel_decoders.py. num_classes and what follows: see losses.VoxelLoss; the
+    default is the published one, cross entropy over all voxels. (Counting only what the cameras see gains 13 to 15
+    points of the masked mIoU and costs RayIoU: docs/occupancy.md.)
     Raises ConfigError as ``voxel_decoders.voxel_trunk``.
     """
 
@@ -88,6 +88,8 @@ class VoxelHead(nn.Module):
         mask: str = "none",
         loss_weights: Mapping[str, float] | None = None,
         class_weights: Sequence[float] | str | None = None,
+        hidden_weight: float = 0.2,
+        class_frequency: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.decoder = voxel_trunk(decoder, embed_dims, num_z, out_dim, transposed)
@@ -95,7 +97,9 @@ class VoxelHead(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        self.voxel_loss = VoxelLoss(num_classes, free, mask, loss_weights, class_weights)
+        self.voxel_loss = VoxelLoss(
+            num_classes, free, mask, loss_weights, class_weights, hidden_weight, class_frequency
+        )
 
     def forward(self, bev: Tensor) -> Tensor:
         """Logits [B, X, Y, Z, K] of maps [B, C, num_y, num_x]."""
@@ -105,12 +109,15 @@ class VoxelHead(nn.Module):
         """Terms over the voxels that count, of all labelled samples together; zeros that keep the graph without any."""
         labelled = [(own, target) for own, target in zip(logits, targets) if target is not None]
         nothing = logits.sum() * 0.0
-        if not labelled:
-            return self.voxel_loss([], nothing)
-        counts = [self.voxel_loss.counts(target) for _, target in labelled]
-        voxels = torch.cat([own[where] for (own, _), where in zip(labelled, counts)])
-        truth = torch.cat([target.semantics[where] for (_, target), where in zip(labelled, counts)])
-        return self.voxel_loss([(voxels, truth)], nothing)
+        found: dict[str, Tensor] = {}
+        for hidden in (False, True) if self.voxel_loss.has_hidden else (False,):
+            chosen = self.voxel_loss.hidden if hidden else self.voxel_loss.counts
+            counts = [chosen(target) for _, target in labelled]
+            voxels = [own[where] for (own, _), where in zip(labelled, counts)]
+            truth = [target.semantics[where] for (_, target), where in zip(labelled, counts)]
+            together = [(torch.cat(voxels), torch.cat(truth))] if labelled else []
+            found |= self.voxel_loss(together, nothing, hidden)
+        return found
 
 
 @MODELS.register_module()

@@ -235,4 +235,4 @@ def test_two_hundred_frames_hold_one_state():
         found, memory = model.predict(batch, memory)
         (state,) = memory.values()
         assert state.token == f"t{i}" and state.previous is None and state.frame_bev is None
-        assert np.isfinite(found[0].boxes.scores).all() and state.bev.abs().max() < 100
+        assert np.isfinite(found[0].boxes.scores).all() and state.bev.abs().max() < 1000

@@ -21,11 +21,10 @@ from drivestack.engine.fine_tune import (
     class_rows,
     fine_tune,
     names_of,
-    resize_bev_queries,
-    resize_line,
     resize_queries,
     tile_queries,
 )
+from drivestack.engine.grid_weights import resize_bev_queries, resize_line
 from support import toy_rig
 
 OWN_CLASSES = ("two_wheeler", "car", "obstacle", "pedestrian", "van")
@@ -45,6 +44,19 @@ def test_bev_queries_keep_their_place_in_space() -> None:
     torch.testing.assert_close(inside, ((expected + 0.5) / 2 - 0.5)[1:-1, 1:-1])
     assert torch.equal(resize_bev_queries(queries, (6, 4), (6, 4)), queries)
     torch.testing.assert_close(resize_line(queries[:4, :1], 8)[1:-1, 0], (torch.arange(1.0, 7) + 0.5) / 2 - 0.5)
+
+
+def test_a_wider_grid_keeps_each_cell_where_it_was() -> None:
+    """From +-42 m to +-51 m with cells of 1.5 m: the old cells to the bit, and around them the border repeated."""
+    queries, rows = torch.randn(56 * 56, 3), torch.randn(56, 2)
+    old, new = ((-42.0, 42.0), (-42.0, 42.0)), ((-51.0, 51.0), (-51.0, 51.0))
+    wide = resize_bev_queries(queries, (56, 56), (68, 68), old, new).unflatten(0, (68, 68))
+    assert torch.equal(wide[6:-6, 6:-6], queries.unflatten(0, (56, 56)))
+    assert torch.equal(wide[:6, 6:-6], queries.unflatten(0, (56, 56))[:1].expand(6, -1, -1))
+    line = resize_line(rows, 68, old[0], new[0])
+    assert torch.equal(line[6:-6], rows) and torch.equal(line[-6:], rows[-1:].expand(6, -1))
+    finer = resize_line(torch.arange(56.0)[:, None], 34, old[0], (-25.5, 25.5))  # a place is worth its number
+    torch.testing.assert_close(finer[:, 0], (torch.arange(34) * 1.5 - 24.75 + 42) / 1.5 - 0.5)
 
 
 def test_a_grid_of_as_many_cells_in_another_shape_is_resized() -> None:
@@ -161,7 +173,7 @@ def test_shipped_weights_start_a_model_of_own_classes_and_rig(name: str, reposit
         assert torch.equal(now[key][0], before[key][0])
     score = "hybrid_queries.score_proj.weight"  # [C, K]
     assert torch.equal(now[score][:, 1], stored[score][:, NUSCENES.index("car")].float())
-    assert report.resized["pts_bbox_head.bev_embedding.weight"] == "(56, 56) to (12, 10) cells"
+    assert report.resized["pts_bbox_head.bev_embedding.weight"] == "(56, 56) to (12, 10) cells, by place"
     assert report.resized["pts_bbox_head.transformer.cams_embeds"] == "6 to 5 cameras in order"
     assert report.resized["pts_bbox_head.query_embedding.weight"] == "120 to 90 queries"
     encoder = [key for key in now if key.startswith("img_backbone.")]

@@ -63,6 +63,21 @@ def test_what_the_config_states_itself_stays(config: Config) -> None:
     assert completed(config).param_scheduler == []
 
 
+class Counted(ClassDataset):
+    def class_counts(self) -> list[int]:
+        return [5, 0, 7]
+
+
+def test_counts_of_the_labels_are_stated(config: Config) -> None:
+    config.counts_by_class = ("model.network.frequency",)
+    with pytest.raises(ConfigError, match="counts_by_class: ClassDataset counts no labels"):
+        completed(config)
+    config.train_dataloader.dataset.type = Counted
+    found = completed(config)
+    assert found.model.network.frequency == [5, 0, 7]
+    assert completed(found) is found and found.counts_by_class == ()
+
+
 @pytest.mark.parametrize(("key", "value"), [("total", None), ("lr", -1), ("lr", "much"), ("warm_up", 3)])
 def test_bad_epochs_are_named(config: Config, key: str, value: object) -> None:
     config.epochs[key] = value

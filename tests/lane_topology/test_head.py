@@ -12,6 +12,7 @@ from drivestack.core.registries import MODELS
 from drivestack.geometry import CameraModel
 from drivestack.lane_topology.front_image import boxes_on_disk, front_index
 from drivestack.lane_topology.head import LaneTopologyHead
+from drivestack.lane_topology.lane_losses import repeated
 from support import toy_streets as toy
 
 
@@ -160,3 +161,91 @@ def test_lanes_that_are_not_finite_are_no_answer(head):
         outputs.logits[-1, 1, 3] = float("nan")
         with pytest.raises(PredictionError, match="the model's lanes are NaN or infinite"):
             head.predict(outputs, batch)
+
+
+def test_further_parts_change_nothing_of_the_ordinary_lanes():
+    """The same seed, with and without end map and one-to-many group; and what those add is left out at inference."""
+    features, levels, batch = toy.scenes(1)
+    heads = []
+    for further in ({}, dict(end_map=dict(), one_to_many=dict(num_queries=10))):
+        torch.manual_seed(0)
+        heads.append(LaneTopologyHead(**toy.SMALL, **further).eval())
+    plain, rich = heads
+    rich.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        of_plain, of_rich = (head(features, levels, batch) for head in heads)
+    assert torch.equal(of_plain.controls, of_rich.controls) and torch.equal(of_plain.lane_lane, of_rich.lane_lane)
+    assert of_plain.ends is None and of_rich.ends is not None and of_rich.many is None
+    for a, b in zip(plain.predict(of_plain, batch), rich.predict(of_rich, batch)):
+        np.testing.assert_array_equal(a.centrelines, b.centrelines)
+    losses = [head.train().loss(head(features, levels, batch), batch) for head in heads]
+    assert {name: value.item() for name, value in losses[1].items() if name in losses[0]} == {
+        name: value.item() for name, value in losses[0].items()
+    }
+    new = losses[1].keys() - losses[0].keys()
+    assert {"loss_lane_end_heat", "loss_lane_many_cls", "loss_lane_many_d0_points"} <= new
+    assert all(name.startswith(("loss_lane_end_", "loss_lane_many_")) for name in new)
+
+
+def test_the_one_to_many_group_never_reaches_the_ordinary_queries():
+    features, levels, batch = toy.scenes(1)
+    torch.manual_seed(0)
+    head = LaneTopologyHead(**toy.SMALL, one_to_many=dict(num_queries=10, repeats=3))
+    before = head(features, levels, batch)
+    with torch.no_grad():
+        head.many.query.weight.add_(5.0)
+        head.many.first_curves.mul_(0.5)
+    after = head(features, levels, batch)
+    assert not torch.equal(before.many[1], after.many[1])
+    for name in ("logits", "controls", "lanes", "lane_lane"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    sum(head.loss(after, batch).values()).backward()
+    assert not [n for n, p in head.named_parameters() if p.grad is None]
+
+
+def test_labels_are_repeated_but_for_at_most_half_of_the_queries():
+    labels = [torch.randn(3, 5, 3), torch.randn(12, 5, 3), torch.zeros(0, 5, 3), None]
+    often = repeated(labels, 4, 50)
+    assert [None if own is None else len(own) for own in often] == [12, 24, 0, None]
+    assert torch.equal(often[0].view(4, 3, 5, 3)[2], labels[0])
+
+
+def test_lanes_below_the_score_are_left_out_with_their_edges(head):
+    features, levels, batch = toy.scenes(1)
+    outputs = head.eval()(features, levels, batch)
+    (whole,) = head.predict(outputs, batch)
+    head.min_score = float(whole.lane_scores[7])
+    (few,) = head.predict(outputs, batch)
+    assert len(few.lane_scores) == 8
+    np.testing.assert_array_equal(few.centrelines, whole.centrelines[:8])
+    np.testing.assert_array_equal(few.lane_lane, whole.lane_lane[:8, :8])
+    np.testing.assert_array_equal(few.lane_element, whole.lane_element[:8])
+    head.min_score = 1.0
+    (none,) = head.predict(outputs, batch)
+    assert none.centrelines.shape == (0, 11, 3) and none.lane_lane.shape == (0, 0)
+
+
+def test_lanes_that_meet_at_a_point_of_the_end_map_are_joined_by_it():
+    features, levels, batch = toy.scenes(1)
+    torch.manual_seed(0)
+    head = LaneTopologyHead(**toy.SMALL, end_map=dict(), snap_radius_m=3.0).eval()
+    with torch.no_grad():
+        outputs = head(features, levels, batch)
+    end, start = outputs.controls[-1, 0, 0, -1], outputs.controls[-1, 0, 1, 0]
+    start[:] = end + torch.tensor([2.0, 0, 0])
+    places, heat = outputs.ends.places.clone(), torch.full_like(outputs.ends.heat, -20.0)
+    heat[0, :, 5, 5] = 20.0
+    places[0, :, 5, 5] = (end + start) / 2
+    with torch.no_grad():
+        lane_lane = head.lane_relation(outputs.lanes, outputs.controls[-1])
+    joined = replace(outputs, lane_lane=lane_lane, ends=replace(outputs.ends, heat=heat, places=places))
+    order = outputs.logits[-1, 0].argsort(descending=True, stable=True).tolist()
+    i, j = order.index(0), order.index(1)
+    (snapped,) = head.predict(joined, batch)
+    head.snap_radius_m = 0.0
+    (as_was,) = head.predict(joined, batch)
+    gap = lambda graph: np.linalg.norm(graph.centrelines[i, -1] - graph.centrelines[j, 0])
+    assert gap(as_was) == pytest.approx(2.0, rel=1e-4) and gap(snapped) == pytest.approx(2 * (1 - np.exp(-1)), rel=1e-3)
+    assert snapped.lane_lane[i, j] > as_was.lane_lane[i, j]
+    with pytest.raises(ConfigError, match="give end_map"):
+        LaneTopologyHead(**toy.SMALL, snap_radius_m=3.0)

@@ -11,6 +11,7 @@ from drivestack.core.errors import ConfigError, PredictionError
 from drivestack.core.labels import OccupancyTargets
 from drivestack.geometry import BevGrid
 from drivestack.occupancy.head import OccupancyHead
+from drivestack.occupancy.rays import unique_by_height
 
 GRID = BevGrid(-42.0, -42.0, 42.0, 42.0, num_x=56, num_y=56)
 
@@ -111,8 +112,85 @@ def test_it_learns_a_scene_and_predicts_it():
     assert (found[0].semantics[block] == 4).mean() > 0.8
 
 
+def parts(target: OccupancyTargets) -> OccupancyTargets:
+    """The same with disjoint and overlapping masks: cameras see the left half, the LiDAR all but the last rows."""
+    camera, lidar = torch.zeros_like(target.mask_camera), torch.ones_like(target.mask_camera)
+    camera[:, 100:], lidar[180:] = True, False
+    return OccupancyTargets(target.semantics, lidar, camera)
+
+
+def test_mixed_mask_learns_what_cameras_see_and_a_little_from_what_only_the_lidar_met():
+    terms = {"cross_entropy": 1.0, "lovasz": 0.5}
+    labels = Labels([parts(target()), None])
+    nets = {
+        mask: head(columns_per_sample=None, mask=mask, loss_weights=terms, **more).eval()
+        for mask, more in {"camera": {}, "mixed": dict(hidden_weight=0.3), "lidar": {}}.items()
+    }
+    outputs = nets["camera"](features(), [], labels)
+    seen, mixed = (nets[mask].loss(outputs, labels) for mask in ("camera", "mixed"))
+    assert {name: mixed[name] for name in seen} == seen
+    own = parts(target())
+    only_hidden = OccupancyTargets(own.semantics, own.mask_lidar & ~own.mask_camera, own.mask_camera)
+    hidden = nets["lidar"].loss(outputs, Labels([only_hidden, None]))
+    for name, weight in terms.items():
+        expected = 0.3 * hidden[f"loss_occ_{name}"]
+        torch.testing.assert_close(mixed[f"loss_occ_hidden_{name}"], expected, msg=name)
+        assert weight
+
+
+def test_new_terms_leave_the_old_ones_as_they_are_and_reach_every_parameter():
+    """Columns are drawn first for what was there before, so a term that is added changes no other."""
+    net = head(mask="mixed", ray_loss=dict(num_rays=50))
+    plain = head()
+    plain.load_state_dict(net.state_dict())
+    bev, labels = features(requires_grad=True), Labels([parts(target()), parts(target(1))])
+    found = []
+    for own in (plain, net):
+        torch.manual_seed(7)
+        found.append(own.loss(own(bev, [], labels), labels))
+    assert torch.equal(found[0]["loss_occ_cross_entropy"], found[1]["loss_occ_cross_entropy"])
+    assert set(found[1]) == {"loss_occ_cross_entropy", "loss_occ_hidden_cross_entropy", "loss_occ_rays"}
+    for name in ("loss_occ_hidden_cross_entropy", "loss_occ_rays"):
+        grads = torch.autograd.grad(found[1][name], [*net.parameters(), bev.bev], retain_graph=True)
+        assert all(grad.isfinite().all() and grad.any() for grad in grads), name
+    none = net.loss(net(bev, [], Labels([None, None])), Labels([None, None]))
+    assert set(none) == set(found[1]) and all(value == 0 for value in none.values())
+
+
+def test_rays_look_at_the_probabilities_that_inference_gives():
+    net = head().eval()
+    outputs = net(features(), [], Labels([None, None]))
+    expected = net.logits(outputs[:1])[0].log_softmax(-1).reshape(-1, 18)
+    voxels = unique_by_height(torch.randint(0, len(expected), (40, 7)))[0]
+    torch.testing.assert_close(net._log_probabilities(outputs[0], voxels), expected[voxels])
+
+
+def test_rare_classes_draw_columns_by_the_fourth_root_of_their_frequency():
+    """Two kinds of ground, 9:1 in area and 10,000:1 in frequency: weights 1:10, so rare columns are drawn as often."""
+    frequency = [1] * 18
+    frequency[11], frequency[13] = 10_000, 1
+    net = head(column_weights="frequency", class_frequency=frequency, mask="none")
+    semantics = torch.full((200, 200, 16), 11, dtype=torch.uint8)
+    semantics[:20] = 13
+    torch.manual_seed(0)
+    counts = torch.ones_like(semantics, dtype=torch.bool)
+    ix, iy = net._chosen_columns(counts, semantics, 400)
+    assert 0.45 < (ix < 20).float().mean() < 0.6
+    assert iy.min() >= 0 and iy.max() < 200
+    plain, _ = head(mask="none")._chosen_columns(counts, semantics, 400)
+    assert (plain < 20).float().mean() < 0.2
+
+
 def test_what_cannot_work_is_said():
-    with pytest.raises(ConfigError, match="mask must be one of camera, lidar, none"):
+    with pytest.raises(ConfigError, match="column_weights and class_weights would multiply"):
+        head(column_weights="frequency", class_weights="log_frequency")
+    with pytest.raises(ConfigError, match="column_weights: 'counts' is no rule"):
+        head(column_weights="counts")
+    with pytest.raises(ConfigError, match="2 class_frequency for 18 classes"):
+        head(class_frequency=[1, 2])
+    with pytest.raises(ConfigError, match="hidden_weight must not be negative"):
+        head(mask="mixed", hidden_weight=-1.0)
+    with pytest.raises(ConfigError, match="mask must be one of camera, lidar, none, mixed"):
         head(mask="radar")
     with pytest.raises(ConfigError, match="'focal' is no loss"):
         head(loss_weights={"focal": 1.0})

@@ -1,13 +1,12 @@
 """A recurrent regression that trains in a second: its memory is a running sum of each scene.
 
-Run as a program it trains once: ``python toy_memory.py WORK_DIR --iters N [--batch-size B] [--resume]``,
-under torchrun.
+Run as a program, alone or under torchrun, it trains without a stop and with one: ``python toy_memory.py FOLDER``.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +96,22 @@ class StopAt(Hook):
             os.kill(os.getpid(), self.number)
 
 
-def config(max_iters: int, batch_size: int = 2) -> Config:
+def config(max_iters: int, batch_size: int = 2, interleave: int = 2) -> Config:
     found = toy_config(max_iters, batch_size=batch_size)
     found.model = dict(type=Recurrent)
     loader = found.train_dataloader
     found.train_dataloader = {**loader, "dataset": dict(type=Scenes), "collate_fn": collate}
-    found.train_dataloader.sampler = dict(type=StreamingSampler)
+    found.train_dataloader.sampler = dict(type=StreamingSampler, interleave=interleave)
     found.param_scheduler, found.custom_hooks = None, []
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work_dir", type=Path)
-    parser.add_argument("--iters", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
+    folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    train(config(options.iters, options.batch_size), options.work_dir, resume=options.resume)
+    train(config(20), folder / "whole")
+    train(config(9), folder / "parts")
+    train(config(20), folder / "parts", resume=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ geometry/README.md. No image is opened here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from ....core.errors import DataError
 from ....core.frames import Annotations, CameraView, Frame
 from ....core.once import warn_once
 from ....geometry import CameraModel, quaternion_to_matrix
+from ...labels.depth import depth_file
 from ...labels.files import lanes_file, occupancy_file, read_lanes
+from ...labels.street_maps import read_street_map, street_map_file
 from ..cameras import camera_order
 from ..checks import INT64, check_frames
 from ..file_paths import path_below
@@ -82,7 +85,8 @@ def read_nuscenes(dataroot: str | Path, version: str, split: str, lens: LensUse 
     dataroot: folder with ``samples/`` and the version's folder of tables, e.g. ``v1.0-trainval``; split: an official
     one (train, val, test, mini_train, mini_val, train_detect, train_track) or one of the version's own ``splits.json``
     (split -> scene names); scenes of it that the tables lack are left out. Frames of a set without labels have
-    ``annotations`` None. Voxel and lane labels that lie beside the tables (labels/files.py) are found by themselves.
+    ``annotations`` None. Labels of voxels, lanes and depth that lie beside the tables (data_tools/labels) are found by
+    themselves.
 
     Samples are those of a scene's scene_token in the order of time; a chain (next, prev, first_sample_token) that says
     something else is warned of, and so are lenses that cannot be used, and categories without a class. lens: "ignored"
@@ -150,9 +154,12 @@ class FrameJoiner:
             members[keyframe.sample.scene_token].append(keyframe)
         for scene in self.tables.scenes:
             found = self.samples_of(members[scene.token])
+            streets = street_map_file(self.root, scene.name)
+            street_map = read_street_map(streets) if streets.is_file() else None
             tokens = ["", *(keyframe.sample.token for keyframe in found), ""]
             for i, keyframe in enumerate(found):
-                out.append(self.frame(scene, keyframe, tokens[i], tokens[i + 2]))
+                frame = self.frame(scene, keyframe, tokens[i], tokens[i + 2])
+                out.append(frame if street_map is None else replace(frame, street_map=street_map))
         self.lenses.report()
         self._report_categories(out)
         return out
@@ -204,6 +211,7 @@ class FrameJoiner:
         )
         occupancy = occupancy_file(self.root, scene.name, sample.token)
         lanes = lanes_file(self.root, scene.name, sample.token)
+        depth = depth_file(self.root, scene.name, sample.token)
         return Frame(
             token=sample.token,
             scene_token=scene.token,
@@ -216,6 +224,7 @@ class FrameJoiner:
             annotations=self.annotations(keyframe.annotations) if self.tables.has_labels else None,
             occupancy_path=str(occupancy) if occupancy.is_file() else "",
             lanes=read_lanes(lanes) if lanes.is_file() else None,
+            depth_path=str(depth) if depth.is_file() else "",
             prev_token=before,
             next_token=after,
             conditions=self.conditions(scene),

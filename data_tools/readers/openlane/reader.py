@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ....core.cameras import cameras_of, front_camera_of
 from ....core.errors import DataError, library_errors
 from ....core.files import file_name
 from ....core.frames import CameraView, Frame
 from ....core.once import warn_once
+from ....core.street_maps import STREET_KINDS, StreetMap
 from ....geometry import CameraModel, pose
 from ...labels.files import check_lanes
+from ...labels.street_maps import check_street_map
 from ..cameras import ImageSizes, camera_order
 from ..checks import check_frames
 from ..file_paths import path_below
@@ -164,7 +167,25 @@ def _frame(identifier: Identifier, entry: Mapping[str, Any], root: Path, rig: _R
         cameras=tuple(views),
         global_from_ego=global_from_ego,
         lanes=lane_labels(entry, place),
+        street_map=_street_map(entry["sensor"].get("sd_map"), global_from_ego, place),
     )
+
+
+def _street_map(lines: Mapping[str, Any] | None, global_from_ego: NDArray[np.float64], place: str) -> StreetMap | None:
+    """The map of a collection made ``with_sd_map``, which lies around the car, in the GLOBAL frame."""
+    if lines is None:
+        return None
+    found = [(np.asarray(line, np.float64), kind) for kind, own in lines.items() for line in own]
+    if unknown := {kind for _, kind in found} - set(STREET_KINDS):
+        raise DataError(f"{place}: sd_map has the category {sorted(unknown)[0]!r}, not of {', '.join(STREET_KINDS)}")
+    # as officially, points around the car are (points - translation) @ rotation
+    back = np.linalg.inv(global_from_ego[:2, :2])
+    streets = StreetMap(
+        [line @ back + global_from_ego[:2, 3] for line, _ in found],
+        np.array([STREET_KINDS.index(kind) for _, kind in found], np.int64),
+    )
+    check_street_map(streets, f"{place}: sd_map")
+    return streets
 
 
 def _image_size_px(sensor: Mapping[str, Any], camera: str, path: Path, rig: _Rig, place: str) -> tuple[int, int]:

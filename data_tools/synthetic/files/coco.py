@@ -82,8 +82,8 @@ def mono_entry(v: VisibleObject, annotation_token: str, num_lidar_points: int) -
         "centre_camera_m": v.centre_camera_m.tolist(),
         "rotation_camera": matrix_to_quaternion(v.rotation_camera).tolist(),
         "size_lwh_m": list(v.thing.size_lwh),
-        "speed_mps": v.thing.motion.speed_mps,
-        "attribute": v.thing.attribute,
+        "speed_mps": v.thing.motion.speed_at(v.time_s),
+        "attribute": v.thing.attribute_at(v.time_s),
         "num_lidar_pts": num_lidar_points,
         "sample_annotation_token": annotation_token,
     }

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from ....core.errors import DataError
 from ....core.files import check_name, check_writable_folder, remove_stale_files, replace_folder, sync_files, write_json
@@ -20,6 +21,7 @@ from ....core.folders import file_lock
 from ....core.progress import ProgressDisplay
 from ....core.signals import start_children_without_signals
 from ..sensing.sensors import LIDAR_CHANNEL, RIGS, camera_rig
+from ..world.families import check_streets
 from ..world.world import WORLD_VERSION, build_world
 from .image_writer import IMAGE_LABELS, finish_image_labels
 from .nuimages import nuimages_tables
@@ -34,7 +36,7 @@ from .nuscenes_writer import (
 )
 
 LOGGER = logging.getLogger("drivestack")
-LABELS = ("lanes", "occupancy", *IMAGE_LABELS)
+LABELS = ("depth", "lanes", "occupancy", "street_map", *IMAGE_LABELS)
 MANIFEST = "synthetic_manifest.json"
 _PARTIAL = ".partial"
 _LOOK_INTERVAL_S = 0.5  # how often the progress of the processes is looked up
@@ -51,6 +53,14 @@ class Recipe:
     image_width_px: int
     rig: str
     labels: tuple[str, ...]
+    streets: str = "plain"
+
+    def manifest(self) -> dict[str, Any]:
+        """As it is stored; a field with its first value is left out where older sets have none."""
+        fields = asdict(self)
+        if self.streets == "plain":
+            del fields["streets"]
+        return fields
 
 
 def synthesize(
@@ -64,6 +74,7 @@ def synthesize(
     labels: Sequence[str] = ("occupancy", "lanes"),
     workers: int = 2,
     progress: bool = True,
+    streets: str = "plain",
 ) -> Path:
     """Write a nuScenes-format dataset (version v1.0-trainval) of synthetic scenes and return its root.
 
@@ -71,8 +82,8 @@ def synthesize(
     (`split` is then ignored). Keyframes come at 2 Hz. rig: "nuscenes" (six cameras), "argoverse2" (seven, the front one
     upright), "distorted" (six with Brown-Conrady lenses), "fisheye" (six, of which one ahead is a fisheye of 120
     degrees) or "waymo" (five that do not look back, with lenses and images of two sizes). labels: what to write besides
-    boxes, see data_tools/labels/files.py. The same arguments give the same
-    bytes, whatever `workers` is.
+    boxes, see data_tools/labels. streets: "plain", "turning", "mixed" of both, or "towns", which are held out
+    for tests (world/families.py). The same arguments give the same bytes, whatever `workers` is.
 
     The set is built beside `out_dir` and renamed at the end, scene by scene, so an interrupted call goes on where it
     stopped; a finished set with the same recipe is left as it is.
@@ -81,7 +92,9 @@ def synthesize(
     cannot be written, or while another process builds it; DataError if a worker is killed.
     """
     scenes = dict(num_scenes) if isinstance(num_scenes, Mapping) else {split: num_scenes}
-    recipe = Recipe(WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))))
+    recipe = Recipe(
+        WORLD_VERSION, seed, scenes, keyframes_per_scene, image_width_px, rig, tuple(sorted(set(labels))), streets
+    )
     _check(recipe)
     root = Path(out_dir)
     check_name(root)
@@ -112,7 +125,7 @@ def _build(root: Path, recipe: Recipe, workers: int, progress: bool) -> None:
     if partial.exists():
         _refuse_other(partial, recipe)
         remove_stale_files(partial, inner=True)
-    write_json(partial / MANIFEST, asdict(recipe))
+    write_json(partial / MANIFEST, recipe.manifest())
     jobs = [(name, i) for name in sorted(recipe.scenes) for i in range(recipe.scenes[name])]
     done = [job for job in jobs if _rows_file(partial, *job).exists()]
     keyframes, ready = len(jobs) * recipe.keyframes_per_scene, len(done) * recipe.keyframes_per_scene
@@ -133,6 +146,7 @@ def _check(recipe: Recipe) -> None:
         if count < 1:
             raise ValueError(f"the number of {name} scenes must be at least 1, got {count}")
         scene_name(name, count - 1)
+        check_streets(recipe.streets, name)
     if recipe.seed < 0:
         raise ValueError(f"the seed must not be negative, got {recipe.seed}")
     if recipe.keyframes_per_scene < 1 or recipe.image_width_px < 32:
@@ -158,8 +172,9 @@ def _refuse_other(folder: Path, recipe: Recipe) -> None:
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds no recipe of a synthetic dataset; delete {folder} or choose another folder")
-    wanted = json.loads(json.dumps(asdict(recipe)))
-    differing = [f"{k}: has {found.get(k)}, requested {wanted[k]}" for k in wanted if found.get(k) != wanted[k]]
+    first = {"streets": "plain"}
+    wanted, has = first | json.loads(json.dumps(recipe.manifest())), first | found
+    differing = [f"{k}: has {has.get(k)}, requested {wanted[k]}" for k in wanted if has.get(k) != wanted[k]]
     if differing:
         raise ValueError(
             f"{folder} holds another synthetic dataset ({'; '.join(differing)}); delete it or choose another folder"
@@ -173,7 +188,7 @@ def _rows_file(root: Path, split: str, index: int) -> Path:
 def _one_scene(
     root: Path, recipe: Recipe, split: str, index: int, on_keyframe: Callable[[], None] | None = None
 ) -> None:
-    world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene)
+    world = build_world(recipe.seed, split, index, recipe.keyframes_per_scene, recipe.streets)
     cameras = camera_rig(recipe.image_width_px, recipe.rig)
     rows = write_scene(world, root, cameras, recipe.labels, on_keyframe)
     written = [row["filename"] for row in rows["sample_data"]]

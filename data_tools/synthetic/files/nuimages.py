@@ -35,7 +35,7 @@ def object_rows(picture: CameraPicture, seen: Sequence[VisibleObject], image_tok
             "token": token("object_ann", image_token, v.thing.instance),
             "sample_data_token": image_token,
             "category_token": token("category", CATEGORY_OF_CLASS[v.thing.name]),
-            "attribute_tokens": [token("attribute", v.thing.attribute)] if v.thing.attribute else [],
+            "attribute_tokens": [token("attribute", a)] if (a := v.thing.attribute_at(v.time_s)) else [],
             "bbox": list(v.whole_xyxy_px),
             "mask": _mask(picture.instance == v.thing.instance),
         }

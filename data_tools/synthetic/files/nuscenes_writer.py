@@ -10,10 +10,12 @@ from PIL import Image
 
 from ....core.files import atomic_path, write_json
 from ....geometry.poses import matrix_to_quaternion
+from ...labels.depth import depth_cells, depth_file, write_depth
 from ...labels.files import lanes_file, occupancy_file, write_lanes, write_occupancy
+from ...labels.street_maps import street_map_file, write_street_map
 from ...readers.lenses import lens_fields
 from ...readers.nuscenes.splits import official_splits
-from ..labels.lanes import label_lanes
+from ..labels.lanes import label_lanes, street_graph
 from ..labels.voxels import label_voxels
 from ..sensing.observe import Observation, observe
 from ..sensing.sensors import LIDAR_CHANNEL, RigCamera, ego_from_lidar
@@ -114,14 +116,15 @@ def write_scene(
     Files are whole, but not yet synced: see core.files.sync_files. Beside the tables the rows are those of the images
     ("image_labels", "motion"), where such labels are written.
 
-    labels: what to write besides boxes: "occupancy" and "lanes" (see data_tools/labels/files.py), or of IMAGE_LABELS.
+    labels: what to write besides boxes: "occupancy", "lanes", "depth" and "street_map" (see data_tools/labels), or of
+        IMAGE_LABELS.
     `on_keyframe()` is called after each keyframe, for progress.
     """
     name = scene_name(world.split, world.index)
-    key = (world.seed, world.split, world.index)
+    key = world.key
     number = world.index + (10_000 if world.split == "val" else 0)
     first_us = _FIRST_TIMESTAMP_US + number * _SCENE_SPACING_US
-    log_name = f"synthetic-{world.seed}-{name}"
+    log_name = "-".join(["synthetic", str(world.seed), name, *map(str, world.key[3:])])
     rows: dict[str, list[dict]] = {table: [] for table in SCENE_TABLES}
     image_labels = set(labels) & set(IMAGE_LABELS)
     observations, samples = [], [token("sample", *key, k) for k in range(world.num_keyframes)]
@@ -149,6 +152,9 @@ def write_scene(
             write_occupancy(occupancy_file(root, name, samples[k]), occupancy)
         if "lanes" in labels:
             write_lanes(lanes_file(root, name, samples[k]), label_lanes(world.layout, seen.caster, ego, rig[0]))
+        if "depth" in labels:
+            pictures = {picture.name: depth_cells(picture.depth_m) for picture in seen.pictures}
+            write_depth(depth_file(root, name, samples[k]), pictures)
         if image_labels:
             tokens = {o.instance: token("annotation", *key, o.instance, k) for o in world.objects if _near(world, o)[k]}
             images = write_image_labels(world, time_s, root, rig, image_labels, seen, sensors, tokens)
@@ -179,6 +185,8 @@ def write_scene(
             "description": f"{world.layout.kind} street, {len(world.layout.junctions)} junctions, seed {world.seed}",
         }
     )
+    if "street_map" in labels:
+        write_street_map(street_map_file(root, name), street_graph(world.layout))
     world.save_json(root / "synthetic" / name / "world.json")
     return rows
 
@@ -276,13 +284,14 @@ def _annotations(
         )
         length, width, height = thing.size_lwh
         for n, k in enumerate(frames):
+            attribute = thing.attribute_at(float(world.keyframe_times_s[k]))
             annotations.append(
                 {
                     "token": tokens[n],
                     "sample_token": samples[k],
                     "instance_token": instance_token,
                     "visibility_token": str(1 + int(np.searchsorted([0.4, 0.6, 0.8], share[k, i], side="right"))),
-                    "attribute_tokens": [token("attribute", thing.attribute)] if thing.attribute else [],
+                    "attribute_tokens": [token("attribute", attribute)] if attribute else [],
                     "translation": [float(centre[k, 0]), float(centre[k, 1]), height / 2],
                     "size": [width, length, height],
                     "rotation": [float(np.cos(yaw[k] / 2)), 0.0, 0.0, float(np.sin(yaw[k] / 2))],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....core.labels import ELEMENT_ATTRIBUTES, LaneLabels
+from ....core.street_maps import STREET_KINDS, StreetMap
 from ....geometry import invert_pose, transform_points
 from ...labels.mono_targets import nearness_m
 from ..sensing.renderer import RayCaster
@@ -54,6 +55,13 @@ def label_lanes(layout: Layout, caster: RayCaster, world_from_ego: np.ndarray, f
         lane_lane=lane_lane,
         lane_element=np.array([[name in e.lane_ids for e, _ in seen] for name in names], np.int8).reshape(n, len(seen)),
     )
+
+
+def street_graph(layout: Layout) -> StreetMap:
+    """The middle lines of a scene's streets, exactly where they are: without jitter a model would be told the answer
+    (clips/street_maps.py)."""
+    kinds = ["main_road" if street is layout.main else "side_road" for street in layout.streets]
+    return StreetMap([street.table_xy for street in layout.streets], np.array([STREET_KINDS.index(k) for k in kinds]))
 
 
 def _pieces(lane: Lane, ego_from_world: np.ndarray) -> list[tuple[np.ndarray, bool, bool]]:

@@ -46,6 +46,8 @@ class VisibleObject:
     a lens); None with a corner behind the camera."""
     inside_share: float
     """Of that box before it was clipped, the part that lies in the image; 0 where it is None."""
+    time_s: float
+    """Of the picture."""
 
 
 def visible_objects(
@@ -74,7 +76,7 @@ def visible_objects(
         found.append(
             VisibleObject(
                 thing, (left, top, right, bottom), int(area[i]), whole_box, min(area[i] / max(whole_area, 1), 1.0),
-                centre, rotation, projected, inside,
+                centre, rotation, projected, inside, time_s,
             )
         )  # fmt: skip
     return found

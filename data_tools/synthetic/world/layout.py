@@ -32,6 +32,9 @@ class Street:
     table_xy: np.ndarray  # [n, 2]
     table_heading_rad: np.ndarray  # [n]
     lanes_per_direction: int
+    lane_width_m: float = LANE_WIDTH_M
+    parking_width_m: float = PARKING_WIDTH_M
+    sidewalk_width_m: float = SIDEWALK_WIDTH_M
 
     @property
     def length_m(self) -> float:
@@ -40,17 +43,17 @@ class Street:
     @property
     def lanes_half_m(self) -> float:
         """Distance from the middle to the outer edge of the lanes."""
-        return self.lanes_per_direction * LANE_WIDTH_M
+        return self.lanes_per_direction * self.lane_width_m
 
     @property
     def kerb_m(self) -> float:
         """Distance from the middle to the kerb."""
-        return self.lanes_half_m + PARKING_WIDTH_M
+        return self.lanes_half_m + self.parking_width_m
 
     @property
     def sidewalk_edge_m(self) -> float:
         """Distance from the middle to the far edge of the sidewalk."""
-        return self.kerb_m + SIDEWALK_WIDTH_M
+        return self.kerb_m + self.sidewalk_width_m
 
     def at(self, s: ArrayLike, d: ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """World points [..., 2] and headings [...] at (s, d); beyond the ends the line goes on straight."""
@@ -156,12 +159,13 @@ def build_layout(rng: np.random.Generator, length_m: float, reach: tuple[float, 
     return Layout(str(kind), main, tuple(junctions), lanes, _traffic_elements(layout, rng))
 
 
-def _lane_line(street: Street, s0: float, s1: float, d: float) -> np.ndarray:
-    s = np.linspace(s0, s1, max(int(abs(s1 - s0) / 2), 1) + 1)
+def lane_line(street: Street, s0: float, s1: float, d: float, step_m: float = 2.0) -> np.ndarray:
+    """[n, 3] world points along a street from s0 to s1, d to the left of its middle."""
+    s = np.linspace(s0, s1, max(int(abs(s1 - s0) / step_m), 1) + 1)
     return np.c_[street.at(s, d)[0], np.zeros(len(s))]
 
 
-def _bend(line_in: np.ndarray, line_out: np.ndarray) -> np.ndarray:
+def bend(line_in: np.ndarray, line_out: np.ndarray, points: int = 13) -> np.ndarray:
     """A quadratic Bezier through a junction, from the end of one lane to the start of another."""
     p0, p2 = line_in[-1, :2], line_out[0, :2]
     a = line_in[-1, :2] - line_in[-2, :2]
@@ -172,8 +176,8 @@ def _bend(line_in: np.ndarray, line_out: np.ndarray) -> np.ndarray:
     else:
         gap = p2 - p0
         p1 = p0 + a * (gap[0] * b[1] - gap[1] * b[0]) / cross
-    t = np.linspace(0, 1, 13)[:, None]
-    return np.c_[(1 - t) ** 2 * p0 + 2 * t * (1 - t) * p1 + t**2 * p2, np.zeros(13)]
+    t = np.linspace(0, 1, points)[:, None]
+    return np.c_[(1 - t) ** 2 * p0 + 2 * t * (1 - t) * p1 + t**2 * p2, np.zeros(points)]
 
 
 def _lanes(layout: Layout) -> dict[str, Lane]:
@@ -187,12 +191,12 @@ def _lanes(layout: Layout) -> dict[str, Lane]:
         s0, s1 = edges[2 * part], edges[2 * part + 1]
         for k in range(n):
             d = (k + 0.5) * LANE_WIDTH_M
-            lines[f"main{part}f{k}"] = _lane_line(main, s0, s1, -d)
-            lines[f"main{part}b{k}"] = _lane_line(main, s1, s0, d)
+            lines[f"main{part}f{k}"] = lane_line(main, s0, s1, -d)
+            lines[f"main{part}b{k}"] = lane_line(main, s1, s0, d)
 
     def connect(a: str, b: str) -> None:
         name = f"{a}>{b}"
-        lines[name] = _bend(lines[a], lines[b])
+        lines[name] = bend(lines[a], lines[b])
         connectors.add(name)
         links.extend([(a, name), (name, b)])
 
@@ -207,8 +211,8 @@ def _lanes(layout: Layout) -> dict[str, Lane]:
             name = street.name
             names.append(name)
             start = main.kerb_m + 3.0
-            lines[f"{name}f0"] = _lane_line(street, start, street.length_m, -LANE_WIDTH_M / 2)  # away from main
-            lines[f"{name}b0"] = _lane_line(street, street.length_m, start, LANE_WIDTH_M / 2)
+            lines[f"{name}f0"] = lane_line(street, start, street.length_m, -LANE_WIDTH_M / 2)  # away from main
+            lines[f"{name}b0"] = lane_line(street, street.length_m, start, LANE_WIDTH_M / 2)
             right_in, left_in = (f"{before}f", f"{after}b") if side < 0 else (f"{after}b", f"{before}f")
             connect(f"{right_in}{outer}", f"{name}f0")
             connect(f"{left_in}0", f"{name}f0")
@@ -218,6 +222,11 @@ def _lanes(layout: Layout) -> dict[str, Lane]:
         if len(names) == 2:
             connect(f"{names[0]}b0", f"{names[1]}f0")
             connect(f"{names[1]}b0", f"{names[0]}f0")
+    return linked_lanes(lines, links, connectors)
+
+
+def linked_lanes(lines: dict[str, np.ndarray], links: list[tuple[str, str]], connectors: set[str]) -> dict[str, Lane]:
+    """Lanes by id, out of their centrelines [n, 3] and the links (from, to) between them."""
     return {
         name: Lane(
             name,
@@ -245,19 +254,14 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
         for street, s, side, prefix, state in approaches:
             point, heading = street.at(s, side * (street.kerb_m + 0.7))
             facing = heading + np.pi if side < 0 else heading
-            elements.append(
-                TrafficElement(
-                    f"light-{prefix}", "light", state, (float(point[0]), float(point[1]), LIGHT_HEIGHT_M),
-                    (0.3, 0.4, 1.05), float(facing), tuple(name for name in layout.lanes if name[:-1] == prefix),
-                )
-            )  # fmt: skip
+            governed = tuple(name for name in layout.lanes if name[:-1] == prefix)
+            elements.append(make_light(f"light-{prefix}", state, point, float(facing), governed))
     for side in (-1, 1):
         for s in np.arange(rng.uniform(5, 20), main.length_m, 24.0):
             if not any(a + 3 < s < b - 3 for a, b in layout.open_runs(0.0, side)):
                 continue
             point, heading = main.at(s, side * (main.kerb_m + 0.6))
             rng.choice(4)  # what stands on a sign is drawn apart, so that it does not change the rest of the scene
-            own = np.random.default_rng([*(np.abs(point) * 1000).astype(np.int64), side + 1])
             facing = heading + np.pi if side < 0 else heading
             nearest = [
                 name
@@ -265,18 +269,24 @@ def _traffic_elements(layout: Layout, rng: np.random.Generator) -> tuple[Traffic
                 if name.startswith("main") and not lane.is_connector and ("f" if side < 0 else "b") in name[4:]
                 and np.linalg.norm(lane.centreline[:, :2] - point, axis=1).min() < main.kerb_m + 3
             ]  # fmt: skip
-            elements.append(
-                TrafficElement(
-                    f"sign-{'LR'[side < 0]}{s:.0f}",
-                    "sign",
-                    str(own.choice(list(_SIGNS), p=list(_SIGNS.values()))),
-                    (float(point[0]), float(point[1]), SIGN_HEIGHT_M),
-                    (0.06, 0.7, 0.7),
-                    float(facing),
-                    tuple(nearest),
-                )
-            )
+            elements.append(make_sign(f"sign-{'LR'[side < 0]}{s:.0f}", point, float(facing), side, tuple(nearest)))
     return tuple(elements)
+
+
+def make_light(
+    name: str, state: str, point_xy: np.ndarray, yaw_rad: float, lane_ids: tuple[str, ...]
+) -> TrafficElement:
+    """A traffic light on a pole at a point of the world; yaw_rad: where it looks."""
+    centre = (float(point_xy[0]), float(point_xy[1]), LIGHT_HEIGHT_M)
+    return TrafficElement(name, "light", state, centre, (0.3, 0.4, 1.05), yaw_rad, lane_ids)
+
+
+def make_sign(name: str, point_xy: np.ndarray, yaw_rad: float, side: int, lane_ids: tuple[str, ...]) -> TrafficElement:
+    """A sign on a pole; what it says follows from its place."""
+    own = np.random.default_rng([*(np.abs(point_xy) * 1000).astype(np.int64), side + 1])
+    says = str(own.choice(list(_SIGNS), p=list(_SIGNS.values())))
+    centre = (float(point_xy[0]), float(point_xy[1]), SIGN_HEIGHT_M)
+    return TrafficElement(name, "sign", says, centre, (0.06, 0.7, 0.7), yaw_rad, lane_ids)
 
 
 def walk_lanes(lanes: dict[str, Lane], start: str, rng: np.random.Generator, straight: bool = False) -> np.ndarray:

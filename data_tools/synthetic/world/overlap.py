@@ -42,6 +42,20 @@ class Footprints:
         self._rows.append((float(centre[0]), float(centre[1]), float(yaw_rad), float(half[0]), float(half[1])))
         self._array = np.asarray(self._rows)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def copy(self) -> Footprints:
+        """Another set with the same rectangles."""
+        other = Footprints()
+        other.extend(self, 0)
+        return other
+
+    def extend(self, other: Footprints, first: int) -> None:
+        """Occupy the rectangles of another set as well, from its number ``first`` on."""
+        self._rows += other._rows[first:]
+        self._array = np.asarray(self._rows) if self._rows else np.zeros((0, 5))
+
     def hits(self, centre: ArrayLike, yaw_rad: ArrayLike, half: Vector) -> bool:
         """Whether a rectangle, or any of T placements (centre [T, 2], yaw [T]) of it, overlaps one of the set."""
         if not self._rows:

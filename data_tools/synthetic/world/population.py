@@ -10,54 +10,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .assets import MEAN_SIZE_LWH, RIDDEN_HEIGHT_M, build_object
 from .layout import LANE_WIDTH_M, Layout, Street, walk_lanes
 from .mesh import Mesh, Semantic, Vector
+from .motion import EgoDrive, Motion
 from .overlap import Footprints, rectangles_overlap
 from .scenery import Forecourt, Scenery
 
 # Objects placed per 70 m of main street; about half of them are seen at a time. Cones and barriers come in groups.
-_STILL_PER_70M = {
+STILL_PER_70M = {
     "bus": 2.5, "trailer": 2.6, "construction_vehicle": 2.6, "truck": 2.2, "car": 5.4, "motorcycle": 2.6,
     "bicycle": 2.8, "pedestrian": 3.6,
 }  # fmt: skip
-_MOVING_PER_70M = {"car": 3.0, "truck": 0.6, "bus": 0.5, "motorcycle": 1.2, "bicycle": 1.3, "pedestrian": 3.6}
-_WORKS_PER_70M = 2.0
-_SPEED_MPS = {"pedestrian": (1.0, 1.5), "bicycle": (2.5, 5.0), "motorcycle": (3.0, 7.0)}
-_VEHICLE_SPEED_MPS = (2.0, 8.0)
+MOVING_PER_70M = {"car": 3.0, "truck": 0.6, "bus": 0.5, "motorcycle": 1.2, "bicycle": 1.3, "pedestrian": 3.6}
+WORKS_PER_70M = 2.0
+SPEED_MPS = {"pedestrian": (1.0, 1.5), "bicycle": (2.5, 5.0), "motorcycle": (3.0, 7.0)}
+VEHICLE_SPEED_MPS = (2.0, 8.0)
 _STEP_S = 0.25  # collisions are looked for at this pace
 _AHEAD_M, _BEHIND_M = 36.0, 28.0
 _ABSENT = 1e6
+_STANDING_MPS = 0.2
+_BARRIER_STRIP_M = 2.9  # a parking strip that holds a barrier across
 
 Place = tuple[np.ndarray, float | np.ndarray]
 """A point and a heading."""
-
-
-@dataclass(frozen=True)
-class Motion:
-    """Along a polyline at constant speed; speed 0 stands at the start of a one-point path."""
-
-    path_xy: np.ndarray  # [n, 2]
-    heading_rad: float  # for objects that stand
-    start_s: float  # metres along the path at time 0
-    speed_mps: float
-
-    def poses(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centres [T, 2], yaws [T] and whether the object is on its path [T]."""
-        times_s = np.atleast_1d(np.asarray(times_s, float))
-        if len(self.path_xy) == 1:
-            n = len(times_s)
-            return np.repeat(self.path_xy, n, 0), np.full(n, self.heading_rad), np.ones(n, bool)
-        steps = np.diff(self.path_xy, axis=0)
-        s_table = np.concatenate([[0], np.cumsum(np.linalg.norm(steps, axis=1))])
-        s = self.start_s + self.speed_mps * times_s
-        present = (s >= 0) & (s <= s_table[-1])
-        centre = np.stack([np.interp(s, s_table, self.path_xy[:, k]) for k in (0, 1)], -1)
-        heading = np.unwrap(np.arctan2(steps[:, 1], steps[:, 0]))
-        yaw = np.interp(s, (s_table[1:] + s_table[:-1]) / 2, heading)
-        return centre, yaw, present
 
 
 @dataclass(frozen=True)
@@ -71,30 +48,11 @@ class WorldObject:
     motion: Motion
     mesh: Mesh  # object frame, faces labelled with the class and the instance
 
-
-@dataclass(frozen=True)
-class EgoDrive:
-    """The ego car: rear axle positions along a lane."""
-
-    path_xy: np.ndarray  # [n, 2]
-    s_table: np.ndarray  # [n]
-    start_s: float
-    speed_mps: float
-    swing_mps: float
-    period_s: float
-
-    def arc_length(self, times_s: ArrayLike) -> np.ndarray:
-        """Metres along the path at the given times; the speed swings around its mean and is never negative."""
-        t = np.asarray(times_s, float)
-        w = 2 * np.pi / self.period_s
-        return self.start_s + self.speed_mps * t + self.swing_mps / w * (1 - np.cos(w * t))
-
-    def poses(self, times_s: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Rear axle [T, 2] and yaw [T]."""
-        s = np.atleast_1d(self.arc_length(times_s))
-        point = lambda q: np.stack([np.interp(q, self.s_table, self.path_xy[:, k]) for k in (0, 1)], -1)
-        forward = point(s + 1.5) - point(s - 1.5)
-        return point(s), np.arctan2(forward[:, 1], forward[:, 0])
+    def attribute_at(self, time_s: float) -> str:
+        """The attribute at a moment: what moves may stand for a while."""
+        if self.attribute.endswith(".moving") and self.motion.speed_at(time_s) < _STANDING_MPS:
+            return "pedestrian.standing" if self.name == "pedestrian" else "vehicle.stopped"
+        return self.attribute
 
 
 def plan_ego(layout: Layout, start_s: float, mean_speed_mps: float, rng: np.random.Generator) -> EgoDrive:
@@ -106,7 +64,7 @@ def plan_ego(layout: Layout, start_s: float, mean_speed_mps: float, rng: np.rand
     return EgoDrive(path, s_table, start_s, mean_speed_mps, swing, 12.0)
 
 
-class _Crowd:
+class Crowd:
     """Objects placed so far and the test whether one more fits."""
 
     def __init__(self, blocked: Footprints, times_s: np.ndarray, ego: EgoDrive, rng: np.random.Generator) -> None:
@@ -144,18 +102,18 @@ class _Crowd:
             self.still.add(motion.path_xy[0], motion.heading_rad, half)
 
 
-def _size(name: str, rng: np.random.Generator, ridden: bool = False) -> np.ndarray:
+def draw_size(name: str, rng: np.random.Generator, ridden: bool = False) -> np.ndarray:
     mean = np.array(MEAN_SIZE_LWH[name])
     if ridden:
         mean[2] = RIDDEN_HEIGHT_M
     return mean * rng.uniform(0.92, 1.08, 3)
 
 
-def _stand(point: Vector, heading: float | np.ndarray) -> Motion:
+def stand(point: Vector, heading: float | np.ndarray) -> Motion:
     return Motion(np.asarray(point, float).reshape(1, 2), float(heading), 0.0, 0.0)
 
 
-def _still_attribute(name: str, stopped: bool, ridden: bool) -> str:
+def still_attribute(name: str, stopped: bool, ridden: bool) -> str:
     if name == "pedestrian":
         return "pedestrian.standing"
     if name in ("motorcycle", "bicycle"):
@@ -163,31 +121,41 @@ def _still_attribute(name: str, stopped: bool, ridden: bool) -> str:
     return "vehicle.stopped" if stopped else "vehicle.parked"
 
 
+def collision_times(duration_s: float) -> np.ndarray:
+    """[T] seconds at which nothing may touch anything."""
+    return np.arange(0, duration_s + 1e-9, _STEP_S)
+
+
 def populate(
     layout: Layout, scenery: Scenery, ego: EgoDrive, duration_s: float, rng: np.random.Generator
 ) -> list[WorldObject]:
     """Draw all objects of a scene around the stretch of street the ego car drives along."""
-    times = np.arange(0, duration_s + 1e-9, _STEP_S)
-    crowd = _Crowd(scenery.blocked, times, ego, rng)
+    crowd = Crowd(scenery.blocked, collision_times(duration_s), ego, rng)
     s_from, s_to = ego.arc_length(0.0) - _BEHIND_M, ego.arc_length(duration_s) + _AHEAD_M
     share = (s_to - s_from) / 70.0
-    spots = _Spots(layout, scenery.forecourts, (float(s_from), float(s_to)), rng)
+    spots = Spots(layout, scenery.forecourts, (float(s_from), float(s_to)), rng)
 
     def count(per_70m: float) -> int:
         return int(np.floor(per_70m * share + rng.random()))
 
-    for name in ("car", "truck", "bus", "motorcycle", "bicycle", "pedestrian"):
-        for _ in range(count(_MOVING_PER_70M[name])):
-            _add_mover(crowd, layout, ego, name, duration_s, rng)
-    for _ in range(count(_WORKS_PER_70M)):
-        _add_works(crowd, spots, rng)
-    for name, per_70m in _STILL_PER_70M.items():
+    def draw(name: str) -> Motion | None:
+        speed = float(rng.uniform(*SPEED_MPS.get(name, VEHICLE_SPEED_MPS)))
+        if name == "pedestrian":
+            return _walk(layout, ego, speed, duration_s, rng)
+        return _lane_drive(layout, ego, name, speed, duration_s, rng)
+
+    for name in MOVING_PER_70M:
+        for _ in range(count(MOVING_PER_70M[name])):
+            add_mover(crowd, name, draw, rng)
+    for _ in range(count(WORKS_PER_70M)):
+        add_works(crowd, spots, rng)
+    for name, per_70m in STILL_PER_70M.items():
         for _ in range(count(per_70m)):
-            _add_still(crowd, spots, name, rng)
+            add_still(crowd, spots, name, rng)
     return crowd.objects
 
 
-class _Spots:
+class Spots:
     """Draws places to stand: (point, heading) or None where the drawn place is too small."""
 
     def __init__(
@@ -253,7 +221,10 @@ class _Spots:
         street, s = self.along(side, size[0])
         if street is None:
             return None
-        d = self.rng.uniform(street.kerb_m + 0.2 + size[0] / 2, street.sidewalk_edge_m - size[0] / 2)
+        near, far = street.kerb_m + 0.2 + size[0] / 2, street.sidewalk_edge_m - size[0] / 2
+        if near > far:
+            return None
+        d = self.rng.uniform(near, far)
         point, heading = street.at(s, side * d)
         if name == "pedestrian":
             return point, self.rng.uniform(-np.pi, np.pi)
@@ -272,30 +243,27 @@ _ZONES: dict[str, list[tuple[str, float]]] = {
 }
 
 
-def _add_still(crowd: _Crowd, spots: _Spots, name: str, rng: np.random.Generator) -> None:
+def add_still(crowd: Crowd, spots: Spots, name: str, rng: np.random.Generator) -> None:
     ridden = name in ("motorcycle", "bicycle") and rng.random() < 0.25
-    size = _size(name, rng, ridden)
+    size = draw_size(name, rng, ridden)
     zones, weights = zip(*_ZONES[name])
     for _ in range(40):
         spot = getattr(spots, zones[rng.choice(len(zones), p=weights)])(size, name)
         if spot is None:
             continue
-        motion = _stand(*spot)
+        motion = stand(*spot)
         if crowd.fits(motion, size[:2] / 2, 0.35 if name != "pedestrian" else 0.2):
             stopped = rng.random() < 0.15
-            crowd.add(name, size, motion, _still_attribute(name, stopped, ridden), ridden)
+            crowd.add(name, size, motion, still_attribute(name, stopped, ridden), ridden)
             return
 
 
-def _add_mover(
-    crowd: _Crowd, layout: Layout, ego: EgoDrive, name: str, duration_s: float, rng: np.random.Generator
-) -> None:
+def add_mover(crowd: Crowd, name: str, draw: Callable[[str], Motion | None], rng: np.random.Generator) -> None:
+    """One more object on a path that ``draw`` gives for its class; none where the drawn ones leave no room."""
     ridden = name in ("motorcycle", "bicycle")
-    size = _size(name, rng, ridden)
-    draw: Callable = _walk if name == "pedestrian" else _lane_drive
+    size = draw_size(name, rng, ridden)
     for _ in range(25):
-        speed = float(rng.uniform(*_SPEED_MPS.get(name, _VEHICLE_SPEED_MPS)))
-        motion = draw(layout, ego, name, speed, duration_s, rng)
+        motion = draw(name)
         if motion is not None and crowd.fits(motion, size[:2] / 2, 0.25, 0.1 if name == "pedestrian" else 1.5):
             attribute = (
                 "pedestrian.moving" if name == "pedestrian" else "cycle.with_rider" if ridden else "vehicle.moving"
@@ -324,9 +292,7 @@ def _lane_drive(
     return Motion(path, 0.0, float(s - speed * when), speed)
 
 
-def _walk(
-    layout: Layout, ego: EgoDrive, name: str, speed: float, duration_s: float, rng: np.random.Generator
-) -> Motion:
+def _walk(layout: Layout, ego: EgoDrive, speed: float, duration_s: float, rng: np.random.Generator) -> Motion:
     """Along a sidewalk, now and then across the street."""
     main = layout.main
     when = rng.uniform(0, duration_s)
@@ -345,7 +311,7 @@ def _walk(
     return Motion(path, 0.0, at - speed * when, speed)
 
 
-def _add_works(crowd: _Crowd, spots: _Spots, rng: np.random.Generator) -> None:
+def add_works(crowd: Crowd, spots: Spots, rng: np.random.Generator) -> None:
     """Road works on the parking strip: a line of cones towards the lane, barriers at the ends, perhaps a machine."""
     for _ in range(20):
         side = spots.side()
@@ -355,13 +321,13 @@ def _add_works(crowd: _Crowd, spots: _Spots, rng: np.random.Generator) -> None:
             continue
         heading_way = 0.0 if side < 0 else np.pi
         d_lane = street.lanes_half_m + 0.35
-        point, heading = street.at(s, side * (street.lanes_half_m + 1.6))
-        if crowd.still.hits(point, float(heading), (length / 2, 1.6)):
+        point, heading = street.at(s, side * (street.lanes_half_m + street.parking_width_m / 2))
+        if crowd.still.hits(point, float(heading), (length / 2, street.parking_width_m / 2)):
             continue
         for s_cone in np.arange(s - length / 2 + 0.6, s + length / 2, rng.uniform(1.6, 2.6)):
             at, way = street.at(s_cone, side * (d_lane + rng.uniform(0, 0.15)))
             _add_if_fits(crowd, "traffic_cone", at, way + rng.uniform(-np.pi, np.pi), rng)
-        for end in (-1, 1):
+        for end in (-1, 1) if street.parking_width_m > _BARRIER_STRIP_M else ():
             at, way = street.at(s + end * (length / 2 + 0.4), side * (street.lanes_half_m + 1.7))
             _add_if_fits(crowd, "barrier", at, way + heading_way + rng.normal(0, 0.1), rng)
         if rng.random() < 0.7:
@@ -371,10 +337,8 @@ def _add_works(crowd: _Crowd, spots: _Spots, rng: np.random.Generator) -> None:
         return
 
 
-def _add_if_fits(
-    crowd: _Crowd, name: str, point: Vector, heading: float | np.ndarray, rng: np.random.Generator
-) -> None:
-    size = _size(name, rng)
-    motion = _stand(point, heading)
+def _add_if_fits(crowd: Crowd, name: str, point: Vector, heading: float | np.ndarray, rng: np.random.Generator) -> None:
+    size = draw_size(name, rng)
+    motion = stand(point, heading)
     if crowd.fits(motion, size[:2] / 2, 0.03):
         crowd.add(name, size, motion, "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layout import LANE_WIDTH_M, Layout, Street, TrafficElement
+from .layout import Layout, Street, TrafficElement
 from .mesh import (
     Colour,
     Material,
@@ -29,6 +29,9 @@ _WALLS: list[Colour] = [
     (0.58, 0.62, 0.55), (0.82, 0.8, 0.78),
 ]  # fmt: skip
 _GREY: Colour = (0.35, 0.36, 0.37)
+ASPHALT_COLOUR: Colour = (0.27, 0.27, 0.28)
+SIDEWALK_COLOUR: Colour = (0.56, 0.55, 0.53)
+SIDEWALK_Z_M = -0.01
 _LIGHTS = {"red": (1.0, 0.1, 0.08), "yellow": (1.0, 0.75, 0.1), "green": (0.1, 0.9, 0.35)}
 _BLUE, _RED, _WHITE, _BLACK = (0.1, 0.3, 0.75), (0.85, 0.1, 0.1), (0.95, 0.95, 0.93), (0.08, 0.08, 0.08)
 _CIRCLE = np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], 1)
@@ -92,21 +95,21 @@ class Scenery:
 def build_scenery(layout: Layout, rng: np.random.Generator) -> Scenery:
     """Everything that does not move and is not annotated."""
     blocked = Footprints()
-    parts = [_ground(layout)]
+    parts = [ground(layout.streets)]
     for street in layout.streets:
         parts += _surface(layout, street)
     parts += _crosswalks(layout)
     houses, forecourts = _buildings(layout, rng, blocked)
     parts += houses
-    parts += [_element(e) for e in layout.elements]
+    parts += [draw_element(e) for e in layout.elements]
     for e in layout.elements:
         blocked.add(e.centre[:2], 0.0, (0.4, 0.4))
     parts += _furniture(layout, rng, blocked)
     return Scenery(join(parts), blocked, tuple(forecourts))
 
 
-def _ground(layout: Layout) -> Mesh:
-    points = np.concatenate([street.table_xy for street in layout.streets])
+def ground(streets: list[Street]) -> Mesh:
+    points = np.concatenate([street.table_xy for street in streets])
     low, high = points.min(0) - 150, points.max(0) + 150
     corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
     vertices = np.c_[corners, np.full(4, -0.03)]
@@ -125,62 +128,47 @@ def _ribbon(
 def _surface(layout: Layout, street: Street) -> list[Mesh]:
     main = street is layout.main
     start = 0.0 if main else layout.main.lanes_half_m
-    parts = [
-        _ribbon(
-            street,
-            start - (30 if main else 0),
-            street.length_m + 30,
-            -street.kerb_m,
-            street.kerb_m,
-            0.0 if main else -0.006,
-            (0.27, 0.27, 0.28),
-            Material.ASPHALT,
-        ).labelled(Semantic.DRIVEABLE_SURFACE)
-    ]
     runs = {side: layout.open_runs(0.0, side) if main else [(layout.main.kerb_m, street.length_m)] for side in (1, -1)}
-    for side in (1, -1):
-        for s0, s1 in runs[side]:
-            walk0 = s0 if main else s0 + 4.0
-            walk = _ribbon(
-                street,
-                walk0,
-                s1,
-                side * street.kerb_m,
-                side * street.sidewalk_edge_m,
-                -0.01,
-                (0.56, 0.55, 0.53),
-                Material.SLABS,
-            )
-            parts.append(walk.labelled(Semantic.SIDEWALK))
-            parts.append(_kerb(street, s0, s1, side * street.kerb_m))
-            dashes = np.arange(s0 + 2, s1 - 2, 6.5)  # marks of the parking bays
-            parts += [
-                _ribbon(
-                    street,
-                    s,
-                    s + 0.12,
-                    side * street.lanes_half_m,
-                    side * street.kerb_m,
-                    0.006,
-                    (0.8, 0.8, 0.78),
-                    Material.PLAIN,
-                ).labelled(Semantic.DRIVEABLE_SURFACE)
-                for s in dashes
-            ]
     cuts = [(j.s - j.half_m - 3, j.s + j.half_m + 3) for j in layout.junctions] if main else []
     edges = [0.0 if main else layout.main.kerb_m + 3, *(c for cut in cuts for c in cut), street.length_m]
-    lines = zip(edges[::2], edges[1::2])
-    for s0, s1 in lines:
-        for d in (0.09, -0.09):
-            parts.append(_paint(street, s0, s1, d - 0.06, d + 0.06, (0.85, 0.68, 0.15)))
-        for side in (1, -1):
-            edge = side * street.lanes_half_m
-            parts.append(_paint(street, s0, s1, edge - 0.06, edge + 0.06, (0.82, 0.82, 0.8)))
-            for k in range(1, street.lanes_per_direction):
-                d = side * k * LANE_WIDTH_M
-                parts += [
-                    _paint(street, s, s + 3, d - 0.07, d + 0.07, (0.85, 0.85, 0.83)) for s in np.arange(s0, s1 - 3, 8.0)
-                ]
+    parts = [road(street, start - (30 if main else 0), street.length_m + 30, 0.0 if main else -0.006)]
+    for side in (1, -1):
+        for s0, s1 in runs[side]:
+            parts += roadside(street, side, s0, s1, 0.0 if main else 4.0)
+    for s0, s1 in zip(edges[::2], edges[1::2]):
+        parts += markings(street, s0, s1)
+    return parts
+
+
+def road(street: Street, s0: float, s1: float, z: float) -> Mesh:
+    """The asphalt from kerb to kerb."""
+    ribbon = _ribbon(street, s0, s1, -street.kerb_m, street.kerb_m, z, ASPHALT_COLOUR, Material.ASPHALT)
+    return ribbon.labelled(Semantic.DRIVEABLE_SURFACE)
+
+
+def roadside(street: Street, side: int, s0: float, s1: float, walk_later_m: float = 0.0) -> list[Mesh]:
+    """Sidewalk, kerb and the marks of the parking bays along one side (+1 left, -1 right)."""
+    walk0, near, far = s0 + walk_later_m, side * street.kerb_m, side * street.sidewalk_edge_m
+    walk = _ribbon(street, walk0, s1, near, far, SIDEWALK_Z_M, SIDEWALK_COLOUR, Material.SLABS)
+    parts = [walk.labelled(Semantic.SIDEWALK), _kerb(street, s0, s1, near)]
+    white = (0.8, 0.8, 0.78)
+    for s in np.arange(s0 + 2, s1 - 2, 6.5):
+        mark = _ribbon(street, s, s + 0.12, side * street.lanes_half_m, near, 0.006, white, Material.PLAIN)
+        parts.append(mark.labelled(Semantic.DRIVEABLE_SURFACE))
+    return parts
+
+
+def markings(street: Street, s0: float, s1: float) -> list[Mesh]:
+    """Lines of the lanes."""
+    parts = [_paint(street, s0, s1, d - 0.06, d + 0.06, (0.85, 0.68, 0.15)) for d in (0.09, -0.09)]
+    for side in (1, -1):
+        edge = side * street.lanes_half_m
+        parts.append(_paint(street, s0, s1, edge - 0.06, edge + 0.06, (0.82, 0.82, 0.8)))
+        for k in range(1, street.lanes_per_direction):
+            d = side * k * street.lane_width_m
+            parts += [
+                _paint(street, s, s + 3, d - 0.07, d + 0.07, (0.85, 0.85, 0.83)) for s in np.arange(s0, s1 - 3, 8.0)
+            ]
     return parts
 
 
@@ -189,10 +177,12 @@ def _paint(street: Street, s0: float, s1: float, d0: float, d1: float, colour: C
 
 
 def _kerb(street: Street, s0: float, s1: float, d: float) -> Mesh:
-    """A stone 12 cm high and wide along the edge of the road."""
     s = np.linspace(s0, s1, max(int((s1 - s0) / 3), 1) + 1)
-    sign = np.sign(d)
-    inner, outer = street.at(s, d)[0], street.at(s, d + sign * 0.15)[0]
+    return kerb_stones(street.at(s, d)[0], street.at(s, d + np.sign(d) * 0.15)[0], s)
+
+
+def kerb_stones(inner: np.ndarray, outer: np.ndarray, s: np.ndarray) -> Mesh:
+    """A stone 12 cm high between two lines [n, 2] along the edge of the road."""
     n = len(s)
     top = flat_strip(inner, outer, s, 0.12, (0.68, 0.67, 0.65))
     i = np.arange(n - 1)
@@ -208,21 +198,22 @@ def _kerb(street: Street, s0: float, s1: float, d: float) -> Mesh:
 
 
 def _crosswalks(layout: Layout) -> list[Mesh]:
-    white = (0.85, 0.85, 0.83)
     parts = []
     for junction in layout.junctions:
         for s, approach in ((junction.s - junction.half_m - 2.6, -1), (junction.s + junction.half_m + 0.1, 1)):
-            main = layout.main
-            for d in np.arange(-main.lanes_half_m + 0.4, main.lanes_half_m - 0.4, 1.0):
-                parts.append(_paint(main, s, s + 2.5, d, d + 0.5, white))
-            stop = s - 1.0 if approach < 0 else s + 3.1
-            parts.append(_paint(main, stop, stop + 0.4, 0.2 * approach, approach * (main.lanes_half_m - 0.1), white))
+            parts += crosswalk(layout.main, s, s - 1.0 if approach < 0 else s + 3.1, approach)
         for street in junction.streets:
             s = layout.main.kerb_m + 0.1
-            for d in np.arange(-street.lanes_half_m + 0.4, street.lanes_half_m - 0.4, 1.0):
-                parts.append(_paint(street, s, s + 2.5, d, d + 0.5, white))
-            parts.append(_paint(street, s + 3.1, s + 3.5, 0.2, street.lanes_half_m - 0.1, white))
+            parts += crosswalk(street, s, s + 3.1, 1)
     return parts
+
+
+def crosswalk(street: Street, s: float, stop_s: float, approach: int) -> list[Mesh]:
+    """Bars from s on, and the line where lanes on one side (-1 right, +1 left of the middle) stop."""
+    white = (0.85, 0.85, 0.83)
+    half = street.lanes_half_m
+    bars = [_paint(street, s, s + 2.5, d, d + 0.5, white) for d in np.arange(-half + 0.4, half - 0.4, 1.0)]
+    return [*bars, _paint(street, stop_s, stop_s + 0.4, 0.2 * approach, approach * (half - 0.1), white)]
 
 
 def _buildings(layout: Layout, rng: np.random.Generator, blocked: Footprints) -> tuple[list[Mesh], list[Forecourt]]:
@@ -236,54 +227,70 @@ def _buildings(layout: Layout, rng: np.random.Generator, blocked: Footprints) ->
                 s = s0
                 while s < s1 - 6:
                     width = min(rng.uniform(12, 24), s1 - s)
-                    setback = rng.uniform(10, 15) if rng.random() < 0.6 else rng.uniform(0.3, 1.5)
-                    depth, height = rng.uniform(9, 13), float(rng.choice([7.0, 10.2, 13.4, 16.6]))
-                    edge = street.sidewalk_edge_m
-                    point, heading = street.at(s + width / 2, side * (edge + setback + depth / 2))
-                    half = (width / 2 - 0.2, depth / 2)
-                    if _clear_of_streets(layout, point, float(heading), half) and not blocked.hits(
-                        point, float(heading), half
-                    ):
-                        blocked.add(point, float(heading), half)
-                        parts.append(_house(point, float(heading), (width - 0.4, depth, height), rng))
-                        if setback > 5:
-                            yard = Forecourt(street, s, s + width, side * edge, side * (edge + setback))
-                            forecourts.append(yard)
-                            z, shade = -0.02, rng.uniform(0.36, 0.52)
-                            parts.append(
-                                _ribbon(
-                                    street,
-                                    s,
-                                    s + width,
-                                    yard.d0,
-                                    yard.d1,
-                                    z,
-                                    (shade, shade, shade * 0.97),
-                                    Material.SLABS,
-                                ).labelled(Semantic.OTHER_FLAT)
-                            )
+                    houses, yards = build_plot(layout.streets, street, side, (s, s + width), rng, blocked)
+                    parts += houses
+                    forecourts += yards
                     s += width
     for street in layout.streets:  # the view ends at a house across the street
         for s in [street.length_m + 14, *([-14.0] if street is layout.main else [])]:
             point, heading = street.at(s)
             blocked.add(point, float(heading), (6, 30))
-            parts.append(_house(point, float(heading), (12.0, 60.0, 13.4), rng))
+            parts.append(house(point, float(heading), (12.0, 60.0, 13.4), rng))
     return parts, forecourts
 
 
-def _clear_of_streets(layout: Layout, centre: Vector, yaw: float, half: Vector) -> bool:
+def build_plot(
+    streets: list[Street],
+    street: Street,
+    side: int,
+    along: tuple[float, float],
+    rng: np.random.Generator,
+    blocked: Footprints,
+    yards_clear: bool = False,
+) -> tuple[list[Mesh], list[Forecourt]]:
+    """A house between two s of a street, perhaps behind a yard; nothing where it has no room.
+
+    yards_clear: the yard, too, needs room.
+    """
+    (s0, s1), edge = along, street.sidewalk_edge_m
+    width = s1 - s0
+    setback = rng.uniform(10, 15) if rng.random() < 0.6 else rng.uniform(0.3, 1.5)
+    depth, height = rng.uniform(9, 13), float(rng.choice([7.0, 10.2, 13.4, 16.6]))
+    point, heading = street.at(s0 + width / 2, side * (edge + setback + depth / 2))
+    half = (width / 2 - 0.2, depth / 2)
+    if not clear_of_streets(streets, point, float(heading), half) or blocked.hits(point, float(heading), half):
+        return [], []
+    has_yard = setback > 5
+    if has_yard and yards_clear:
+        middle, _ = street.at(s0 + width / 2, side * (edge + 0.3 + setback / 2))
+        yard_half = (width / 2, setback / 2)
+        if not clear_of_streets(streets, middle, float(heading), yard_half):
+            return [], []
+        if blocked.hits(middle, float(heading), yard_half):
+            return [], []
+    blocked.add(point, float(heading), half)
+    parts = [house(point, float(heading), (width - 0.4, depth, height), rng)]
+    if not has_yard:
+        return parts, []
+    yard = Forecourt(street, s0, s1, side * edge, side * (edge + setback))
+    z, shade = -0.02, rng.uniform(0.36, 0.52)
+    paving = _ribbon(street, s0, s1, yard.d0, yard.d1, z, (shade, shade, shade * 0.97), Material.SLABS)
+    return [*parts, paving.labelled(Semantic.OTHER_FLAT)], [yard]
+
+
+def clear_of_streets(streets: list[Street], centre: Vector, yaw: float, half: Vector) -> bool:
     """No corner or edge point of the rectangle lies on a street or sidewalk."""
     u, v = np.meshgrid(np.linspace(-half[0], half[0], 7), np.linspace(-half[1], half[1], 5))
     cos, sin = np.cos(yaw), np.sin(yaw)
     points = np.stack([cos * u - sin * v, sin * u + cos * v], -1).reshape(-1, 1, 2) + centre
-    for street in layout.streets:
+    for street in streets:
         line = street.table_xy[None]
         if np.linalg.norm(points - line, axis=-1).min() < street.sidewalk_edge_m - 0.2:
             return False
     return True
 
 
-def _house(point: Vector, heading: float, size: Vector, rng: np.random.Generator) -> Mesh:
+def house(point: Vector, heading: float, size: Vector, rng: np.random.Generator) -> Mesh:
     length, w, h = size
     shade = np.asarray(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.85, 1.1)
     wall: Colour = tuple(np.clip(shade, 0, 1))
@@ -301,7 +308,7 @@ def _house(point: Vector, heading: float, size: Vector, rng: np.random.Generator
     )
 
 
-def _element(e: TrafficElement) -> Mesh:
+def draw_element(e: TrafficElement) -> Mesh:
     """Pole with a signal head of three lamps, or with a sign plate."""
     x, y, z = e.centre
     length, w, h = e.size_lwh
@@ -337,25 +344,33 @@ def _furnishing(parts: list[Mesh]) -> Mesh:
 
 
 def _furniture(layout: Layout, rng: np.random.Generator, blocked: Footprints) -> list[Mesh]:
-    """Trees, street lamps, bins and benches along the sidewalks."""
     parts = []
     for street in layout.streets:
         start = 0.0 if street is layout.main else layout.main.sidewalk_edge_m + 2
         for side in (1, -1):
             runs = layout.open_runs(5.0, side) if street is layout.main else [(start, street.length_m)]
             for s0, s1 in runs:
-                for s in np.arange(s0 + rng.uniform(1, 8), s1, 11.0):
-                    kind = rng.choice(["tree", "lamp", "bin", "bench"], p=[0.45, 0.25, 0.15, 0.15])
-                    point, heading = street.at(s, side * (street.kerb_m + (2.1 if kind == "tree" else 0.9)))
-                    yaw = float(heading) + (0 if side < 0 else np.pi)
-                    half = {"tree": (0.25, 0.25), "lamp": (0.15, 0.15), "bin": (0.3, 0.3), "bench": (0.9, 0.35)}[
-                        str(kind)
-                    ]
-                    if blocked.hits(point, yaw, (half[0] + 0.4, half[1] + 0.2)):
-                        continue
-                    blocked.add(point, yaw, half)
-                    mesh = _FURNITURE[str(kind)](rng)
-                    parts.append(mesh.moved(float(point[0]), float(point[1]), 0, yaw))
+                parts += furnish(street, side, s0, s1, rng, blocked)
+    return parts
+
+
+def furnish(
+    street: Street, side: int, s0: float, s1: float, rng: np.random.Generator, blocked: Footprints
+) -> list[Mesh]:
+    """Trees, street lamps, bins and benches along a sidewalk."""
+    parts = []
+    for s in np.arange(s0 + rng.uniform(1, 8), s1, 11.0):
+        kind = str(rng.choice(["tree", "lamp", "bin", "bench"], p=[0.45, 0.25, 0.15, 0.15]))
+        point, heading = street.at(
+            s, side * (street.kerb_m + min(2.1 if kind == "tree" else 0.9, street.sidewalk_width_m - 0.4))
+        )
+        yaw = float(heading) + (0 if side < 0 else np.pi)
+        half = {"tree": (0.25, 0.25), "lamp": (0.15, 0.15), "bin": (0.3, 0.3), "bench": (0.9, 0.35)}[kind]
+        if blocked.hits(point, yaw, (half[0] + 0.4, half[1] + 0.2)):
+            continue
+        blocked.add(point, yaw, half)
+        mesh = _FURNITURE[kind](rng)
+        parts.append(mesh.moved(float(point[0]), float(point[1]), 0, yaw))
     return parts
 
 

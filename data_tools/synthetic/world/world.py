@@ -9,15 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from ....core.files import write_json
+from .families import FAMILIES, check_streets, family_of
 from .layout import Layout, build_layout
 from .mesh import Mesh, join
-from .population import EgoDrive, WorldObject, plan_ego, populate
+from .motion import EgoDrive
+from .network import Network
+from .network_lanes import build_network
+from .network_population import plan_network_ego, populate_network
+from .network_scenery import build_network_scenery
+from .population import WorldObject, plan_ego, populate
 from .scenery import Scenery, build_scenery
 
 WORLD_VERSION = 2  # raise it whenever the same seed gives other pictures or labels
 KEYFRAME_INTERVAL_S = 0.5
 _SPLIT_NUMBER = {"train": 0, "val": 1}
 _BEFORE_M, _AFTER_M = 62.0, 70.0
+_BEFORE_TURNS_M, _AFTER_TURNS_M, _MEAN_SPEED_MPS = 48.0, 58.0, 7.0
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,17 @@ class World:
     split: str
     index: int
     num_keyframes: int
-    layout: Layout
+    layout: Layout | Network
     scenery: Scenery
     ego: EgoDrive
     objects: tuple[WorldObject, ...]
     light: Light
+    streets: str = "plain"  # a key of families.STREETS
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the scene is made from, for names."""
+        return (self.seed, self.split, self.index, *(() if self.streets == "plain" else (self.streets,)))
 
     @property
     def keyframe_times_s(self) -> np.ndarray:
@@ -93,25 +106,46 @@ class World:
             "traffic_elements": [asdict(e) for e in self.layout.elements],
             "objects": [{"instance": o.instance, "name": o.name, "size_lwh": o.size_lwh} for o in self.objects],
         }
+        if self.streets != "plain":
+            content["streets"] = self.streets
         write_json(path, content)
 
 
-def build_world(seed: int, split: str, index: int, num_keyframes: int = 20) -> World:
+def build_world(seed: int, split: str, index: int, num_keyframes: int = 20, streets: str = "plain") -> World:
     """The scene number `index` of a split; a pure function of its arguments.
 
-    Raises ValueError for a split other than "train" and "val".
+    streets: a key of families.STREETS.
+    Raises ValueError for a split other than "train" and "val", and for streets that are unknown or held out.
     """
     if split not in _SPLIT_NUMBER:
         raise ValueError(f"split must be 'train' or 'val', got {split!r}")
-    rng = np.random.default_rng([seed, _SPLIT_NUMBER[split], index])
+    check_streets(streets, split)
+    numbers = [seed, _SPLIT_NUMBER[split], index]
+    family = family_of(streets, *numbers)
     duration = (num_keyframes - 1) * KEYFRAME_INTERVAL_S
+    if family != "plain":
+        drawn = _build_network_world(family, numbers, duration)
+        return World(seed, split, index, num_keyframes, *drawn, streets)
+    rng = np.random.default_rng(numbers)
     speed = float(rng.uniform(0.5, 9.0)) if rng.random() < 0.88 else 0.0
     travel = speed * duration + 3.0
     layout = build_layout(rng, _BEFORE_M + travel + _AFTER_M, (_BEFORE_M - 25, _BEFORE_M + travel + 25))
     scenery = build_scenery(layout, rng)
     ego = plan_ego(layout, _BEFORE_M, speed, rng)
     objects = populate(layout, scenery, ego, duration, rng)
-    return World(seed, split, index, num_keyframes, layout, scenery, ego, tuple(objects), _draw_light(rng))
+    return World(seed, split, index, num_keyframes, layout, scenery, ego, tuple(objects), _draw_light(rng), streets)
+
+
+def _build_network_world(
+    name: str, numbers: list[int], duration_s: float
+) -> tuple[Network, Scenery, EgoDrive, tuple[WorldObject, ...], Light]:
+    family = FAMILIES[name]
+    rng = np.random.default_rng([*numbers, family.number])
+    travel = _MEAN_SPEED_MPS * duration_s
+    layout = build_network(rng, family, name, _BEFORE_TURNS_M + travel + _AFTER_TURNS_M)
+    scenery = build_network_scenery(layout, rng)
+    ego = plan_network_ego(layout, family, _BEFORE_TURNS_M, duration_s, rng)
+    return layout, scenery, ego, tuple(populate_network(layout, scenery, ego, duration_s, rng)), _draw_light(rng)
 
 
 def _draw_light(rng: np.random.Generator) -> Light:

@@ -68,7 +68,7 @@ def working(**options) -> StreamingMemory:
 
 def copying(**options) -> StreamingMemory:
     """A memory that gives the past where there is one: x + 1 * m * h for maps x of zeros."""
-    memory = StreamingMemory(CHANNELS, GRID, **options)
+    memory = StreamingMemory(CHANNELS, GRID, max_size=1e9, **options)
     with torch.no_grad():
         memory.value.weight.copy_(torch.eye(CHANNELS)[..., None, None])
         memory.gate[-1].weight.zero_()
@@ -239,6 +239,20 @@ def test_a_parked_world_driven_in_a_circle_comes_back():
     middle = (slice(None), slice(8, 16), slice(10, 22))
     pair = torch.stack([found.bev[0][middle].flatten(), world[0][middle].flatten()])
     assert torch.corrcoef(pair)[0, 1] > 0.9
+
+
+def test_a_gate_that_amplifies_stays_finite():
+    memory, states = copying(), {}
+    memory.max_size = 10.0
+    with torch.no_grad():
+        memory.value.weight.mul_(3.0)
+    sizes = []
+    for step in range(100):
+        found, states = memory(maps(step), batch_of([at(0, 0)], [STEP_US * step], ["a"]), states)
+        sizes.append(found.bev.abs().max().item())
+    assert max(sizes[50:]) < 3 * 10 * CHANNELS**0.5 + 6
+    # below the bound nothing is changed
+    torch.testing.assert_close(memory._bounded(maps(0).bev), maps(0).bev, rtol=0, atol=0)
 
 
 def test_the_mean_of_the_maps_does_not_move_with_the_world():

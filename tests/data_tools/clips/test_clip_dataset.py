@@ -12,12 +12,14 @@ from torch.utils.data import DataLoader
 from drivestack.bev.published.ego_motion import images_from_ego
 from drivestack.core.errors import ConfigError, DataError
 from drivestack.core.frames import Frame
+from drivestack.core.labels import OccupancyLabels
 from drivestack.core.registries import DATASETS
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.clips.mirror import mirror_clip
 from drivestack.data_tools.clips.sampler import ResumableSampler
 from drivestack.data_tools.clips.transforms import BdaSettings, ImageSettings, PhotometricSettings
+from drivestack.data_tools.labels.files import write_occupancy
 from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.geometry import transform_points, wrap_angle, yaw_of
 
@@ -285,3 +287,19 @@ def test_a_broken_image_is_named_when_its_clip_is_asked_for(own_root, classes):
 def test_a_range_that_is_none_is_refused(build, pc_range) -> None:
     with pytest.raises(ConfigError, match=r"pc_range .*six finite numbers"):
         build(pc_range=pc_range)
+
+
+def test_classes_are_counted_where_they_were_observed(build, frames, tmp_path):
+    """Three labelled frames of which two are looked at, the first and the last."""
+    labelled = []
+    for i, frame in enumerate((frames * 3)[:3]):
+        semantics, observed = np.full((200, 200, 16), 17, np.uint8), np.zeros((200, 200, 16), bool)
+        semantics[i, :5, 0], observed[:, :, 0] = i, True
+        observed[i, 0, 0] = False
+        path = tmp_path / f"{i}.npz"
+        write_occupancy(path, OccupancyLabels(semantics, observed, observed))
+        labelled.append(replace(frame, token=f"t{i}", occupancy_path=str(path)))
+    counts = build(frames=labelled, occupancy=True).class_counts(most=2)
+    assert counts == [4, 0, 4] + [0] * 14 + [2 * (200 * 200 - 5)]
+    with pytest.raises(ConfigError, match="no voxels to count"):
+        build(frames=labelled).class_counts()

@@ -15,6 +15,7 @@ import torch
 from drivestack.core.errors import DataError
 from drivestack.core.frames import CameraView, Frame
 from drivestack.core.labels import LaneLabels
+from drivestack.core.street_maps import STREET_KINDS
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.openlane.files import (
@@ -145,6 +146,27 @@ def test_an_official_info_file(reference_dir, tmp_path):
     assert [(v.camera.width_px, v.camera.height_px) for v in frame.cameras] == [(1550, 2048), (2048, 1550)]
     assert frame.cameras[0].image_path == str(tmp_path / info["sensor"]["ring_front_center"]["image_path"])
     np.testing.assert_allclose(frame.bev_from_camera(frame.cameras[1])[:3, 3], [1.5, 0.1, 1.4])
+
+
+def test_the_street_map_of_a_collection_lies_around_the_car(source, tmp_path):
+    root, _ = source
+    key = identifier_of(read_openlane(root, "val")[2], "")
+    sdmap = [
+        {"points": [[-90.0, 1.0], [90.0, 1.0]], "category": "road"},
+        {"points": [[10.0, -5.0], [10.0, 5.0]], "category": "cross_walk"},
+    ]
+    (root / "val" / "00007" / "sdmap.json").write_text(json.dumps(sdmap))
+    collected = collect(root, [key], with_sd_map=True)
+    write_collection(root / "sd.pkl", collected)
+    (frame,) = read_openlane(root, "sd.pkl")
+    assert [STREET_KINDS[kind] for kind in frame.street_map.kinds] == ["road", "cross_walk"]
+    np.testing.assert_allclose(frame.street_map.lines[0][:, 1], 1.0, atol=1e-4)  # again in the global frame
+    np.testing.assert_allclose(frame.street_map.lines[1], [[10, -5], [10, 5]], atol=1e-4)
+    assert read_openlane(root, "val")[2].street_map is None
+    collected[key]["sensor"]["sd_map"]["river"] = [np.zeros((2, 2), np.float32)]
+    write_collection(root / "sd.pkl", collected)
+    with pytest.raises(DataError, match="sd_map has the category 'river', not of road, "):
+        read_openlane(root, "sd.pkl")
 
 
 @pytest.mark.parametrize("aspect", [2.0, None])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from drivestack.core.labels import ELEMENT_ATTRIBUTES
+from drivestack.core.street_maps import STREET_KINDS
 from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import build_world, synthesize
-from drivestack.data_tools.synthetic.labels.lanes import LANE_POINTS, LANE_RANGE_M, label_lanes
+from drivestack.data_tools.synthetic.labels.lanes import LANE_POINTS, LANE_RANGE_M, label_lanes, street_graph
 from drivestack.data_tools.synthetic.labels.voxels import FREE, label_voxels
 from drivestack.data_tools.synthetic.sensing.observe import observe, take_picture
 from drivestack.data_tools.synthetic.sensing.renderer import RayCaster
@@ -101,6 +102,15 @@ def test_centrelines_run_over_driveable_ground_in_range(moment):
         assert not np.isin(below, [Semantic.SIDEWALK, Semantic.TERRAIN, Semantic.OTHER_FLAT, FREE]).any()
 
 
+def test_lanes_run_beside_the_street_graph(moment):
+    graph, layout = street_graph(moment.world.layout), moment.world.layout
+    assert [STREET_KINDS[kind] for kind in graph.kinds] == ["main_road"] + ["side_road"] * (len(layout.streets) - 1)
+    points = np.concatenate(graph.lines)
+    for lane in layout.lanes.values():
+        away = np.linalg.norm(lane.centreline[:, None, :2] - points, axis=2).min(1)
+        assert away.max() < layout.main.lanes_half_m + 5.0  # connectors cut corners
+
+
 def test_connected_lanes_touch_and_lanes_that_touch_head_on_are_connected(moment):
     lines, links = moment.lanes.centrelines, moment.lanes.lane_lane
     ends, starts = np.stack([line[-1] for line in lines]), np.stack([line[0] for line in lines])
@@ -136,13 +146,14 @@ def test_a_traffic_element_lies_on_its_pixels(moment):
 def test_a_set_with_all_labels_is_read_back(tmp_path: Path, rig: str):
     root = synthesize(
         tmp_path / "set", "train", 1, keyframes_per_scene=2, seed=SEED, image_width_px=160, rig=rig, workers=1,
-        progress=False,
+        progress=False, labels=("occupancy", "lanes", "street_map"),
     )  # fmt: skip
     frames = read_nuscenes(root, "v1.0-trainval", "train")
     for frame in frames:
         assert len(frame.cameras) == len(RIGS[rig]) and frame.cameras[0].name == next(iter(RIGS[rig]))
         assert Path(frame.occupancy_path).parts[-4:-1] == ("gts", frame.scene_name, frame.token)
         assert len(frame.lanes.centrelines) == len(frame.lanes.lane_lane) > 0
+        assert len(frame.street_map.lines) == len(frame.street_map.kinds) > 0
     if rig == "argoverse2":
         front, other = frames[0].cameras[:2]
         assert front.camera.height_px == other.camera.width_px == 160

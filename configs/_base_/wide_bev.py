@@ -1,0 +1,3 @@
+"""The BEV map of the tiny models that reaches 51 m, not 42. Cells have 1.5 m in both: ``--fine-tune`` keeps each."""
+
+wide_bev_map = dict(pc_range=[-51.0, -51.0, -5.0, 51.0, 51.0, 3.0], bev_size=(68, 68))
