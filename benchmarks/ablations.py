@@ -24,14 +24,17 @@ from typing import Any
 
 import torch
 from experiments import Experiment, read_table
+from judge import details
 from mmengine.config import Config
-from summaries import MAIN, flat, is_error
+from summaries import MAIN, flat, flat_details, is_error
 from training_runs import Spread, claim, cost, markdown, named_roots, records, trained, write_text
 
 import drivestack
 from drivestack.core.errors import ConfigError, DrivestackError
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.engine.config import load_config
+from drivestack.tasks.base import GroundTruth
+from drivestack.tasks.registry import find
 from drivestack.tasks.run import load_model
 
 UNFINISHED = 3  # exit code where the time was over
@@ -42,9 +45,12 @@ Row = Mapping[str, Any]
 class Runs:
     """The trainings and scores of a table in one folder."""
 
-    def __init__(self, out: Path, table: Sequence[Experiment], data: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, out: Path, table: Sequence[Experiment], data: Mapping[str, Sequence[str]], details: bool = False
+    ) -> None:
+        """data: roots by name; details: measure voxels and lanes beside their scores, too (judge.py)."""
         self.out, self.table, self.data = out, {experiment.name: experiment for experiment in table}, data
-        self.results = out / RESULTS
+        self.results, self.details = out / RESULTS, details
 
     def rows(self) -> list[Row]:
         return list(records(self.results)) if self.results.is_file() else []
@@ -98,7 +104,10 @@ class Runs:
         config = self.config(experiment)
         source = DataSource.of({**config.test_dataset.source, "root": root})
         model = drivestack.Perception(load_model(config, weights), config)
-        return flat(drivestack.evaluate(model, source, out=keep, progress=False))
+        scores = drivestack.evaluate(model, source, out=keep, progress=False)
+        kinds = [name for name in scores if name == "boxes" or self.details]
+        measured = details(find(keep, kinds), GroundTruth(source)) if kinds else {}
+        return flat(scores) | flat_details(measured)
 
     def add(self, row: Row) -> None:
         lines = [*self.rows(), row]
@@ -204,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-minutes", type=float, help="stop in time; the same command goes on")
     parser.add_argument("--metrics", nargs="+", default=list(MAIN), help="columns of the tables")
+    parser.add_argument("--details", action="store_true", help="with judge.py's measures of voxels and lanes")
     parser.add_argument("--report", action="store_true", help="only write and print the tables")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
@@ -213,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> bool:
         parser.error(f"--only {unknown[0]}: the experiments are {', '.join(e.name for e in table)}")
     if not args.report and not args.sets:
         parser.error("--sets NAME=ROOT: name a set to score on")
-    runs = Runs(args.out or Path("runs") / Path(args.table).stem, table, named_roots(args.data))
+    runs = Runs(args.out or Path("runs") / Path(args.table).stem, table, named_roots(args.data), args.details)
     runs.out.mkdir(parents=True, exist_ok=True)
     chosen = [experiment for experiment in table if not args.only or experiment.name in args.only]
     complete = args.report or run(runs, chosen, args)

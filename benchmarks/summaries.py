@@ -9,7 +9,7 @@ from typing import Any
 LOWER_IS_BETTER = ("mATE", "mASE", "mAOE", "mAVE", "mAAE", "AOE", "AVE", "velocity", "thickness", "gap", "false on ray")
 """How the names of errors begin."""
 MAIN = (
-    "NDS", "mAP", "mATE", "mAVE", "AOE pedestrian", "mIoU", "mIoU unmasked", "RayIoU",
+    "NDS", "mAP", "mATE", "mAVE", "velocity network", "AOE pedestrian", "mIoU", "mIoU unmasked", "RayIoU",
     "OLS", "OLS occurring", "DET_l", "TOP_ll", "F lanes",
 )  # fmt: skip
 
@@ -38,4 +38,31 @@ def flat(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         }
         found |= {name: lanes[name.lower()] for name in ("DET_l", "DET_t", "TOP_ll", "TOP_lt")}
         found |= {"F lanes": lanes["lane_fscore"]}
+    return numbers(found)
+
+
+def flat_details(details: Mapping[str, Any]) -> dict[str, float]:
+    """What judge.py measures beside the scores, by short names."""
+    found: dict[str, Any] = {}
+    if (velocity := details.get("velocity")) is not None:
+        short = {"network": "network", "one step": "one step", "line": "line", "network if slow, else line": "tracker"}
+        found |= {f"velocity {own}": velocity[name]["all"] for name, own in short.items()}
+        found |= {f"velocity {own}, classes": velocity[name]["class_mean"] for name, own in short.items()}
+    if (occluded := details.get("occluded")) is not None:
+        found |= {"occluded recall": occluded["recall"], "occluded AP": occluded["ap"]}
+    if (rays := details.get("rays")) is not None:
+        found |= {"false on ray": rays["per_frame"]}
+    if (hidden := details.get("hidden")) is not None:
+        found |= {"mIoU hidden": hidden["lidar"]["miou"], "mIoU seen before": hidden["cameras"]["miou"]}
+        found |= {"IoU seen before": hidden["cameras"]["occupied_iou"]}
+    if (thickness := details.get("thickness")) is not None:
+        found |= {"thickness": thickness["predicted"]}
+    if (lanes := details.get("lanes")) is not None:
+        found |= {f"lanes {band} m": own["recall"] for band, own in lanes["bands"].items()}
+        found |= {"gap": lanes["gaps"]["mean_m"], **lanes["end_points"]}
+    return numbers(found)
+
+
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Floats, NaN where there is nothing to measure."""
     return {name: math.nan if value is None else float(value) for name, value in found.items()}

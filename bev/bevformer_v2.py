@@ -30,6 +30,8 @@ from ..core.weights.published_keys import keep_published_keys, published_name
 from .boxes.memory import Objects, Past
 from .boxes.task import BoxOutputs
 from .fixed_features import Views, from_store, to_store
+from .junction import junction_gradients
+from .map.adapter import BevAdapter
 from .map.gridmask import GridMask
 from .map.history import History, evaluation_mode, prune, recall, remember
 from .map.memory import SceneState, States, StreamingMemory, rounds
@@ -63,6 +65,7 @@ class BEVFormerV2(PerceptionModel):
     tasks: which answers are learned and given; default all that have a head. Parameters that no task needs get no
         gradient (``requires_grad`` False), so that a model for one task trains under DDP and keeps the other weights.
     loss_weights: factor per task on all its loss terms, 1 where absent.
+    adapters: tasks whose head reads the map through a BevAdapter of its own, which starts as nothing; True: all tasks.
     frozen: prefixes of names that do not learn: of state-dict keys, e.g. ("img_backbone.", "pts_bbox_head."), or of
         the parts above, e.g. "bev_map.".
     grid_mask: blanks a random grid of the images in training (GridMask, arXiv 2001.04086).
@@ -87,6 +90,7 @@ class BEVFormerV2(PerceptionModel):
         depth_teacher: dict | nn.Module | None = None,
         tasks: Sequence[str] | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        adapters: Sequence[str] | bool = (),
         frozen: Sequence[str] = (),
         grid_mask: bool = True,
     ) -> None:
@@ -110,11 +114,13 @@ class BEVFormerV2(PerceptionModel):
         self.loss_weights = dict(loss_weights or {})
         heads = {"boxes": self.boxes, "occupancy": self.occupancy_head, "lanes": self.lane_head}
         present = [task for task in TASKS if heads[task] is not None]
-        for task in (*(tasks or ()), *self.loss_weights):
+        adapted = tuple(present) * adapters if isinstance(adapters, bool) else tuple(adapters)
+        for task in (*(tasks or ()), *self.loss_weights, *adapted):
             if task not in TASKS:
                 raise ConfigError(f"{task!r} is no task: choose from {', '.join(TASKS)}")
-            if heads[task] is None and task in (tasks or ()):
+            if heads[task] is None and task in (*(tasks or ()), *adapted):
                 raise ConfigError(f"task {task!r} has no head: configure {self._head_name(task)}")
+        self.adapters = nn.ModuleDict({task: BevAdapter(channels) for task in adapted})
         self.tasks = tuple(task for task in present if tasks is None or task in tasks)
         if not self.tasks:
             raise ConfigError("a model needs at least one task: configure boxes, occupancy_head or lane_head")
@@ -144,7 +150,8 @@ class BEVFormerV2(PerceptionModel):
         return getattr(self, self._head_name(task))
 
     def _freeze(self, prefixes: Sequence[str]) -> None:
-        unused = tuple(f"{self._head_name(task)}." for task in TASKS if task not in self.tasks)
+        idle = [task for task in TASKS if task not in self.tasks]
+        unused = (*(f"{self._head_name(task)}." for task in idle), *(f"adapters.{task}." for task in idle))
         names = {name: published_name(self, name) for name, _ in self.named_parameters()}
         chosen: set[str] = set()
         for prefix in prefixes:
@@ -155,6 +162,24 @@ class BEVFormerV2(PerceptionModel):
         for name, parameter in self.named_parameters():
             if {name, names[name]} & chosen or (unused and name.startswith(unused)):
                 parameter.requires_grad_(False)
+        self.frozen = tuple(prefixes)
+
+    def train(self, mode: bool = True) -> BEVFormerV2:
+        """Set the mode; statistics of frozen BatchNorm layers stay as they are, and are used."""
+        super().train(mode)
+        for name, module in self.named_modules() if self.frozen and mode else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(
+                    not f"{name}.".startswith(self.frozen)
+                    and not published_name(self, f"{name}.").startswith(self.frozen)
+                )
+        return self
+
+    def map_for(self, task: str, features: BevFeatures) -> BevFeatures:
+        """The BEV map as the task's head reads it."""
+        if task not in self.adapters:
+            return features
+        return replace(features, bev=self.adapters[task](features.bev))
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights without those of teachers that this model does not have, and a note of it."""
@@ -303,13 +328,19 @@ class BEVFormerV2(PerceptionModel):
             features, states = self.memory(features, batch, memory)
             features, past = self.augmented(features, batch), self.past_objects(batch, memory, states)
         losses: dict[str, Tensor] = {}
+        by_task: dict[str, Tensor] = {}
         for task in self.tasks:
             head = self.task_head(task)
             outputs = self.run_head(task, features, levels, batch, past)
             states |= self.left_behind(outputs, batch, states)
             terms = head.loss(outputs, batch)
             weight = self.loss_weights.get(task, 1.0)
-            losses |= {name: value * weight for name, value in terms.items()}
+            weighted = {name: value * weight for name, value in terms.items()}
+            losses |= weighted
+            if self.measures_gradients:
+                by_task[task] = torch.stack([value for name, value in weighted.items() if "loss" in name]).sum()
+        if self.measures_gradients:
+            self.gradients = junction_gradients(features.bev, by_task)
         if self.depth_teacher is not None:
             losses |= self.depth_teacher.loss(levels, batch)
         return losses, states
@@ -371,9 +402,10 @@ class BEVFormerV2(PerceptionModel):
         past: Sequence[Past | None] | None = None,
     ) -> Any:
         """The outputs of a task's head; ``past`` is what the box head remembers."""
+        own = self.map_for(task, features)
         if task == "boxes" and past is not None:
-            return self.boxes(features, levels, batch, past)
-        return self.task_head(task)(features, levels, batch)
+            return self.boxes(own, levels, batch, past)
+        return self.task_head(task)(own, levels, batch)
 
     def past_objects(self, batch: Batch, memory: States | None, states: States) -> list[Past | None] | None:
         """What the box head remembers of each sample's scene; None where it remembers nothing and leaves nothing.

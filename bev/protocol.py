@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -77,6 +77,10 @@ class PerceptionModel(BaseModel):
 
     tasks: tuple[str, ...] = TASKS
     frame_offsets: tuple[int, ...] = (0,)
+    measures_gradients = False
+    """Whether ``loss`` also measures what gradients the tasks send into what they share, in a model that can."""
+    gradients: Mapping[str, float] | None = None
+    """The last such measurement, by name; None: the model has never made one."""
     streams: bool = False
     gives_tracks: bool = False
 

@@ -226,7 +226,7 @@ def _synthesize(verbs: Any) -> None:
         "--labels",
         nargs="*",
         default=("occupancy", "lanes"),
-        choices=("occupancy", "lanes", "depth", "coco", "segmentation", "classes", "mono", "nuimages"),
+        choices=("occupancy", "lanes", "depth", "street_map", "coco", "segmentation", "classes", "mono", "nuimages"),
         metavar="KIND",
         help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
     )

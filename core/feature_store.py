@@ -26,7 +26,8 @@ DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.f
 
 def memory_order(value: Tensor) -> list[int]:
     """Axes from the outermost to the innermost in memory."""
-    return sorted(range(value.dim()), key=lambda axis: (-value.stride(axis), axis))
+    strides = value.stride()
+    return sorted(range(value.dim()), key=lambda axis: (-strides[axis], axis))
 
 
 def stack(values: Sequence[Tensor]) -> Tensor:

@@ -119,6 +119,9 @@ class Annotations:
     most_visible_cameras: list[str] | None = None
     """Name of the camera that sees each object best, '' where none does. Where it is given, boxes are those at that
     camera's time; None: they are those at the keyframe's time."""
+    visibility: NDArray[np.int64] | None = None
+    """[n], nuScenes' level of how much of an object the cameras see: 1 (up to 40 %), 2 (to 60 %), 3 (to 80 %), 4; 0
+    where it is not stated. None: the set has no levels."""
 
     def __len__(self) -> int:
         return len(self.names)

@@ -326,16 +326,18 @@ def _json_list(text: str) -> Any:
 
 
 def _in_current_keys(state: StateDict, model: nn.Module) -> tuple[StateDict, list[str]]:
-    """The checkpoint as the model, or its encoder, translates keys of related checkpoints; and notes on that."""
+    """The checkpoint as the model, and its encoder, translate keys of related checkpoints; and notes on that."""
+    notes: list[str] = []
     for prefix in ("", *ENCODERS):
         part = getattr(model, prefix.rstrip("."), None) if prefix else model
         adapt = getattr(part, "adapt_checkpoint", None)
         if adapt is not None:
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            adapted, notes = adapt(own)
+            adapted, remarks = adapt(own)
             others = {key: value for key, value in state.items() if not key.startswith(prefix)}
-            return {**others, **{prefix + key: value for key, value in adapted.items()}}, notes
-    return state, []
+            state = {**others, **{prefix + key: value for key, value in adapted.items()}}
+            notes += remarks
+    return state, notes
 
 
 def _class_keys(source: Side, target: Side) -> dict[str, int]:

@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from ..core.errors import TrainingError
+from ..core.errors import ConfigError, TrainingError
 from ..core.progress import ProgressDisplay
 from ..core.registries import HOOKS
 from .checkpoints import saved_checkpoints
@@ -148,3 +148,41 @@ class LogProgress(Hook):
             speed = f"{per_iteration_s:.2f} s/it (data {record['data_seconds_per_iter']:.2f})"
             values = (done, runner.max_iters, terms, record["lr"], speed, display.eta())
             logger.info("iter %d/%d  %s  lr %.2e  %s  eta %s", *values)
+
+
+@HOOKS.register_module()
+class LogGradients(Hook):
+    """What gradients the tasks send into what they share, every ``interval`` iterations, to the run's log.
+
+    A record has ``gradients`` of the first process's samples. Other iterations cost nothing, and no step changes.
+
+    log: where the records go. Raises ConfigError for a model that cannot measure them.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.log: RunLog | None = None
+
+    def before_train(self, runner: TrainRunner) -> None:
+        if not hasattr(runner.bare_model, "measures_gradients"):
+            name = type(runner.bare_model).__name__
+            raise ConfigError(f"gradient_log_interval: {name} has no tasks that share a map; leave it out")
+        if runner.sharding == "fsdp2":
+            raise ConfigError("gradient_log_interval: weights that are shared out are gone by then; use no sharding")
+
+    def before_train_iter(self, runner: TrainRunner, batch_idx: int, data_batch: Any = None) -> None:
+        due = is_main_process() and (runner.iter + 1) % self.interval == 0
+        runner.bare_model.measures_gradients = due
+
+    def after_train_iter(
+        self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        model = runner.bare_model
+        if not model.measures_gradients:
+            return
+        model.measures_gradients = False
+        if model.gradients is None:
+            raise ConfigError(f"gradient_log_interval: {type(model).__name__} measures none; leave it out")
+        if self.log is not None:
+            found = {name: value if math.isfinite(value) else None for name, value in model.gradients.items()}
+            self.log.write({"iter": runner.iter + 1, "gradients": found})

@@ -31,7 +31,7 @@ from .config import building, load_config
 from .config_check import check_keys, check_types, scheduler_list, shown
 from .feature_cache import CacheFeatures
 from .from_data import completed
-from .hooks import KeepCheckpoints, LogProgress
+from .hooks import KeepCheckpoints, LogGradients, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .optim import PrecisionOptimWrapper
 from .predict import check_inputs
@@ -151,6 +151,8 @@ def _run(
     progress = LogProgress(config.get("log_interval", 50))
     with building("checkpoint"):
         hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
+    gradients = LogGradients(config.gradient_log_interval) if config.get("gradient_log_interval") else None
+    hooks += [gradients] if gradients else []
     validation = None
     if config.get("validation"):
         assert evaluate is not None  # train() sees to it
@@ -210,6 +212,8 @@ def _run(
             runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     log = RunLog(work_dir, bool(config.get("tensorboard"))) if is_main_process() else None
     progress.log = log
+    if gradients is not None:
+        gradients.log = log
     if validation is not None:
         validation.log = log
     try:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...core.answers import NO_TRACK
 from ...core.errors import ConfigError
 from ...core.frames import Frame
-from .matching import match, pairs_within
+from .matching import match, match_nearest_first, pairs_within
 from .nuscenes_boxes import ScoredBoxes
 
 
@@ -38,6 +38,8 @@ class LinkSettings:
     """A track that was not seen for longer ends: three keyframes of nuScenes may be missing."""
     max_gap_s: float = 2.0
     """No track goes on where keyframes lie farther apart."""
+    nearest_first: bool = False
+    """The nearest pairs are linked first, instead of the boxes of the highest scores."""
 
     def __post_init__(self) -> None:
         for name in ("reach_m", "max_unseen_s", "max_gap_s"):
@@ -96,9 +98,12 @@ class Linker:
         pairs = pairs_within(
             groups[: len(kept)], found.xy_m - velocity * dt_s, groups[len(kept) :], live.xy_m, settings.reach_m
         )
-        rank = np.empty(len(kept), np.int64)
-        rank[np.argsort(-boxes.scores[kept], kind="stable")] = np.arange(len(kept))
-        taken = match(pairs, rank, len(live.ids), settings.reach_m)  # [k]
+        if settings.nearest_first:
+            taken = match_nearest_first(pairs, len(kept), len(live.ids))  # [k]
+        else:
+            rank = np.empty(len(kept), np.int64)
+            rank[np.argsort(-boxes.scores[kept], kind="stable")] = np.arange(len(kept))
+            taken = match(pairs, rank, len(live.ids), settings.reach_m)
         linked = taken >= 0
         found.ids[linked] = live.ids[taken[linked]]
         found.ids[~linked] = self.next_id + np.arange((~linked).sum())

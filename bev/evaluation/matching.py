@@ -129,3 +129,13 @@ def match(pairs: Pairs, rank: NDArray[np.int64], num_truths: int, threshold_m: f
     held = np.flatnonzero(holder >= 0)
     taken[holder[held]] = held
     return taken
+
+
+def match_nearest_first(pairs: Pairs, num_predictions: int, num_truths: int) -> NDArray[np.int64]:
+    """The object that each prediction takes, -1 for none: [P]. The nearest of all pairs first, scores do not count."""
+    taken, free = np.full(num_predictions, -1), np.ones(num_truths, bool)
+    for k in np.argsort(pairs.distance_m, kind="stable"):
+        prediction, truth = pairs.prediction[k], pairs.truth[k]
+        if taken[prediction] < 0 and free[truth]:
+            taken[prediction], free[truth] = truth, False
+    return taken

@@ -3,6 +3,7 @@
 seed = 0
 checkpoint = dict(interval=1000, keep=2)  # iterations between checkpoints; how many are kept
 log_interval = 50
+gradient_log_interval = None  # iterations between records of the tasks' gradients at the shared map (docs/sharing.md)
 ema = None  # dict(momentum=0.0002): average the weights, publish the average
 sync_bn = True  # BatchNorm statistics over all GPUs
 find_unused_parameters = False  # several processes: True where a part of the model may get no gradient

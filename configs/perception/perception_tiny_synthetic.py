@@ -40,7 +40,7 @@ model.update(
 train_dataloader.dataset.update(occupancy=True, lanes=True)
 train_dataloader.dataset.source.root = ["data/train100", "data/train101"]
 
-new_parts = ("occupancy_head.", "lane_head.")
+new_parts = ("occupancy_head.", "lane_head.", "adapters.")
 max_iters = 6000
 optim_wrapper.optimizer.update(lr=6e-4)
 param_scheduler = [

@@ -225,7 +225,8 @@ def check_label_shapes(notes: Annotations, where: str) -> None:
         "num_lidar_points": (n,),
         "num_radar_points": (n,),
     }
-    shapes |= {name: (n,) for name in ("difficulty", "num_top_lidar_points") if getattr(notes, name) is not None}
+    optional = ("difficulty", "num_top_lidar_points", "visibility")
+    shapes |= {name: (n,) for name in optional if getattr(notes, name) is not None}
     for name, shape in shapes.items():
         if np.shape(getattr(notes, name)) != shape:
             raise DataError(

@@ -282,3 +282,32 @@ def test_a_missing_data_root_names_the_command_that_writes_it(tmp_path: Path) ->
     config.data_command = None
     with pytest.raises(DataError, match=r"no: no such folder; name your own data with --set train_dataloader"):
         train(config, tmp_path / "run")
+
+
+def test_gradients_are_logged_when_due_and_change_nothing(toy: Any, tmp_path: Path) -> None:
+    class Shared(toy.ToyModel):  # type: ignore[misc,name-defined]
+        measures_gradients = False
+        gradients = None
+
+        def forward(self, batch: Any, mode: str = "loss") -> dict[str, torch.Tensor]:
+            losses = super().forward(batch, mode)
+            if self.measures_gradients:
+                self.gradients = {"norm_a": 1.5, "cosine_a_b": float("nan")}
+            return losses
+
+    def run(name: str, **more: Any) -> Path:
+        config = toy.toy_config(10)
+        config.model.type = Shared
+        config.update(more)
+        return train(config, tmp_path / name)
+
+    plain, logged = run("plain"), run("logged", gradient_log_interval=4)
+    a, b = (torch.load(path, weights_only=True)["state_dict"] for path in (plain, logged))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    records = [json.loads(line) for line in (logged.parent / "log.jsonl").read_text().splitlines()]
+    found = [record for record in records if "gradients" in record]
+    assert found == [{"iter": i, "gradients": {"norm_a": 1.5, "cosine_a_b": None}} for i in (4, 8)]
+    with pytest.raises(ConfigError, match="gradient_log_interval: ToyModel has no tasks that share a map"):
+        config = toy.toy_config(10)
+        config.gradient_log_interval = 2
+        train(config, tmp_path / "none")

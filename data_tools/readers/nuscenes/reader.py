@@ -276,6 +276,7 @@ class FrameJoiner:
             tokens=[r.token for r in records],
             instance_tokens=[r.instance_token for r in records],
             categories=categories,
+            visibility=_levels([r.visibility_token for r in records]),
         )
 
     def velocity(self, record: SampleAnnotation) -> tuple[float, float]:
@@ -301,6 +302,12 @@ def _whole(time: float, where: str) -> int:
     if not np.isfinite(time):
         raise DataError(f"{where}: its timestamp is no number; give microseconds")
     return int(time)
+
+
+def _levels(tokens: Sequence[object]) -> NDArray[np.int64] | None:
+    """Visibility of nuScenes' own tokens; other sets in its schema name levels of their own, which are not read."""
+    levels = [int(t) if isinstance(t, str) and t in ("1", "2", "3", "4") else 0 for t in tokens]
+    return np.array(levels, np.int64) if any(levels) or not levels else None
 
 
 def _counts(values: list[int], records: Sequence[SampleAnnotation]) -> NDArray[np.int64]:

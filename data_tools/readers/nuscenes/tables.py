@@ -122,6 +122,8 @@ class SampleAnnotation(msgspec.Struct, gc=False, frozen=True):
     num_radar_pts: int
     prev: str
     next: str
+    visibility_token: Any = ""
+    """Of nuScenes "1" to "4"."""
     velocity: Any = None
     """Of T4 sets: x, y, z in the global frame, m/s."""
 

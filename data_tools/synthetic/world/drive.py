@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 LATERAL_MPS2 = 2.2
 """Highest lateral acceleration in a bend; a driver at ease."""
 _SPEED_UP_MPS2, _BRAKE_MPS2 = 1.6, 2.2
-_STEP_M = 0.25
+_STEP_M = 0.05
 _SLOWEST_MPS = 0.6  # of a car in the tightest bend
 
 Stop = tuple[float, float]
@@ -71,12 +71,11 @@ def plan_timetable(
         k = int(np.searchsorted(s, place))
         if 0 < k < len(s) - 1:
             limit[k], standing[k] = 0.0, seconds
-    speed = limit.copy()
-    for k in range(len(s) - 2, -1, -1):
-        speed[k] = min(speed[k], np.sqrt(speed[k + 1] ** 2 + 2 * _BRAKE_MPS2 * _STEP_M))
-    for k in range(1, len(s)):
-        speed[k] = min(speed[k], np.sqrt(speed[k - 1] ** 2 + 2 * _SPEED_UP_MPS2 * _STEP_M))
-    needed = 2 * _STEP_M / np.maximum(speed[1:] + speed[:-1], 1e-3)
+    squared = limit**2  # v^2 may change by 2 a ds a step, first looking ahead, then back
+    faster, slower = (2 * a * _STEP_M * np.arange(len(s)) for a in (_SPEED_UP_MPS2, _BRAKE_MPS2))
+    squared = np.minimum.accumulate((squared + slower)[::-1])[::-1] - slower
+    speed = np.sqrt(np.maximum(np.minimum.accumulate(squared - faster) + faster, 0.0))
+    needed = 2 * _STEP_M / np.maximum(speed[1:] + speed[:-1], 1e-2)
     arrival = np.concatenate([[0.0], np.cumsum(needed + standing[:-1])])
     waits = np.flatnonzero(standing)
     times = np.concatenate([arrival, arrival[waits] + standing[waits]])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from .families import Family
 from .layout import Lane, TrafficElement, bend, lane_line, linked_lanes, make_light, make_sign
-from .network import Arm, Crossing, Network, build_streets
+from .network import Arm, Crossing, Network, build_streets, corner_radius_m
 
 _LANE_STEP_M = 1.0
 _BEND_POINTS = 25
@@ -37,21 +38,69 @@ def _lanes(network: Network) -> dict[str, Lane]:
     connectors: set[str] = set()
     for junction in network.junctions:
         for a in junction.arms:
-            for b in junction.arms:
-                if a is b:
-                    continue
-                for i, j in _joined(a, b):
-                    one, two = f"{lane_prefix(a, inbound=True)}{i}", f"{lane_prefix(b, inbound=False)}{j}"
-                    name = f"{one}>{two}"
-                    lines[name] = bend(lines[one], lines[two], _BEND_POINTS)
-                    connectors.add(name)
-                    links.extend([(one, name), (name, two)])
+            for b, i, j in _movements(a, junction):
+                one, two = f"{lane_prefix(a, inbound=True)}{i}", f"{lane_prefix(b, inbound=False)}{j}"
+                name = f"{one}>{two}"
+                lines[name] = _connector(lines[one], lines[two], _longest_bend_m(a, b, i))
+                connectors.add(name)
+                links.extend([(one, name), (name, two)])
     return linked_lanes(lines, links, connectors)
+
+
+def _connector(line_in: np.ndarray, line_out: np.ndarray, longest_m: float) -> np.ndarray:
+    """A bend as long on both sides of the corner, with straight pieces before or after: it never cuts the corner.
+
+    longest_m: from either end of the bend to where the lanes' lines meet.
+    """
+    p0, p2 = line_in[-1], line_out[0]
+    a, b = ((p - q) / np.linalg.norm(p - q) for p, q in ((line_in[-1], line_in[-2]), (line_out[1], line_out[0])))
+    cross, gap = a[0] * b[1] - a[1] * b[0], p2 - p0
+    if abs(cross) < np.sin(_STRAIGHT_ON_RAD):
+        return bend(line_in, line_out, _BEND_POINTS)
+    before, after = (gap[0] * b[1] - gap[1] * b[0]) / cross, (a[0] * gap[1] - a[1] * gap[0]) / cross
+    length = min(before, after, longest_m)
+    if length <= 0:
+        return bend(line_in, line_out, _BEND_POINTS)
+    corner = p0 + before * a
+    start, end = corner - length * a, corner + length * b
+    parts = [bend(np.stack([start - a, start]), np.stack([end, end + b]), _BEND_POINTS)]
+    if before - length > _LANE_STEP_M / 2:
+        parts.insert(0, _between(p0, start)[:-1])
+    if after - length > _LANE_STEP_M / 2:
+        parts.append(_between(end, p2)[1:])
+    line = np.concatenate(parts)
+    line[0], line[-1] = p0, p2
+    return line
+
+
+def _longest_bend_m(a: Arm, b: Arm, lane: int) -> float:
+    """Of a turn to the right: to about where the kerb's corner begins; to the left there is room."""
+    turn = _turn_rad(a, b)
+    if turn >= 0:
+        return np.inf
+    street = a.street
+    to_kerb = street.kerb_m - (lane + 0.5) * street.lane_width_m
+    return (corner_radius_m(street.sidewalk_width_m) + to_kerb) * np.tan(-turn / 2) + 1.0
+
+
+def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    steps = max(round(float(np.linalg.norm(end - start)) / _LANE_STEP_M), 1)
+    return start + np.linspace(0, 1, steps + 1)[:, None] * (end - start)
 
 
 def lane_prefix(arm: Arm, inbound: bool) -> str:
     """Of the names of an arm's lanes towards the junction, or away from it."""
     return f"{arm.street.name}{'f' if arm.at_end == inbound else 'b'}"
+
+
+def _movements(a: Arm, junction: Crossing) -> list[tuple[Arm, int, int]]:
+    """Where traffic from a may go: the arm, and numbers of the lanes it leaves and enters."""
+    others = sorted((b for b in junction.arms if b is not a), key=lambda b: _turn_rad(a, b))  # from the right
+    found = [(b, i, j) for b in others for i, j in _joined(a, b)]
+    for k in range(a.street.lanes_per_direction):
+        if all(i != k for _, i, _ in found):  # an outer lane where nobody may turn right
+            found.append((others[0], k, min(k, others[0].street.lanes_per_direction - 1)))
+    return found
 
 
 def _joined(a: Arm, b: Arm) -> list[tuple[int, int]]:
@@ -80,7 +129,7 @@ def _route(network: Network, rng: np.random.Generator) -> tuple[str, ...]:
     lane = sorted(allowed)[rng.integers(len(allowed))]
     names = [f"{leg.name}f{lane}" for leg in legs]
     route = names[:1]
-    for before, name in zip(names, names[1:]):
+    for before, name in pairwise(names):
         route += [f"{before}>{name}", name]
     return tuple(route)
 

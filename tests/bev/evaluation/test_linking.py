@@ -85,3 +85,11 @@ def test_scenes_are_linked_by_themselves_in_time_order() -> None:
     frames = [Frame(f"{s}{i}", s, s, i * STEP_US, (), np.eye(4)) for i in (1, 0, 2) for s in ("b", "a")]
     found = link_boxes(frames, {frame.token: boxes((0, 0, 0, 0), (9, 0, 0, 0)) for frame in frames})
     assert all(ids.tolist() == [0, 1] for ids in found.values()) and len(found) == 6
+
+
+def test_nearest_pairs_first_whatever_the_scores() -> None:
+    strong, weak = boxes((1.0, 0, 0, 0), score=0.9), boxes((0.1, 0, 0, 0), score=0.3)
+    assert run([boxes((0, 0, 0, 0)), joined(weak, strong)], nearest_first=True) == [[0], [0, 1]]
+    before = boxes((0.0, 0, 0, 0), (2.0, 0, 0, 0))
+    now = joined(boxes((1.1, 0, 0, 0), score=0.9), boxes((1.9, 0, 0, 0)))
+    assert run([before, now], nearest_first=True) == [[0, 1], [0, 1]]  # the second is nearer to track 1
