@@ -49,7 +49,7 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
-TEACHERS = ("depth_teacher.",)
+TEACHERS = ("depth_teacher.", "pts_bbox_head.quality_branch.")
 """Prefixes in state dicts of parts that only training meets."""
 
 
@@ -277,6 +277,8 @@ class BEVFormerV2(PerceptionModel):
                 )
             found |= {f"{part}.{name}": value for name, value in named.items()}
             found |= {f"{part}.{name}": value for name, value in getattr(self, part).named_buffers()}
+        if self.depth_teacher is not None:
+            raise ConfigError("the depth teacher teaches the image encoder, which is frozen here: depth_teacher=None")
         if len(self.bev_map.frames) > 1:
             raise ConfigError(f"stored features are of one frame, the BEV map fuses frames {self.bev_map.frames}")
         if self.grid_mask is not None:

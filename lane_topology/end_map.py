@@ -25,6 +25,8 @@ from ..geometry import BevGrid
 
 MERGE_M = 0.1
 """Ends nearer than this are one point: lanes that part from or join one another."""
+PLACED = 0.3
+"""Cells of more heat than this learn where their point lies: those in which its peak may come to be."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class EndMap(nn.Module):
     @torch.no_grad()
     def targets(self, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of one sample's lanes [n, K, 3]: heat [2, num_y, num_x], places [.., 3] and the places' weight. A cell learns
-        the nearest point within one cell; points outside the grid are none.
+        the nearest point, if that is near; points outside the grid are none.
         """
         kinds = [self._drawn(merge(controls[:, i])) for i in (0, -1)]
         heat, places, weight = (torch.stack(parts) for parts in zip(*kinds))
@@ -121,8 +123,8 @@ class EndMap(nn.Module):
         if not len(points):
             empty = self.centres.new_zeros(self.centres.shape[:2])
             return empty, self.centres.new_zeros(*empty.shape, 3), empty
-        bump, near = bumps(cells, grid.num_y, grid.num_x, self.sigma_cells)
-        weight, owner = (bump * near).max(0)
+        bump, _ = bumps(cells, grid.num_y, grid.num_x, self.sigma_cells)
+        weight, owner = (bump * (bump > PLACED)).max(0)
         return bump.amax(0), points[owner], weight
 
     # ---- inference -----------------------------------------------------------------------------------------------

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
-from ..bev.boxes.matching import UNMATCHED
 from ..bev.map.resample import resample_bev
 from ..core.answers import LaneGraph
 from ..core.batch import Batch, BevFeatures
@@ -31,7 +29,7 @@ from .elements import NUM_ATTRIBUTES, DenseElements, ElementMaps, Elements
 from .end_map import EndMap, EndMapOutputs, snap
 from .front_image import boxes_on_disk, front_index, front_seen, without_elements
 from .lane_decoder import LaneDecoder
-from .lane_losses import LaneLosses, repeated
+from .lane_losses import LaneLosses, edge_terms, repeated
 from .lane_map import LaneMap, LaneMapOutputs
 from .one_to_many import OneToMany, random_curves
 from .relations import LaneElementRelation, LaneRelation
@@ -267,33 +265,12 @@ class LaneTopologyHead(nn.Module):
         assigned: Sequence[Tensor | None],
         boxes: Sequence[Tensor | None],
     ) -> dict[str, Tensor]:
-        """Focal losses of the edges between queries that stand for a label (matched, or near one).
-
-        Other queries have no edges to learn: neither a wrong lane's nor a duplicate's are counted by the metric.
-        """
         element_logits = self.relate(outputs, self.element_maps.labelled(outputs.elements, boxes))
-        between, governs = torch.zeros_like(outputs.lane_lane), torch.zeros_like(element_logits)
-        between_counts, governs_counts = torch.zeros_like(between), torch.zeros_like(governs)
-        for b, (own, to) in enumerate(zip(targets, assigned)):
-            if own is None or not len(labels[b]):
-                continue
-            gap, nearest = self.losses.gaps(outputs.controls[-1, b], labels[b]).min(1)
-            stands_for = torch.where((to == UNMATCHED) & (gap < self.near_m), nearest, to)
-            rows = (stands_for != UNMATCHED).nonzero().flatten()
-            lane = stands_for[rows]
-            between[b, rows[:, None], rows] = own.lane_lane[lane[:, None], lane].to(between)
-            between_counts[b, rows[:, None], rows] = 1
-            k = own.lane_element.shape[1]
-            governs[b, rows, :k] = own.lane_element[lane].to(governs)
-            governs_counts[b, rows, :k] = 1
-        return {
-            name: (sigmoid_focal_loss(logits, truth, alpha=0.5) * counts).sum()
-            / mean_over_ranks((truth * counts).sum()).clamp(min=1)
-            for name, logits, truth, counts in (
-                ("topology", outputs.lane_lane, between, between_counts),
-                ("element_relation", element_logits, governs, governs_counts),
-            )
-        }
+        stands_for = [
+            None if own is None or to is None else self.losses.stands_for(to, outputs.controls[-1, b], own, self.near_m)
+            for b, (own, to) in enumerate(zip(labels, assigned))
+        ]
+        return edge_terms(outputs.lane_lane, element_logits, targets, stands_for)
 
     # ---- inference -----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
-"""What lane queries learn from labelled lanes: one-to-one matching, and losses of score and curve, layer by layer.
+"""What lane queries learn from labelled lanes: one-to-one matching, losses of score and curve, and of edges.
 
 Source: DETR, arXiv 2005.12872; the one-to-many group: MapTRv2, arXiv 2308.05736, H-DETR, arXiv 2207.13080.
 
-Shapes: B batch, Q lane queries, K control points, n labelled lanes of one sample.
+Shapes: B batch, Q lane queries, E elements, K control points, n labelled lanes of one sample.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..bev.boxes.losses import mean_over_ranks, sigmoid_focal_loss
 from ..bev.boxes.matching import UNMATCHED, focal_cost
+from ..core.labels import LaneTargets
 from .curves import sample_curves
 from .matching import match
 
@@ -70,6 +71,43 @@ class LaneLosses:
             "points": apart.abs().sum(-1).mean(-1).sum() / count,
             "control": away.abs().sum(-1).mean(-1).sum() / count,
         }
+
+    def stands_for(self, assigned: Tensor, curves: Tensor, labels: Tensor, near_m: float) -> Tensor:
+        """[Q]: the label that a query is matched to or, without one, lies within ``near_m`` of; UNMATCHED for none."""
+        if not len(labels):
+            return assigned
+        gap, nearest = self.gaps(curves, labels).min(1)
+        return torch.where((assigned == UNMATCHED) & (gap < near_m), nearest, assigned)
+
+
+def edge_terms(
+    lane_lane: Tensor, lane_element: Tensor, targets: Sequence[LaneTargets | None], stands_for: Sequence[Tensor | None]
+) -> dict[str, Tensor]:
+    """Focal losses ``topology`` and ``element_relation`` of the edges between queries that stand for a label, from
+    logits [B, Q, Q] and [B, Q, E].
+
+    Other queries have no edges to learn: neither a wrong lane's nor a duplicate's are counted by the metric.
+    """
+    between, governs = torch.zeros_like(lane_lane), torch.zeros_like(lane_element)
+    between_counts, governs_counts = torch.zeros_like(between), torch.zeros_like(governs)
+    for b, (own, to) in enumerate(zip(targets, stands_for)):
+        if own is None or to is None:
+            continue
+        rows = (to != UNMATCHED).nonzero().flatten()
+        lane = to[rows]
+        between[b, rows[:, None], rows] = own.lane_lane[lane[:, None], lane].to(between)
+        between_counts[b, rows[:, None], rows] = 1
+        k = own.lane_element.shape[1]
+        governs[b, rows, :k] = own.lane_element[lane].to(governs)
+        governs_counts[b, rows, :k] = 1
+    return {
+        name: (sigmoid_focal_loss(logits, truth, alpha=0.5) * counts).sum()
+        / mean_over_ranks((truth * counts).sum()).clamp(min=1)
+        for name, logits, truth, counts in (
+            ("topology", lane_lane, between, between_counts),
+            ("element_relation", lane_element, governs, governs_counts),
+        )
+    }
 
 
 def repeated(labels: Sequence[Tensor | None], repeats: int, num_queries: int) -> list[Tensor | None]:

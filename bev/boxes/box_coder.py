@@ -53,14 +53,20 @@ class NmsFreeCoder:
     post_center_range: tuple[float, ...] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
     score_threshold: float | None = None
 
-    def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes [k, 9], scores [k] (best first) and labels [k] of one sample's logits [Q, classes], codes [Q, 10]."""
-        return self.decode_queries(logits, codes)[0]
+    def decode(self, logits: Tensor, codes: Tensor, worth: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes [k, 9], scores [k] (best first) and labels [k] of one sample's logits [Q, classes], codes [Q, 10].
 
-    def decode_queries(self, logits: Tensor, codes: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        worth: [Q] factors of the scores, None for 1.
+        """
+        return self.decode_queries(logits, codes, worth)[0]
+
+    def decode_queries(
+        self, logits: Tensor, codes: Tensor, worth: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """What ``decode`` gives, and the query [k] of each box."""
         num_classes = logits.shape[-1]
-        scores, index = logits.sigmoid().flatten().topk(min(self.max_num, logits.numel()))
+        probability = logits.sigmoid() if worth is None else logits.sigmoid() * worth[:, None]
+        scores, index = probability.flatten().topk(min(self.max_num, logits.numel()))
         labels = index % num_classes
         queries = index // num_classes
         boxes = decode_boxes(codes[queries])  # [k, 9]

@@ -9,7 +9,7 @@ Shapes: B batch, C channels, L decoder layers, G query groups, Q queries of one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from .box_coder import CODE_SIZE, NmsFreeCoder, denormalise_points, encode_boxes
 from .decoder import ObjectDecoder, inverse_sigmoid
 from .losses import mean_over_ranks, sigmoid_focal_loss, smoothed
 from .matching import UNMATCHED, HungarianMatcher
+from .quality import CENTERNESS, NUM_QUALITIES, quality_loss
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class QueryOutputs:
     groups: int
     valid: Tensor | None = None
     """[B, Q] bool, None where all queries are"""
+    quality: Tensor | None = None
+    """[B, G * Q, 2] logits of the last layer, see quality.py; None where the head does not learn it"""
     hidden: Tensor | None = None
     """[B, G * Q, C] of the last layer"""
 
@@ -58,8 +61,9 @@ class QueryOutputs:
         """Those of some samples of the batch."""
         chosen = list(samples)
         valid = None if self.valid is None else self.valid[chosen]
+        quality = None if self.quality is None else self.quality[chosen]
         hidden = None if self.hidden is None else self.hidden[chosen]
-        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid, hidden)
+        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid, quality, hidden)
 
 
 def _widened(pc_range: Sequence[float], margin_m: float = 10.0) -> tuple[float, ...]:
@@ -95,6 +99,8 @@ class BoxHead(nn.Module):
     unknown_velocity: what a NaN velocity of a label means: "ignore" leaves it out of the loss; "zero" trains towards
     standing still, which is what the released weights learnt from. (ClipDataset gives zeros, unless configured
     otherwise.)
+    quality_weight: above 0, the last layer also learns how good its boxes are (quality.py), with this weight.
+    rescore: multiply the scores of detections by their centerness.
     """
 
     def __init__(
@@ -121,13 +127,17 @@ class BoxHead(nn.Module):
         label_smoothing: float = 0.0,
         let_weight: float = 0.0,
         let_sensor_m: Sequence[float] = (1.43, 0.0, 2.18),
+        quality_weight: float = 0.0,
+        rescore: bool = False,
     ) -> None:
         super().__init__()
         if unknown_velocity not in ("ignore", "zero"):
             raise ValueError(f"unknown_velocity is 'ignore' or 'zero', got {unknown_velocity!r}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is from 0 to below 1, got {label_smoothing}")
-        self.label_smoothing = label_smoothing
+        if rescore and quality_weight <= 0:
+            raise ValueError("rescore takes what the head learns of its boxes' quality: set quality_weight above 0")
+        self.label_smoothing, self.quality_weight, self.rescore = label_smoothing, quality_weight, rescore
         self.num_classes, self.num_query, self.num_groups = num_classes, num_query, num_groups
         self.cls_weight, self.bbox_weight, self.bbox_beta = cls_weight, bbox_weight, bbox_beta
         self.unknown_velocity = unknown_velocity
@@ -148,6 +158,11 @@ class BoxHead(nn.Module):
         self.cls_branches = nn.ModuleList(_branch(embed_dims, num_classes, num_reg_layers, True) for _ in layers)
         self.reg_branches = nn.ModuleList(_branch(embed_dims, CODE_SIZE, num_reg_layers, False) for _ in layers)
         self.query_embedding = nn.Embedding(num_query * num_groups, 2 * embed_dims)
+        self.quality_branch = None
+        if quality_weight > 0:
+            self.quality_branch = nn.Linear(embed_dims, NUM_QUALITIES)
+            nn.init.zeros_(self.quality_branch.weight)  # the same for all boxes, at the start
+            nn.init.zeros_(self.quality_branch.bias)
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -4.59511985)  # a prior of 0.01, Lin et al. 2017
 
@@ -175,13 +190,29 @@ class BoxHead(nn.Module):
             )
             valid = torch.cat([extra.valid.new_ones(batch, self.num_query), extra.valid], 1)
 
+        return self._answers(bev, query, query_pos, reference, groups, valid)
+
+    def decode_apart(self, bev: Tensor, queries: ExtraQueries) -> QueryOutputs:
+        """Answers of these queries alone, which see one another and none of the head's own.
+
+        A sample without a valid query has answers, too, but they say nothing.
+        """
+        attended = queries.valid | ~queries.valid.any(1, keepdim=True)  # attention to nothing is NaN
+        outs = self._answers(bev, queries.query, queries.query_pos, queries.reference, 1, attended)
+        return replace(outs, valid=queries.valid)
+
+    def _answers(
+        self, bev: Tensor, query: Tensor, query_pos: Tensor, reference: Tensor, groups: int, valid: Tensor | None
+    ) -> QueryOutputs:
+        """What the decoder and its branches say of queries [B, G * Q, C] and their references [B, G * Q, 3]."""
         tokens, shape = bev.flatten(2).transpose(1, 2), tuple(bev.shape[2:])
         hidden, references = self.decoder(query, query_pos, reference, tokens, shape, self.reg_branches, groups, valid)
         logits, codes = [], []
         for layer, (cls_branch, reg_branch) in enumerate(zip(self.cls_branches, self.reg_branches)):
             logits.append(cls_branch(hidden[layer]))
             codes.append(self._to_metres(reg_branch(hidden[layer]), references[layer]))
-        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid, hidden[-1])
+        quality = None if self.quality_branch is None else self.quality_branch(hidden[-1])
+        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid, quality, hidden[-1])
 
     def initial_references(self, query_pos: Tensor) -> Tensor:
         """Reference points [..., 3] in [0, 1] of query positions [..., C]; in float32 under autocast too, since half
@@ -199,7 +230,8 @@ class BoxHead(nn.Module):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def loss(self, outs: QueryOutputs, gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses of all layers: ``loss_cls``, ``loss_bbox`` of the last one, ``d0.loss_cls``, ... of the others.
+        """Losses of all layers: ``loss_cls``, ``loss_bbox`` of the last one, ``d0.loss_cls``, ... of the others; and
+        ``loss_quality`` where the head learns it.
 
         gt_boxes: B x [n, 9] (x, y, z, l, w, h, yaw, vx, vy); gt_labels: B x [n]. Raises FloatingPointError if the
         matching meets non-finite predictions.
@@ -210,8 +242,9 @@ class BoxHead(nn.Module):
         for layer, (logits, codes) in enumerate(zip(outs.cls_logits, outs.box_codes)):
             prefix = "" if layer == last else f"d{layer}."
             logits, codes = (x.unflatten(1, (outs.groups, -1)).float() for x in (logits, codes))  # [B, G, Q, .]
-            cls, bbox = self._layer_loss(logits, codes, gt_codes, gt_labels, outs.valid, f"decoder layer {layer}")
-            losses[f"{prefix}loss_cls"], losses[f"{prefix}loss_bbox"] = cls, bbox
+            quality = outs.quality if layer == last else None
+            terms = self._layer_loss(logits, codes, gt_codes, gt_labels, outs.valid, f"decoder layer {layer}", quality)
+            losses |= {prefix + name: value for name, value in terms.items()}
         return losses
 
     def _layer_loss(
@@ -222,8 +255,9 @@ class BoxHead(nn.Module):
         gt_labels: Sequence[Tensor],
         valid: Tensor | None,
         where: str,
-    ) -> tuple[Tensor, Tensor]:
-        """Focal and box loss of one layer: each group normalised by itself, mean over groups."""
+        quality: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Focal, box and quality loss of one layer: each group normalised by itself, mean over groups."""
         assigned = torch.stack(
             [
                 self.matcher.match(
@@ -246,25 +280,36 @@ class BoxHead(nn.Module):
         normaliser = mean_over_ranks(num_positive).clamp(min=1)  # [G]
 
         one_hot = torch.zeros_like(logits)
-        classes = torch.cat(list(gt_labels))[row]
-        if self.label_smoothing > 0:
-            one_hot[b, g, q] = smoothed(classes, self.num_classes, self.label_smoothing)
-        else:
-            one_hot[b, g, q, classes] = 1
+        one_hot[b, g, q] = self.class_targets(torch.cat(list(gt_labels))[row])
         focal = sigmoid_focal_loss(logits, one_hot).sum(-1)  # [B, G, Q]
         if valid is not None:
             focal = focal * valid[:, None]
         cls = (focal.sum((0, 2)) / normaliser).mean() * self.cls_weight
 
+        def mean_over_groups(values: Tensor) -> Tensor:
+            """Of numbers [P] of the matched queries."""
+            return (codes.new_zeros(codes.shape[1]).index_add(0, g, values) / normaliser).mean()
+
         target = torch.cat(list(gt_codes))[row]  # [P, 10]
-        known = target.isfinite()
-        weight = self.code_weights * (known if self.unknown_velocity == "ignore" else torch.ones_like(known))
-        target = torch.where(known, target, 0)
-        distance = F.smooth_l1_loss(codes[b, g, q], target, reduction="none", beta=self.bbox_beta)
-        per_group = codes.new_zeros(codes.shape[1]).index_add(0, g, (distance * weight).sum(-1))
+        bbox = mean_over_groups(self.box_distance(codes[b, g, q], target))
         # The empty sum keeps the box branch in the graph when nothing is matched.
-        bbox = (per_group / normaliser).mean() * self.bbox_weight + codes.sum() * 0
-        return cls, bbox
+        terms = {"loss_cls": cls, "loss_bbox": bbox * self.bbox_weight + codes.sum() * 0}
+        if quality is not None:
+            judged = quality.unflatten(1, (codes.shape[1], -1)).float()
+            wrong = mean_over_groups(quality_loss(judged[b, g, q], codes[b, g, q], target))
+            terms["loss_quality"] = wrong * self.quality_weight + judged.sum() * 0
+        return terms
+
+    def class_targets(self, labels: Tensor) -> Tensor:
+        """What the class probabilities of queries with these labels [P] are to be: [P, classes]."""
+        return smoothed(labels, self.num_classes, self.label_smoothing)
+
+    def box_distance(self, codes: Tensor, gt_codes: Tensor) -> Tensor:
+        """The weighted (smooth) L1 distance [P] of codes [P, 10] from labelled ones [P, 10], unknown numbers aside."""
+        known = gt_codes.isfinite()
+        weight = self.code_weights * (known if self.unknown_velocity == "ignore" else torch.ones_like(known))
+        target = torch.where(known, gt_codes, 0)
+        return (F.smooth_l1_loss(codes, target, reduction="none", beta=self.bbox_beta) * weight).sum(-1)
 
     # ---- inference -----------------------------------------------------------------------------------------------
 
@@ -285,15 +330,18 @@ class BoxHead(nn.Module):
         found = []
         for b, token in enumerate(tokens):
             logits, codes = outs.cls_logits[-1, b, :per_group].float(), outs.box_codes[-1, b, :per_group].float()
+            worth = None
+            if self.rescore and outs.quality is not None:
+                worth = outs.quality[b, :per_group, CENTERNESS].float().sigmoid()
             ids = None if query_ids is None else query_ids[b]
             kept = None if outs.valid is None else outs.valid[b]
             if left_out is not None and left_out[b].any():
                 kept = ~left_out[b] if kept is None else kept & ~left_out[b]
             if kept is not None:
                 logits, codes = logits[kept], codes[kept]
-                ids = None if ids is None else ids[kept]
+                worth, ids = (None if values is None else values[kept] for values in (worth, ids))
             check_answer("boxes", token, logits, codes)
-            decoded, queries = self.coder.decode_queries(logits, codes)
+            decoded, queries = self.coder.decode_queries(logits, codes, worth)
             boxes, scores, labels = (x.cpu().numpy() for x in decoded)
             track_ids = None
             if ids is not None:

@@ -19,6 +19,7 @@ from ...core.errors import ConfigError
 from ...core.registries import MODELS
 from ..perspective.head import PerspectiveOutputs
 from ..protocol import Levels, build, check_classes
+from .denoising import RayOutputs
 from .head import ExtraQueries, QueryOutputs
 from .losses import LearnedLossWeights
 from .memory import ObjectMemory, Past, Recalled, Remembered
@@ -32,6 +33,7 @@ class BoxOutputs:
     queries: QueryOutputs
     dense: DenseOutputs | None
     mono: PerspectiveOutputs | None
+    rays: RayOutputs | None = None
     remembered: list[Remembered] | None = None
     """B, what each sample leaves for its next frame"""
 
@@ -43,7 +45,8 @@ class BoxTask(nn.Module):
     head: BoxHead. perspective: perspective head; a training aid, and the source of proposals where
         ``perspective_proposals`` is.
     perspective_proposals, bev_proposals: where extra object queries come from (proposals.py); either, both or none.
-    hybrid_queries: makes decoder queries of proposals; needed with either, and with ``memory``.
+    hybrid_queries: makes decoder queries of proposals; needed with either, and with the two below.
+    ray_denoising: denoising.RayDenoising: queries of labelled objects in training, which hybrid_queries makes as well.
     memory: ObjectMemory, which carries objects from frame to frame; for a model with a streaming memory.
     num_perspective_levels: how many pyramid maps the perspective head takes, finest first.
     learned_loss_weights: weigh the losses of classes and boxes of the queries, of the perspective head and of the dense
@@ -60,6 +63,7 @@ class BoxTask(nn.Module):
         perspective_proposals: dict | nn.Module | None = None,
         bev_proposals: dict | nn.Module | None = None,
         hybrid_queries: dict | nn.Module | None = None,
+        ray_denoising: dict | nn.Module | None = None,
         memory: dict | nn.Module | None = None,
         num_perspective_levels: int = 5,
         learned_loss_weights: bool = False,
@@ -67,9 +71,9 @@ class BoxTask(nn.Module):
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
     ) -> None:
         super().__init__()
-        if (perspective_proposals or bev_proposals or memory) and hybrid_queries is None:
+        if (perspective_proposals or bev_proposals or ray_denoising or memory) and hybrid_queries is None:
             raise ConfigError(
-                "proposals and remembered objects become decoder queries through hybrid_queries: configure it as well"
+                "proposals, ray_denoising and memory make decoder queries through hybrid_queries: configure it as well"
             )
         if perspective_proposals and perspective is None:
             raise ConfigError("perspective_proposals come from the perspective head: configure perspective as well")
@@ -79,6 +83,7 @@ class BoxTask(nn.Module):
         self.perspective_proposals = build(perspective_proposals, pc_range=pc_range, **classes)
         self.bev_proposals = build(bev_proposals, in_channels=embed_dims, pc_range=pc_range, **classes)
         self.hybrid_queries = build(hybrid_queries, channels=embed_dims, **classes)
+        self.ray_denoising = build(ray_denoising, pc_range=pc_range, **classes)
         self.memory: ObjectMemory | None = build(memory, channels=embed_dims, pc_range=pc_range, **classes)
         self.num_perspective_levels = num_perspective_levels
         self.loss_balance = None
@@ -88,7 +93,7 @@ class BoxTask(nn.Module):
             self.loss_balance = LearnedLossWeights(groups)
         if self.perspective_proposals is not None and not self.perspective.box3d_on:
             raise ConfigError("perspective_proposals need 3D boxes: the perspective head has box3d_on=False")
-        for name in ("head", "perspective_proposals", "bev_proposals", "memory"):
+        for name in ("head", "perspective_proposals", "bev_proposals", "ray_denoising", "memory"):
             part = getattr(self, name)
             if part is not None and part.point_range != tuple(map(float, pc_range)):
                 raise ConfigError(
@@ -124,9 +129,19 @@ class BoxTask(nn.Module):
         bda = batch.bda if self.training else torch.eye(3, device=batch.bda.device).expand_as(batch.bda)
         recalled = None if past is None or self.memory is None else self.memory.recall(past, bda)
         queries = self.head.decode(features.bev, self._extra_queries(features.bev, dense, mono, batch, recalled))
-        if past is None or self.memory is None:
-            return BoxOutputs(queries, dense, mono)
-        return BoxOutputs(queries, dense, mono, self.memory.remember(queries, recalled, bda))
+        remembered = None
+        if past is not None and self.memory is not None:
+            remembered = self.memory.remember(queries, recalled, bda)
+        return BoxOutputs(queries, dense, mono, self._rays(features.bev, batch), remembered)
+
+    def _rays(self, bev: Tensor, batch: Batch) -> RayOutputs | None:
+        """Answers about places on lines of sight, in training alone; None without an object to learn from."""
+        if self.ray_denoising is None or not self.training:
+            return None
+        rays = self.ray_denoising.queries(batch)
+        if rays is None:
+            return None
+        return RayOutputs(rays, self.head.decode_apart(bev, self.hybrid_queries(bev, rays.proposals)))
 
     @staticmethod
     def _image_targets(batch: Batch) -> list:
@@ -198,6 +213,8 @@ class BoxTask(nn.Module):
         if dense is not None:
             losses |= self.bev_proposals.loss(dense, boxes, labels)
         losses |= self.head.loss(queries, boxes, labels)
+        if self.ray_denoising is not None and self.training:
+            losses |= self.ray_denoising.loss(outputs.rays, self.head, outputs.queries.cls_logits)
         if self.memory is not None:
             losses["loss_bbox"] = losses["loss_bbox"] + self.memory.untouched()
         return losses if self.loss_balance is None else self.loss_balance(losses, {n: _group(n) for n in losses})
@@ -218,4 +235,4 @@ def _group(term: str) -> str:
         return "perspective"
     if term.startswith("loss_dense"):
         return "dense"
-    return "classes" if term.endswith("loss_cls") else "boxes"
+    return "classes" if term.endswith("_cls") else "boxes"

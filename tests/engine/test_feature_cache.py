@@ -90,6 +90,20 @@ def test_stored_features_train_to_the_same_bits_without_images(
     assert "features are stored" in caplog.text and list((tmp_path / "features").iterdir()) == [store]
 
 
+def test_memory_learns_on_stored_features_as_without_them(streets: Path, tmp_path: Path) -> None:
+    from drivestack.bev.map.memory import StreamingMemory
+    from drivestack.data_tools.clips.sampler import StreamingSampler
+
+    memory = dict(type=StreamingMemory, unroll=2)
+    changes = {"model.memory": memory, "train_dataloader.sampler": dict(type=StreamingSampler)}
+    found = [
+        weights(train(settings(streets, 4, **changes, **more), tmp_path / str(len(more))))
+        for more in ({}, {"cache_features": str(tmp_path / "features")})
+    ]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert found[0]["memory.value.weight"].abs().max() > 0 and found[0]["memory.num_updates"] == 4
+
+
 def test_two_processes_fill_the_store_that_one_does(streets: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

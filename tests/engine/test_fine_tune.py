@@ -224,3 +224,14 @@ def test_another_encoder_is_refused_with_both_sides(repository_root: Path) -> No
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="nothing of the model fits"):
         fine_tune(nn.Linear(2, 2), repository_root / "weights" / "bevformerv2_tiny_synthetic.safetensors")
+
+
+def test_the_wide_map_starts_with_every_old_cell_in_its_place(repository_root: Path) -> None:
+    weights = repository_root / "weights" / "perception_tiny_synthetic.safetensors"
+    model = build_model(load_config("perception_tiny_wide_synthetic"))
+    report = fine_tune(model, weights, classes=NUSCENES)
+    assert report.new == {} and len(report.resized) == 3
+    old = read_state_dict(weights)["pts_bbox_head.bev_embedding.weight"].float().unflatten(0, (56, 56))
+    wide = model.bev_map.bev_embedding.weight.unflatten(0, (68, 68))
+    assert torch.equal(wide[6:-6, 6:-6], old)
+    assert (model.bev_map.grid.cell_x_m, model.lane_head.grid.x_max) == (1.5, 51.2)

@@ -15,6 +15,7 @@ from ...labels.mono_targets import nearness_m
 from ..sensing.renderer import RayCaster
 from ..sensing.sensors import RigCamera
 from ..world.layout import Lane, Layout, TrafficElement
+from ..world.network import Network
 
 LANE_RANGE_M = ((-50.0, 50.0), (-25.0, 25.0))  # x forward, y left of the ego frame
 LANE_POINTS = 201
@@ -57,10 +58,10 @@ def label_lanes(layout: Layout, caster: RayCaster, world_from_ego: np.ndarray, f
     )
 
 
-def street_graph(layout: Layout) -> StreetMap:
+def street_graph(layout: Layout | Network) -> StreetMap:
     """The middle lines of a scene's streets, exactly where they are: without jitter a model would be told the answer
     (clips/street_maps.py)."""
-    kinds = ["main_road" if street is layout.main else "side_road" for street in layout.streets]
+    kinds = ["side_road" if street.name.startswith(("side", "arm")) else "main_road" for street in layout.streets]
     return StreetMap([street.table_xy for street in layout.streets], np.array([STREET_KINDS.index(k) for k in kinds]))
 
 

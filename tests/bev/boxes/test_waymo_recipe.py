@@ -90,11 +90,14 @@ def test_label_smoothing_reaches_matched_queries_alone() -> None:
     logits, gt = torch.full((1, 1, 4, 3), -4.0), [codes([10.0, 0, 0])]
     boxes = torch.stack([codes([10.0, 0, 0], [20, 0, 0], [30, 0, 0], [-9, 5, 0])])[:, None]
     logits[0, 0, 0, 1] = 9.0  # sure of the right class
-    a, b = (h._layer_loss(logits, boxes, gt, [torch.tensor([1])], None, "x")[0].item() for h in (plain, smooth))
+    a, b = (
+        h._layer_loss(logits, boxes, gt, [torch.tensor([1])], None, "x")["loss_cls"].item() for h in (plain, smooth)
+    )
     assert a < 0.01 < b
     far = [codes([10.0, 0, 0])[:0]]
     none = [
-        h._layer_loss(logits, boxes, far, [torch.tensor([], dtype=torch.long)], None, "x")[0] for h in (plain, smooth)
+        h._layer_loss(logits, boxes, far, [torch.tensor([], dtype=torch.long)], None, "x")["loss_cls"]
+        for h in (plain, smooth)
     ]
     assert none[0] == none[1]
     for wrong in (-0.1, 1.0):

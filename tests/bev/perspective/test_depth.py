@@ -206,3 +206,10 @@ def test_weights_with_a_teacher_load_into_a_model_without_and_say_so(tmp_path):
     with pytest.raises(CheckpointError, match="depth_teacher"):
         load_checkpoint(net, tmp_path / "old.safetensors")
     assert load_checkpoint(net, tmp_path / "old.safetensors", may_lack=("depth_teacher.",)).clean
+
+
+def test_stored_features_leave_nothing_to_teach():
+    frozen = ("img_backbone.", "img_neck.", "bev_map.")
+    net = toy_rig.build(depth_teacher=dict(type=DepthTeacher), grid_mask=False, frozen=frozen)
+    with pytest.raises(ConfigError, match="depth_teacher=None"):
+        net.fixed_state()

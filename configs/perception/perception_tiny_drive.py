@@ -1,0 +1,37 @@
+"""The model of `make demo`: boxes, voxels and lanes of a drive, with one streaming memory, a map to 51 m and teachers.
+
+Training walks through scenes of 20 keyframes in time order (``data_command``). Depth, a second group of lane queries,
+rays and voxels that only the LiDAR saw teach in training alone; a frame costs what perception_tiny_memory's costs with
+a map of that size (docs/tiny_model.md).
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import CosineAnnealingLR, LinearLR
+
+from drivestack.bev.perspective.depth import DepthTeacher
+
+with read_base():
+    from .._base_.wide_bev import *
+    from .perception_tiny_memory import *
+
+model["bev_map"].update(wide_bev_map)
+model.update(depth_teacher=dict(type=DepthTeacher, weight=0.5))
+model.lane_head.update(end_map=dict(), one_to_many=dict())
+model.occupancy_head.update(mask="mixed", ray_loss=dict())
+
+data_command = (
+    "drivestack synthesize data/drives --streets mixed --scenes 60 --keyframes 20 --seed 200 "
+    "--labels occupancy lanes depth"
+)
+train_dataloader.dataset.update(pc_range=wide_bev_map["pc_range"], depth=True)
+train_dataloader.dataset.source.root = ["data/drives"]
+test_dataset.update(pc_range=wide_bev_map["pc_range"])
+
+new_parts = (*new_parts, "depth_teacher.", "lane_head.")
+max_iters = 7000
+optim_wrapper.optimizer.update(lr=4e-4)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=200),
+    dict(type=CosineAnnealingLR, eta_min=4e-6, by_epoch=False, begin=200, end=max_iters),
+]
+train_cfg.update(max_iters=max_iters)
