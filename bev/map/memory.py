@@ -151,8 +151,8 @@ class StreamingMemory(nn.Module):
     def init_weights(self) -> None:
         """No effect at first; the gate is nearly closed."""
         nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.gate[-1].bias, -2.0)  # type: ignore[arg-type]
+        nn.init.zeros_(self.value.bias)
+        nn.init.constant_(self.gate[-1].bias, -2.0)
 
     def forward(
         self, features: BevFeatures, batch: Batch, states: States | None = None
@@ -245,7 +245,8 @@ class StreamingMemory(nn.Module):
                     maps[b] = chain[depth].bev
             if again:
                 own = [chains[b][depth] for b in again]
-                bevs = torch.stack([state.frame_bev for state in own]).to(road_z_m.device)  # type: ignore[arg-type]
+                frame_bevs = [state.frame_bev for state in own if state.frame_bev is not None]  # of all of them
+                bevs = torch.stack(frame_bevs).to(road_z_m.device)
                 older = [chains[b][depth + 1] for b in again]
                 fused = self.fuse(bevs, own, older, [maps[b] for b in again], road_z_m[again])
                 for b, bev in zip(again, fused):
