@@ -151,8 +151,8 @@ class StreamingMemory(nn.Module):
     def init_weights(self) -> None:
         """No effect at first; the gate is nearly closed."""
         nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.gate[-1].bias, -2.0)  # type: ignore[arg-type]
+        nn.init.zeros_(self.value.bias)
+        nn.init.constant_(self.gate[-1].bias, -2.0)
 
     def forward(
         self, features: BevFeatures, batch: Batch, states: States | None = None
@@ -165,15 +165,17 @@ class StreamingMemory(nn.Module):
         keys = batch.stream_keys
         if len(set(keys)) < len(keys):
             raise ConfigError(f"samples {', '.join(batch.tokens)}: two of one stream in a batch; use StreamingSampler")
-        if batch.global_from_ego is None or batch.ego_from_bev is None or (self.forget and not self.training):
+        poses = _poses(batch)
+        if not self.training and (self.forget or poses is None):
             return features, {}
-        ego_from_bev = batch.ego_from_bev.double()
-        global_from_bev = batch.global_from_ego[:, batch.current].double() @ ego_from_bev
+        nowhere = torch.eye(4, dtype=torch.float64, device=features.bev.device).expand(len(keys), 4, 4)
+        global_from_bev, ego_from_bev = poses or (nowhere, nowhere)
         current = [
             SceneState(frame.scene_token, frame.token, frame.timestamp_us, pose, mirrored, bev)
             for frame, pose, mirrored, bev in zip(batch.frames, global_from_bev, batch.are_mirrored, features.bev)
         ]
-        past = [self.usable((states or {}).get(key), now) for key, now in zip(keys, current)]
+        known = {} if states is None or poses is None else states
+        past = [self.usable(known.get(key), now) for key, now in zip(keys, current)]
         road_z_m = torch.linalg.inv(ego_from_bev)[:, 2, 3]  # of the EGO frame's origin, which lies on the road
         fused = features.bev
         if self.training or any(state is not None for state in past):
@@ -184,7 +186,7 @@ class StreamingMemory(nn.Module):
             key: self._kept(now, old, bev, own)
             for key, now, old, bev, own in zip(keys, current, past, fused, features.bev)
         }
-        return replace(features, bev=fused), kept
+        return replace(features, bev=fused), {} if poses is None else kept
 
     def usable(self, state: SceneState | None, now: SceneState) -> SceneState | None:
         """The state if it may be carried over to a frame, else None."""
@@ -243,7 +245,8 @@ class StreamingMemory(nn.Module):
                     maps[b] = chain[depth].bev
             if again:
                 own = [chains[b][depth] for b in again]
-                bevs = torch.stack([state.frame_bev for state in own]).to(road_z_m.device)  # type: ignore[arg-type]
+                frame_bevs = [state.frame_bev for state in own if state.frame_bev is not None]  # of all of them
+                bevs = torch.stack(frame_bevs).to(road_z_m.device)
                 older = [chains[b][depth + 1] for b in again]
                 fused = self.fuse(bevs, own, older, [maps[b] for b in again], road_z_m[again])
                 for b, bev in zip(again, fused):
@@ -264,6 +267,14 @@ class StreamingMemory(nn.Module):
         all_reduce(mean, "mean")
         self.running_mean.lerp_(mean, (1.0 / (self.num_updates + 1)).clamp(min=MEAN_SHARE))
         self.num_updates += 1
+
+
+def _poses(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """global_from_bev and ego_from_bev, [B, 4, 4] float64, of the current frames; None where the batch has none."""
+    if batch.global_from_ego is None or batch.ego_from_bev is None:
+        return None
+    ego_from_bev = batch.ego_from_bev.double()
+    return batch.global_from_ego[:, batch.current].double() @ ego_from_bev, ego_from_bev
 
 
 def _copied(bev: Tensor) -> Tensor:

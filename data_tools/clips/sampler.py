@@ -112,7 +112,7 @@ class ResumableSampler(Sampler):
 class StreamStep(NamedTuple):
     """A frame of a sequence that a memory follows; all frames of one pass through a sequence have the same draw."""
 
-    index: int
+    clip: int
     draw: int
 
 

@@ -403,10 +403,15 @@ def test_what_is_asked_wrongly_is_said():
         working()(maps(0, 2), batch_of([at(0, 0), at(1, 0)], [0, STEP_US], ["a", "a"]))
 
 
-def test_without_poses_nothing_is_recalled_or_kept():
+@pytest.mark.parametrize("training", [False, True])
+def test_without_poses_nothing_is_recalled_or_kept(training):
     batch = replace(batch_of([at(2, 0)], [STEP_US], ["a"]), global_from_ego=None)
-    found, states = working()(maps(1), batch, start(working()))
+    memory = working().train(training)
+    found, states = memory(maps(1), batch, start(working()))
     assert found.bev.equal(maps(1).bev) and states == {}
+    if training:  # every parameter has a gradient, as several processes need it
+        found.bev.sum().backward()
+        assert all(p.grad is not None for p in memory.parameters())
 
 
 def test_rounds_hold_one_frame_of_a_stream_in_order_of_time():

@@ -95,7 +95,7 @@ def test_streams_walk_through_scenes_in_time_and_shuffle_only_scenes(dataset):
     for slot in range(3):
         own = items[slot::3]
         draws = list(dict.fromkeys(item.draw for item in own))
-        passes = [[item.index for item in own if item.draw == draw] for draw in draws]
+        passes = [[item.clip for item in own if item.draw == draw] for draw in draws]
         whole = {run[0]: run.tolist() for run in scenes}
         assert all(each == whole[each[0]] for each in passes[1:-1])
         first = next(run.tolist() for run in scenes if passes[0][0] in run)
@@ -141,7 +141,7 @@ def test_scenes_are_cut_into_sequences_of_about_equal_length(dataset):
 
 def test_streams_show_every_frame_about_equally_often():
     sampler = StreamingSampler(SimpleNamespace(scene_tokens=[s for s in "abcdef" for _ in range(5)]), batch_size=3)
-    counts = np.bincount([item.index for item in take(sampler, 300)], minlength=30)
+    counts = np.bincount([item.clip for item in take(sampler, 300)], minlength=30)
     assert counts.min() >= 9 and counts.max() <= 11
 
 
