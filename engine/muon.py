@@ -55,7 +55,7 @@ class MuonAdamW(AdamW):
             group.setdefault("muon_lr", muon_lr)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         groups = self.param_groups
         try:
             self.param_groups = [group for group in groups if not group["muon"]]
@@ -73,7 +73,7 @@ class MuonAdamW(AdamW):
             if parameter.grad is not None:
                 of_shape.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in of_shape.items():
-            gradients, kept = [p.grad for p in parameters], []
+            gradients, kept = [p.grad for p in parameters if p.grad is not None], []
             for parameter in parameters:
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:

@@ -42,7 +42,7 @@ class StreetAttention(nn.Module):
         self.register_buffer("low", torch.tensor([grid.x_min, grid.y_min]), persistent=False)
         self.register_buffer("size", torch.tensor([grid.x_max, grid.y_max]) - self.low, persistent=False)
         centres = torch.from_numpy(grid.cell_centres()).float().flatten(0, 1)
-        self.register_buffer("places", self._code(centres), persistent=False)  # [cells, 2 F]
+        self.register_buffer("centres", centres, persistent=False)  # [cells, 2]
 
     def _code(self, points: Tensor) -> Tensor:
         """[..., 2 F] of points [..., 2] in metres."""
@@ -73,6 +73,6 @@ class StreetAttention(nn.Module):
         tokens, padding = self.tokens(streets, len(features))
         cells = features.flatten(2).transpose(1, 2)  # [B, num_y * num_x, C]
         told, _ = self.attention(
-            cells + self.place(self.places), tokens, tokens, key_padding_mask=padding, need_weights=False
+            cells + self.place(self._code(self.centres)), tokens, tokens, key_padding_mask=padding, need_weights=False
         )
         return features + told.transpose(1, 2).unflatten(2, features.shape[2:])

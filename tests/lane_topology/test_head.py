@@ -187,6 +187,12 @@ def test_further_parts_change_nothing_of_the_ordinary_lanes():
     assert all(name.startswith(("loss_lane_end_", "loss_lane_many_")) for name in new)
 
 
+def test_a_head_with_all_parts_is_built_without_memory():
+    with torch.device("meta"):
+        head = LaneTopologyHead(**toy.SMALL, end_map=dict(), one_to_many=dict(), street_map=dict())
+    assert all(parameter.is_meta for parameter in head.parameters())
+
+
 def test_the_one_to_many_group_never_reaches_the_ordinary_queries():
     features, levels, batch = toy.scenes(1)
     torch.manual_seed(0)

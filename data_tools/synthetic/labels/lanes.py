@@ -26,7 +26,9 @@ _MIN_VISIBLE = 0.5
 _REACH_M = 0.3
 
 
-def label_lanes(layout: Layout, caster: RayCaster, world_from_ego: np.ndarray, front: RigCamera) -> LaneLabels:
+def label_lanes(
+    layout: Layout | Network, caster: RayCaster, world_from_ego: np.ndarray, front: RigCamera
+) -> LaneLabels:
     """Labels of one keyframe. caster: everything there is at that moment; front: the camera for traffic elements.
 
     A lane that leaves the range and comes back is two lanes; its pieces are connected to a neighbour only where the
