@@ -171,13 +171,13 @@ class LogGradients(Hook):
             raise ConfigError("gradient_log_interval: weights that are shared out are gone by then; use no sharding")
 
     def before_train_iter(self, runner: TrainRunner, batch_idx: int, data_batch: Any = None) -> None:
-        due = is_main_process() and (runner.iter + 1) % self.interval == 0
-        runner.bare_model.measures_gradients = due
+        model: Any = runner.bare_model
+        model.measures_gradients = is_main_process() and (runner.iter + 1) % self.interval == 0
 
     def after_train_iter(
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        model = runner.bare_model
+        model: Any = runner.bare_model
         if not model.measures_gradients:
             return
         model.measures_gradients = False

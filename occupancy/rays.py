@@ -165,13 +165,13 @@ def first_hits(semantics: Tensor, origins: Tensor, directions: Tensor, free: int
 def voxels_of(origins: Tensor, directions: Tensor, distances_m: Tensor) -> tuple[Tensor, Tensor]:
     """Flat voxel index [R, S] at distances [R, S] along rays [R, 3] of the EGO frame, and whether it is inside; 0
     outside."""
-    inside, flat = None, 0
+    inside = torch.ones_like(distances_m, dtype=torch.bool)
+    flat = torch.zeros_like(distances_m, dtype=torch.int32)
     for axis, count in enumerate(GRID.shape):
         size = float(GRID.voxel_m[axis])
         begin = (origins[:, axis, None] - float(GRID.origin_m[axis])) / size
         cell = torch.addcmul(begin, directions[:, axis, None], distances_m, value=1 / size).floor().int()
-        within = (cell >= 0) & (cell < count)
-        inside = within if inside is None else inside & within
+        inside &= (cell >= 0) & (cell < count)
         flat = flat * count + cell
     return torch.where(inside, flat, 0).long(), inside
 

@@ -12,6 +12,7 @@ HEAD = "model.occupancy_head"
 COUNTED = {"counts_by_class": [f"{HEAD}.class_frequency"]}
 MIXED = {f"{HEAD}.mask": "mixed"}
 RAYS = {f"{HEAD}.ray_loss": {"weight": 0.2}}
+BIAS = {f"{HEAD}.free_bias": 1.5}
 COLUMNS = {f"{HEAD}.column_weights": "frequency", **COUNTED}
 
 
@@ -34,5 +35,7 @@ EXPERIMENTS = [
     voxels_alone("columns by frequency", **COLUMNS),
     voxels_alone("class weights", **{f"{HEAD}.class_weights": "log_frequency"}, **COUNTED),
     voxels_alone("mixed mask, rays, columns", **MIXED, **RAYS, **COLUMNS),
+    voxels_alone("mixed mask, rays, bias for free", **MIXED, **RAYS, **BIAS),
     Experiment("as shipped", 0),
+    Experiment("as shipped, bias for free", 0, BIAS),
 ]
