@@ -27,6 +27,8 @@ from ..core.errors import ConfigError
 from ..core.registries import MODELS
 from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
+from .boxes.memory import Objects, Past
+from .boxes.task import BoxOutputs
 from .fixed_features import Views, from_store, to_store
 from .junction import junction_gradients
 from .map.adapter import BevAdapter
@@ -105,6 +107,8 @@ class BEVFormerV2(PerceptionModel):
                 f"memory carries the past, and bev_map.frames {self.frame_offsets} encode it again: leave memory out, "
                 "or set bev_map.frames=(0,)"
             )
+        if self.gives_tracks and self.memory is None:
+            raise ConfigError("boxes.memory remembers objects in the state of a streaming memory: configure memory too")
         self.depth_teacher = build(depth_teacher, in_channels=channels)
         self.grid_mask = GridMask() if grid_mask else None
         self.loss_weights = dict(loss_weights or {})
@@ -132,6 +136,10 @@ class BEVFormerV2(PerceptionModel):
     def streams(self) -> bool:  # type: ignore[override]  # follows from a part of the model
         """Whether training hands the memory from one iteration to the next."""
         return self.memory is not None
+
+    @property
+    def gives_tracks(self) -> bool:  # type: ignore[override]  # follows from a part of the model
+        return self.boxes is not None and self.boxes.memory is not None
 
     @staticmethod
     def _head_name(task: str) -> str:
@@ -314,17 +322,20 @@ class BEVFormerV2(PerceptionModel):
         if "boxes" in self.tasks:
             self.boxes.check_labels(batch)
         states: dict[str, SceneState] = {}
+        past = None
         if self.memory is None:
             levels, features = self.encode_clip(batch)
         else:
             levels, features = self.encode_frame_map(batch)
             features, states = self.memory(features, batch, memory)
-            features = self.augmented(features, batch)
+            features, past = self.augmented(features, batch), self.past_objects(batch, memory, states)
         losses: dict[str, Tensor] = {}
         by_task: dict[str, Tensor] = {}
         for task in self.tasks:
             head = self.task_head(task)
-            terms = head.loss(head(self.map_for(task, features), levels, batch), batch)
+            outputs = self.run_head(task, features, levels, batch, past)
+            states |= self.left_behind(outputs, batch, states)
+            terms = head.loss(outputs, batch)
             weight = self.loss_weights.get(task, 1.0)
             weighted = {name: value * weight for name, value in terms.items()}
             losses |= weighted
@@ -356,7 +367,8 @@ class BEVFormerV2(PerceptionModel):
         batch, asked = batch.without_labels(), self.asked(tasks)
         if self.memory is None:
             levels, features, history = self.encode(batch, memory)  # type: ignore[arg-type]
-            return self.answer(levels, features, batch, asked), history
+            outputs = {task: self.run_head(task, features, levels, batch) for task in asked}
+            return self.answer(outputs, batch), history
         levels, features = self.encode_frame_map(batch)
         states: dict[str, SceneState] = dict(memory or {})  # type: ignore[arg-type]
         answers: list[SceneAnswer | None] = [None] * len(batch.tokens)
@@ -366,18 +378,62 @@ class BEVFormerV2(PerceptionModel):
                 own_levels = [level[samples] for level in levels]
                 own_features = replace(features, bev=features.bev[samples])
             fused, new = self.memory(own_features, part, states)
-            states |= new
-            for b, own in zip(samples, self.answer(own_levels, fused, part, asked)):
+            past = self.past_objects(part, states, new)
+            outputs = {task: self.run_head(task, fused, own_levels, part, past) for task in asked}
+            states |= new | self.left_behind(outputs.get("boxes"), part, new)
+            for b, own in zip(samples, self.answer(outputs, part)):
                 answers[b] = own
         kept = {key: states[key] for key in batch.stream_keys if key in states}
         return [answer for answer in answers if answer is not None], kept
 
-    def answer(self, levels: Levels, features: BevFeatures, batch: Batch, tasks: Sequence[str]) -> list[SceneAnswer]:
-        """The heads' answers from what ``encode`` gives."""
-        found = {}
-        for task in tasks:
-            head = self.task_head(task)
-            found[task] = head.predict(head(self.map_for(task, features), levels, batch), batch)
+    def answer(self, outputs: Mapping[str, Any], batch: Batch) -> list[SceneAnswer]:
+        """The answers that the outputs of heads, by task, stand for."""
+        found = {task: self.task_head(task).predict(own, batch) for task, own in outputs.items()}
         return [
             SceneAnswer(token, **{task: own[b] for task, own in found.items()}) for b, token in enumerate(batch.tokens)
         ]
+
+    # ---- heads, and what the box head remembers ------------------------------------------------------------------
+
+    def run_head(
+        self,
+        task: str,
+        features: BevFeatures,
+        levels: Levels,
+        batch: Batch,
+        past: Sequence[Past | None] | None = None,
+    ) -> Any:
+        """The outputs of a task's head; ``past`` is what the box head remembers."""
+        own = self.map_for(task, features)
+        if task == "boxes" and past is not None:
+            return self.boxes(own, levels, batch, past)
+        return self.task_head(task)(own, levels, batch)
+
+    def past_objects(self, batch: Batch, memory: States | None, states: States) -> list[Past | None] | None:
+        """What the box head remembers of each sample's scene; None where it remembers nothing and leaves nothing.
+
+        memory: of the frames before; states: of this batch, {} where it has no poses.
+        """
+        if not self.gives_tracks or self.memory is None or not states:
+            return None
+        found: list[Past | None] = []
+        for key in batch.stream_keys:
+            now = states[key]
+            old = self.memory.usable((memory or {}).get(key), now)
+            if old is None or old.objects is None:
+                found.append(None)
+                continue
+            motion = torch.linalg.inv(now.global_from_bev) @ old.global_from_bev.to(now.global_from_bev)
+            gap_s = (now.timestamp_us - old.timestamp_us) * 1e-6
+            found.append(Past(Objects.of_plain(old.objects), motion, gap_s))
+        return found
+
+    @staticmethod
+    def left_behind(outputs: Any, batch: Batch, states: States) -> dict[str, SceneState]:
+        """The states of the batch's streams with the objects that the box head leaves for the next frame."""
+        if not isinstance(outputs, BoxOutputs) or outputs.remembered is None:
+            return {}
+        return {
+            key: replace(states[key], objects=own.objects.as_plain())
+            for key, own in zip(batch.stream_keys, outputs.remembered)
+        }

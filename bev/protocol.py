@@ -76,13 +76,13 @@ class PerceptionModel(BaseModel):
     """
 
     tasks: tuple[str, ...] = TASKS
-    gives_tracks: bool = False
     frame_offsets: tuple[int, ...] = (0,)
     measures_gradients = False
     """Whether ``loss`` also measures what gradients the tasks send into what they share, in a model that can."""
     gradients: Mapping[str, float] | None = None
     """The last such measurement, by name; None: the model has never made one."""
     streams: bool = False
+    gives_tracks: bool = False
 
     @property
     def remembers(self) -> bool:

@@ -171,7 +171,7 @@ def _draw(
 
     shown = [frames[(2 * i + 1) * len(frames) // (2 * num_pictures)] for i in range(min(num_pictures, len(frames)))]
     remove_stale_files(out / PICTURES)
-    pictures = draw_pictures(shown, answer_of, names, out / PICTURES, score_threshold)
+    pictures = draw_pictures(shown, answer_of, names, out / PICTURES, score_threshold, frames)
     if pictures:
         scene = [frame for frame in frames if frame.scene_name == frames[0].scene_name]
         view = View(camera_width_px=320, score_threshold=score_threshold)

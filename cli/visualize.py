@@ -74,7 +74,7 @@ def _draw(options: argparse.Namespace) -> None:
         refuse(path, chosen[name].drawing_problems(path, truth, frames))
     read = answer_reader(chosen, paths, frames, names, where.split)
     _print_undrawn(frames, read, list(paths))
-    written = draw_pictures(frames, read, names, Path(options.out), options.score_threshold)
+    written = draw_pictures(frames, read, names, Path(options.out), options.score_threshold, truth.frames)
     print(f"wrote {len(written)} pictures to {options.out}")
     if options.clip:
         view = View(camera_width_px=360, score_threshold=options.score_threshold)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import drivestack
 from drivestack.core.errors import CheckpointError, ConfigError, DataError
-from drivestack.geometry import transform_boxes
+from drivestack.geometry import pose, transform_boxes
 from support.toy_pictures import toy_frame
 
 TINY = "perception_tiny_synthetic"
@@ -140,14 +140,22 @@ def test_batches_of_rigs(model, rig, images) -> None:
         model.batch([images, images], [rig])
 
 
-@pytest.fixture(scope="module")
-def remembering() -> drivestack.Perception:
-    """The tiny detector over two keyframes, random weights."""
+@pytest.fixture(scope="module", params=["two keyframes", "streaming memory"])
+def remembering(request: pytest.FixtureRequest) -> drivestack.Perception:
+    """The tiny detector over time, random weights."""
     from drivestack.engine.config import build_model, load_config
 
-    config = load_config("bevformerv2_tiny_synthetic", ["model.bev_map.frames=(-1, 0)"])
+    if request.param == "two keyframes":
+        config = load_config("bevformerv2_tiny_synthetic", ["model.bev_map.frames=(-1, 0)"])
+    else:
+        config = load_config("perception_tiny_memory", {"model.tasks": ["boxes"]})
     torch.manual_seed(0)
-    return drivestack.Perception(build_model(config), config)
+    model = build_model(config)
+    if model.memory is not None:
+        with torch.no_grad():
+            for parameter in model.memory.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return drivestack.Perception(model, config)
 
 
 def test_a_session_is_read_copied_and_passed(remembering, rig, images) -> None:
@@ -168,6 +176,22 @@ def test_a_session_is_read_copied_and_passed(remembering, rig, images) -> None:
         remembering(images, rig)
     with pytest.raises(ConfigError, match="timestamp_us 5 is not after 500000"):
         remembering(images, rig, poses[1], 5)
+
+
+def test_a_car_that_answered_alone_does_not_fall_back(remembering, rig, images) -> None:
+    """Sessions that were answered together hold each other's past; the newest of each counts."""
+    poses = [pose(np.eye(3), [2.0 * step, 0, 0]) for step in range(3)]
+    expected = [remembering(images, rig, own, 500_000 * i, reset=i == 0) for i, own in enumerate(poses)]
+    a, b = drivestack.Session(), drivestack.Session()
+    remembering.batch([images] * 2, rig, [poses[0]] * 2, [0, 0], sessions=[a, b])
+    remembering(images, rig, poses[1], 500_000, session=b)
+    for order in ([b, a], [a, b]):
+        copies = {id(session): session.copy() for session in order}
+        first = [poses[2 if session is b else 1] for session in order]
+        times = [1_000_000 if session is b else 500_000 for session in order]
+        found = remembering.batch([images] * 2, rig, first, times, sessions=[copies[id(own)] for own in order])
+        for session, answer in zip(order, found):
+            same(answer, expected[2 if session is b else 1], atol=1e-4)
 
 
 def test_scores_and_frames_are_those_of_the_verbs(model, frame) -> None:

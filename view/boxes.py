@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..core.answers import Detections
+from ..core.answers import NO_TRACK, Detections
 from ..core.errors import DataError
 from ..core.files import atomic_path
 from ..core.frames import Frame
@@ -57,6 +57,8 @@ class Drawn:
     colours: list[Colour]
     scores: NDArray[np.float64] | None
     """[n], None for labels"""
+    track_ids: NDArray[np.int64] | None = None
+    """[n], None where there are no tracks"""
 
     @property
     def is_label(self) -> bool:
@@ -64,15 +66,22 @@ class Drawn:
 
     @staticmethod
     def of(
-        boxes: NDArray[np.float64], names: Sequence[str], colours: Sequence[Colour], scores: NDArray[np.float64] | None
+        boxes: NDArray[np.float64],
+        names: Sequence[str],
+        colours: Sequence[Colour],
+        scores: NDArray[np.float64] | None,
+        track_ids: NDArray[np.int64] | None = None,
     ) -> Drawn:
         order = np.argsort(-np.hypot(boxes[:, 0], boxes[:, 1]))
         chosen = [names[i] for i in order], [colours[i] for i in order]
-        return Drawn(boxes[order], *chosen, None if scores is None else scores[order])
+        ids = None if track_ids is None else track_ids[order]
+        return Drawn(boxes[order], *chosen, None if scores is None else scores[order], ids)
 
     def text(self, i: int) -> str:
-        """Name, and score of a prediction."""
+        """Name, track, and score of a prediction."""
         name = shown(self.names[i])
+        if self.track_ids is not None and self.track_ids[i] != NO_TRACK:
+            name += f" #{self.track_ids[i]}"
         return name if self.scores is None else f"{name} {self.scores[i]:.2f}"
 
 
@@ -102,7 +111,8 @@ def predicted_boxes(
     names = [class_names[label] for label in labels]
     boxes = np.asarray(detections.boxes, dtype=np.float64)[keep]
     scores = np.asarray(detections.scores, dtype=np.float64)[keep]
-    return Drawn.of(boxes, names, [palette[name] for name in names], scores)
+    ids = None if detections.track_ids is None else np.asarray(detections.track_ids)[keep]
+    return Drawn.of(boxes, names, [palette[name] for name in names], scores, ids)
 
 
 def box_legend(found: Drawn, palette: Palette) -> list[LegendEntry]:

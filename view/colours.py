@@ -75,6 +75,12 @@ FIXED_COLOURS: tuple[Colour, ...] = (
 )  # fmt: skip
 """All that is drawn but classes."""
 
+TRACK_COLOURS: tuple[Colour, ...] = (
+    (255, 225, 25), (0, 130, 255), (245, 130, 48), (190, 70, 255), (70, 240, 240), (240, 50, 230), (250, 190, 190),
+    (170, 110, 40), (255, 250, 200), (220, 40, 60), (90, 90, 255), (255, 215, 180),
+)  # fmt: skip
+"""Of tracks, one after the other; none is like the ground truth's green."""
+
 _FIRST_OWN = (
     "car", "pedestrian", "bus", "traffic_cone", "motorcycle", "bicycle", "trailer", "truck", "construction_vehicle",
 )  # fmt: skip

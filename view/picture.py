@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..core.answers import SceneAnswer
+from ..core.answers import Detections, SceneAnswer
 from ..core.cameras import front_view
 from ..core.errors import DataError
 from ..core.frames import CameraView, Frame
@@ -37,7 +37,7 @@ from ..geometry import OCC3D_GRID, CameraModel, VoxelGrid, invert_pose
 from ..occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from .boxes import Drawn, box_legend, labelled_boxes, predicted_boxes, save_picture
 from .clips import check_clip_path, save_clip
-from .colours import BACKGROUND, FIXED_COLOURS, LIDAR_COLOUR, PANEL, QUIET_TEXT, Palette
+from .colours import BACKGROUND, FIXED_COLOURS, LIDAR_COLOUR, PANEL, QUIET_TEXT, TRACK_COLOURS, Palette
 from .drawing import (
     GROUND_TRUTH_ENTRY,
     OVERSAMPLING,
@@ -54,6 +54,7 @@ from .drawing import (
 )
 from .panels import Pixels, bev_panel, camera_rows, camera_tile
 from .topology import DrawnLanes, elements_above, elements_in_camera, lane_legend, lanes_above, lanes_in_camera
+from .trails import TRAIL_S, Trail, read_trails, trails_above, trails_of
 from .voxels import Viewpoint, render_voxels
 
 _LEFT_WIDTH, _ABOVE_WIDTH = 2.26, 1.11  # of cameras and voxels, of the scene from above, in widths of a camera image
@@ -68,19 +69,20 @@ def render_answers(
     *,
     voxel_class_names: Sequence[str] | None = None,
     voxel_grid: VoxelGrid = OCC3D_GRID,
+    trails: Sequence[Trail] = (),
 ) -> NDArray[np.uint8]:
     """The picture [H, W, 3] RGB.
 
     answer: with any tasks; None draws the labels alone. class_names: what the box labels index; any names, each of
     which gets its own colour (view/colours.py).
     voxel_class_names: of labels and answers in voxels, the last being free; default those of the label file's data set,
-    Occ3D-nuScenes or Occ3D-Waymo. voxel_grid: where the voxels lie in the EGO frame.
+    Occ3D-nuScenes or Occ3D-Waymo. voxel_grid: where the voxels lie in the EGO frame. trails: see view/trails.py.
     ``view.score_threshold`` holds for boxes, lanes and traffic elements. The elements belong to the frame's front
     camera (core/cameras.py). With voxels the cameras get three quarters of ``view.camera_width_px``: 1900 pixels in all
     by default. Raises DataError if an image, LiDAR or label file of the frame is missing or unreadable, or an answer
     has a class or grid other than these.
     """
-    canvas = _Canvas(frame, answer, class_names, view or View(), voxel_class_names, voxel_grid)
+    canvas = _Canvas(frame, answer, class_names, view or View(), voxel_class_names, voxel_grid, trails)
     return np.asarray(canvas.draw().reduce(OVERSAMPLING))
 
 
@@ -97,15 +99,27 @@ def render_answer_clip(
 ) -> None:
     """Keyframes one after the other as an animated ``.gif`` or an ``.mp4``; the arguments of ``render_answers``.
 
+    Tracks have trails through the keyframes before.
+
     Raises DataError for another ending, before anything is drawn, no frames, or as ``render_answers``.
     """
     path = check_clip_path(path)
     view = view or View(camera_width_px=360)
     render = partial(render_answers, voxel_class_names=voxel_class_names, voxel_grid=voxel_grid)
-    pictures = (Image.fromarray(render(f, answer_of(f), class_names, view)) for f in frames)
+    threshold = view.score_threshold
+
+    def draw() -> Iterator[Image.Image]:
+        past: list[tuple[Frame, Detections | None]] = []
+        for frame in frames:
+            answer = answer_of(frame)
+            boxes = None if answer is None else answer.boxes
+            trails = trails_of(frame, boxes, past, threshold)
+            past.append((frame, boxes))
+            yield Image.fromarray(render(frame, answer, class_names, view, trails=trails))
+
     voxel_lists = ((), OCC3D_NUSCENES, OCC3D_WAYMO) if voxel_class_names is None else ((), voxel_class_names)
     colours = [colour for names in voxel_lists for colour in Palette.of(class_names, names).values()]
-    save_clip(pictures, path, seconds_per_frame, [*FIXED_COLOURS, *colours])
+    save_clip(draw(), path, seconds_per_frame, [*FIXED_COLOURS, *TRACK_COLOURS, *colours])
 
 
 @dataclass(frozen=True)
@@ -130,8 +144,10 @@ class _Canvas:
         view: View,
         voxel_class_names: Sequence[str] | None,
         voxel_grid: VoxelGrid,
+        trails: Sequence[Trail],
     ) -> None:
         self.frame, self.answer, self.view = frame, answer or SceneAnswer(frame.token), view
+        self.trails = trails
         if voxel_class_names is None:
             voxel_class_names = OCC3D_WAYMO if frame.occupancy_path.endswith(WAYMO_SUFFIX) else OCC3D_NUSCENES
         self.voxel_class_names, self.voxel_grid = voxel_class_names, voxel_grid
@@ -241,6 +257,8 @@ class _Canvas:
         if predicted:
             entries.append(LegendEntry(None, f"predictions with score >= {self.view.score_threshold:.2f}:"))
         entries += [*predicted, *self._voxel_legend({entry.text for entry in of_boxes})]
+        if self.trails:
+            entries.append(LegendEntry(TRACK_COLOURS[0], f"track, its last {TRAIL_S:.0f} s", "line"))
         if len(self.true_boxes.boxes) or len(self.found_boxes.boxes):
             entries.append(LegendEntry(None, "filled face = front"))
         if len(self.lidar_points):
@@ -316,6 +334,7 @@ class _Canvas:
             lanes_above(panel, pixels, self.lanes, self.unit)
 
         def elements(panel: Image.Image, pixels: Pixels, labels: Labels) -> None:
+            trails_above(ImageDraw.Draw(panel), pixels, self.trails, self.frame, self.unit)
             elements_above(panel, pixels, labels, self.lanes, self.front_bgr, self.unit)
 
         return bev_panel(
@@ -335,13 +354,16 @@ def draw_pictures(
     class_names: Sequence[str],
     folder: Path,
     score_threshold: float,
+    every: Sequence[Frame] = (),
 ) -> list[Path]:
-    """One PNG per frame, ``scene_time_token.png``; the paths."""
+    """One PNG per frame, ``scene_time_token.png``; the paths. every: frames through which trails of tracks go."""
     view = View(score_threshold=score_threshold)
     paths = []
     for frame in frames:
         name = f"{frame.scene_name or 'scene'}_{frame.timestamp_us}_{frame.token[:8]}.png"
         path = folder / name.replace("/", "_")  # names of OpenLane-V2 are paths
-        save_picture(Image.fromarray(render_answers(frame, answer_of(frame), class_names, view)), path)
+        trails = read_trails(frame, every, answer_of, score_threshold)
+        picture = render_answers(frame, answer_of(frame), class_names, view, trails=trails)
+        save_picture(Image.fromarray(picture), path)
         paths.append(path)
     return paths

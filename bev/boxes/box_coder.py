@@ -58,17 +58,24 @@ class NmsFreeCoder:
 
         worth: [Q] factors of the scores, None for 1.
         """
+        return self.decode_queries(logits, codes, worth)[0]
+
+    def decode_queries(
+        self, logits: Tensor, codes: Tensor, worth: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """What ``decode`` gives, and the query [k] of each box."""
         num_classes = logits.shape[-1]
         probability = logits.sigmoid() if worth is None else logits.sigmoid() * worth[:, None]
         scores, index = probability.flatten().topk(min(self.max_num, logits.numel()))
         labels = index % num_classes
-        boxes = decode_boxes(codes[index // num_classes])  # [k, 9]
+        queries = index // num_classes
+        boxes = decode_boxes(codes[queries])  # [k, 9]
 
         low, high = boxes.new_tensor(self.post_center_range).view(2, 3)
         keep = ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(-1)
         if self.score_threshold is not None:
             keep &= self._above_threshold(scores, self.score_threshold)
-        return boxes[keep], scores[keep], labels[keep]
+        return (boxes[keep], scores[keep], labels[keep]), queries[keep]
 
     @staticmethod
     def _above_threshold(scores: Tensor, threshold: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.answers import Detections
+from ...core.answers import NO_TRACK, Detections
 from ...core.finite import check_answer
 from ...core.registries import MODELS
 from ..map.bev_map import init_attention_module
@@ -54,13 +54,16 @@ class QueryOutputs:
     """[B, Q] bool, None where all queries are"""
     quality: Tensor | None = None
     """[B, G * Q, 2] logits of the last layer, see quality.py; None where the head does not learn it"""
+    hidden: Tensor | None = None
+    """[B, G * Q, C] of the last layer"""
 
     def of_samples(self, samples: Sequence[int]) -> QueryOutputs:
         """Those of some samples of the batch."""
         chosen = list(samples)
         valid = None if self.valid is None else self.valid[chosen]
         quality = None if self.quality is None else self.quality[chosen]
-        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid, quality)
+        hidden = None if self.hidden is None else self.hidden[chosen]
+        return QueryOutputs(self.cls_logits[:, chosen], self.box_codes[:, chosen], self.groups, valid, quality, hidden)
 
 
 def _widened(pc_range: Sequence[float], margin_m: float = 10.0) -> tuple[float, ...]:
@@ -209,7 +212,7 @@ class BoxHead(nn.Module):
             logits.append(cls_branch(hidden[layer]))
             codes.append(self._to_metres(reg_branch(hidden[layer]), references[layer]))
         quality = None if self.quality_branch is None else self.quality_branch(hidden[-1])
-        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid, quality)
+        return QueryOutputs(torch.stack(logits), torch.stack(codes), groups, valid, quality, hidden[-1])
 
     def initial_references(self, query_pos: Tensor) -> Tensor:
         """Reference points [..., 3] in [0, 1] of query positions [..., C]; in float32 under autocast too, since half
@@ -311,8 +314,18 @@ class BoxHead(nn.Module):
     # ---- inference -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, outs: QueryOutputs, tokens: Sequence[str]) -> list[Detections]:
-        """Detections of the last layer's first group, one per sample. Raises PredictionError if they are not finite."""
+    def predict(
+        self,
+        outs: QueryOutputs,
+        tokens: Sequence[str],
+        query_ids: Sequence[Tensor] | None = None,
+        left_out: Sequence[Tensor] | None = None,
+    ) -> list[Detections]:
+        """Detections of the last layer's first group, one per sample. Raises PredictionError if they are not finite.
+
+        query_ids: B x [Q], the track of each query; its box of the best class has it. left_out: B x [Q], queries that
+        are no answer.
+        """
         per_group = outs.cls_logits.shape[2] // outs.groups
         found = []
         for b, token in enumerate(tokens):
@@ -320,10 +333,19 @@ class BoxHead(nn.Module):
             worth = None
             if self.rescore and outs.quality is not None:
                 worth = outs.quality[b, :per_group, CENTERNESS].float().sigmoid()
-            if outs.valid is not None:
-                logits, codes = logits[outs.valid[b]], codes[outs.valid[b]]
-                worth = None if worth is None else worth[outs.valid[b]]
+            ids = None if query_ids is None else query_ids[b]
+            kept = None if outs.valid is None else outs.valid[b]
+            if left_out is not None and left_out[b].any():
+                kept = ~left_out[b] if kept is None else kept & ~left_out[b]
+            if kept is not None:
+                logits, codes = logits[kept], codes[kept]
+                worth, ids = (None if values is None else values[kept] for values in (worth, ids))
             check_answer("boxes", token, logits, codes)
-            boxes, scores, labels = (x.cpu().numpy() for x in self.coder.decode(logits, codes, worth))
-            found.append(Detections(token, boxes, scores, labels))
+            decoded, queries = self.coder.decode_queries(logits, codes, worth)
+            boxes, scores, labels = (x.cpu().numpy() for x in decoded)
+            track_ids = None
+            if ids is not None:
+                own = torch.where(logits.argmax(-1)[queries] == decoded[2], ids[queries], NO_TRACK)
+                track_ids = own.cpu().numpy()
+            found.append(Detections(token, boxes, scores, labels, track_ids))
         return found

@@ -8,7 +8,7 @@ Shapes: B batch, N cameras, C channels, h x w cells of a feature level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ..protocol import Levels, build, check_classes
 from .denoising import RayOutputs
 from .head import ExtraQueries, QueryOutputs
 from .losses import LearnedLossWeights
+from .memory import ObjectMemory, Past, Recalled, Remembered
 from .proposals import DenseOutputs
 
 
@@ -33,6 +34,8 @@ class BoxOutputs:
     dense: DenseOutputs | None
     mono: PerspectiveOutputs | None
     rays: RayOutputs | None = None
+    remembered: list[Remembered] | None = None
+    """B, what each sample leaves for its next frame"""
 
 
 @MODELS.register_module()
@@ -42,8 +45,9 @@ class BoxTask(nn.Module):
     head: BoxHead. perspective: perspective head; a training aid, and the source of proposals where
         ``perspective_proposals`` is.
     perspective_proposals, bev_proposals: where extra object queries come from (proposals.py); either, both or none.
-    hybrid_queries: makes decoder queries of proposals; needed with either.
+    hybrid_queries: makes decoder queries of proposals; needed with either, and with the two below.
     ray_denoising: denoising.RayDenoising: queries of labelled objects in training, which hybrid_queries makes as well.
+    memory: ObjectMemory, which carries objects from frame to frame; for a model with a streaming memory.
     num_perspective_levels: how many pyramid maps the perspective head takes, finest first.
     learned_loss_weights: weigh the losses of classes and boxes of the queries, of the perspective head and of the dense
         proposals by learned factors (losses.LearnedLossWeights).
@@ -60,15 +64,16 @@ class BoxTask(nn.Module):
         bev_proposals: dict | nn.Module | None = None,
         hybrid_queries: dict | nn.Module | None = None,
         ray_denoising: dict | nn.Module | None = None,
+        memory: dict | nn.Module | None = None,
         num_perspective_levels: int = 5,
         learned_loss_weights: bool = False,
         embed_dims: int = 256,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
     ) -> None:
         super().__init__()
-        if (perspective_proposals or bev_proposals or ray_denoising) and hybrid_queries is None:
+        if (perspective_proposals or bev_proposals or ray_denoising or memory) and hybrid_queries is None:
             raise ConfigError(
-                "proposals and ray_denoising become decoder queries through hybrid_queries: configure it as well"
+                "proposals, ray_denoising and memory make decoder queries through hybrid_queries: configure it as well"
             )
         if perspective_proposals and perspective is None:
             raise ConfigError("perspective_proposals come from the perspective head: configure perspective as well")
@@ -79,6 +84,7 @@ class BoxTask(nn.Module):
         self.bev_proposals = build(bev_proposals, in_channels=embed_dims, pc_range=pc_range, **classes)
         self.hybrid_queries = build(hybrid_queries, channels=embed_dims, **classes)
         self.ray_denoising = build(ray_denoising, pc_range=pc_range, **classes)
+        self.memory: ObjectMemory | None = build(memory, channels=embed_dims, pc_range=pc_range, **classes)
         self.num_perspective_levels = num_perspective_levels
         self.loss_balance = None
         if learned_loss_weights:
@@ -87,7 +93,7 @@ class BoxTask(nn.Module):
             self.loss_balance = LearnedLossWeights(groups)
         if self.perspective_proposals is not None and not self.perspective.box3d_on:
             raise ConfigError("perspective_proposals need 3D boxes: the perspective head has box3d_on=False")
-        for name in ("head", "perspective_proposals", "bev_proposals", "ray_denoising"):
+        for name in ("head", "perspective_proposals", "bev_proposals", "ray_denoising", "memory"):
             part = getattr(self, name)
             if part is not None and part.point_range != tuple(map(float, pc_range)):
                 raise ConfigError(
@@ -103,8 +109,14 @@ class BoxTask(nn.Module):
             )
         return []
 
-    def forward(self, features: BevFeatures, levels: Levels, batch: Batch) -> BoxOutputs:
-        """Only images with labels go through the perspective head, where the batch has labels; else all that exist."""
+    def forward(
+        self, features: BevFeatures, levels: Levels, batch: Batch, past: Sequence[Past | None] | None = None
+    ) -> BoxOutputs:
+        """Only images with labels go through the perspective head, where the batch has labels; else all that exist.
+
+        past: what is remembered of each sample's scene, None for a first frame; None for all: nothing is remembered,
+        and nothing is left for a next frame.
+        """
         dense = None if self.bev_proposals is None else self.bev_proposals(features.bev)
         learning = any(cameras is not None for cameras in batch.mono)
         mono = None
@@ -114,8 +126,13 @@ class BoxTask(nn.Module):
             if not learning and not batch.all_cameras_valid:
                 run = [valid for cameras in batch.camera_valid for valid in cameras]
             mono = self.perspective(maps, run)
-        extra = self._extra_queries(features.bev, dense, mono, batch)
-        return BoxOutputs(self.head.decode(features.bev, extra), dense, mono, self._rays(features.bev, batch))
+        bda = batch.bda if self.training else torch.eye(3, device=batch.bda.device).expand_as(batch.bda)
+        recalled = None if past is None or self.memory is None else self.memory.recall(past, bda)
+        queries = self.head.decode(features.bev, self._extra_queries(features.bev, dense, mono, batch, recalled))
+        remembered = None
+        if past is not None and self.memory is not None:
+            remembered = self.memory.remember(queries, recalled, bda)
+        return BoxOutputs(queries, dense, mono, self._rays(features.bev, batch), remembered)
 
     def _rays(self, bev: Tensor, batch: Batch) -> RayOutputs | None:
         """Answers about places on lines of sight, in training alone; None without an object to learn from."""
@@ -133,19 +150,30 @@ class BoxTask(nn.Module):
         return [target for cameras in batch.mono for target in cameras or [None] * num_cameras]
 
     def _extra_queries(
-        self, bev: Tensor, dense: DenseOutputs | None, mono: PerspectiveOutputs | None, batch: Batch
+        self,
+        bev: Tensor,
+        dense: DenseOutputs | None,
+        mono: PerspectiveOutputs | None,
+        batch: Batch,
+        recalled: Recalled | None,
     ) -> ExtraQueries | None:
-        """Decoder queries from the proposals of both sources, or None where neither is configured."""
+        """Decoder queries from the proposals of both sources and from the past, or None where there is nothing."""
         found = []
         if dense is not None:
-            found.append(self.bev_proposals.proposals(dense))
+            peaks = self.bev_proposals.proposals(dense)
+            if recalled is not None and self.memory is not None and self.memory.suppress_m:
+                peaks = replace(peaks, valid=peaks.valid & ~self.memory.suppressed(peaks, recalled))
+            found.append(peaks)
         if self.perspective_proposals is not None:
             where = batch.intrinsics, batch.bev_from_camera, batch.camera_valid, batch.current_lenses
             seen = self.perspective.detect_in_bev(mono, *where)
             found.append(self.perspective_proposals.proposals(*seen, bda=batch.bda if self.training else None))
-        if not found:
-            return None
         queries = [self.hybrid_queries(bev, proposals) for proposals in found]
+        if recalled is not None and self.memory is not None:
+            own = self.hybrid_queries(bev, recalled.proposals)
+            queries.append(replace(own, query=own.query + self.memory.content_of(recalled)))
+        if not queries:
+            return None
         return ExtraQueries(
             *(torch.cat([getattr(q, f) for q in queries], 1) for f in ("query", "query_pos", "reference", "valid"))
         )
@@ -187,13 +215,18 @@ class BoxTask(nn.Module):
         losses |= self.head.loss(queries, boxes, labels)
         if self.ray_denoising is not None and self.training:
             losses |= self.ray_denoising.loss(outputs.rays, self.head, outputs.queries.cls_logits)
+        if self.memory is not None:
+            losses["loss_bbox"] = losses["loss_bbox"] + self.memory.untouched()
         return losses if self.loss_balance is None else self.loss_balance(losses, {n: _group(n) for n in losses})
 
     # ---- inference -----------------------------------------------------------------------------------------------
 
     def predict(self, outputs: BoxOutputs, batch: Batch) -> list[Detections]:
-        """Detections of each sample."""
-        return self.head.predict(outputs.queries, batch.tokens)
+        """Detections of each sample, with tracks where objects are remembered."""
+        if (remembered := outputs.remembered) is None:
+            return self.head.predict(outputs.queries, batch.tokens)
+        query_ids, twice = [own.query_ids for own in remembered], [own.twice for own in remembered]
+        return self.head.predict(outputs.queries, batch.tokens, query_ids, twice)
 
 
 def _group(term: str) -> str:

@@ -13,23 +13,14 @@ from drivestack.tasks.registry import find, places
 
 
 @pytest.fixture(scope="module")
-def tracks(root: Path, config_of_three: Path, weights: Path, source) -> Path:
+def tracks(root: Path, config_of_three: Path, weights: Path) -> Path:
     path = root.parent / "tracks.json"
-    given = [str(config_of_three), str(weights), *source(root), "--tasks", "tracks", "--out", str(path)]
-    assert main(["predict", *given]) == 0
+    data = ["--dataroot", str(root), "--version", "v1.0-trainval", "--split", "val"]
+    assert main(["predict", str(config_of_three), str(weights), *data, "--tasks", "tracks", "--out", str(path)]) == 0
     return path
 
 
-@pytest.fixture(scope="module")
-def source():
-    from .conftest import source_of
-
-    return source_of
-
-
-def test_tracks_are_predicted_checked_scored_and_drawn(
-    tracks: Path, root: Path, source, tmp_path: Path, capsys
-) -> None:
+def test_tracks_from_prediction_to_pictures(tracks: Path, root: Path, source, tmp_path: Path, capsys) -> None:
     assert main(["check-submission", str(tracks), *source(root)]) == 0
     assert "is valid; all 4 samples are there" in capsys.readouterr().out
     assert main(["score", str(tracks), *source(root), "--out", str(tmp_path)]) == 0
@@ -64,7 +55,7 @@ def test_a_file_of_the_other_kind_is_named(tracks: Path, submission: Path, capsy
 def test_tracks_through_the_api(root: Path, config: Path, weights: Path) -> None:
     import drivestack
 
-    data = drivestack.api.DataSource("nuscenes", root, {"version": "v1.0-trainval", "split": "val"})
+    data = drivestack.DataSource("nuscenes", root, {"version": "v1.0-trainval", "split": "val"})
     model = drivestack.load(config, weights)
     scores = drivestack.evaluate(model, data, tasks=["tracks"])
     assert scores["tracks"]["amota"] == pytest.approx(1.0)

@@ -19,8 +19,8 @@ from drivestack.cli.main import build_parser, main
 from drivestack.core.answers import Detections, SceneAnswer
 from drivestack.core.registries import MODELS
 
-VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "ensemble", "check-data"]
-VERBS += ["check-splits", "make-splits", "visualize"]
+VERBS = ["demo", "synthesize", "train", "evaluate", "predict", "score", "check-submission", "ensemble", "track"]
+VERBS += ["check-data", "check-splits", "make-splits", "visualize"]
 VERBS += ["features", "throughput", "export-weights", "hand-over", "doctor"]
 
 

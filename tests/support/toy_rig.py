@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 64, 32
 CAMERA_FROM_BODY = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # BEV axes: y forward, z up
 
 
-def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, dropout=0.1, **more):
+def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, dropout=0.1, objects=None, **more):
     torch.manual_seed(seed)
     channels = 32
     return BEVFormerV2(
@@ -54,6 +54,7 @@ def build(offsets=(0,), num_cameras=3, proposals=True, seed=0, dropout=0.1, **mo
             ),
             bev_proposals=BevProposals(channels, 10, RANGE, num_proposals=5) if proposals else None,
             hybrid_queries=HybridQueries(channels, 10) if proposals else None,
+            memory=objects,
             embed_dims=channels,
             pc_range=RANGE,
         ),
