@@ -38,7 +38,7 @@ def outputs(own: torch.Tensor, scores: list[float], labels: list[int] | None = N
     probability = torch.full((n, CLASSES), 0.01)
     probability[torch.arange(n), torch.tensor(labels or [0] * n, dtype=torch.long)] = torch.tensor(scores)
     content = torch.arange(n * CHANNELS, dtype=torch.float32).reshape(1, n, CHANNELS)
-    return QueryOutputs(torch.logit(probability)[None, None], encode_boxes(own)[None, None], 1, None, content)
+    return QueryOutputs(torch.logit(probability)[None, None], encode_boxes(own)[None, None], 1, hidden=content)
 
 
 def past(objects: Objects, motion: torch.Tensor | None = None, dt_s: float = 0.5) -> Past:
