@@ -3,6 +3,7 @@
 #   make demo      synthetic scenes, boxes, voxels and lanes, official scores, pictures (runs/demo)
 #   make test      the test suite                     make lint     ruff and mypy, as CI runs them
 #   make setup     only the environment               make clean    remove builds, caches and runs
+#   make speedrun  trains the demo's model from random weights and scores it: about two hours (docs/speedrun.md)
 #
 #   make openmmlab   mmcv-lite, mmdet, mmseg and mmdet3d into .venv, without a compiler; make test-openmmlab tests them
 #   make waymo       Waymo's message classes into .venv, without TensorFlow; make test-waymo tests reading and writing
@@ -28,11 +29,11 @@ INPUTS := pyproject.toml setup.py constraints.txt $(sort $(wildcard ops/csrc/* o
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) 2>/dev/null | sha256sum | cut -c1-16)
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test lint format clean openmmlab test-openmmlab waymo test-waymo benchmark cuda-build sanitize gpu-check \
+.PHONY: help setup demo speedrun test lint format clean openmmlab test-openmmlab waymo test-waymo benchmark cuda-build sanitize gpu-check \
 	waymo-official
 
 help:
-	@sed -n '3,13s/^# \{0,1\}//p' Makefile
+	@sed -n '3,14s/^# \{0,1\}//p' Makefile
 
 $(PYTHON):
 	@test -n "$(DRIVESTACK_PYTHON)" || { \
@@ -59,6 +60,9 @@ setup: $(STAMP)
 demo: $(STAMP)
 	@SECONDS=0; $(VENV)/bin/drivestack demo --out runs/demo && \
 		echo "make demo: $$SECONDS s after set-up, runs/demo $$(du -sh runs/demo | cut -f1), $(VENV) $$(du -sh $(VENV) | cut -f1)"
+
+speedrun: $(STAMP)
+	@$(PYTHON) benchmarks/speedrun.py $(SPEEDRUN_ARGS)
 
 # mypy knows the package by its name, whatever this folder is called; the link lies in mypy's own cache.
 LINK := mkdir -p .mypy_cache/package && ln -sfn ../.. .mypy_cache/package/drivestack

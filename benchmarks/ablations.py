@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from training_runs import Spread, claim, cost, markdown, named_roots, records, t
 
 import drivestack
 from drivestack.core.errors import ConfigError, DrivestackError
+from drivestack.core.folders import folder_lock
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.engine.config import load_config
 from drivestack.tasks.base import GroundTruth
@@ -46,11 +49,17 @@ class Runs:
     """The trainings and scores of a table in one folder."""
 
     def __init__(
-        self, out: Path, table: Sequence[Experiment], data: Mapping[str, Sequence[str]], details: bool = False
+        self,
+        out: Path,
+        table: Sequence[Experiment],
+        data: Mapping[str, Sequence[str]],
+        details: bool = False,
+        features: Path | None = None,
     ) -> None:
-        """data: roots by name; details: measure voxels and lanes beside their scores, too (judge.py)."""
+        """data: roots by name; details: measure voxels and lanes beside their scores, too (judge.py); features: folder
+        of stored ones, default below ``out``."""
         self.out, self.table, self.data = out, {experiment.name: experiment for experiment in table}, data
-        self.results, self.details = out / RESULTS, details
+        self.results, self.details, self.features = out / RESULTS, details, features or out / "features"
 
     def rows(self) -> list[Row]:
         return list(records(self.results)) if self.results.is_file() else []
@@ -61,7 +70,7 @@ class Runs:
         return [root for name in experiment.data for root in self.data[name]]
 
     def folder(self, experiment: Experiment, seed: int) -> Path:
-        return self.out / f"{experiment.name.replace(' ', '_')}_{seed}"
+        return self.out / f"{re.sub(r'[^A-Za-z0-9]+', '_', experiment.name)}_{seed}"
 
     def config(self, experiment: Experiment) -> Config:
         overrides = dict(experiment.overrides)
@@ -69,6 +78,7 @@ class Runs:
             overrides["train_dataloader.dataset.source.root"] = self.roots(experiment)
             name = "max_iters" if "max_iters" in load_config(experiment.config) else "train_cfg.max_iters"
             overrides |= {name: experiment.iterations}  # the variable decides about the schedule, too
+            overrides |= {"cache_features": str(self.features)} if experiment.stored_features else {}
         return load_config(experiment.config, overrides)
 
     def seeds(self, experiment: Experiment, seeds: Sequence[int]) -> Sequence[int]:
@@ -105,7 +115,8 @@ class Runs:
         source = DataSource.of({**config.test_dataset.source, "root": root})
         model = drivestack.Perception(load_model(config, weights), config)
         scores = drivestack.evaluate(model, source, out=keep, progress=False)
-        kinds = [name for name in scores if name == "boxes" or self.details]
+        measurable = [name for name in scores if name != "boxes" or "benchmark" not in config]  # nuScenes' files alone
+        kinds = [name for name in measurable if name == "boxes" or self.details]
         measured = details(find(keep, kinds), GroundTruth(source)) if kinds else {}
         return flat(scores) | flat_details(measured)
 
@@ -214,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     parser.add_argument("--max-minutes", type=float, help="stop in time; the same command goes on")
     parser.add_argument("--metrics", nargs="+", default=list(MAIN), help="columns of the tables")
     parser.add_argument("--details", action="store_true", help="with judge.py's measures of voxels and lanes")
+    parser.add_argument("--features", type=Path, help="folder of stored features (default: OUT/features)")
     parser.add_argument("--report", action="store_true", help="only write and print the tables")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
@@ -223,10 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> bool:
         parser.error(f"--only {unknown[0]}: the experiments are {', '.join(e.name for e in table)}")
     if not args.report and not args.sets:
         parser.error("--sets NAME=ROOT: name a set to score on")
-    runs = Runs(args.out or Path("runs") / Path(args.table).stem, table, named_roots(args.data), args.details)
+    runs = Runs(
+        args.out or Path("runs") / Path(args.table).stem, table, named_roots(args.data), args.details, args.features
+    )
     runs.out.mkdir(parents=True, exist_ok=True)
     chosen = [experiment for experiment in table if not args.only or experiment.name in args.only]
-    complete = args.report or run(runs, chosen, args)
+    with nullcontext() if args.report else folder_lock(runs.out, "ablations"):
+        complete = args.report or run(runs, chosen, args)
     text = report(runs.rows(), table, args.metrics)
     write_text(runs.out / TABLES, text)
     print(text, end="")

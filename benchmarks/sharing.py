@@ -7,7 +7,8 @@
 one clip in the precision of the config. Contenders take turns of three calls in one run, on the same clip of a
 synthetic street; medians, and the shared model over the sum of the three: trust the ratios, not the milliseconds.
 Memory is what a process of its own adds at its peak to what it held before the model was built. Parameters are those
-that a task uses.
+that a task uses. The last lines are what adapters, and measuring the tasks' gradients (docs/sharing.md), add to the
+shared model's passes.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ PASSES = ("predict", "step")
 VERSION, SPLIT = "v1.0-trainval", "val"
 
 
-def model_of(config: Config, tasks: tuple[str, ...]) -> nn.Module:
-    """The config's model for some of its tasks, without the parts that none of them uses."""
+def model_of(config: Config, tasks: tuple[str, ...], **more: object) -> nn.Module:
+    """The config's model for some of its tasks, without the parts that none of them uses; more: other settings."""
     settings = copy.deepcopy(config.model)
+    settings.update(more)
     settings.tasks = tasks
     for task, head in (("boxes", "boxes"), ("occupancy", "occupancy_head"), ("lanes", "lane_head")):
         if task not in tasks:
@@ -60,9 +62,12 @@ def clip_of(config: Config, root: Path) -> Batch:
     return collate_clips([build_dataset(settings)[0]])
 
 
-def runs_of(config: Config, tasks: tuple[str, ...], batch: Batch) -> dict[str, Callable[[], object]]:
-    """The two passes to time."""
-    model = model_of(config, tasks)
+def runs_of(
+    config: Config, tasks: tuple[str, ...], batch: Batch, measures: bool = False, **more: object
+) -> dict[str, Callable[[], object]]:
+    """The two passes to time; measures: a step also measures the tasks' gradients."""
+    model = model_of(config, tasks, **more)
+    model.measures_gradients = measures
     prepared = prepare_inference(model)
     half = config.optim_wrapper.get("precision") == "bf16"
 
@@ -129,6 +134,13 @@ def main() -> None:
         for which in PASSES:
             times = in_turns({name: timed(runs[which]) for name, runs in passes.items()}, args.rounds)
             print(row(f"{which}, ms", {name: statistics.median(taken) for name, taken in times.items()}), flush=True)
+        ways = {"as it is": {}, "adapters": {"adapters": True}, "gradients measured": {"measures": True}}
+        passes = {name: runs_of(config, TASKS, batch, **way) for name, way in ways.items()}
+        for which in PASSES:
+            times = in_turns({name: timed(runs[which]) for name, runs in passes.items()}, args.rounds)
+            base = statistics.median(times["as it is"])
+            ratios = ", ".join(f"{name} {statistics.median(taken) / base:.3f}" for name, taken in times.items())
+            print(f"shared {which}: {ratios}", flush=True)
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
             for which in PASSES:

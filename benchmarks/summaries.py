@@ -24,6 +24,7 @@ def flat(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     found: dict[str, Any] = {}
     if (boxes := scores.get("boxes")) is not None:
         found |= {"NDS": boxes["nds"], "mAP": boxes["map"], **boxes["tp_errors"]}
+        found |= {"NDS occurring": boxes["nds_occurring"], "mAP occurring": boxes["map_occurring"]}
         for name, errors in boxes["tp_errors_per_class"].items():
             found |= {f"AP {name}": boxes["ap"][name], f"AOE {name}": errors["mAOE"], f"AVE {name}": errors["mAVE"]}
     if (voxels := scores.get("occupancy")) is not None:

@@ -53,7 +53,7 @@ def cost(work_dir: Path, iterations: int) -> dict[str, float]:
     sessions = list(records(path)) if path.is_file() else []
     counted = sum(session["iterations"] for session in sessions)
     share = iterations / counted if counted else math.nan
-    return {name: round(share * sum(own[name] for own in sessions), 1) for name in ("cpu_s", "wall_s")}
+    return {name: round(share * sum(own[name] for own in sessions), 3) for name in ("cpu_s", "wall_s")}
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

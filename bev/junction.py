@@ -37,6 +37,6 @@ def junction_gradients(bev: Tensor, losses: Mapping[str, Tensor]) -> dict[str, f
             found[f"norm_{task}"] = norm
             if norm > 0:
                 gradients[task] = flat / norm
-    for one, other in combinations(gradients, 2):
-        found[f"cosine_{one}_{other}"] = float(gradients[one] @ gradients[other])
+        for one, other in combinations(gradients, 2):
+            found[f"cosine_{one}_{other}"] = float(gradients[one] @ gradients[other])
     return found

@@ -198,22 +198,26 @@ def _run_demo(options: argparse.Namespace) -> int:
 def _synthesize(verbs: Any) -> None:
     examples = [
         "drivestack synthesize data/synthetic --split train --scenes 100 --seed 1",
+        "drivestack synthesize data/judge --recipe judge",
         "drivestack synthesize data/small --split val --scenes 2 --keyframes 5 --image-width 320",
     ]
     summary = "write a synthetic street data set in the nuScenes v1.0 schema"
     parser = verb(verbs, "synthesize", _run_synthesize, summary, examples)
     parser.add_argument("out", metavar="DIR", help="root of the new set (version v1.0-trainval)")
-    parser.add_argument("--split", default="train", choices=("train", "val"), help="default: %(default)s")
-    parser.add_argument("--scenes", type=positive, default=20, metavar="N", help="default: %(default)s")
-    parser.add_argument("--keyframes", type=positive, default=20, metavar="N", help="per scene (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--image-width", type=positive, default=640, metavar="PX", help="default: %(default)s")
+    parser.add_argument(
+        "--recipe",
+        choices=("demo", "judge", "towns", "train100", "train101", "train102", "train_drives"),
+        help="a set by name: split, scenes, keyframes, seed, width, streets, and labels where none are given",
+    )
+    parser.add_argument("--split", choices=("train", "val"), help="default: train")
+    parser.add_argument("--scenes", type=positive, metavar="N", help="default: 20")
+    parser.add_argument("--keyframes", type=positive, metavar="N", help="per scene (default: 20)")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--image-width", type=positive, metavar="PX", help="default: 640")
     parser.add_argument(
         "--streets",
-        default="plain",
         choices=("plain", "turning", "mixed", "towns"),
-        help="straight on, drives that turn, both, or streets unlike them that are held out for tests "
-        "(default: %(default)s)",
+        help="straight on, drives that turn, both, or streets unlike them that are held out for tests (default: plain)",
     )
     parser.add_argument(
         "--rig",
@@ -225,7 +229,6 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument(
         "--labels",
         nargs="*",
-        default=("occupancy", "lanes"),
         choices=("occupancy", "lanes", "depth", "street_map", "coco", "segmentation", "classes", "mono", "nuimages"),
         metavar="KIND",
         help="what to label besides boxes: %(choices)s (default: occupancy lanes)",
@@ -249,26 +252,32 @@ def _run_synthesize(options: argparse.Namespace) -> int:
     from ..data_tools.synthetic.files.other_formats import check_formats, write_other_formats
 
     check_formats(options.also, options.rig)
+    wanted = _set_arguments(options)
     try:
-        synthesize(
-            out_dir=Path(options.out),
-            split=options.split,
-            num_scenes=options.scenes,
-            keyframes_per_scene=options.keyframes,
-            seed=options.seed,
-            image_width_px=options.image_width,
-            rig=options.rig,
-            labels=options.labels,
-            workers=options.workers,
-            streets=options.streets,
-        )
+        synthesize(out_dir=Path(options.out), rig=options.rig, workers=options.workers, **wanted)
     except ValueError as error:
         raise DataError(str(error)) from error
-    print(f"wrote {options.out}: --dataroot {options.out} --version v1.0-trainval --split {options.split}")
+    print(f"wrote {options.out}: --dataroot {options.out} --version v1.0-trainval --split {wanted['split']}")
     if options.also:
-        for folder in write_other_formats(options.out, [options.split], options.also):
+        for folder in write_other_formats(options.out, [wanted["split"]], options.also):
             print(f"wrote {folder}")
     return 0
+
+
+def _set_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What decides a synthetic set: of the recipe, or of the options; an option that a recipe says as well is
+    refused."""
+    from ..data_tools.synthetic.recipes import RECIPES, SetRecipe
+
+    of_options = {"split": "split", "scenes": "num_scenes", "keyframes": "keyframes_per_scene", "seed": "seed",
+                  "image_width": "image_width_px", "streets": "streets"}  # fmt: skip
+    given = {name: getattr(options, name) for name in of_options if getattr(options, name) is not None}
+    if options.recipe and given:
+        named = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"--recipe {options.recipe} says {named}; leave out one or the other")
+    recipe = RECIPES[options.recipe] if options.recipe else SetRecipe("train", 0, 20)
+    wanted = recipe.arguments() | {of_options[name]: value for name, value in given.items()}
+    return wanted if options.labels is None else wanted | {"labels": tuple(options.labels)}
 
 
 def _train(verbs: Any) -> None:

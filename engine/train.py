@@ -33,6 +33,7 @@ from .feature_cache import CacheFeatures
 from .from_data import completed
 from .hooks import KeepCheckpoints, LogGradients, LogProgress
 from .loop import ResumableTrainLoop, local_device
+from .muon import MuonConstructor  # noqa: F401 (registered: configs may name it as text)
 from .optim import PrecisionOptimWrapper
 from .predict import check_inputs
 from .run_log import RunLog, require_tensorboard

@@ -102,7 +102,8 @@ class VoxelGrid:
         """Voxel indices [..., 3] that hold the points [..., 3] in metres, and which points are inside the grid."""
         p = np.asarray(points_m, dtype=np.float64)
         voxels = np.floor((p - self.origin_m) / self.voxel_m).astype(np.int64)
-        return voxels, np.all((voxels >= 0) & (voxels < self.shape), axis=-1)
+        in_x, in_y, in_z = ((voxels[..., k] >= 0) & (voxels[..., k] < size) for k, size in enumerate(self.shape))
+        return voxels, in_x & in_y & in_z  # column by column: numpy is slow along an axis of three
 
 
 OCC3D_GRID = VoxelGrid(-40.0, -40.0, -1.0, 40.0, 40.0, 5.4, 200, 200, 16)

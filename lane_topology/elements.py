@@ -104,6 +104,8 @@ class DenseElements(nn.Module):
             features = torch.cat([F.interpolate(features, size, mode="bilinear", align_corners=False), details], 1)
         elif self.upsample > 1:
             features = F.interpolate(features, scale_factor=self.upsample, mode="bilinear", align_corners=False)
+        if self.training and features.is_cpu:  # a quarter quicker there; the rounding of the published answers stays
+            features = features.contiguous(memory_format=torch.channels_last)
         features = self.fine(features)
         raw = self.cells(features).permute(0, 2, 3, 1).float()
         stride = (image_size_px[1] / raw.shape[2], image_size_px[0] / raw.shape[1])

@@ -22,6 +22,7 @@ from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
 from ..core.finite import check_answer
 from ..core.labels import OccupancyTargets
+from ..core.once import warn_once
 from ..core.registries import MODELS
 from ..geometry import OCC3D_GRID, BevGrid
 from .losses import OCC3D_FREQUENCY, VoxelLoss
@@ -44,6 +45,9 @@ class OccupancyHead(nn.Module):
     column_weights: "frequency": columns are drawn with the weight f^-0.25, f the ``class_frequency`` of their rarest
         class that counts (ALOcc, arXiv 2411.07725, draws voxels so); None: evenly.
     ray_loss: settings of rays.RayLoss, None for none.
+    free_bias: added to the logit of free in predictions and along rays, not where sampled columns are learned. These
+        show standing things more often than the world does, and a head that learns from them finds too many (logit
+        adjustment, arXiv 2007.07314).
 
     Raises ConfigError as VoxelLoss and RayLoss, and for column_weights with class_weights: they would multiply.
     """
@@ -64,6 +68,7 @@ class OccupancyHead(nn.Module):
         class_frequency: Sequence[int] | None = None,
         column_weights: str | None = None,
         ray_loss: RayLoss | Mapping[str, Any] | None = None,
+        free_bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.voxel_loss = VoxelLoss(
@@ -79,7 +84,7 @@ class OccupancyHead(nn.Module):
             counted = torch.tensor(class_frequency or OCC3D_FREQUENCY, dtype=torch.float64)
             rarity = counted.clamp(min=1).pow(-0.25).float()
         self.register_buffer("rarity", rarity, persistent=False)
-        self.free, self.num_classes = free, num_classes
+        self.free, self.num_classes, self.free_bias = free, num_classes, free_bias
         self.columns_per_sample = columns_per_sample
         self.coarse = BevGrid(GRID.x_min, GRID.y_min, GRID.x_max, GRID.y_max, coarse_cells, coarse_cells)
         self.columns = BevGrid(GRID.x_min, GRID.y_min, GRID.x_max, GRID.y_max, GRID.num_x, GRID.num_y)
@@ -106,8 +111,14 @@ class OccupancyHead(nn.Module):
         return self.trunk(resample_bev(features, self.coarse, batch.ego_from_bev))
 
     def column_logits(self, columns: Tensor) -> Tensor:
-        """Logits [n, Z, K] of column features [n, C]."""
+        """Logits [n, Z, K] of column features [n, C], as they are learned from sampled columns."""
         return self.unfold(columns).view(-1, GRID.num_z, self.num_classes)
+
+    def _for_the_world(self, logits: Tensor) -> Tensor:
+        """Logits [..., K] of voxels as often as they are in the world; the argument may be changed."""
+        if self.free_bias:
+            logits[..., self.free] += self.free_bias
+        return logits
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -121,7 +132,9 @@ class OccupancyHead(nn.Module):
             hidden = [self._learned_voxels(outputs[b], target, hidden=True) for b, target in labelled]
             found |= self.voxel_loss(hidden, nothing, hidden=True)
         if self.ray_loss is not None:
-            terms = [self._ray_term(outputs[b], target, batch.ego_from_bev[b]) for b, target in labelled]
+            terms = [
+                self._ray_term(outputs[b], target, batch.ego_from_bev[b], batch.tokens[b]) for b, target in labelled
+            ]
             terms = [term for term in terms if term is not None]
             found["loss_occ_rays"] = torch.stack(terms).mean() if terms else nothing
         return found
@@ -144,11 +157,16 @@ class OccupancyHead(nn.Module):
             columns = F.grid_sample(features[None].float(), where.float()[None, None], align_corners=False)
         return columns[0, :, 0].T
 
-    def _ray_term(self, features: Tensor, target: OccupancyTargets, ego_from_bev: Tensor) -> Tensor | None:
+    def _ray_term(self, features: Tensor, target: OccupancyTargets, ego_from_bev: Tensor, token: str) -> Tensor | None:
         """The weighted ray loss of one sample, None without a ray that hits something."""
         assert self.ray_loss is not None
         rays = self.ray_loss.draw(target.semantics, target.mask_lidar, self.free, ego_from_bev)
         if not len(rays.classes):
+            x, y, z = ego_from_bev[:3, 3].tolist()
+            warn_once(
+                f"ray_loss: in a sample no ray from ({x:.1f}, {y:.1f}, {z:.1f}) m of the ego frame meets an observed "
+                "surface, so it teaches nothing there: is the LiDAR at that place (ego_from_bev)?"
+            )
             return None
         return self.ray_loss(rays, lambda voxels: self._log_probabilities(features, voxels), self.free)
 
@@ -163,16 +181,15 @@ class OccupancyHead(nn.Module):
             hidden = activation(first(self._columns_at(features, column // GRID.num_y, column % GRID.num_y)))
             layers = hidden.split(iz.bincount(minlength=GRID.num_z).tolist())
             logits = torch.cat([F.linear(*parts) for parts in zip(layers, weights, biases)])
-        return logits.log_softmax(-1)
+        return self._for_the_world(logits).log_softmax(-1)
 
     def _chosen_columns(self, counts: Tensor, semantics: Tensor, budget: int | None) -> tuple[Tensor, Tensor]:
         """(ix, iy) [n] of the columns to learn from, those with a voxel that counts."""
         usable = counts.any(-1)
         if budget is None:
             return tuple(usable.nonzero().T)
-        # more than one kind of occupied voxel above one another, or anything above the ground's layer: something stands
         occupied = (semantics != self.free) & counts
-        standing = (occupied.sum(-1) > 1).flatten()
+        standing = (occupied.sum(-1) > 1).flatten()  # more than the ground
         usable = usable.flatten()
         weights = None
         if self.rarity is not None:
@@ -199,9 +216,9 @@ class OccupancyHead(nn.Module):
         return outputs.permute(0, 3, 2, 1)
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """All logits [B, X, Y, Z, K] of trunk features."""
+        """All logits [B, X, Y, Z, K] of trunk features, as predictions are made of them."""
         columns = self._unfolded(outputs)
-        return self.column_logits(columns.flatten(0, 2)).unflatten(0, columns.shape[:3])
+        return self._for_the_world(self.column_logits(columns.flatten(0, 2))).unflatten(0, columns.shape[:3])
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[OccupancyGrid]:
         """The class of every voxel, one grid per sample; a few rows at a time, as all logits are 46 MB.
@@ -212,7 +229,7 @@ class OccupancyHead(nn.Module):
         for features, token in zip(outputs, batch.tokens):
             rows = self._unfolded(features[None])[0].split(20)
             # max rather than argmax, which takes twice as long
-            best = [self.column_logits(slab.flatten(0, 1)).max(-1) for slab in rows]
+            best = [self._for_the_world(self.column_logits(slab.flatten(0, 1))).max(-1) for slab in rows]
             check_answer("occupancy", token, *(slab.values for slab in best))
             classes = torch.cat([slab.indices.to(torch.uint8) for slab in best])
             found.append(OccupancyGrid(token, classes.view(GRID.shape).cpu().numpy()))

@@ -45,22 +45,21 @@ class Rays:
 
 @dataclass(frozen=True)
 class RayLoss:
-    """Settings of the loss.
-
-    weight: factor of the term. num_rays: per sample; those that hit nothing in the labels are left out. steps: voxels
-    looked at per ray, one in 0.4 m, further apart before the hit where the way is longer. tolerance_m: of the distance.
-    with_classes: a hit must have the label's class. spread_m: half of the rays start not at the LiDAR but up to so far
-    ahead of or behind it: RayIoU also looks from where the LiDAR is in other keyframes.
-
-    Raises ConfigError for numbers that make no rays.
-    """
+    """Settings of the loss. Raises ConfigError for numbers that make no rays."""
 
     weight: float = 0.2
+    """Factor of the term."""
     num_rays: int = 200
+    """Per sample; those that hit nothing in the labels, or begin inside something, are left out."""
     steps: int = 40
+    """Voxels looked at per ray, one in 0.4 m; further apart before the hit where the way is longer."""
     tolerance_m: float = 1.0
+    """Of the distance."""
     with_classes: bool = True
+    """A hit must have the label's class, too."""
     spread_m: float = 0.0
+    """Half of the rays begin not at the LiDAR (the origin of the BEV frame, as in RayIoU) but up to so far ahead of it
+    or behind it: RayIoU also looks from where the LiDAR is in other keyframes."""
 
     def __post_init__(self) -> None:
         if self.num_rays < 1 or self.tolerance_m <= 0 or self.spread_m < 0:
@@ -88,9 +87,7 @@ class RayLoss:
             origins[:, 0] += moved * (2 * torch.rand(self.num_rays, device=origins.device) - 1) * self.spread_m
         directions = draw_directions(self.num_rays, origins.device)
         hits_m, voxels = first_hits(semantics, origins, directions, free)
-        used = torch.isfinite(hits_m)
-        if self.spread_m:
-            used &= hits_m > 0  # from within something nothing is seen
+        used = torch.isfinite(hits_m) & (hits_m > 0)
         if observed is not None:
             used &= observed.flatten()[voxels]
         origins, directions, hits_m, voxels = (own[used] for own in (origins, directions, hits_m, voxels))

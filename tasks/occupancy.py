@@ -100,7 +100,7 @@ class Occupancy:
 
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
         miou = scores["miou"]
-        return {"mIoU": miou.get("camera", miou["none"]), "mIoU without mask": miou["none"]} | scores["rayiou"]
+        return {"mIoU": miou.get("camera", miou["none"]), "mIoU unmasked": miou["none"]} | scores["rayiou"]
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         found = submission.VoxelFiles(path)

@@ -12,12 +12,8 @@ from typing import Any
 from drivestack.core.errors import ConfigError
 
 TINY = "perception_tiny_synthetic"
-UP_TO_BEV = (
-    "img_backbone.", "img_neck.", "pts_bbox_head.transformer.encoder.", "pts_bbox_head.bev_embedding.",
-    "pts_bbox_head.positional_encoding.", "pts_bbox_head.transformer.cams_embeds",
-    "pts_bbox_head.transformer.level_embeds",
-)  # fmt: skip
-"""Parameters that make the BEV map: frozen, the heads alone learn."""
+UP_TO_BEV = ("img_backbone.", "img_neck.", "bev_map.")
+"""Parts that make the BEV map: with these frozen the heads alone learn."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class Experiment:
     """Take what fits of the start weights (--fine-tune) instead of demanding that all fit (--load-from)."""
     data: Sequence[str] = ("train",)
     """Names of training sets, which --data gives roots."""
+    stored_features: bool = False
+    """Compute the features of frozen parts once and read them from --features afterwards (docs/speedrun.md)."""
     control: str = ""
     """The experiment that this one is compared with; default the table's first."""
 

@@ -36,11 +36,12 @@ def previous_rows(
 ) -> NDArray[np.int64]:
     """[n] the row of the same object in the keyframe before, -1 where there is none."""
     tracks = link_boxes(frames, boxes, settings)
-    found, last = np.full(len(rows), -1), {}
+    found = np.full(len(rows), -1)
+    last: dict[tuple[str, int], int] = {}
     times_us = np.array([frame.timestamp_us for frame in frames], np.int64)
     for row in np.argsort(times_us[rows.frame], kind="stable"):
         frame = frames[rows.frame[row]]
-        key = frame.scene_token, tracks[frame.token][rows.source[row]]
+        key = frame.scene_token, int(tracks[frame.token][rows.source[row]])
         found[row] = last.get(key, -1)
         last[key] = row
     return found

@@ -128,7 +128,8 @@ def evaluate(
 
     Returns ``nds``, ``map``, ``ap`` (per class), ``ap_per_distance`` (class -> metres -> AP), ``tp_errors`` (mATE,
     mASE, mAOE, mAVE, mAAE), ``tp_errors_per_class`` (None where undefined, as orientation of a cone),
-    ``num_ground_truths`` and ``num_predictions`` (per class, after the filters) and ``num_samples``.
+    ``num_ground_truths`` and ``num_predictions`` (per class, after the filters) and ``num_samples``. ``nds_occurring``
+    and ``map_occurring`` are the same over the classes that labels have (None: none); officially the others count 0.
 
     Raises DataError if no frame has labels; SubmissionError naming the sample if one has no entry in ``predictions``,
     too many boxes, a score that is negative or not finite, or a box that is not finite or flat.
@@ -269,15 +270,14 @@ def _scores(truths: _Boxes, boxes: _Boxes, settings: DetectionSettings) -> dict[
         errors[name] = {error: None if error in undefined else value for error, value in found.items()}
 
     mean_ap = {name: float(np.mean(list(own.values()))) for name, own in ap.items()}
-    means: dict[str, float | None] = {}
-    for error in TP_ERRORS:
-        defined = [value for own in errors.values() if (value := own[error]) is not None]
-        means[error] = float(np.mean(defined)) if defined else None
-    parts = [max(0.0, 1.0 - value) for value in means.values() if value is not None]
-    total_ap = float(np.mean(list(mean_ap.values())))
+    nds, total_ap, means = _means(names, mean_ap, errors, settings)
+    present = [name for name, count in zip(names, num_truths) if count]
+    nds_occurring, ap_occurring, _ = _means(present, mean_ap, errors, settings) if present else (None, None, {})
     return {
-        "nds": float((settings.mean_ap_weight * total_ap + sum(parts)) / (settings.mean_ap_weight + len(parts))),
+        "nds": nds,
         "map": total_ap,
+        "nds_occurring": nds_occurring,
+        "map_occurring": ap_occurring,
         "ap": mean_ap,
         "ap_per_distance": ap,
         "tp_errors": means,
@@ -285,6 +285,23 @@ def _scores(truths: _Boxes, boxes: _Boxes, settings: DetectionSettings) -> dict[
         "num_ground_truths": {name: int(num) for name, num in zip(names, num_truths) if num},
         "num_predictions": {name: int(num) for name, num in zip(names, num_boxes) if num},
     }
+
+
+def _means(
+    names: Sequence[str],
+    mean_ap: Mapping[str, float],
+    errors: Mapping[str, Mapping[str, float | None]],
+    settings: DetectionSettings,
+) -> tuple[float, float, dict[str, float | None]]:
+    """NDS, mAP and the mean errors over the classes named."""
+    means: dict[str, float | None] = {}
+    for error in TP_ERRORS:
+        defined = [value for name in names if (value := errors[name][error]) is not None]
+        means[error] = float(np.mean(defined)) if defined else None
+    parts = [max(0.0, 1.0 - value) for value in means.values() if value is not None]
+    total_ap = float(np.mean([mean_ap[name] for name in names]))
+    nds = (settings.mean_ap_weight * total_ap + sum(parts)) / (settings.mean_ap_weight + len(parts))
+    return float(nds), total_ap, means
 
 
 def _curves(
@@ -348,6 +365,7 @@ def table(scores: Mapping[str, Any]) -> list[str]:
     lines = [
         f"NDS {scores['nds']:.4f}    mAP {scores['map']:.4f}    "
         + "  ".join(f"{name} {_digits(value)}" for name, value in errors.items()),
+        *_occurring(scores),
         "",
         f"{'class':<22}{'AP':>8}" + "".join(f"{name[1:]:>8}" for name in errors) + f"{'labels':>9}{'boxes':>8}",
     ]
@@ -356,6 +374,15 @@ def table(scores: Mapping[str, Any]) -> list[str]:
         labels, boxes = (scores[key].get(name, 0) for key in ("num_ground_truths", "num_predictions"))
         lines.append(f"{name:<22}{ap:>8.3f}{row}{labels:>9}{boxes:>8}")
     return lines
+
+
+def _occurring(scores: Mapping[str, Any]) -> list[str]:
+    """A line where classes are scored that no label has."""
+    absent = [name for name in scores["ap"] if name not in scores["num_ground_truths"]]
+    if not absent or scores.get("nds_occurring") is None:
+        return []
+    values = f"NDS {scores['nds_occurring']:.4f}    mAP {scores['map_occurring']:.4f}"
+    return [f"{values}    over the classes that labels have (not official; they lack {', '.join(absent)})"]
 
 
 def _digits(value: float | None) -> str:

@@ -1,8 +1,9 @@
-"""The model of `make demo`: boxes, voxels and lanes of a drive, with one streaming memory, a map to 51 m and teachers.
+"""The model of `make demo`: boxes, voxels and lanes of a drive, with memories of map and objects, a map to 51 m,
+and teachers.
 
 Training walks through scenes of 20 keyframes in time order (``data_command``). Depth, a second group of lane queries,
-rays and voxels that only the LiDAR saw teach in training alone; a frame costs what perception_tiny_memory's costs with
-a map of that size (docs/tiny_model.md).
+rays and voxels that only the LiDAR saw teach in training alone; a frame costs what perception_tiny_objects' costs
+with a map of that size (docs/tiny_model.md).
 """
 
 from mmengine.config import read_base
@@ -12,7 +13,7 @@ from drivestack.bev.perspective.depth import DepthTeacher
 
 with read_base():
     from .._base_.wide_bev import *
-    from .perception_tiny_memory import *
+    from .perception_tiny_objects import *
 
 model["bev_map"].update(wide_bev_map)
 model.update(depth_teacher=dict(type=DepthTeacher, weight=0.5))

@@ -28,10 +28,10 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthesize(root, "train", 2, 2, seed=1, image_width_px=96, workers=1, progress=False)
 
 
-def settings(streets: Path, iterations: int = 4, **changes: Any) -> Any:
-    """Voxels and lanes of the tiny model on small images, everything below them frozen."""
+def settings(streets: Path, iterations: int = 4, config: str = "perception_tiny_synthetic", **changes: Any) -> Any:
+    """Voxels and lanes of a tiny model on small images, everything below them frozen."""
     return load_config(
-        "perception_tiny_synthetic",
+        config,
         {
             "model.tasks": ["occupancy", "lanes"],
             "model.frozen": FROZEN,
@@ -117,6 +117,15 @@ def test_two_processes_fill_the_store_that_one_does(streets: Path, tmp_path: Pat
     (one,), (two,) = ((tmp_path / name).iterdir() for name in ("one", "two"))
     assert one.name == two.name
     assert all((one / path.name).read_bytes() == path.read_bytes() for path in two.iterdir())
+
+
+def test_a_memory_learns_above_stored_maps_to_the_same_bits(streets: Path, tmp_path: Path) -> None:
+    run = lambda name, **changes: weights(
+        train(settings(streets, 3, "perception_tiny_memory", **changes), tmp_path / name)
+    )
+    found, expected = run("cached", cache_features=str(tmp_path / "features")), run("plain")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert any(name.startswith("memory.") for name in found)
 
 
 def test_resumed_equals_undisturbed(streets: Path, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:

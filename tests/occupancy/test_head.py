@@ -16,6 +16,10 @@ from drivestack.occupancy.rays import unique_by_height
 GRID = BevGrid(-42.0, -42.0, 42.0, 42.0, num_x=56, num_y=56)
 
 
+RAISED = torch.eye(4).expand(2, 4, 4).clone()
+RAISED[:, 2, 3] = 1.84  # where a LiDAR stands
+
+
 @dataclass
 class Labels:
     occupancy: list
@@ -143,7 +147,7 @@ def test_new_terms_leave_the_old_ones_as_they_are_and_reach_every_parameter():
     net = head(mask="mixed", ray_loss=dict(num_rays=50))
     plain = head()
     plain.load_state_dict(net.state_dict())
-    bev, labels = features(requires_grad=True), Labels([parts(target()), parts(target(1))])
+    bev, labels = features(requires_grad=True), Labels([parts(target()), parts(target(1))], ego_from_bev=RAISED)
     found = []
     for own in (plain, net):
         torch.manual_seed(7)
@@ -157,12 +161,36 @@ def test_new_terms_leave_the_old_ones_as_they_are_and_reach_every_parameter():
     assert set(none) == set(found[1]) and all(value == 0 for value in none.values())
 
 
-def test_rays_look_at_the_probabilities_that_inference_gives():
-    net = head().eval()
+def test_a_lidar_in_the_ground_is_said_and_costs_nothing(caplog):
+    net = head(ray_loss=dict(num_rays=20))
+    labels = Labels([target(), None])  # the origin of the BEV frame lies in the layer of the ground
+    losses = net.loss(net(features(), [], labels), labels)
+    assert losses["loss_occ_rays"] == 0
+    assert any("no ray from (0.0, 0.0, 0.0) m" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("free_bias", [0.0, 1.5])
+def test_rays_look_at_the_probabilities_that_inference_gives(free_bias):
+    net = head(free_bias=free_bias).eval()
     outputs = net(features(), [], Labels([None, None]))
     expected = net.logits(outputs[:1])[0].log_softmax(-1).reshape(-1, 18)
     voxels = unique_by_height(torch.randint(0, len(expected), (40, 7)))[0]
     torch.testing.assert_close(net._log_probabilities(outputs[0], voxels), expected[voxels])
+
+
+def test_a_bias_for_free_acts_in_predictions_and_not_where_sampled_columns_are_learned():
+    plain, net = head().eval(), head(free_bias=2.0).eval()
+    bev, labels = features(), Labels([target(), None])
+    outputs = plain(bev, [], labels)
+    added = (net.logits(outputs) - plain.logits(outputs)).flatten(0, -2)
+    torch.testing.assert_close(added, torch.eye(18)[17].mul(2.0).expand_as(added))
+    found, fewer = (own.predict(outputs, labels)[0].semantics for own in (plain, net))
+    assert (fewer[found == 17] == 17).all() and (fewer == 17).sum() > (found == 17).sum()
+    losses = []
+    for own in (plain, net):
+        torch.manual_seed(0)
+        losses.append(own.loss(outputs, labels)["loss_occ_cross_entropy"])
+    assert torch.equal(*losses)
 
 
 def test_rare_classes_draw_columns_by_the_fourth_root_of_their_frequency():

@@ -9,7 +9,9 @@ Shapes: F faces, P points, V voxels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,6 +28,7 @@ _FLAT = (Semantic.DRIVEABLE_SURFACE, Semantic.OTHER_FLAT, Semantic.SIDEWALK, Sem
 _STEP_M = 0.18  # between samples of a surface: below half a voxel, so that no voxel that a face crosses is missed
 _GROUND_SAMPLES = 3  # per side of a column
 _REACH_M = 0.35  # a line that ends this close before a voxel's centre has reached the voxel: half its diagonal
+_LIMIT_MARGIN_M = 1e-3
 _LEAST_Z = 1e-3  # of a line of sight, below which its length does not follow from the depth
 _LIDAR_LOW, _LIDAR_HIGH = np.tan(np.deg2rad([-30.0, 10.0]))
 
@@ -44,11 +47,11 @@ def label_voxels(
     """
     caster = seen.caster
     semantics = voxel_classes(caster.mesh, world_from_ego, grid)
-    centres = grid.centres_of(np.indices(grid.shape).reshape(3, -1).T).astype(np.float32)  # [V, 3] ego
+    centres = _centres(grid)
     world = transform_points(world_from_ego, centres.astype(np.float64)).astype(np.float32)
     seen_camera = np.zeros(len(centres), bool)
     for camera, picture in zip(rig, seen.pictures):
-        seen_camera |= _seen_by_camera(caster, camera, world_from_ego, centres, world, seen_camera)
+        seen_camera |= _seen_by_camera(caster, camera, world_from_ego, grid, world, seen_camera)
         ended, kinds = _pixel_voxels(picture, camera, grid)
         seen_camera[ended] = True
         slivers = semantics.flat[ended] == FREE  # missed between the samples of a surface
@@ -57,7 +60,7 @@ def label_voxels(
     seen_lidar[_voxels_at(transform_points(ego_from_lidar(), seen.lidar.points[:, :3]), grid)] = True
     for origin in lidar_world_m:
         away = world - origin.astype(np.float32)
-        distance = np.linalg.norm(away, axis=1)
+        distance = _lengths(away)
         slope = away[:, 2] / np.maximum(np.hypot(away[:, 0], away[:, 1]), 1e-6)
         fan = ~seen_lidar & (slope > _LIDAR_LOW) & (slope < _LIDAR_HIGH) & (distance < LIDAR_RANGE_M)
         seen_lidar[fan] = _reached(caster, origin, away[fan], distance[fan])
@@ -131,31 +134,52 @@ def _surface_points(corners: np.ndarray, step_m: float) -> tuple[np.ndarray, np.
     return a[face] + u * (b - a)[face] + v * (c - a)[face], face
 
 
+@lru_cache(maxsize=2)
+def _centres(grid: VoxelGrid) -> np.ndarray:
+    """[V, 3] float32, ego frame."""
+    return grid.centres_of(np.indices(grid.shape).reshape(3, -1).T).astype(np.float32)
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """[P] of vectors [P, 3], bit for bit numpy's norm, which is slow along an axis of three."""
+    x, y, z = vectors.T
+    return np.sqrt(x * x + y * y + z * z)
+
+
 def _reached(caster: RayCaster, origin: np.ndarray, away: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Whether lines from ``origin`` along ``away`` [P, 3] come close to their ends at ``distance`` [P]."""
-    hits = caster.first_hits(origin, away / distance[:, None])
-    return hits.distance_m > distance - _REACH_M
+    # a little more than the comparison needs, so that the limit itself never decides it
+    limit = np.maximum(distance - _REACH_M + _LIMIT_MARGIN_M, _LIMIT_MARGIN_M)
+    return caster.distances(origin, away / distance[:, None], limit) > distance - _REACH_M
 
 
 def _seen_by_camera(
     caster: RayCaster,
     camera: RigCamera,
     world_from_ego: np.ndarray,
-    centres: np.ndarray,
+    grid: VoxelGrid,
     world: np.ndarray,
     known: np.ndarray,
 ) -> np.ndarray:
+    if grid not in camera.voxels_in_view:
+        camera.voxels_in_view[grid] = _in_view(camera, _centres(grid))
+    view = camera.voxels_in_view[grid]
+    view = view[~known[view]]
+    origin = (world_from_ego @ camera.ego_from_camera)[:3, 3]
+    away = world[view] - origin.astype(np.float32)
+    seen = np.zeros(len(world), bool)
+    seen[view] = _reached(caster, origin, away, _lengths(away))
+    return seen
+
+
+def _in_view(camera: RigCamera, centres: np.ndarray) -> np.ndarray:
+    """Indices of the points [V, 3] of the ego frame that lie in the camera's image."""
     in_camera = transform_points(invert_pose(camera.ego_from_camera), centres)
     uv, _ = camera.camera.project(in_camera)
     near = nearness_m(in_camera, camera.camera)
     size = (camera.camera.width_px, camera.camera.height_px)
     with np.errstate(invalid="ignore"):
-        view = np.flatnonzero(~known & (near > 0.1) & (uv > -0.5).all(-1) & (uv < np.subtract(size, 0.5)).all(-1))
-    origin = (world_from_ego @ camera.ego_from_camera)[:3, 3]
-    away = world[view] - origin.astype(np.float32)
-    seen = np.zeros(len(centres), bool)
-    seen[view] = _reached(caster, origin, away, np.linalg.norm(away, axis=1))
-    return seen
+        return np.flatnonzero((near > 0.1) & (uv > -0.5).all(-1) & (uv < np.subtract(size, 0.5)).all(-1))
 
 
 def _pixel_voxels(picture: CameraPicture, camera: RigCamera, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -164,10 +188,14 @@ def _pixel_voxels(picture: CameraPicture, camera: RigCamera, grid: VoxelGrid) ->
     ended = np.isfinite(picture.depth_m)
     if camera.camera.lens is not None:
         ended &= np.abs(np.nan_to_num(rays[..., 2])) > _LEAST_Z
-    points = rays[ended] * (picture.depth_m[ended] / rays[ended][:, 2])[:, None]
+    lines = rays[ended]
+    points = lines * (picture.depth_m[ended] / lines[:, 2])[:, None]
     voxels, inside = grid.voxels_of(transform_points(camera.ego_from_camera, points))
-    flat, pixel = np.unique(np.ravel_multi_index(tuple(voxels[inside].T), grid.shape), return_index=True)
-    return flat, picture.semantic[ended][inside][pixel]
+    flat = np.ravel_multi_index(tuple(voxels[inside].T), grid.shape)
+    first = np.full(math.prod(grid.shape), -1)
+    first[flat[::-1]] = np.arange(len(flat))[::-1]  # of pixels in one voxel the first stays
+    ended_in = np.flatnonzero(first >= 0)
+    return ended_in, picture.semantic[ended][inside][first[ended_in]]
 
 
 def _voxels_at(points: np.ndarray, grid: VoxelGrid) -> np.ndarray:

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ....geometry.cameras import CameraModel
+from ....geometry.grids import VoxelGrid
 from ....geometry.lenses import Lens
 from ....geometry.poses import pose, rotation_z
 
@@ -94,6 +95,12 @@ class RigCamera:
     def rays(self) -> np.ndarray:
         """[H, W, 3] unit viewing directions in the camera frame, NaN where the lens has none."""
         return self.camera.rays()
+
+    @cached_property
+    def voxels_in_view(self) -> dict[VoxelGrid, np.ndarray]:
+        """Flat indices of the voxels whose centres lie in the image; filled by labels.voxels, which needs them again
+        at every keyframe."""
+        return {}
 
 
 @lru_cache(maxsize=2)  # for the lines of sight, which take long through a lens

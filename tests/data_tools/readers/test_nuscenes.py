@@ -73,6 +73,7 @@ def test_frames_repeat_the_devkits_records_bit_for_bit(frames, nusc):
         assert notes.tokens == sample["anns"] and notes.categories == [r["category_name"] for r in records]
         assert notes.names == [detection_name(name) or "" for name in notes.categories]
         assert notes.instance_tokens == [r["instance_token"] for r in records]
+        assert notes.visibility.tolist() == [int(r["visibility_token"]) for r in records]
         assert notes.centre_global_m.tolist() == [r["translation"] for r in records]
         assert notes.size_lwh_m[:, [1, 0, 2]].tolist() == [r["size"] for r in records]
         velocity = np.array([nusc.box_velocity(token)[:2] for token in notes.tokens])

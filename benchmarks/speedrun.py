@@ -1,0 +1,275 @@
+"""The speedrun: from random weights to the demo's quality on two CPU cores, in one command that can be restarted.
+
+    make speedrun                                            # or python benchmarks/speedrun.py --out runs/speedrun
+    make speedrun SPEEDRUN_ARGS='--recipe 2026-11-20'        # --list names the recipes
+
+Renders the training sets, runs the stages of a recipe (speedrun_recipes.py), exports the last weights and scores them
+on the demo's scenes. A killed run goes on with the same command. ``result.json`` has the time of each stage, the
+scores, which thresholds are reached, the machine and the commit; docs/speedrun.md says how to claim a record.
+
+Time is wall time of a stage's process from its start to its end, also of attempts that were killed (to within
+some seconds): starting Python, reading data, writing checkpoints and storing features count. Rendering data and the
+evaluation are reported beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from speedrun_recipes import DEFAULT, RECIPES, Recipe, Stage
+
+from drivestack.cli.demo import DemoRecipe, run_demo
+from drivestack.core.errors import ConfigError
+from drivestack.core.files import write_json
+from drivestack.core.folders import folder_lock
+from drivestack.core.signals import terminate_as_exception
+from drivestack.data_tools.synthetic import synthesize
+from drivestack.engine.checkpoints import export_weights
+
+THRESHOLDS = {"NDS": 0.50, "miou": 0.37, "ols": 0.53}
+"""Scores on the demo's scenes, as metrics.json of `drivestack demo` names them."""
+BEAT_S = 5.0
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Started(Protocol):
+    """What subprocess.Popen is, as far as it is needed here."""
+
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+Launch = Callable[[Sequence[str], int], Started]
+"""Start `drivestack ARGUMENTS` in so many processes."""
+
+
+def start_processes(arguments: Sequence[str], processes: int) -> Started:
+    """As torchrun does, each process with one thread: quicker than one with more (docs/LOG.md)."""
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "drivestack", *arguments], env=environment)
+
+
+def run(
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    data: Path,
+    demo: DemoRecipe | None = None,
+    launch: Launch = start_processes,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """All of a recipe, and what ``out/result.json`` holds. data: folder of the training sets; demo: scenes to score on.
+
+    Raises ConfigError where ``out`` holds the run of another recipe or a stage's process fails.
+    """
+    with folder_lock(out, "speedrun"):
+        notes = Notes(out / "state.json", name)
+        roots = [_rendered(recipe, seed, data / f"train{seed}", notes, say) for seed in recipe.data_seeds]
+        last: Path | None = None
+        for stage in recipe.stages:
+            last = _trained(stage, last, roots, out, notes, launch, say)
+        assert last is not None  # a recipe has stages
+        weights = out / f"{recipe.stages[-1].config}.safetensors"
+        about = {"recipe": name, "commit": commit(), "train_seeds": " ".join(map(str, recipe.data_seeds))}
+        export_weights(last, weights, about, torch.float16)
+        with notes.timed("evaluation"):
+            config = recipe.stages[-1].config
+            scores = run_demo(out / "demo", demo, config, weights, num_pictures=0, say=say)
+        result = summary(name, recipe, notes.parts, scores)
+        write_json(out / "result.json", result, indent=1)
+    return result
+
+
+def summary(
+    name: str, recipe: Recipe, parts: Mapping[str, Mapping[str, float]], scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of result.json."""
+    found = {key: scores.get(key) for key in THRESHOLDS}
+    stages = [
+        {"name": s.name, "config": s.config, "iterations": s.iterations, "processes": s.processes, **parts[s.name]}
+        for s in recipe.stages
+    ]
+    minutes = {
+        "training": sum(stage["wall_s"] for stage in stages) / 60,
+        "data": sum(part["wall_s"] for key, part in parts.items() if key.startswith("data ")) / 60,
+        "evaluation": parts["evaluation"]["wall_s"] / 60,
+    }
+    minutes["sum"] = sum(minutes.values())
+    reached = {key: found[key] is not None and found[key] >= least for key, least in THRESHOLDS.items()}
+    return {
+        "recipe": name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": {key: round(value, 2) for key, value in minutes.items()},
+        "scores": found,
+        "thresholds": THRESHOLDS,
+        "reached": reached,
+        "record": all(reached.values()),
+        "stages": stages,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "commit": commit(),
+    }
+
+
+class Notes:
+    """What has been done, on disk: per part the wall time, CPU time and attempts so far, and whether it is done."""
+
+    def __init__(self, path: Path, recipe: str) -> None:
+        self.path = path
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"recipe": recipe, "parts": {}}
+        if content["recipe"] != recipe:
+            raise ConfigError(f"{path}: of recipe {content['recipe']}; choose another --out for {recipe}")
+        self.content = content
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        return self.content["parts"]
+
+    def timed(self, part: str) -> Timed:
+        """A context whose time is added to a part's, also where it is killed."""
+        return Timed(self, part)
+
+    def save(self) -> None:
+        write_json(self.path, self.content, indent=1)
+
+
+class Timed:
+    """See Notes.timed."""
+
+    def __init__(self, notes: Notes, part: str) -> None:
+        self.notes, self.part = notes, part
+
+    def __enter__(self) -> Timed:
+        fresh = {"wall_s": 0.0, "cpu_s": 0.0, "attempts": 0, "done": False}
+        self.entry = self.notes.parts.setdefault(self.part, fresh)
+        self.entry["attempts"] += 1
+        self._since, self._cpu_s = time.monotonic(), _cpu_s()
+        self.notes.save()
+        return self
+
+    def beat(self, least_s: float = 0.0) -> None:
+        """Write down the time that has gone by, if it is that long."""
+        now, cpu_s = time.monotonic(), _cpu_s()
+        if now - self._since < least_s:
+            return
+        self.entry["wall_s"] = round(self.entry["wall_s"] + now - self._since, 2)
+        self.entry["cpu_s"] = round(self.entry["cpu_s"] + cpu_s - self._cpu_s, 2)
+        self._since, self._cpu_s = now, cpu_s
+        self.notes.save()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.entry["done"] = kind is None
+        self.beat()
+
+
+def _cpu_s() -> float:
+    """Of this process and its children that have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(own.ru_utime + own.ru_stime for own in usage)
+
+
+def _rendered(recipe: Recipe, seed: int, root: Path, notes: Notes, say: Callable[[str], None]) -> Path:
+    part = f"data {seed}"
+    if not (notes.parts.get(part, {}).get("done") and root.is_dir()):
+        say(f"{root}: {recipe.scenes} scenes x {recipe.keyframes} keyframes")
+        with notes.timed(part):
+            synthesize(
+                root, "train", recipe.scenes, recipe.keyframes, seed, recipe.image_width_px, workers=os.cpu_count() or 1
+            )
+    return root
+
+
+def _trained(
+    stage: Stage,
+    before: Path | None,
+    roots: Sequence[Path],
+    out: Path,
+    notes: Notes,
+    launch: Launch,
+    say: Callable[[str], None],
+) -> Path:
+    """The last checkpoint of a stage."""
+    last = out / stage.name / f"iter_{stage.iterations}.pth"
+    if notes.parts.get(stage.name, {}).get("done") and last.is_file():
+        return last
+    say(f"stage {stage.name}: {stage.config}, {stage.iterations} iterations in {stage.processes} processes")
+    arguments = ["train", stage.config, "--work-dir", str(out / stage.name), "--resume"]
+    if before is not None and stage.start is not None:
+        arguments += [f"--{stage.start.replace('_', '-')}", str(before)]
+    changes = {
+        "train_dataloader.dataset.source.root": [str(root) for root in roots],
+        "train_cfg.max_iters": stage.iterations,
+        **stage.changes,
+    }
+    for key, value in changes.items():
+        arguments += ["--set", f"{key}={value!r}".replace("{out}", str(out))]
+    with notes.timed(stage.name) as timer:
+        started = launch(arguments, stage.processes)
+        try:
+            while (ended := started.poll()) is None:
+                time.sleep(0.2)
+                timer.beat(BEAT_S)
+        finally:
+            if started.poll() is None:  # it saves a checkpoint
+                started.terminate()
+                started.wait()
+        if ended:
+            raise ConfigError(f"stage {stage.name} ended with status {ended}: see above; the same command goes on")
+    return last
+
+
+def commit() -> str:
+    """Of the repository, with a mark where files differ from it; empty outside one."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name as Linux has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/speedrun"), help="work folder (default: %(default)s)")
+    parser.add_argument("--recipe", default=DEFAULT, choices=sorted(RECIPES), help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="training sets (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="show the recipes and stop")
+    options = parser.parse_args()
+    if options.list:
+        for name, recipe in RECIPES.items():
+            stages = ", ".join(f"{s.name} {s.iterations}" for s in recipe.stages)
+            print(f"{name}: {stages} (data of seeds {', '.join(map(str, recipe.data_seeds))})")
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with terminate_as_exception():
+        result = run(RECIPES[options.recipe], options.recipe, options.out.resolve(), options.data.resolve())
+    for key, least in THRESHOLDS.items():
+        print(f"{key} {result['scores'][key]:.3f} (at least {least})")
+    print(f"minutes: {', '.join(f'{key} {value:.1f}' for key, value in result['minutes'].items())}")
+    print(f"{options.out / 'result.json'}: {'all thresholds reached' if result['record'] else 'not all are reached'}")
+
+
+if __name__ == "__main__":
+    main()
