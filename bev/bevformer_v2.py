@@ -419,13 +419,15 @@ class BEVFormerV2(PerceptionModel):
         found: list[Past | None] = []
         for key in batch.stream_keys:
             now = states[key]
-            old = self.memory.usable((memory or {}).get(key), now)
-            if old is None or old.objects is None:
+            old = (memory or {}).get(key)
+            if old is None or old.objects is None or old.scene_token != now.scene_token:
                 found.append(None)
                 continue
+            objects = Objects.of_plain(old.objects)
+            if self.memory.usable(old, now) is None:  # a gap: new objects, but no id a second time in the scene
+                objects = objects.forgotten()
             motion = torch.linalg.inv(now.global_from_bev) @ old.global_from_bev.to(now.global_from_bev)
-            gap_s = (now.timestamp_us - old.timestamp_us) * 1e-6
-            found.append(Past(Objects.of_plain(old.objects), motion, gap_s))
+            found.append(Past(objects, motion, (now.timestamp_us - old.timestamp_us) * 1e-6))
         return found
 
     @staticmethod

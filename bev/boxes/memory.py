@@ -57,6 +57,11 @@ class Objects:
         """As tensors and plain values, for a state that is saved."""
         return dict(vars(self))
 
+    def forgotten(self) -> Objects:
+        """None of them, but the ids that are used."""
+        rows = {name: values[:0] for name, values in vars(self).items() if name != "next_id"}
+        return Objects(**rows, next_id=self.next_id)
+
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> Objects:
         """The inverse of ``as_plain``. Raises TypeError for other entries."""
@@ -86,8 +91,6 @@ class Recalled:
     """[B, P]"""
     ids: Tensor
     """[B, P] long"""
-    next_ids: list[int]
-    """B"""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,6 @@ class ObjectMemory(nn.Module):
         keep = torch.rand(len(past)) >= self.forget_share if self.training else torch.ones(len(past), dtype=torch.bool)
         known = [own if own is not None and kept else None for own, kept in zip(past, keep.tolist())]
         count = max((len(own.objects.ids) for own in known if own is not None), default=0)
-        next_ids = [0 if own is None else own.objects.next_id for own in past]
         if not count:
             return None
         device = self.pc_range.device
@@ -195,7 +197,7 @@ class ObjectMemory(nn.Module):
         # Padding stays in the middle of the range, where nothing of it is read.
         reference = torch.where(valid[..., None], reference, 0.5).clamp(0.001, 0.999)
         codes = torch.where(valid[..., None], encode_boxes(boxes), 0.0)
-        return Recalled(Proposals(reference, scores, valid, codes), content, motion, confidence, ids, next_ids)
+        return Recalled(Proposals(reference, scores, valid, codes), content, motion, confidence, ids)
 
     def content_of(self, recalled: Recalled) -> Tensor:
         """[B, P, C]: what the content of the past adds to the queries."""
@@ -215,8 +217,13 @@ class ObjectMemory(nn.Module):
     # ---- to the future -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def remember(self, outputs: QueryOutputs, recalled: Recalled | None, bda: Tensor) -> list[Remembered]:
-        """What each sample leaves for its next frame, from the first group of queries; recalled ones are the last."""
+    def remember(
+        self, outputs: QueryOutputs, recalled: Recalled | None, past: Sequence[Past | None], bda: Tensor
+    ) -> list[Remembered]:
+        """What each sample leaves for its next frame, from the first group of queries; recalled ones are the last.
+
+        past, bda: as ``recall`` had them; ids that a scene has used are not given again.
+        """
         assert outputs.hidden is not None
         per_group = outputs.cls_logits.shape[2] // outputs.groups
         found = []
@@ -226,11 +233,12 @@ class ObjectMemory(nn.Module):
             confidence = scores.amax(-1)
             ids = torch.full((per_group,), NO_TRACK, device=scores.device)
             old = torch.zeros_like(ids, dtype=torch.bool)
-            next_id = 0
+            own = past[b]
+            next_id = 0 if own is None else own.objects.next_id
             if recalled is not None:
                 first = per_group - recalled.ids.shape[1]
                 confidence[first:] = torch.maximum(confidence[first:], self.decay * recalled.confidence[b])
-                ids[first:], next_id = recalled.ids[b], recalled.next_ids[b]
+                ids[first:] = recalled.ids[b]
                 old[first:] = True
             if outputs.valid is not None:
                 confidence = confidence.masked_fill(~outputs.valid[b], -1.0)

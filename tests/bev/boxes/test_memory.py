@@ -38,7 +38,7 @@ def outputs(own: torch.Tensor, scores: list[float], labels: list[int] | None = N
     probability = torch.full((n, CLASSES), 0.01)
     probability[torch.arange(n), torch.tensor(labels or [0] * n, dtype=torch.long)] = torch.tensor(scores)
     content = torch.arange(n * CHANNELS, dtype=torch.float32).reshape(1, n, CHANNELS)
-    return QueryOutputs(torch.logit(probability)[None, None], encode_boxes(own)[None, None], 1, None, content)
+    return QueryOutputs(torch.logit(probability)[None, None], encode_boxes(own)[None, None], 1, hidden=content)
 
 
 def past(objects: Objects, motion: torch.Tensor | None = None, dt_s: float = 0.5) -> Past:
@@ -68,7 +68,7 @@ def test_a_moving_car_goes_on_and_its_velocity_turns_with_the_frame() -> None:
 def test_objects_come_back_where_they_should_be() -> None:
     kept = memory()
     own = boxes((10.0, 2.0, 0.4, 4.0, 0.0), (-5.0, 1.0, 0.0, 0.0, 0.0))
-    (left,) = kept.remember(outputs(own, [0.9, 0.6], [1, 2]), None, NO_BDA)
+    (left,) = kept.remember(outputs(own, [0.9, 0.6], [1, 2]), None, [None], NO_BDA)
     motion = torch.from_numpy(invert_pose(pose(rotation_z(0.3), [2.0, 0.5, 0.0])))
     again = kept.recall([past(left.objects, motion)], NO_BDA)
     assert again is not None
@@ -84,7 +84,7 @@ def test_bev_augmentation_is_undone_before_and_done_after() -> None:
     kept, own = memory(), boxes((10.0, 2.0, 0.4, 4.0, 0.0))
     turn = torch.from_numpy(rotation_z(0.7)).float()[None]
     flip = torch.diag(torch.tensor([1.0, -1.0, 1.0]))[None]
-    (left,) = kept.remember(outputs(augment_boxes(own, turn[0]), [0.9]), None, turn)
+    (left,) = kept.remember(outputs(augment_boxes(own, turn[0]), [0.9]), None, [None], turn)
     torch.testing.assert_close(decode_boxes(left.objects.codes), own, atol=1e-5, rtol=0)
     again = kept.recall([past(left.objects, dt_s=0.0)], flip)
     assert again is not None
@@ -94,7 +94,7 @@ def test_bev_augmentation_is_undone_before_and_done_after() -> None:
 def test_what_leaves_the_range_or_is_hardly_sure_is_padding() -> None:
     kept = memory(num_objects=5)
     own = boxes((39.0, 0.0, 0.0, 8.0, 0.0), (5.0, 0.0, 0.0, 0.0, 0.0))
-    (left,) = kept.remember(outputs(own, [0.9, 0.5]), None, NO_BDA)
+    (left,) = kept.remember(outputs(own, [0.9, 0.5]), None, [None], NO_BDA)
     again = kept.recall([past(left.objects), None], NO_BDA.expand(2, -1, -1))
     assert again is not None and again.proposals.valid.tolist() == [[False, True], [False, False]]
     assert again.proposals.reference.isfinite().all() and again.proposals.codes.isfinite().all()
@@ -108,54 +108,67 @@ def test_what_leaves_the_range_or_is_hardly_sure_is_padding() -> None:
 def test_ids_begin_at_their_score_and_stay() -> None:
     kept = memory(same_m=0.0)
     own = boxes((10.0, 0.0, 0.0, 0.0, 0.0), (0.0, 9.0, 0.0, 0.0, 0.0))
-    (first,) = kept.remember(outputs(own, [0.15, 0.5]), None, NO_BDA)
+    (first,) = kept.remember(outputs(own, [0.15, 0.5]), None, [None], NO_BDA)
     assert first.query_ids.tolist() == [-1, 0] and first.objects.next_id == 1
     assert first.objects.ids.tolist() == [0, -1]  # best first
     again = kept.recall([past(first.objects)], NO_BDA)
     assert again is not None
     new = boxes((-20.0, 0.0, 0.0, 0.0, 0.0))
     both = torch.cat([new, decode_boxes(again.proposals.codes[0])])
-    (second,) = kept.remember(outputs(both, [0.9, 0.4, 0.3]), again, NO_BDA)
+    (second,) = kept.remember(outputs(both, [0.9, 0.4, 0.3]), again, [past(first.objects)], NO_BDA)
     assert second.query_ids.tolist() == [1, 0, 2]
+
+
+def test_ids_are_not_given_again_after_all_objects_were_forgotten() -> None:
+    kept = memory()
+    (left,) = kept.remember(outputs(boxes((39.0, 0.0, 0.0, 8.0, 0.0)), [0.9]), None, [None], NO_BDA)
+    assert kept.recall([past(left.objects)], NO_BDA) is None  # out of the range
+    (next_left,) = kept.remember(outputs(boxes((1.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, [past(left.objects)], NO_BDA)
+    assert next_left.query_ids.tolist() == [1]
 
 
 def test_confidence_fades_and_the_object_is_forgotten() -> None:
     kept = memory()
-    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, NO_BDA)
+    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, [None], NO_BDA)
     sure = []
     for _ in range(8):
         again = kept.recall([past(left.objects)], NO_BDA)
         if again is None:
             break
-        (left,) = kept.remember(outputs(decode_boxes(again.proposals.codes[0]), [0.02]), again, NO_BDA)
+        (left,) = kept.remember(
+            outputs(decode_boxes(again.proposals.codes[0]), [0.02]), again, [past(left.objects)], NO_BDA
+        )
         assert left.query_ids.tolist() == [-1]  # not seen: no box of the track
         sure += left.objects.confidence.tolist()
     assert sure == pytest.approx([0.9 * 0.6**k for k in range(1, len(sure) + 1)]) and len(sure) == 5
     forgetful = memory(decay=0.0)
-    (left,) = forgetful.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, NO_BDA)
+    (left,) = forgetful.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, [None], NO_BDA)
     again = forgetful.recall([past(left.objects)], NO_BDA)
-    (left,) = forgetful.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.02]), again, NO_BDA)
+    (left,) = forgetful.remember(
+        outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.02]), again, [past(left.objects)], NO_BDA
+    )
     assert not len(left.objects.ids)
 
 
 def test_an_object_found_twice_is_kept_once_with_the_older_id() -> None:
     kept = memory()
-    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, NO_BDA)
+    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.9]), None, [None], NO_BDA)
     again = kept.recall([past(left.objects)], NO_BDA)
     twice = boxes((10.4, 0.0, 0.0, 0.0, 0.0), (12.5, 0.0, 0.0, 0.0, 0.0), (10.0, 0.0, 0.0, 0.0, 0.0))
-    (both,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), again, NO_BDA)  # half a car's length is 2 m
+    # half a car's length is 2 m
+    (both,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), again, [past(left.objects)], NO_BDA)
     assert both.query_ids.tolist() == [0, 1, -1] and len(both.objects.ids) == 2
     assert both.twice.tolist() == [False, False, True]
-    (alone,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), None, NO_BDA)
+    (alone,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6]), None, [None], NO_BDA)
     assert len(alone.objects.ids) == 2 and not alone.twice.any()  # a first frame answers as a model without memory
-    (other,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6], [1, 1, 0]), again, NO_BDA)
+    (other,) = kept.remember(outputs(twice, [0.8, 0.7, 0.6], [1, 1, 0]), again, [past(left.objects)], NO_BDA)
     assert other.query_ids.tolist() == [1, 2, 0]  # of another class
 
 
 def test_the_best_stay() -> None:
     kept = memory(num_objects=2, same_m=0.0)
     own = boxes(*((float(i), 0.0, 0.0, 0.0, 0.0) for i in range(4)))
-    (left,) = kept.remember(outputs(own, [0.1, 0.8, 0.3, 0.6]), None, NO_BDA)
+    (left,) = kept.remember(outputs(own, [0.1, 0.8, 0.3, 0.6]), None, [None], NO_BDA)
     torch.testing.assert_close(left.objects.confidence, torch.tensor([0.8, 0.6]))
     assert left.objects.content[0].tolist() == list(range(8, 16))
     assert left.query_ids.tolist() == [-1, 0, -1, 1]
@@ -163,7 +176,7 @@ def test_the_best_stay() -> None:
 
 def test_peaks_beside_a_surer_object_of_the_past_make_no_query() -> None:
     kept = memory()
-    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.5]), None, NO_BDA)
+    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.5]), None, [None], NO_BDA)
     again = kept.recall([past(left.objects)], NO_BDA)
     assert isinstance(again, Recalled)
     low, high = torch.tensor(RANGE[:3]), torch.tensor(RANGE[3:])
@@ -176,7 +189,7 @@ def test_peaks_beside_a_surer_object_of_the_past_make_no_query() -> None:
 
 def test_it_starts_at_no_content_and_learns() -> None:
     kept = memory(forget_share=0.0).train()
-    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 2.0, 0.0)), [0.5]), None, NO_BDA)
+    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 2.0, 0.0)), [0.5]), None, [None], NO_BDA)
     again = kept.recall([past(left.objects)], NO_BDA)
     assert again is not None and (kept.content_of(again) == 0).all()
     kept.content_of(again).sum().backward()
@@ -188,7 +201,7 @@ def test_it_starts_at_no_content_and_learns() -> None:
 
 def test_a_share_of_training_goes_without() -> None:
     kept = memory(forget_share=1 / 3).train()
-    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.5]), None, NO_BDA)
+    (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 0.0, 0.0)), [0.5]), None, [None], NO_BDA)
     torch.manual_seed(0)
     there = [kept.recall([past(left.objects)], NO_BDA) is not None for _ in range(300)]
     assert 170 < sum(there) < 230
