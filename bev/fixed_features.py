@@ -43,4 +43,10 @@ def from_store(
         maps = [seen.get(camera, nothing)[b] for b in range(len(some)) for camera in range(num_cameras)]
         levels += [some.new_empty(0)] * (level - len(levels))  # between them, levels that nobody reads
         levels.append(stack(maps).unflatten(0, (len(some), num_cameras)))
-    return levels, BevFeatures(stored[BEV_MAP], grid)
+    return levels, BevFeatures(_as_encoded(stored[BEV_MAP]), grid)
+
+
+def _as_encoded(bev: Tensor) -> Tensor:
+    """The map with the strides of one that BevMap has just made from tokens [B, Q, C]: convolutions choose their kernels
+    by them, even by that of an axis of one entry, and round accordingly."""
+    return bev.as_strided(bev.shape, (bev.shape[1], *bev.stride()[1:])) if len(bev) == 1 else bev
