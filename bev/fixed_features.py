@@ -47,6 +47,6 @@ def from_store(
 
 
 def _as_encoded(bev: Tensor) -> Tensor:
-    """The map with the strides of one that BevMap has just made from tokens [B, Q, C]: convolutions choose their kernels
-    by them, even by that of an axis of one entry, and round accordingly."""
+    """The map with the strides of one that BevMap has just made from tokens [B, Q, C]: convolutions choose their
+    kernels by them, even by that of an axis of one entry, and round accordingly."""
     return bev.as_strided(bev.shape, (bev.shape[1], *bev.stride()[1:])) if len(bev) == 1 else bev

@@ -53,7 +53,7 @@ class Boxes:
         """The boxes with at least this score."""
         kept = self.scores >= score
         held = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "names"}
-        arrays = {name: None if values is None else values[kept] for name, values in held.items()}
+        arrays: dict[str, Any] = {name: None if values is None else values[kept] for name, values in held.items()}
         return Boxes(**arrays, names=[name for name, own in zip(self.names, kept) if own])
 
 

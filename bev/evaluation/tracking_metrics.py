@@ -72,8 +72,8 @@ def evaluate_tracks(frames: Iterable[Frame], predictions: Mapping[str, TrackedBo
         raise NoLabelsError(f"no label is of the classes that are tracked: {', '.join(TRACKING_CLASSES)}")
     per_class: dict[str, dict[str, float]] = {}
     for label, name in enumerate(TRACKING_CLASSES):
-        own = [rows.take(rows.label == label) for rows in (truths, boxes)]
-        per_class[name] = _class_scores([_keyframes(*own, scene, labelled) for scene in scenes])
+        true, found = (rows.take(rows.label == label) for rows in (truths, boxes))
+        per_class[name] = _class_scores([_keyframes(true, found, scene, labelled) for scene in scenes])
     overall = {key: _over_classes([own[key] for own in per_class.values()], key in SUMS) for key in KEYS}
     return {
         **{key: _number(value) for key, value in overall.items()},

@@ -166,8 +166,8 @@ def tracked_detections(
     """
     results = read_tracks(path)
     numbers: dict[str, int] = {}
-    for own in results.values():
-        for track in own.ids:
+    for tracked in results.values():
+        for track in tracked.ids:
             numbers.setdefault(track, len(numbers))
     found = {}
     for frame in frames:

@@ -106,7 +106,7 @@ def test_two_processes_fill_the_store_that_one_does(streets: Path, tmp_path: Pat
 
 
 def test_a_memory_learns_above_stored_maps_to_the_same_bits(streets: Path, tmp_path: Path) -> None:
-    """All three heads learn: those of boxes and voxels meet the map in the order in memory that the encoder gives it."""
+    """All three heads learn; the convolutions of boxes choose kernels by how the map lies in memory."""
     heads = {
         "model.tasks": ["boxes", "occupancy", "lanes"],
         "model.frozen": FROZEN[:3],
