@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drivestack.core.street_maps import STREET_KINDS
 from drivestack.data_tools.synthetic import build_world, synthesize
-from drivestack.data_tools.synthetic.labels.lanes import label_lanes
+from drivestack.data_tools.synthetic.labels.lanes import label_lanes, street_graph
 from drivestack.data_tools.synthetic.labels.voxels import FREE, voxel_classes
 from drivestack.data_tools.synthetic.sensing.renderer import RayCaster
 from drivestack.data_tools.synthetic.sensing.sensors import camera_rig
@@ -229,3 +230,12 @@ def test_mixed_scenes_are_those_of_their_family():
         assert mixed.scenery.mesh.vertices.tobytes() == alone.scenery.mesh.vertices.tobytes()
         kinds.add(mixed.layout.kind == "turning")
     assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("streets", ["turning", "towns"])
+def test_street_maps_have_every_street_and_its_kind(streets: str) -> None:
+    world = build_world(3, "val", 0, 4, streets)
+    graph = street_graph(world.layout)
+    assert len(graph.lines) == len(graph.kinds) == len(world.layout.streets)
+    names = {STREET_KINDS[kind] for kind in graph.kinds}
+    assert "main_road" in names and names <= {"main_road", "side_road"}
