@@ -18,7 +18,7 @@ def seen(number: int, name: str, left: int, top: int, size: int, share: float = 
     motion = Motion(np.zeros((1, 2)), 0.0, 0.0, 0.0)
     thing = WorldObject(number, name, MEAN_SIZE_LWH[name], "", motion, box((0, 0, 0), (1, 1, 1), (1, 1, 1)))
     place = (left, top, left + size, top + size)
-    return VisibleObject(thing, place, size * size, place, share, np.zeros(3), np.eye(3), None, 0.0)
+    return VisibleObject(thing, place, size * size, place, share, np.zeros(3), np.eye(3), None, 0.0, 0.0)
 
 
 def numbers(objects: list[VisibleObject]) -> list[int]:
