@@ -114,7 +114,8 @@ def same(one, other) -> None:
             continue
         theirs = other.boxes if part is one.boxes else other.lanes
         for name, value in vars(part).items():
-            np.testing.assert_allclose(value, getattr(theirs, name), atol=2e-5) if name != "token" else None
+            if name not in ("token", "track_ids"):  # no model here gives tracks
+                np.testing.assert_allclose(value, getattr(theirs, name), atol=2e-5)
 
 
 @pytest.mark.parametrize("lost", ["CAM_FRONT_LEFT", "CAM_BACK_RIGHT"])
