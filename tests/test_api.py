@@ -91,13 +91,13 @@ def test_an_answer_lies_in_the_ego_frame_with_names(model, rig, images) -> None:
     assert answer.voxels.semantics.shape == answer.voxels.grid.shape and answer.voxels.class_names[4] == "car"
     points, names = answer.voxels.occupied()
     assert len(points) == len(names) == (answer.voxels.semantics != answer.voxels.free).sum()
-    assert len(answer.lanes) == 50 and answer.lanes.lane_lane.shape == (50, 50)
+    assert 0 < len(answer.lanes) <= 50 and answer.lanes.lane_lane.shape == (len(answer.lanes), len(answer.lanes))
     assert len(answer.lanes.element_names) == len(answer.lanes.element_scores)
     entries = answer.to_nuscenes()
     assert {e["detection_name"] for e in entries} <= set(model.class_names) and len(entries) <= len(boxes)
     assert set(answer.to_openlane()) == {"lane_centerline", "traffic_element", "topology_lclc", "topology_lcte"}
     only = model(images, rig, reset=True, tasks=["lanes"])
-    assert only.boxes is None and only.voxels is None and len(only.lanes) == 50 and only.to_nuscenes() == []
+    assert only.boxes is None and only.voxels is None and len(only.lanes) == len(answer.lanes) and only.to_nuscenes() == []
 
 
 def test_a_picture_of_images_in_memory(model, rig, images) -> None:
@@ -124,7 +124,7 @@ def test_a_camera_without_an_image_is_masked(model, rig, images) -> None:
     whole = model(images, rig)
     assert len(whole.lanes.element_names) > 0
     blind = model(images | {"CAM_FRONT": None}, rig)
-    assert len(blind.lanes.element_names) == 0 and len(blind.lanes) == len(whole.lanes)
+    assert len(blind.lanes.element_names) == 0 and len(blind.lanes) > 0
     with pytest.raises(DataError, match="no image of any camera"):
         model(dict.fromkeys(rig), rig)
 

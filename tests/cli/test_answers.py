@@ -194,7 +194,7 @@ def test_demo_of_three_tasks(demo: list[str], config_of_three: Path, weights: Pa
     assert set(metrics["files"]["submissions"]) == {*TASKS, "tracks"}
     assert all((out / name).is_file() for name in metrics["files"]["submissions"].values())
     text = capsys.readouterr().out
-    assert text.index("NDS") < text.index("RayIoU") < text.index("OLS") < text.index("lanes.pkl (valid)")
+    assert text.index("NDS") < text.index("RayIoU") < text.index("OLS") < text.index("tracks.json (valid)")
 
 
 def test_demo_of_boxes_alone(demo: list[str], config: Path, weights: Path, capsys) -> None:
