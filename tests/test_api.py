@@ -97,7 +97,9 @@ def test_an_answer_lies_in_the_ego_frame_with_names(model, rig, images) -> None:
     assert {e["detection_name"] for e in entries} <= set(model.class_names) and len(entries) <= len(boxes)
     assert set(answer.to_openlane()) == {"lane_centerline", "traffic_element", "topology_lclc", "topology_lcte"}
     only = model(images, rig, reset=True, tasks=["lanes"])
-    assert only.boxes is None and only.voxels is None and len(only.lanes) == len(answer.lanes) and only.to_nuscenes() == []
+    assert (
+        only.boxes is None and only.voxels is None and len(only.lanes) == len(answer.lanes) and only.to_nuscenes() == []
+    )
 
 
 def test_a_picture_of_images_in_memory(model, rig, images) -> None:
