@@ -30,8 +30,54 @@ def scene_runs(scene_tokens: Sequence[str]) -> list[NDArray[np.int64]]:
     return np.split(np.arange(len(codes)), starts[1:])
 
 
+class EndlessSampler(Sampler):
+    """What endless orders share: the position of this rank, which can be saved.
+
+    With prefetching workers the sampler runs ahead of the trainer, which therefore states how many samples it has used:
+    ``state_dict(consumed)``, or ``load_state_dict({"position": n})``.
+    """
+
+    def __init__(self, dataset: HasScenes, seed: int | None, rank: int | None, world_size: int | None) -> None:
+        default_rank, default_world_size = get_dist_info()
+        self.size = len(dataset.scene_tokens)
+        self.seed = 0 if seed is None else seed
+        self.rank = default_rank if rank is None else rank
+        self.world_size = default_world_size if world_size is None else world_size
+        self.position = 0
+        self.forget()
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(index, draw) that this rank yields at a position."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what was derived from the seed, which may have changed."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        while True:
+            item = self.at(self.position)
+            self.position += 1
+            yield item
+
+    def __len__(self) -> int:
+        """Samples of this rank per epoch (rounded up); the iterator itself does not end."""
+        return -(-self.size // self.world_size)
+
+    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+        return {"position": self.position if consumed is None else consumed, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = int(state["position"])
+        self.seed = int(state.get("seed", self.seed))
+        self.forget()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by epoch-based loops; the orders here already differ from epoch to epoch."""
+
+
 @DATA_SAMPLERS.register_module()
-class ResumableSampler(Sampler):
+class ResumableSampler(EndlessSampler):
     """An endless shuffled order that is a pure function of (seed, position).
 
     dataset: anything with ``scene_tokens``; run_length: so many clips of one scene stay together in time order (1:
@@ -39,9 +85,6 @@ class ResumableSampler(Sampler):
 
     Every epoch visits each clip once. The global order is dealt out to the ranks like cards, so together they see
     what one process would. ``draw`` is the position in the global order, hence new in every epoch.
-
-    ``state_dict``: the position of this rank. With prefetching workers the sampler runs ahead of the trainer, which
-    therefore states how many samples it has used: ``state_dict(consumed)``, or ``load_state_dict({"position": n})``.
     """
 
     def __init__(
@@ -56,14 +99,11 @@ class ResumableSampler(Sampler):
             raise ValueError(f"sampler.run_length must be a whole number from 1 on, got {run_length!r}")
         if seed is not None and (type(seed) is not int or seed < 0):
             raise ValueError(f"sampler.seed must be a whole number from 0 on, got {seed!r}")
-        default_rank, default_world_size = get_dist_info()
+        super().__init__(dataset, seed, rank, world_size)
         self.scenes = scene_runs(dataset.scene_tokens)
-        self.size = len(dataset.scene_tokens)
-        self.seed = 0 if seed is None else seed
         self.run_length = run_length
-        self.rank = default_rank if rank is None else rank
-        self.world_size = default_world_size if world_size is None else world_size
-        self.position = 0
+
+    def forget(self) -> None:
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -87,27 +127,6 @@ class ResumableSampler(Sampler):
         draw = position * self.world_size + self.rank
         return int(self.order(draw // self.size)[draw % self.size]), draw
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        while True:
-            item = self.at(self.position)
-            self.position += 1
-            yield item
-
-    def __len__(self) -> int:
-        """Samples of this rank per epoch (rounded up); the iterator itself does not end."""
-        return -(-self.size // self.world_size)
-
-    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
-        return {"position": self.position if consumed is None else consumed, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = int(state["position"])
-        self.seed = int(state.get("seed", self.seed))
-        self._epoch = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by epoch-based loops; the order here already differs from epoch to epoch."""
-
 
 class StreamStep(NamedTuple):
     """A frame of a sequence that a memory follows; all frames of one pass through a sequence have the same draw."""
@@ -117,7 +136,7 @@ class StreamStep(NamedTuple):
 
 
 @DATA_SAMPLERS.register_module()
-class StreamingSampler(Sampler):
+class StreamingSampler(EndlessSampler):
     """An endless order for models with memory: each place of the global batch walks through whole sequences in time.
 
     The places (slots) are those of all ranks' batches, ``interleave`` times over: slot s takes every so-manieth
@@ -130,7 +149,7 @@ class StreamingSampler(Sampler):
     interleave: sequences that a place of the batch walks through by turns, a frame of each, so that steps of the
     optimiser with few samples do not see one scene many times in a row; sequence_frames: scenes are cut into sequences
     of about equal length and at most so many frames, None: whole scenes; rank, world_size: default from
-    torch.distributed. ``state_dict``: as of ResumableSampler.
+    torch.distributed.
     """
 
     def __init__(
@@ -147,7 +166,7 @@ class StreamingSampler(Sampler):
         for name, value, low in (*((name, value, 1) for name, value in counts.items()), ("seed", seed, 0)):
             if value is not None and (type(value) is not int or value < low):
                 raise ConfigError(f"sampler.{name}: must be a whole number from {low} on, got {value!r}")
-        default_rank, default_world_size = get_dist_info()
+        super().__init__(dataset, seed, rank, world_size)
         self.sequences = [
             part
             for scene in scene_runs(dataset.scene_tokens)
@@ -155,12 +174,9 @@ class StreamingSampler(Sampler):
         ]
         if not self.sequences:
             raise ConfigError("sampler: the dataset has no frames")
-        self.size = len(dataset.scene_tokens)
-        self.seed = seed or 0
         self.batch_size, self.interleave = batch_size, interleave
-        self.rank = default_rank if rank is None else rank
-        self.world_size = default_world_size if world_size is None else world_size
-        self.position = 0
+
+    def forget(self) -> None:
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._walks: dict[int, tuple[int, int]] = {}
 
@@ -191,27 +207,6 @@ class StreamingSampler(Sampler):
             number, begun = number + self.slots, end
         self._walks[slot] = number, begun
         return StreamStep(int(self.sequence(number)[step - begun]), number)
-
-    def __iter__(self) -> Iterator[StreamStep]:
-        while True:
-            item = self.at(self.position)
-            self.position += 1
-            yield item
-
-    def __len__(self) -> int:
-        """Samples of this rank per epoch (rounded up); the iterator itself does not end."""
-        return -(-self.size // self.world_size)
-
-    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
-        return {"position": self.position if consumed is None else consumed, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = int(state["position"])
-        self.seed = int(state.get("seed", self.seed))
-        self._orders, self._walks = {}, {}
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by epoch-based loops; the order here already differs from epoch to epoch."""
 
 
 @DATA_SAMPLERS.register_module()
