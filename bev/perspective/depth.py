@@ -78,7 +78,9 @@ class DepthTeacher(nn.Module):
         """Logits [B, N, D, h, w] of each level, from pyramid levels [B, N, C, h, w]."""
         if len(levels) < len(self.levels):
             raise ConfigError(f"depth teacher has {len(self.levels)} levels, the neck gives {len(levels)}")
-        return [conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]).float() for conv, x in zip(self.levels, levels)]
+        # contiguous: from channels-last maps the weights' gradients get strides that DDP warns of
+        maps = [x.flatten(0, 1).contiguous() for x in levels]
+        return [conv(x).unflatten(0, level.shape[:2]).float() for conv, x, level in zip(self.levels, maps, levels)]
 
     def depth_m(self, logits: Tensor, batch: Batch) -> Tensor:
         """Depths [B, N, h, w] in metres, the mean of the bins' logarithms, for the cameras of the batch."""
