@@ -61,7 +61,7 @@ def test_the_package_shows_its_names_without_loading_them() -> None:
     assert all(getattr(drivestack, name) is not None for name in drivestack.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         drivestack.nothing  # noqa: B018
-    assert drivestack.list_models() == ["bevformerv2_tiny_synthetic", TINY]
+    assert drivestack.list_models() == ["bevformerv2_tiny_synthetic", "perception_tiny_drive", TINY]
 
 
 def test_arrays_tensors_pictures_and_paths_are_the_same_images(model, rig, images, frame) -> None:
