@@ -182,8 +182,8 @@ class LaneTopologyHead(nn.Module):
         Raises ConfigError where the batch does not have the front camera, or its labels name another one.
         """
         front = front_index(self.front_camera, batch) or 0  # without one, `loss` and `predict` drop the elements
-        told = None if self.streets is None else partial(self.streets, streets=batch.street_maps)
-        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev), told)
+        add_streets = None if self.streets is None else partial(self.streets, streets=batch.street_maps)
+        dense = self.lane_map(resample_bev(features, self.grid, batch.ego_from_bev), add_streets)
         size = self.decoder.size
         guesses, at_guesses = self.lane_map.proposals(dense, self.num_proposals)
         learned = self.first_curves * size + self.decoder.low

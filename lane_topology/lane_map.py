@@ -77,11 +77,11 @@ class LaneMap(nn.Module):
         centres = torch.from_numpy(grid.cell_centres()).float()
         self.register_buffer("centres", centres, persistent=False)  # [num_y, num_x, 2]
 
-    def forward(self, maps: Tensor, told: Callable[[Tensor], Tensor] | None = None) -> LaneMapOutputs:
-        """From BEV maps [B, in_channels, num_y, num_x] on ``grid``; ``told``: adds what more is known to features."""
+    def forward(self, maps: Tensor, enrich: Callable[[Tensor], Tensor] | None = None) -> LaneMapOutputs:
+        """From BEV maps [B, in_channels, num_y, num_x] on ``grid``; ``enrich``: adds other inputs to the features."""
         features = self.trunk(maps)
-        if told is not None:
-            features = told(features)
+        if enrich is not None:
+            features = enrich(features)
         raw = self.cells(features).permute(0, 2, 3, 1).float()
         controls = raw[..., 4:].unflatten(-1, (self.num_control, 3)) * self.scale_m
         middles = F.pad(self.centres, (0, 1))[:, :, None]  # [num_y, num_x, 1, 3]

@@ -72,7 +72,7 @@ class StreetAttention(nn.Module):
         """Features [B, C, num_y, num_x] with the maps of B samples taken in; an empty ``streets``: nobody has one."""
         tokens, padding = self.tokens(streets, len(features))
         cells = features.flatten(2).transpose(1, 2)  # [B, num_y * num_x, C]
-        told, _ = self.attention(
+        attended, _ = self.attention(
             cells + self.place(self._code(self.centres)), tokens, tokens, key_padding_mask=padding, need_weights=False
         )
-        return features + told.transpose(1, 2).unflatten(2, features.shape[2:])
+        return features + attended.transpose(1, 2).unflatten(2, features.shape[2:])

@@ -71,12 +71,12 @@ def test_the_head_answers_with_and_without_maps_and_starts_as_without():
     with torch.no_grad():
         plain = heads[0](features, levels, replace(batch, street_maps=maps))
         for own in (maps, []):
-            told = heads[1](features, levels, replace(batch, street_maps=own))
-            assert torch.equal(told.controls, plain.controls) and torch.equal(told.logits, plain.logits)
+            mapped = heads[1](features, levels, replace(batch, street_maps=own))
+            assert torch.equal(mapped.controls, plain.controls) and torch.equal(mapped.logits, plain.logits)
         opened(heads[1].streets)
-        told = heads[1](features, levels, replace(batch, street_maps=maps))
+        mapped = heads[1](features, levels, replace(batch, street_maps=maps))
         other = heads[1](features, levels, replace(batch, street_maps=[lines(2, seed=1), None]))
-    assert not torch.equal(told.controls[:, 0], other.controls[:, 0])
-    assert torch.equal(told.controls[:, 1], other.controls[:, 1])
-    graphs = heads[1].predict(told, batch)
+    assert not torch.equal(mapped.controls[:, 0], other.controls[:, 0])
+    assert torch.equal(mapped.controls[:, 1], other.controls[:, 1])
+    graphs = heads[1].predict(mapped, batch)
     assert all(np.isfinite(graph.centrelines).all() for graph in graphs)

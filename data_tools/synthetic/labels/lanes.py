@@ -61,8 +61,8 @@ def label_lanes(
 
 
 def street_graph(layout: Layout | Network) -> StreetMap:
-    """The middle lines of a scene's streets, exactly where they are: without jitter a model would be told the answer
-    (clips/street_maps.py)."""
+    """The middle lines of a scene's streets, exactly where they are; training shifts them at random, as real maps are
+    never exact (clips/street_maps.py)."""
     kinds = ["side_road" if street.name.startswith(("side", "arm")) else "main_road" for street in layout.streets]
     return StreetMap([street.table_xy for street in layout.streets], np.array([STREET_KINDS.index(k) for k in kinds]))
 

@@ -40,7 +40,7 @@ class Family:
     two_lane_share: float = 0.25
     """Of the scenes: two lanes each way along the drive."""
     speed_mps: Range = (3.5, 9.0)
-    """That the car wants to drive where nothing slows it."""
+    """Of the car where nothing slows it."""
     parked_share: float = 0.06
     """Of the scenes: the car stands."""
     stop_share: float = 0.25

@@ -92,7 +92,7 @@ def _junction(junction: Crossing) -> list[Mesh]:
         kerb, stone, far = corner_lines(a, b, (0.0, _KERB_M, a.street.sidewalk_width_m))
         rim.append(kerb)
         s = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(kerb, axis=0), axis=1))])
-        # a strip wants its left line first: seen from the walker with the junction on the right
+        # a strip takes its left line first: seen from the walker with the junction on the right
         walk = flat_strip(far, kerb, s, SIDEWALK_Z_M, SIDEWALK_COLOUR, Material.SLABS)
         parts += [walk.labelled(Semantic.SIDEWALK), kerb_stones(kerb, stone, s)]
     outline = np.concatenate(rim)[::-1]
