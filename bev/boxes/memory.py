@@ -19,7 +19,7 @@ Shapes: B batch, C channels, K objects, P recalled objects (padded), Q queries o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,9 +29,11 @@ from ...core.answers import NO_TRACK
 from ...core.errors import ConfigError
 from ...core.registries import MODELS
 from ...geometry import transform_boxes
+from ..protocol import build
 from .box_coder import decode_boxes, encode_boxes, normalise_points
 from .head import QueryOutputs
 from .proposals import Proposals, augment_boxes
+from .trails import TrailVelocity
 
 _KEYFRAME_S, _SPEED_MPS, _STEP_M = 0.5, 10.0, 10.0  # units in which the motion is given to the layer norm
 
@@ -50,6 +52,8 @@ class Objects:
     """[K] best score, or what is left of an earlier one"""
     ids: Tensor
     """[K] long, NO_TRACK where none was given yet"""
+    trail: Tensor
+    """[K, T, 3] where they were before, (x, y, age_s), the newest first, age 0 where nothing is known; trails.py"""
     next_id: int
     """The first that the scene has not used."""
 
@@ -91,6 +95,8 @@ class Recalled:
     """[B, P]"""
     ids: Tensor
     """[B, P] long"""
+    trail: Tensor
+    """[B, P, T + 1, 3] as in Objects, with the last place, in the frame of the boxes"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class ObjectMemory(nn.Module):
     none, and the other's box is no answer if one of the two was recalled; 0: none are. suppress_m: peaks of the heat
     map that are nearer to a recalled object of their class and less sure than it make no query; 0: all do.
     forget_share: of training samples, chosen at random, that get no memory, so that first frames stay good.
+    velocity: trails.TrailVelocity, which corrects velocity and heading by where an object was; None: nothing does.
     """
 
     def __init__(
@@ -131,6 +138,7 @@ class ObjectMemory(nn.Module):
         same_m: float = 1.5,
         suppress_m: float = 1.0,
         forget_share: float = 1 / 3,
+        velocity: dict | nn.Module | None = None,
         hidden: int = 64,
     ) -> None:
         super().__init__()
@@ -155,6 +163,8 @@ class ObjectMemory(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.ones_(self.scale.bias)
+        self.velocity: TrailVelocity | None = build(velocity, channels=channels)
+        self.trail_length = 0 if self.velocity is None else self.velocity.places[-1] - 1  # beside the last place
 
     # ---- from the past -------------------------------------------------------------------------------------------
 
@@ -178,6 +188,7 @@ class ObjectMemory(nn.Module):
         confidence = torch.zeros(len(past), count, device=device)
         ids = torch.full((len(past), count), NO_TRACK, device=device)
         motion = torch.zeros(len(past), count, 9, device=device)
+        trail = torch.zeros(len(past), count, self.trail_length + 1, 3, device=device)
         for b, own in enumerate(known):
             if own is None:
                 continue
@@ -186,6 +197,7 @@ class ObjectMemory(nn.Module):
             content[b, :k], scores[b, :k] = own.objects.content.to(device), own.objects.scores.to(device)
             confidence[b, :k], ids[b, :k] = own.objects.confidence.to(device), own.objects.ids.to(device)
             boxes[b, :k] = _augmented(moved, bda[b].to(moved)).to(boxes)
+            trail[b, :k] = _places(self._trail(own), bda[b]).to(trail)
             planar = own.new_from_old[:2][:, [0, 1, 3]] / own.new_from_old.new_tensor([1.0, 1.0, _STEP_M])
             shared = torch.cat([planar.new_tensor([own.dt_s / _KEYFRAME_S]), planar.flatten()])
             motion[b, :k] = torch.cat([boxes[b, :k, 7:] / _SPEED_MPS, shared.to(boxes).expand(k, -1)], 1)
@@ -197,7 +209,46 @@ class ObjectMemory(nn.Module):
         # Padding stays in the middle of the range, where nothing of it is read.
         reference = torch.where(valid[..., None], reference, 0.5).clamp(0.001, 0.999)
         codes = torch.where(valid[..., None], encode_boxes(boxes), 0.0)
-        return Recalled(Proposals(reference, scores, valid, codes), content, motion, confidence, ids)
+        return Recalled(Proposals(reference, scores, valid, codes), content, motion, confidence, ids, trail)
+
+    def _trail(self, past: Past) -> Tensor:
+        """[K, T + 1, 3] places of remembered objects in the new BEV frame, the last one first."""
+        objects, pose = past.objects, past.new_from_old
+        last = decode_boxes(objects.codes.double())
+        heights = last[:, None, 2:3].expand(-1, self.trail_length + 1, -1)
+        xy = torch.cat([last[:, None, :2], objects.trail[..., :2].to(last)], 1)
+        xyz = torch.cat([xy, heights], -1) @ pose[:3, :3].to(last).T + pose[:3, 3].to(last)
+        seen = objects.scores.amax(-1) >= self.track_score  # where it was not seen, its place was a guess
+        ages = objects.trail[..., 2].to(last)
+        ages = torch.cat([seen[:, None] * past.dt_s, torch.where(ages > 0, ages + past.dt_s, 0.0)], 1)
+        return torch.cat([xyz[..., :2], ages[..., None]], -1)
+
+    def measured(self, outputs: QueryOutputs, recalled: Recalled | None) -> QueryOutputs:
+        """Outputs whose last layer has velocities and headings by the places of the objects before."""
+        if self.velocity is None or recalled is None or outputs.hidden is None:
+            return outputs
+        rows = self._followed(outputs, recalled)  # [B, G * Q]
+        trail = recalled.trail[torch.arange(len(rows), device=rows.device)[:, None], rows.clamp(min=0)]
+        trail = torch.where((rows >= 0)[..., None, None], trail, 0.0)
+        codes = self.velocity(outputs.hidden, outputs.box_codes[-1], trail)
+        return replace(outputs, box_codes=torch.cat([outputs.box_codes[:-1], codes[None]]))
+
+    @torch.no_grad()
+    def _followed(self, outputs: QueryOutputs, recalled: Recalled) -> Tensor:
+        """[B, G * Q] the recalled object that each query stands for, -1 for none: recalled queries for their own, which
+        are the last of each group; others for the nearest of their class within reach."""
+        size = self.pc_range[3:5] - self.pc_range[:2]
+        there = recalled.proposals.reference[..., :2] * size + self.pc_range[:2]
+        codes = outputs.box_codes[-1].float()
+        apart = torch.cdist(codes[..., :2], there)  # [B, G * Q, P]
+        same = outputs.cls_logits[-1].argmax(-1)[..., None] == recalled.proposals.scores.argmax(-1)[:, None]
+        reach = (codes[..., 3].exp() / 2).clamp(min=self.same_m, max=4.0)
+        apart = apart.masked_fill(~same | ~recalled.proposals.valid[:, None] | (apart > reach[..., None]), float("inf"))
+        nearest, row = apart.min(-1)
+        row = row.masked_fill(nearest.isinf(), -1).unflatten(1, (outputs.groups, -1))
+        count = recalled.ids.shape[1]
+        own = torch.arange(count, device=row.device).where(recalled.proposals.valid, -1)
+        return torch.cat([row[..., :-count], own[:, None].expand(-1, outputs.groups, -1)], -1).flatten(1)
 
     def content_of(self, recalled: Recalled) -> Tensor:
         """[B, P, C]: what the content of the past adds to the queries."""
@@ -227,6 +278,9 @@ class ObjectMemory(nn.Module):
         assert outputs.hidden is not None
         per_group = outputs.cls_logits.shape[2] // outputs.groups
         found = []
+        followed = None
+        if recalled is not None and self.trail_length:
+            followed = self._followed(outputs, recalled)[:, :per_group]
         for b in range(len(outputs.hidden)):
             scores = outputs.cls_logits[-1, b, :per_group].float().sigmoid()  # [Q, N]
             codes, content = outputs.box_codes[-1, b, :per_group].float(), outputs.hidden[b, :per_group].float()
@@ -235,14 +289,17 @@ class ObjectMemory(nn.Module):
             old = torch.zeros_like(ids, dtype=torch.bool)
             own = past[b]
             next_id = 0 if own is None else own.objects.next_id
+            trail = codes.new_zeros(per_group, self.trail_length, 3)
             if recalled is not None:
                 first = per_group - recalled.ids.shape[1]
                 confidence[first:] = torch.maximum(confidence[first:], self.decay * recalled.confidence[b])
                 ids[first:] = recalled.ids[b]
                 old[first:] = True
+                if self.trail_length:
+                    trail[followed[b] >= 0] = recalled.trail[b, followed[b][followed[b] >= 0], : self.trail_length]
             if outputs.valid is not None:
                 confidence = confidence.masked_fill(~outputs.valid[b], -1.0)
-            found.append(self._best(content, codes, scores, confidence, ids, old, next_id, bda[b]))
+            found.append(self._best(content, codes, scores, confidence, ids, old, trail, next_id, bda[b]))
         return found
 
     def _best(
@@ -253,6 +310,7 @@ class ObjectMemory(nn.Module):
         confidence: Tensor,
         ids: Tensor,
         old: Tensor,
+        trail: Tensor,
         next_id: int,
         bda: Tensor,
     ) -> Remembered:
@@ -267,10 +325,13 @@ class ObjectMemory(nn.Module):
         query_ids = torch.full_like(ids, NO_TRACK)
         seen = rows[best >= self.track_score]
         query_ids[seen] = ids[seen]
-        own_codes = codes[rows]
+        own_codes, own_trail = codes[rows], trail[rows]
         if not _is_identity(bda):
+            own_trail = _places(own_trail, torch.linalg.inv(bda))
             own_codes = encode_boxes(augment_boxes(decode_boxes(own_codes), torch.linalg.inv(bda)))
-        kept = Objects(content[rows], own_codes, scores[rows], confidence[rows], ids[rows], next_id + int(new.sum()))
+        kept = Objects(
+            content[rows], own_codes, scores[rows], confidence[rows], ids[rows], own_trail, next_id + int(new.sum())
+        )
         return Remembered(kept, query_ids, twice)
 
     def _distinct(
@@ -306,7 +367,8 @@ class ObjectMemory(nn.Module):
         scores = torch.zeros(len(boxes), self.num_classes, device=boxes.device)
         scores[torch.arange(len(boxes)), labels] = 0.9
         content = torch.zeros(len(boxes), self.norm.normalized_shape[0], device=boxes.device)
-        return Objects(content, encode_boxes(boxes.float()), scores, scores.amax(-1), ids, next_id)
+        trail = torch.zeros(len(boxes), self.trail_length, 3, device=boxes.device)
+        return Objects(content, encode_boxes(boxes.float()), scores, scores.amax(-1), ids, trail, next_id)
 
 
 def aligned_boxes(boxes: Tensor, new_from_old: Tensor, dt_s: float) -> Tensor:
@@ -318,6 +380,11 @@ def aligned_boxes(boxes: Tensor, new_from_old: Tensor, dt_s: float) -> Tensor:
 
 def _is_identity(bda: Tensor) -> bool:
     return bool((bda == torch.eye(3, device=bda.device, dtype=bda.dtype)).all())
+
+
+def _places(trail: Tensor, bda: Tensor) -> Tensor:
+    """Trails [..., 3] in the frame of an augmented map."""
+    return torch.cat([trail[..., :2] @ bda[:2, :2].to(trail).T, trail[..., 2:]], -1)
 
 
 def _augmented(boxes: Tensor, bda: Tensor) -> Tensor:

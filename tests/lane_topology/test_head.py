@@ -25,12 +25,15 @@ def head() -> LaneTopologyHead:
 def test_it_learns_toy_streets_with_their_edges_in_a_few_steps(head):
     features, levels, batch = toy.scenes(2)
     optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3)
-    for _ in range(90):
+    # down to nothing: without it, which lane is worst in the last step is a matter of rounding
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, 160)
+    for _ in range(160):
         total = sum(head.loss(head(features, levels, batch), batch).values())
         optimiser.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 10.0)
         optimiser.step()
+        schedule.step()
     graphs = head.eval().predict(head(features, levels, batch), batch)
     for graph, truth in zip(graphs, batch.lanes):
         assert graph.centrelines.shape[1:] == (11, 3)
