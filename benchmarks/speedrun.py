@@ -31,12 +31,14 @@ from typing import Any, Protocol
 import torch
 from speedrun_recipes import DEFAULT, RECIPES, Recipe, Stage
 
-from drivestack.cli.demo import DemoRecipe, run_demo
+from drivestack.cli.demo import run_demo
 from drivestack.core.errors import ConfigError
 from drivestack.core.files import write_json
 from drivestack.core.folders import folder_lock
 from drivestack.core.signals import terminate_as_exception
 from drivestack.data_tools.synthetic import synthesize
+from drivestack.data_tools.synthetic.recipes import RECIPES as SETS
+from drivestack.data_tools.synthetic.recipes import SetRecipe
 from drivestack.engine.checkpoints import export_weights
 
 THRESHOLDS = {"NDS": 0.50, "miou": 0.37, "ols": 0.53}
@@ -71,7 +73,7 @@ def run(
     name: str,
     out: Path,
     data: Path,
-    demo: DemoRecipe | None = None,
+    demo: SetRecipe = SETS["demo"],
     launch: Launch = start_processes,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:

@@ -139,6 +139,12 @@ def _demo(verbs: Any) -> None:
     parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 10)")
     parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 8)")
     parser.add_argument(
+        "--drive",
+        type=at_least_zero,
+        metavar="N",
+        help="keyframes of the drive that the clip plays (default: 20); 0: it plays the first scene",
+    )
+    parser.add_argument(
         "--pictures",
         type=at_least_zero,
         default=6,
@@ -165,10 +171,13 @@ def _demo(verbs: Any) -> None:
 def _run_demo(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from .demo import DEMO_CONFIG, DEMO_WEIGHTS, DemoRecipe, run_demo
+    from ..data_tools.synthetic.recipes import RECIPES
+    from .demo import DEMO_CONFIG, DEMO_WEIGHTS, run_demo
 
     sizes = {"num_scenes": options.scenes, "keyframes_per_scene": options.keyframes}
-    recipe = replace(DemoRecipe(), **{key: value for key, value in sizes.items() if value is not None})
+    recipe = replace(RECIPES["demo"], **{key: value for key, value in sizes.items() if value is not None})
+    length = RECIPES["demo_drive"].keyframes_per_scene if options.drive is None else options.drive
+    drive = replace(RECIPES["demo_drive"], keyframes_per_scene=length) if length else None
     out = Path(options.out)
     with writing("demo", folders=[out]):
         result = run_demo(
@@ -181,6 +190,7 @@ def _run_demo(options: argparse.Namespace) -> int:
             options.workers,
             options.pictures,
             options.score_threshold,
+            drive,
             say=lambda line: print(line, flush=True),
         )
     times_s, files = result["times"], result["files"]
@@ -206,7 +216,7 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("out", metavar="DIR", help="root of the new set (version v1.0-trainval)")
     parser.add_argument(
         "--recipe",
-        choices=("demo", "judge", "towns", "train100", "train101", "train102", "train_drives"),
+        choices=("demo", "demo_drive", "judge", "towns", "train100", "train101", "train102", "train_drives"),
         help="a set by name: split, scenes, keyframes, seed, width, streets, and labels where none are given",
     )
     parser.add_argument("--split", choices=("train", "val"), help="default: train")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from drivestack.cli.demo import DemoRecipe
 from drivestack.cli.main import main
 from drivestack.core.errors import ConfigError
 from drivestack.core.weights.files import read_metadata
+from drivestack.data_tools.synthetic.recipes import RECIPES
 from drivestack.engine.config import load_config
 
 SMALL = {
@@ -50,7 +50,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
         status = main([str(argument) for argument in arguments])
         return SimpleNamespace(poll=lambda: status)
 
-    demo = DemoRecipe(seed=8, num_scenes=1, keyframes_per_scene=2, image_width_px=96)
+    demo = replace(RECIPES["demo"], seed=8, num_scenes=1, keyframes_per_scene=2, image_width_px=96)
     monkeypatch.setattr(speedrun, "commit", lambda: "0123abc")
     go = lambda chosen=recipe, name="small": speedrun.run(
         chosen, name, tmp_path / "out", tmp_path / "data", demo, launch, say=lambda text: None

@@ -4,7 +4,7 @@ One frame hardly shows a velocity; places half a second apart do, with an error 
 as long as the object keeps its speed. So several lines are fitted, through few and through many places, and the object
 itself says how much it trusts each of them and the network's own guess:
 
-    v = w_0 v_network + sum_n w_n v_line(n),  w = softmax(choice(content, speeds, distances of the places from the lines))
+    v = w_0 v_network + sum_n w_n v_line(n),  w = softmax(choice(content, speeds, distances of places from their line))
 
 Weights that sum to 1 turn with the map: a scene seen from another side has the same answer. An object without earlier
 places keeps the network's velocity to the bit. The heading learns as well how far to trust the direction of motion: at

@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from drivestack.bev.protocol import TASKS, PerceptionModel
 from drivestack.cli.main import main
@@ -179,7 +180,7 @@ def test_a_split_without_labels_is_predicted_and_scoring_says_what_is_missing(
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A demo of a few seconds; all runs share its scenes."""
-    sizes = ["--scenes", "1", "--keyframes", "2", "--pictures", "1", "--workers", "1"]
+    sizes = ["--scenes", "1", "--keyframes", "2", "--pictures", "1", "--workers", "1", "--drive", "3"]
     return ["demo", "--out", str(tmp_path_factory.mktemp("demo")), *sizes]
 
 
@@ -206,6 +207,12 @@ def test_demo_of_boxes_alone(demo: list[str], config: Path, weights: Path, capsy
     assert metrics["files"]["submission"] == "submission.json"
     assert (out / "submission.json").is_file() and (out / "clip.gif").is_file()
     assert len(list((out / "pictures").glob("*.png"))) == 1
+    played = json.loads((out / "drive" / "submission.json").read_text())["results"]
+    with Image.open(out / "clip.gif") as clip:
+        assert clip.n_frames == len(played) == 3 and metrics["data"]["keyframes_per_scene"] == 2
+    assert main([*demo[:-1], "0", "--config", str(config), "--weights", str(weights)]) == 0
+    with Image.open(out / "clip.gif") as clip:
+        assert clip.n_frames == 2
     text = capsys.readouterr().out
     for fragment in ("NDS", "metrics.json", "clip.gif", "time", "disk"):
         assert fragment in text

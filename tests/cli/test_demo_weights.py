@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from drivestack.cli.demo import DemoRecipe, run_demo
+from drivestack.cli.demo import run_demo
+from drivestack.data_tools.synthetic.recipes import RECIPES
 
-RECIPE = replace(DemoRecipe(), seed=90_002, num_scenes=2, keyframes_per_scene=4)
+RECIPE = replace(RECIPES["demo"], seed=90_002, num_scenes=2, keyframes_per_scene=4)
 
 Run = Callable[[str], dict]
 

@@ -62,9 +62,11 @@ def test_the_longest_line_is_the_least_squares_one() -> None:
     points = torch.cat([torch.tensor([[5.0, 3.0]]), noisy[0, 0, :, :2]]).double()
     expected = torch.linalg.lstsq(torch.stack([times, torch.ones(5)], 1), points).solution[0]
     assert found[0, 0, 8:].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
-    rest = points - torch.stack([times, torch.ones(5)], 1) @ torch.linalg.lstsq(
-        torch.stack([times, torch.ones(5)], 1), points
-    ).solution
+    rest = (
+        points
+        - torch.stack([times, torch.ones(5)], 1)
+        @ torch.linalg.lstsq(torch.stack([times, torch.ones(5)], 1), points).solution
+    )
     apart = trusting(3).lines(torch.tensor([[[5.0, 3.0]]]), noisy)[1][0, 0, 2]
     assert float(apart) == pytest.approx(float(rest.square().sum(-1).mean().sqrt()), abs=1e-4)
 
@@ -124,10 +126,10 @@ def test_it_refuses_lines_through_no_places() -> None:
 # ------------------------------------------------------------------------------------------ in the object memory
 
 
-def drive(made: ObjectMemory, recalls: bool, bda: torch.Tensor) -> torch.Tensor:
-    """The codes of a car's query after six frames of a drive that turns; ``recalls``: whether its own query comes back,
-    or a new one finds it near the remembered place."""
-    own, velocity, remembered = None, torch.tensor([3.0, 1.0, 0.0]), None
+def drive(made: ObjectMemory, recalls: bool, bda: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The measured and the true velocity of a car after six frames of a drive that turns; ``recalls``: whether its own
+    query comes back, or a new one finds it near the remembered place."""
+    own, velocity, remembered, last = None, torch.tensor([3.0, 1.0, 0.0]), None, pose(rotation_z(0.0), [0.0] * 3)
     for k in range(6):
         ego = pose(rotation_z(0.1 * k), [2.0 * k, 0.3 * k, 0.0])
         ego_from_world = torch.from_numpy(invert_pose(ego))
@@ -144,9 +146,7 @@ def drive(made: ObjectMemory, recalls: bool, bda: torch.Tensor) -> torch.Tensor:
         empty = codes((-30.0, -30.0, 0.0, 0.0, 0.0))
         rows = [code] + [empty] * count if not recalls or not count else [empty, code]
         score = [logits] + [logits - 20] * count if not recalls or not count else [logits - 20, logits]
-        own = QueryOutputs(
-            torch.cat(score, 2), torch.cat(rows, 1)[None], 1, hidden=torch.zeros(1, 1 + count, CHANNELS)
-        )
+        own = QueryOutputs(torch.cat(score, 2), torch.cat(rows, 1)[None], 1, hidden=torch.zeros(1, 1 + count, CHANNELS))
         own = made.measured(own, recalled)
         (remembered,) = made.remember(own, recalled, [past], bda)
         last = ego

@@ -7,18 +7,10 @@ from itertools import combinations
 
 import pytest
 
-from drivestack.cli.demo import DemoRecipe
 from drivestack.cli.main import main
 from drivestack.data_tools.synthetic.files import generate
 from drivestack.data_tools.synthetic.recipes import RECIPES
 from drivestack.data_tools.synthetic.world.families import STREETS
-
-
-def test_the_demo_shows_the_set_of_its_name():
-    recipe, shown = RECIPES["demo"], DemoRecipe()
-    assert recipe.split == "val" and recipe.streets == "plain"
-    for field in ("seed", "num_scenes", "keyframes_per_scene", "image_width_px"):
-        assert getattr(recipe, field) == getattr(shown, field)
 
 
 def test_no_two_sets_share_a_seed_and_scored_ones_are_not_trained_on():
