@@ -197,19 +197,37 @@ class BoxTask(nn.Module):
         ``loss_dense``. Where no sample has any: one zero that keeps every learning parameter in the graph.
         """
         labelled = [b for b, boxes in enumerate(batch.gt_boxes) if boxes is not None]
-        if not labelled:
-            touched = [p.sum() for p in self.parameters() if p.requires_grad]
-            return {"loss_boxes_unlabelled": sum(touched, outputs.queries.cls_logits.sum()) * 0.0}
-        boxes, labels = ([values[b] for b in labelled] for values in (batch.gt_boxes, batch.gt_labels))
+        if labelled:
+            boxes, labels = ([values[b] for b in labelled] for values in (batch.gt_boxes, batch.gt_labels))
+            return self._losses(outputs, batch, labelled, boxes, labels)
+        # as of a sample without objects: other ranks wait for this one's counts
+        logits = outputs.queries.cls_logits
+        empty = [logits.new_zeros(0, 9)], [torch.zeros(0, dtype=torch.long, device=logits.device)]
+        terms = self._losses(outputs, batch, [0], *empty).values()
+        touched = [p.sum() for p in self.parameters() if p.requires_grad]
+        return {"loss_boxes_unlabelled": sum([*touched, *terms], logits.sum()) * 0.0}
+
+    def _losses(
+        self,
+        outputs: BoxOutputs,
+        batch: Batch,
+        labelled: Sequence[int],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """The terms of some samples, whose boxes [n, 9] and classes [n] are given."""
         queries, dense = outputs.queries, outputs.dense
-        if len(labelled) < len(batch.gt_boxes):
+        if len(labelled) < queries.cls_logits.shape[1]:
             queries = queries.of_samples(labelled)
-            dense = None if dense is None else DenseOutputs(dense.heat[labelled], dense.codes[labelled])
+            dense = None if dense is None else DenseOutputs(dense.heat[list(labelled)], dense.codes[list(labelled)])
         losses: dict[str, Tensor] = {}
-        if outputs.mono is not None:
-            lenses = None if batch.current_lenses is None else batch.current_lenses.flatten(0, 1)
-            where = batch.intrinsics.flatten(0, 1)
-            terms = self.perspective.loss(outputs.mono, where, self._image_targets(batch), lenses)
+        if self.perspective is not None:
+            if outputs.mono is None:
+                terms = self.perspective.no_loss(queries.cls_logits.sum())
+            else:
+                lenses = None if batch.current_lenses is None else batch.current_lenses.flatten(0, 1)
+                where = batch.intrinsics.flatten(0, 1)
+                terms = self.perspective.loss(outputs.mono, where, self._image_targets(batch), lenses)
             losses |= {f"{name}_mono": value for name, value in terms.items()}
         if dense is not None:
             losses |= self.bev_proposals.loss(dense, boxes, labels)

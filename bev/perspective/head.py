@@ -21,7 +21,7 @@ from torchvision.ops import batched_nms
 from ...core.labels import MonoTargets
 from ...core.registries import MODELS
 from .geometry import CameraBoxes, decode_camera_boxes, labelled_boxes
-from .losses import losses_2d, losses_3d, losses_attributes
+from .losses import losses_2d, losses_3d, losses_attributes, normalisers
 from .targets import SIZES_OF_INTEREST, assign_locations, feature_locations
 
 # nuScenes, in the class order of the released configs (alphabetical): mean (w, l, h) in metres, DD3D's config.
@@ -290,8 +290,7 @@ class NuscenesDD3D(nn.Module):
         """
         kept = [i for i, image in enumerate(outs.images.tolist()) if targets[image] is not None]
         if not kept:
-            zero = torch.stack([value.sum() for value in outs.maps.values()]).sum() * 0
-            return {f"loss_{name}": zero for name in self._loss_names()}
+            return self.no_loss(torch.stack([value.sum() for value in outs.maps.values()]).sum())
         maps = {name: value[kept] if len(kept) < len(value) else value for name, value in outs.maps.items()}
         images = outs.images[kept]
         labels = [targets[i] for i in images.tolist()]
@@ -320,6 +319,11 @@ class NuscenesDD3D(nn.Module):
         speeds = torch.cat([t.speed for t in labels]).float()[assigned.object]
         losses |= losses_attributes(at["attr"], at["speed"][:, 0], attributes, speeds, weight)
         return losses
+
+    def no_loss(self, anchor: Tensor) -> dict[str, Tensor]:
+        """The terms where no image is labelled: zeros. anchor: a number of the graph, for zeros that back-propagate."""
+        normalisers(None, anchor)
+        return {f"loss_{name}": anchor * 0 for name in self._loss_names()}
 
     def _loss_names(self) -> list[str]:
         boxes = ["conf3d", "box3d_quat", "box3d_proj_ctr", "box3d_depth", "box3d_size"] if self.box3d_on else []

@@ -29,6 +29,16 @@ def _corner_distance(pred: Tensor, target: Tensor, beta: float) -> Tensor:
     return torch.where(difference < beta, 0.5 * difference**2, difference - 0.5 * beta).mean(1)
 
 
+def normalisers(targets: LocationTargets | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """How many locations see an object, and the sum of their centerness, each a mean over ranks and above zero.
+
+    targets: None where no image of this rank is labelled: other ranks wait for its numbers all the same.
+    """
+    count = 0.0 if targets is None else float(len(targets.image))
+    weight = like.new_zeros(()) if targets is None else targets.centerness.sum()
+    return mean_over_ranks(like.new_tensor(count)).clamp(min=1), mean_over_ranks(weight).clamp(min=1e-6)
+
+
 def losses_2d(
     logits: Tensor, box2d: Tensor, centerness: Tensor, targets: LocationTargets
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -38,9 +48,8 @@ def losses_2d(
     """
     one_hot = torch.zeros_like(logits)
     one_hot[targets.image, targets.labels[targets.image, targets.location], targets.location] = 1
-    num_positive = mean_over_ranks(logits.new_tensor(float(len(targets.image)))).clamp(min=1)
+    num_positive, total_weight = normalisers(targets, logits)
     weight = targets.centerness  # [M]
-    total_weight = mean_over_ranks(weight.sum()).clamp(min=1e-6)
     return {
         "loss_cls": sigmoid_focal_loss(logits, one_hot).sum() / num_positive,
         "loss_box2d_reg": (ltrb_giou_loss(box2d, targets.ltrb) * weight).sum() / total_weight,

@@ -61,6 +61,21 @@ def test_a_batch_without_a_tasks_labels_adds_nothing_there_and_reaches_every_par
         assert not any(p.grad.any() for p in net.boxes.head.decoder.parameters())
 
 
+@pytest.mark.parametrize(
+    "labels", [{"occupancy": [None]}, {"lanes": []}, {"gt_boxes": [None], "gt_labels": [None]}, {"lanes": [None]}]
+)
+def test_a_rank_without_a_tasks_labels_still_joins_every_mean_over_ranks(monkeypatch, labels):
+    """Else the others wait for it until they give up."""
+    net, counted = model(), []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: counted.append(value.shape))
+    net.loss(labelled())
+    with_labels, counted = list(counted), counted.clear() or counted
+    net.loss(labelled(**labels))
+    assert with_labels and counted == with_labels
+
+
 def test_weights_of_tasks_and_frozen_parts():
     torch.manual_seed(0)
     plain, weighted = model(), model(loss_weights={"occupancy": 3.0}, frozen=["img_backbone", "pts_bbox_head.cls"])

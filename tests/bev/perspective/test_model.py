@@ -98,6 +98,22 @@ def test_a_batch_in_which_no_image_is_labelled(frames):
     assert all(value == 0 for name, value in losses.items() if name.endswith("_mono"))
 
 
+def test_a_rank_without_labels_still_joins_every_mean_over_ranks(frames, monkeypatch):
+    batch, model, counted = collate_clips([clips(frames)[0]]), build(), []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: counted.append(value.shape))
+    model.loss(batch)
+    with_labels = counted.copy()
+    for missing in ({"mono": [[None] * 3]}, {"mono": [None]}):
+        counted.clear()
+        given = replace(batch, **missing)
+        if missing["mono"] == [None]:
+            given = replace(given, gt_boxes=[None], gt_labels=[None])
+        model.boxes.loss(model.boxes(*reversed(model.encode_clip(given)), given), given)
+        assert with_labels and counted == with_labels
+
+
 def test_a_dataset_without_image_labels_is_refused_by_name(frames):
     batch = collate_clips([clips(frames, mono=False)[0]])
     with pytest.raises(ConfigError, match=r"perspective head.*mono=True"):
