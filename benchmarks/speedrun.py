@@ -83,13 +83,13 @@ def run(
     """
     with folder_lock(out, "speedrun"):
         notes = Notes(out / "state.json", name)
-        roots = [_rendered(recipe, seed, data / f"train{seed}", notes, say) for seed in recipe.data_seeds]
+        roots = [_rendered(own, data / own, notes, say) for own in recipe.sets]
         last: Path | None = None
         for stage in recipe.stages:
             last = _trained(stage, last, roots, out, notes, launch, say)
         assert last is not None  # a recipe has stages
         weights = out / f"{recipe.stages[-1].config}.safetensors"
-        about = {"recipe": name, "commit": commit(), "train_seeds": " ".join(map(str, recipe.data_seeds))}
+        about = {"recipe": name, "commit": commit(), "sets": " ".join(recipe.sets)}
         export_weights(last, weights, about, torch.float16)
         with notes.timed("evaluation"):
             config = recipe.stages[-1].config
@@ -186,14 +186,12 @@ def _cpu_s() -> float:
     return sum(own.ru_utime + own.ru_stime for own in usage)
 
 
-def _rendered(recipe: Recipe, seed: int, root: Path, notes: Notes, say: Callable[[str], None]) -> Path:
-    part = f"data {seed}"
+def _rendered(name: str, root: Path, notes: Notes, say: Callable[[str], None]) -> Path:
+    part, chosen = f"data {name}", SETS[name]
     if not (notes.parts.get(part, {}).get("done") and root.is_dir()):
-        say(f"{root}: {recipe.scenes} scenes x {recipe.keyframes} keyframes")
+        say(f"{root}: {chosen.num_scenes} scenes x {chosen.keyframes_per_scene} keyframes")
         with notes.timed(part):
-            synthesize(
-                root, "train", recipe.scenes, recipe.keyframes, seed, recipe.image_width_px, workers=os.cpu_count() or 1
-            )
+            synthesize(root, workers=os.cpu_count() or 1, **chosen.arguments())
     return root
 
 
@@ -262,7 +260,7 @@ def main() -> None:
     if options.list:
         for name, recipe in RECIPES.items():
             stages = ", ".join(f"{s.name} {s.iterations}" for s in recipe.stages)
-            print(f"{name}: {stages} (data of seeds {', '.join(map(str, recipe.data_seeds))})")
+            print(f"{name}: {stages} (sets {', '.join(recipe.sets)})")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with terminate_as_exception():

@@ -33,13 +33,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """data_seeds: of the synthetic training sets, ``scenes`` x ``keyframes`` each; stages: in their order."""
+    """sets: synthetic ones to train on, by the names in ``synthesize --recipe``; stages: in their order."""
 
     stages: tuple[Stage, ...]
-    data_seeds: tuple[int, ...] = (100, 101)
-    scenes: int = 100
-    keyframes: int = 6
-    image_width_px: int = 640
+    sets: tuple[str, ...] = ("train100", "train101")
 
 
 def schedule(iterations: int, warm_up: int = 200, shape: str = "cosine") -> list[dict[str, Any]]:
@@ -54,7 +51,7 @@ def schedule(iterations: int, warm_up: int = 200, shape: str = "cosine") -> list
 RECIPES = {
     # How the weights of 2026-11-20 came about (docs/tiny_model.md): 80 + 53 + 12 minutes.
     "2026-11-20": Recipe(
-        data_seeds=(100, 101, 102),
+        sets=("train100", "train101", "train102"),
         stages=(
             Stage("boxes", BOXES, 10800),
             Stage("three", THREE, 6000),

@@ -40,7 +40,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
         stage("joint", "perception_tiny_synthetic", 2, SMALL, processes=1),
         stage("heads", "perception_tiny_synthetic", 1, heads, processes=1),
     )
-    recipe = speedrun.Recipe(stages, data_seeds=(7,), scenes=1, keyframes=2, image_width_px=96)
+    recipe = speedrun.Recipe(stages, sets=("toy",))
     calls: list[str] = []
 
     def launch(arguments: Sequence[str], processes: int) -> Any:
@@ -51,6 +51,8 @@ def test_a_small_recipe_from_nothing_to_a_result(
         return SimpleNamespace(poll=lambda: status)
 
     demo = replace(RECIPES["demo"], seed=8, num_scenes=1, keyframes_per_scene=2, image_width_px=96)
+    toy = replace(RECIPES["train100"], seed=7, num_scenes=1, keyframes_per_scene=2, image_width_px=96)
+    monkeypatch.setitem(speedrun.SETS, "toy", toy)
     monkeypatch.setattr(speedrun, "commit", lambda: "0123abc")
     go = lambda chosen=recipe, name="small": speedrun.run(
         chosen, name, tmp_path / "out", tmp_path / "data", demo, launch, say=lambda text: None
@@ -79,7 +81,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
 
 def test_a_result_is_a_record_when_all_thresholds_are_reached(speedrun: ModuleType) -> None:
     part = {"wall_s": 600.0, "cpu_s": 1000.0, "attempts": 1, "done": True}
-    recipe = speedrun.Recipe((speedrun.Stage("a", "x", 10),), data_seeds=(1,))
+    recipe = speedrun.Recipe((speedrun.Stage("a", "x", 10),))
     parts = {"a": part, "data 1": part, "evaluation": part}
     good = {"NDS": 0.5, "miou": 0.4, "ols": 0.53, "mAP": 0.1}
     result = speedrun.summary("r", recipe, parts, good)
@@ -90,6 +92,7 @@ def test_a_result_is_a_record_when_all_thresholds_are_reached(speedrun: ModuleTy
 
 def test_all_recipes_name_configs_and_entries_that_exist(speedrun: ModuleType) -> None:
     for recipe in speedrun.RECIPES.values():
+        assert all(RECIPES[name].split == "train" for name in recipe.sets)
         names = [stage.name for stage in recipe.stages]
         assert len(set(names)) == len(names)
         for stage in recipe.stages:

@@ -9,6 +9,7 @@ with a map of that size (docs/tiny_model.md).
 from mmengine.config import read_base
 from mmengine.optim import CosineAnnealingLR, LinearLR
 
+from drivestack.bev.boxes.trails import TrailVelocity
 from drivestack.bev.perspective.depth import DepthTeacher
 
 with read_base():
@@ -17,14 +18,12 @@ with read_base():
 
 model["bev_map"].update(wide_bev_map)
 model.update(depth_teacher=dict(type=DepthTeacher, weight=0.5))
+model.boxes.memory.update(velocity=dict(type=TrailVelocity))
 # what only answers use was chosen on eight turning drives that are not the demo's (docs/tiny_model.md)
 model.lane_head.update(end_map=dict(), one_to_many=dict(), snap_radius_m=3.0, min_score=0.2)
 model.occupancy_head.update(mask="mixed", ray_loss=dict(), free_bias=1.5)
 
-data_command = (
-    "drivestack synthesize data/drives --streets mixed --scenes 60 --keyframes 20 --seed 200 "
-    "--labels occupancy lanes depth"
-)
+data_command = "drivestack synthesize data/drives --recipe train_drives"
 train_dataloader.dataset.update(pc_range=wide_bev_map["pc_range"], depth=True)
 train_dataloader.dataset.source.root = ["data/drives"]
 test_dataset.update(pc_range=wide_bev_map["pc_range"])
