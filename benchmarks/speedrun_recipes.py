@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 THREE, BOXES = "perception_tiny_synthetic", "bevformerv2_tiny_synthetic"
+START, DRIVE = "perception_tiny_drive_start", "perception_tiny_drive"
 ENCODER = ("img_backbone.", "img_neck.", "bev_map.")
 """Names of the parts up to the BEV map: what a stage of heads freezes."""
 FEATURES = "{out}/features"
@@ -69,32 +70,50 @@ RECIPES = {
             ),
         ),
     ),
-    # A proposal that has not been run as a whole: small images first, all tasks from their start, heads on stored maps.
-    "small-first": Recipe(
+    # Map from boxes, depth and voxels, the first half with small images; then all heads and memories on stored maps.
+    "drives": Recipe(
+        sets=("train_drives",),
         stages=(
             Stage(
                 "small",
-                THREE,
-                5000,
+                START,
+                3500,
                 {
+                    "model.tasks": ["boxes"],
                     "train_dataloader.dataset.image.train_heights_px": (64,),
+                    "train_dataloader.dataset.occupancy": False,
+                    "train_dataloader.dataset.lanes": False,
                     "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": schedule(5000)[:1],  # no decay: the next stage goes on
+                    "param_scheduler": schedule(3500)[:1],  # no decay: the next stage goes on
                 },
             ),
-            Stage("large", THREE, 4500, {"param_scheduler": schedule(4500, shape="linear")}),
+            Stage(
+                "large",
+                START,
+                2800,
+                {
+                    "model.tasks": ["boxes", "occupancy"],
+                    "train_dataloader.dataset.lanes": False,
+                    "param_scheduler": schedule(2800, shape="linear"),
+                },
+            ),
             Stage(
                 "heads",
-                THREE,
-                2500,
+                DRIVE,
+                2000,
                 {
-                    "model.tasks": ["occupancy", "lanes"],
-                    "model.frozen": [*ENCODER, "boxes."],
+                    "model.frozen": [*ENCODER],
+                    "model.depth_teacher": None,
+                    "train_dataloader.dataset.depth": False,
+                    "train_dataloader.dataset.mirror": False,  # hardly three times through the set: half as much to store
                     "cache_features": FEATURES,
-                    "param_scheduler": schedule(2500, shape="linear"),
+                    "model.loss_weights": {"occupancy": 5.0, "lanes": 1.0},
+                    "optim_wrapper.optimizer.lr": 6e-4,
+                    "param_scheduler": schedule(2000, shape="linear"),
                 },
+                start="fine_tune",
             ),
         ),
     ),
 }
-DEFAULT = "2026-11-20"
+DEFAULT = "drives"

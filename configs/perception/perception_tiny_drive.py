@@ -10,22 +10,21 @@ from mmengine.config import read_base
 from mmengine.optim import CosineAnnealingLR, LinearLR
 
 from drivestack.bev.boxes.trails import TrailVelocity
-from drivestack.bev.perspective.depth import DepthTeacher
 
 with read_base():
+    from .._base_.tiny_drive import *
     from .._base_.wide_bev import *
     from .perception_tiny_objects import *
 
 model["bev_map"].update(wide_bev_map)
-model.update(depth_teacher=dict(type=DepthTeacher, weight=0.5))
+model.update(depth_teacher=drive_teacher)
 model.boxes.memory.update(velocity=dict(type=TrailVelocity))
-# what only answers use was chosen on eight turning drives that are not the demo's (docs/tiny_model.md)
-model.lane_head.update(end_map=dict(), one_to_many=dict(), snap_radius_m=3.0, min_score=0.2)
-model.occupancy_head.update(mask="mixed", ray_loss=dict(), free_bias=1.5)
+model.lane_head.update(drive_lanes)
+model.occupancy_head.update(drive_voxels)
 
-data_command = "drivestack synthesize data/drives --recipe train_drives"
+data_command = drive_command
 train_dataloader.dataset.update(pc_range=wide_bev_map["pc_range"], depth=True)
-train_dataloader.dataset.source.root = ["data/drives"]
+train_dataloader.dataset.source.root = drive_sets
 test_dataset.update(pc_range=wide_bev_map["pc_range"])
 
 new_parts = (*new_parts, "depth_teacher.", "lane_head.")
