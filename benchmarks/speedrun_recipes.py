@@ -105,7 +105,7 @@ RECIPES = {
                     "model.frozen": [*ENCODER],
                     "model.depth_teacher": None,
                     "train_dataloader.dataset.depth": False,
-                    "train_dataloader.dataset.mirror": False,  # hardly three times through the set: half as much to store
+                    "train_dataloader.dataset.mirror": False,  # half as much to store
                     "cache_features": FEATURES,
                     "model.loss_weights": {"occupancy": 5.0, "lanes": 1.0},
                     "optim_wrapper.optimizer.lr": 6e-4,
