@@ -2,8 +2,8 @@
 
 Beside the strict loader (core/checkpoint.py), which refuses what does not fit. The rules, each a pure function:
 
-    BEV queries, positional embeddings    resized bilinearly to another number of cells: a place keeps in metres what it
-                                          had, a border beyond the old one repeats it (grid_weights.py); the old area
+    BEV queries, positional embeddings,   resized bilinearly to another number of cells: a place keeps in metres what it
+    the memory's mean map                 had, a border beyond the old one repeats it (grid_weights.py); the old area
                                           on the new where the checkpoint's range is not known; taken as they are on
                                           the same number of cells, also where those have other sizes in metres
     camera embeddings                     by camera name, or in order; the mean of all for additional cameras
@@ -37,12 +37,14 @@ from ..core.weights.shards import whole
 from .config import load_config, shipped_configs, task_names
 from .grid_weights import (
     COLUMN_EMBEDDING,
+    MEAN_MAP,
     ROW_EMBEDDING,
     SAME,
     Spans,
     grids_of,
     resize_bev_queries,
     resize_line,
+    resize_map,
     spans_of,
 )
 
@@ -179,6 +181,9 @@ def adapt(source: Side, target: Side, groups: Mapping[str, int] | None = None) -
             value, how = class_rows(stored, own, source.classes, target.classes, class_keys[key]), "class"
         elif (grids := grids_of(key, source.state, target.state)) and grids[0] != grids[1]:
             value, how = resize_bev_queries(stored, *grids, *spans), f"{grids[0]} to {grids[1]} cells{in_metres}"
+        elif key.endswith(MEAN_MAP) and stored.shape[1:] != own.shape[1:]:
+            value = resize_map(stored, own.shape[1:], *spans)
+            how = f"{tuple(stored.shape[1:])} to {tuple(own.shape[1:])} cells{in_metres}"
         elif key.endswith((ROW_EMBEDDING, COLUMN_EMBEDDING)) and len(stored) != len(own):
             axis = int(key.endswith(COLUMN_EMBEDDING))
             value = resize_line(stored, len(own), spans[0][axis], spans[1][axis])

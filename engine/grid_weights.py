@@ -5,13 +5,14 @@ Shapes: C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 ROW_EMBEDDING, COLUMN_EMBEDDING = "positional_encoding.row_embed.weight", "positional_encoding.col_embed.weight"
 BEV_QUERIES = "bev_embedding.weight"
+MEAN_MAP = "memory.running_mean"
 
 Span = tuple[float, float]
 """From and to, in metres or any one unit."""
@@ -55,6 +56,16 @@ def resize_bev_queries(
     columns = rows.unflatten(1, (grid[1], -1)).transpose(0, 1).flatten(1)  # [num_x, to_y * C]
     resized = resize_line(columns, to[1], spans[1], to_spans[1])
     return resized.unflatten(1, (to[0], -1)).transpose(0, 1).flatten(0, 1)
+
+
+def resize_map(
+    values: Tensor, to: Sequence[int], spans: Spans = (SAME, SAME), to_spans: Spans = (SAME, SAME)
+) -> Tensor:
+    """A map [C, num_y, num_x] on ``to`` cells (num_y, num_x); as ``resize_bev_queries``."""
+    queries = resize_bev_queries(
+        values.flatten(1).T, (values.shape[1], values.shape[2]), (to[0], to[1]), spans, to_spans
+    )
+    return queries.T.unflatten(1, tuple(to)).contiguous()
 
 
 def grids_of(

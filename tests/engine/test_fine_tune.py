@@ -59,6 +59,16 @@ def test_a_wider_grid_keeps_each_cell_where_it_was() -> None:
     torch.testing.assert_close(finer[:, 0], (torch.arange(34) * 1.5 - 24.75 + 42) / 1.5 - 0.5)
 
 
+def test_the_mean_map_of_a_memory_keeps_its_places() -> None:
+    old, new = ((-42.0, 42.0), (-42.0, 42.0)), ((-51.0, 51.0), (-51.0, 51.0))
+    mean, count = torch.randn(3, 56, 56), torch.tensor(700)
+    source = Side({"memory.running_mean": mean, "memory.num_updates": count}, spans=old)
+    target = Side({"memory.running_mean": torch.zeros(3, 68, 68), "memory.num_updates": torch.tensor(0)}, spans=new)
+    adapted, report = adapt(source, target)
+    assert torch.equal(adapted["memory.running_mean"][:, 6:-6, 6:-6], mean) and adapted["memory.num_updates"] == 700
+    assert report.resized == {"memory.running_mean": "(56, 56) to (68, 68) cells, by place"} and report.new == {}
+
+
 def test_a_grid_of_as_many_cells_in_another_shape_is_resized() -> None:
     def side(num_y: int, num_x: int) -> Side:
         names = ("bev_embedding", "positional_encoding.row_embed", "positional_encoding.col_embed")
