@@ -82,8 +82,8 @@ class Runs:
         return load_config(experiment.config, overrides)
 
     def seeds(self, experiment: Experiment, seeds: Sequence[int]) -> Sequence[int]:
-        """Without training there is one result."""
-        return seeds if experiment.iterations else seeds[:1]
+        """Without any training there is one result."""
+        return seeds if experiment.iterations or experiment.start in self.table else seeds[:1]
 
     def start(self, experiment: Experiment, seed: int) -> str | Path | None:
         """The weights that it starts from. Raises ConfigError where another experiment has to be trained first."""

@@ -124,6 +124,13 @@ def test_an_experiment_may_start_from_another(ablations: ModuleType, command: li
         runs.roots(runs.table["today"])
 
 
+def test_trained_weights_asked_in_another_way_have_all_their_seeds(ablations: ModuleType, tmp_path: Path) -> None:
+    other = ablations.Experiment("idea, forgotten", 0, start="idea")
+    shipped = ablations.Experiment("as shipped", 0)
+    runs = ablations.Runs(tmp_path, [ablations.Experiment("idea", 10), other, shipped], {})
+    assert runs.seeds(other, (0, 1, 2)) == (0, 1, 2) and runs.seeds(shipped, (0, 1, 2)) == (0,)
+
+
 def test_the_shipped_tables_make_configs(ablations: ModuleType, repository_root: Path) -> None:
     for path in (repository_root / "benchmarks" / "experiments").glob("[!_]*.py"):
         table = ablations.read_table(path.stem)
