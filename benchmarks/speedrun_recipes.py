@@ -70,37 +70,28 @@ RECIPES = {
             ),
         ),
     ),
-    # Map from boxes, depth and voxels, the first half with small images; then all heads and memories on stored maps.
+    # Boxes and depth with small images, then all tasks, both frame by frame; then all heads and memories on stored maps.
     "drives": Recipe(
         sets=("train_drives",),
         stages=(
             Stage(
                 "small",
                 START,
-                3500,
+                3200,
                 {
                     "model.tasks": ["boxes"],
                     "train_dataloader.dataset.image.train_heights_px": (64,),
                     "train_dataloader.dataset.occupancy": False,
                     "train_dataloader.dataset.lanes": False,
                     "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": schedule(3500)[:1],  # no decay: the next stage goes on
+                    "param_scheduler": schedule(3200)[:1],  # no decay: the next stage goes on
                 },
             ),
-            Stage(
-                "large",
-                START,
-                2800,
-                {
-                    "model.tasks": ["boxes", "occupancy"],
-                    "train_dataloader.dataset.lanes": False,
-                    "param_scheduler": schedule(2800, shape="linear"),
-                },
-            ),
+            Stage("large", START, 2600, {"param_scheduler": schedule(2600, shape="linear")}),
             Stage(
                 "heads",
                 DRIVE,
-                2000,
+                1900,
                 {
                     "model.frozen": [*ENCODER],
                     "model.depth_teacher": None,
@@ -109,7 +100,7 @@ RECIPES = {
                     "cache_features": FEATURES,
                     "model.loss_weights": {"occupancy": 5.0, "lanes": 1.0},
                     "optim_wrapper.optimizer.lr": 6e-4,
-                    "param_scheduler": schedule(2000, shape="linear"),
+                    "param_scheduler": schedule(1900, shape="linear"),
                 },
                 start="fine_tune",
             ),
