@@ -70,7 +70,7 @@ RECIPES = {
             ),
         ),
     ),
-    # Boxes and depth with small images, then all tasks, both frame by frame; then all heads and memories on stored maps.
+    # Boxes and depth with small images, then all tasks, frame by frame; then all heads and memories on stored maps.
     "drives": Recipe(
         sets=("train_drives",),
         stages=(
