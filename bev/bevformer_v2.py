@@ -141,6 +141,10 @@ class BEVFormerV2(PerceptionModel):
     def gives_tracks(self) -> bool:  # type: ignore[override]  # follows from a part of the model
         return self.boxes is not None and self.boxes.memory is not None
 
+    @property
+    def teachers(self) -> tuple[str, ...]:  # type: ignore[override]  # follows from a part of the model
+        return TEACHERS[:1] if self.boxes is not None and self.boxes.head.rescore else TEACHERS
+
     @staticmethod
     def _head_name(task: str) -> str:
         return {"boxes": "boxes", "occupancy": "occupancy_head", "lanes": "lane_head"}[task]

@@ -72,7 +72,8 @@ class PerceptionModel(BaseModel):
 
     tasks: what the model answers, of TASKS. frame_offsets: keyframes of a training clip relative to the current one.
     streams: whether training hands its memory from one iteration to the next (``stream_loss``).
-    gives_tracks: whether its boxes have ``track_ids``.
+    gives_tracks: whether its boxes have ``track_ids``. teachers: prefixes of state-dict keys of parts that only
+    training meets: weights to answer with may lack them.
     """
 
     tasks: tuple[str, ...] = TASKS
@@ -83,6 +84,7 @@ class PerceptionModel(BaseModel):
     """The last such measurement, by name; None: the model has never made one."""
     streams: bool = False
     gives_tracks: bool = False
+    teachers: tuple[str, ...] = ()
 
     @property
     def remembers(self) -> bool:

@@ -127,7 +127,7 @@ def load_model(config: Config, checkpoint: str | Path | None, seed: int = 0) -> 
         torch.manual_seed(seed)
         model = cast("PerceptionModel", build_model(config))
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        load_checkpoint(model, checkpoint, may_lack=getattr(model, "teachers", ()))
     return model
 
 
