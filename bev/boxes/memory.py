@@ -10,8 +10,9 @@ of the old BEV frame in the new one, and dt the time between the two frames:
 ``out`` starts at zero, g at 1 and b at 0 (motion-aware layer normalisation): untrained, an object comes back as a
 proposal at its place. A frame without a memory has no such queries: the model's answer is that of one without memory.
 
-Ids are given when a score first reaches ``id_score``, and stay with the object as long as it is remembered. Nothing is
-matched: tracks are a by-product.
+Ids are given when a score first reaches ``id_score``, and stay with the object as long as it is remembered. An object
+that is not seen stays where it should be; a new query that finds something of its class there takes over its id.
+Tracks are a by-product.
 
 Shapes: B batch, C channels, K objects, P recalled objects (padded), Q queries of the first group, N classes.
 """
@@ -292,6 +293,9 @@ class ObjectMemory(nn.Module):
             trail = codes.new_zeros(per_group, self.trail_length, 3)
             if recalled is not None:
                 first = per_group - recalled.ids.shape[1]
+                unseen = confidence[first:] < self.track_score  # it stays where it should be, wherever its query looked
+                codes = codes.clone()
+                codes[first:][unseen] = recalled.proposals.codes[b, unseen]
                 confidence[first:] = torch.maximum(confidence[first:], self.decay * recalled.confidence[b])
                 ids[first:] = recalled.ids[b]
                 old[first:] = True
@@ -317,8 +321,10 @@ class ObjectMemory(nn.Module):
         """The objects that stay, with ids, of all queries of a sample."""
         order = confidence.argsort(descending=True, stable=True)[: 2 * self.num_objects]
         order = order[confidence[order] > self.min_score]
-        rows, twice = self._distinct(order, codes, scores, ids, old)
-        rows = rows[: self.num_objects]
+        # Of two that are one, what is seen now counts: a fading object must not stand in for one that is plainly there.
+        seen_now = scores[order].amax(-1).argsort(descending=True, stable=True)
+        rows, twice = self._distinct(order[seen_now], codes, scores, ids, old)
+        rows = rows[confidence[rows].argsort(descending=True, stable=True)][: self.num_objects]
         best = scores[rows].amax(-1)
         new = (ids[rows] == NO_TRACK) & (best >= self.id_score)
         ids[rows[new]] = next_id + torch.arange(int(new.sum()), device=ids.device)
