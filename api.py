@@ -1,6 +1,6 @@
 """drivestack for a program: load a model, give it images, read, score and train.
 
-    model = drivestack.load("perception_tiny_synthetic")
+    model = drivestack.load("perception_tiny_drive")
     rig = drivestack.Rig({"CAM_FRONT": drivestack.Camera(K, ego_from_camera, size_px=(1600, 900)), ...})
     answer = model(images, rig, global_from_ego=pose, timestamp_us=t)
     answer.boxes, answer.voxels, answer.lanes

@@ -26,7 +26,7 @@ from .outputs import check_outputs
 
 logger = logging.getLogger("drivestack")
 
-DEMO_CONFIG = "perception_tiny_synthetic"
+DEMO_CONFIG = "perception_tiny_drive"
 DEMO_WEIGHTS = FOLDER / f"{DEMO_CONFIG}.safetensors"
 VERSION, SPLIT = "v1.0-trainval", "val"
 METRICS, PICTURES, CLIP, DRIVE = "metrics.json", "pictures", "clip.gif", "drive"

@@ -17,7 +17,7 @@ import drivestack
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("street", type=Path, help="rig.json, poses.json and one folder of images per keyframe")
-    parser.add_argument("--model", default="perception_tiny_synthetic")
+    parser.add_argument("--model", default="perception_tiny_drive")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     options = parser.parse_args()
 
