@@ -136,7 +136,7 @@ def _demo(verbs: Any) -> None:
     weights.add_argument("--random-weights", action="store_true", help="untrained model")
     parser.add_argument("--config", metavar="CONFIG", help="config of the weights (default: that of the shipped ones)")
     parser.add_argument("--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses")
-    parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 5)")
+    parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 6)")
     parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 20)")
     parser.add_argument(
         "--drive",
