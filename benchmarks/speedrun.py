@@ -4,7 +4,7 @@
     make speedrun SPEEDRUN_ARGS='--recipe 2026-11-20'        # --list names the recipes
 
 Renders the training sets, runs the stages of a recipe (speedrun_recipes.py), exports the last weights and scores them
-on the set short_scenes. A killed run goes on with the same command. ``result.json`` has the time of each stage, the
+on the demo's scenes. A killed run goes on with the same command. ``result.json`` has the time of each stage, the
 scores, which thresholds are reached, the machine and the commit; docs/speedrun.md says how to claim a record.
 
 Time is wall time of a stage's process from its start to its end, also of attempts that were killed (to within
@@ -42,7 +42,7 @@ from drivestack.data_tools.synthetic.recipes import SetRecipe
 from drivestack.engine.checkpoints import export_weights
 
 THRESHOLDS = {"NDS": 0.50, "miou": 0.37, "ols": 0.53}
-"""Scores on the set short_scenes, as metrics.json of `drivestack demo` names them."""
+"""Scores on the demo's scenes, as metrics.json of `drivestack demo` names them."""
 BEAT_S = 5.0
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -73,7 +73,7 @@ def run(
     name: str,
     out: Path,
     data: Path,
-    demo: SetRecipe = SETS["short_scenes"],
+    demo: SetRecipe = SETS["demo"],
     launch: Launch = start_processes,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:

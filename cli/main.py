@@ -136,8 +136,8 @@ def _demo(verbs: Any) -> None:
     weights.add_argument("--random-weights", action="store_true", help="untrained model")
     parser.add_argument("--config", metavar="CONFIG", help="config of the weights (default: that of the shipped ones)")
     parser.add_argument("--perturb-calibration", metavar="HOW", help="shuffle or yaw:DEG: wrong camera poses")
-    parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 6)")
-    parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 20)")
+    parser.add_argument("--scenes", type=positive, metavar="N", help="number of scenes (default: 10)")
+    parser.add_argument("--keyframes", type=positive, metavar="N", help="keyframes per scene (default: 8)")
     parser.add_argument(
         "--drive",
         type=at_least_zero,
@@ -216,7 +216,7 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("out", metavar="DIR", help="root of the new set (version v1.0-trainval)")
     parser.add_argument(
         "--recipe",
-        choices=("demo", "short_scenes", "demo_drive", "judge", "towns", "train100", "train101", "train102", "train_drives"),
+        choices=("demo", "demo_drive", "judge", "towns", "train100", "train101", "train102", "train_drives"),
         help="a set by name: split, scenes, keyframes, seed, width, streets, and labels where none are given",
     )
     parser.add_argument("--split", choices=("train", "val"), help="default: train")

