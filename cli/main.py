@@ -216,7 +216,10 @@ def _synthesize(verbs: Any) -> None:
     parser.add_argument("out", metavar="DIR", help="root of the new set (version v1.0-trainval)")
     parser.add_argument(
         "--recipe",
-        choices=("demo", "demo_drive", "judge", "towns", "train100", "train101", "train102", "train_drives"),
+        choices=(
+            *("demo", "long_scenes", "demo_drive", "judge", "towns"),
+            *("train100", "train101", "train102", "train_drives"),
+        ),
         help="a set by name: split, scenes, keyframes, seed, width, streets, and labels where none are given",
     )
     parser.add_argument("--split", choices=("train", "val"), help="default: train")

@@ -29,8 +29,10 @@ class SetRecipe:
 
 _ALL_LABELS = ("occupancy", "lanes", "depth", "street_map")
 RECIPES = {
-    # scored: plain streets as the demo has shown them since its first release, drives that turn, streets unlike both
+    # scored: plain streets as the demo has shown them since its first release, and longer ones, where memory has time;
+    # drives that turn; streets unlike both
     "demo": SetRecipe("val", 90_001, 10, 8),
+    "long_scenes": SetRecipe("val", 94_001, 5),
     "demo_drive": SetRecipe("val", 93_001, 1, streets="turning"),
     "judge": SetRecipe("val", 91_001, 20, streets="turning", labels=("occupancy", "lanes", "street_map")),
     "towns": SetRecipe("val", 92_001, 20, streets="towns", labels=("occupancy", "lanes", "street_map")),
