@@ -351,17 +351,18 @@ class ObjectMemory(nn.Module):
         label = scores[order].argmax(-1)
         reach = (codes[order, 3].exp() / 2).clamp(min=self.same_m)  # half a length
         near = (torch.cdist(codes[order, :2], codes[order, :2]) < reach) & (label[:, None] == label)
-        better = near.tril(-1).cpu()  # [k, k]: better ones of each
+        better = near.tril(-1).tolist()  # [k][k]: better ones of each
         kept: list[int] = []
-        for i in range(len(order)):
-            over = [j for j in kept if better[i, j]]
-            if not over:
+        rows, known, recalled = order.tolist(), ids[order].tolist(), old[order].tolist()  # lists: tensors are slow here
+        for i, own in enumerate(better):
+            one = next((j for j in kept if own[j]), None)
+            if one is None:
                 kept.append(i)
                 continue
-            one, other = order[over[0]], order[i]
-            twice[other] = old[one] | old[other]
-            if ids[one] == NO_TRACK:
-                ids[one] = ids[other]
+            twice[rows[i]] = recalled[one] | recalled[i]
+            if known[one] == NO_TRACK:
+                known[one] = known[i]
+        ids[order] = torch.tensor(known, dtype=ids.dtype, device=ids.device)
         return order[kept], twice
 
     def untouched(self) -> Tensor:
