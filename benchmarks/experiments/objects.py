@@ -1,18 +1,17 @@
 """What remembered objects and their places are worth: the box head alone, above a map with its memory.
 
 All start from the weights of step 4 in docs/tiny_model.md, whose box head has learned with remembered objects but not
-with their places: ``git show ca7b576:weights/perception_tiny_drive.safetensors > step4.safetensors``, or the file
-that START names. docs/tracking.md has the table.
+with their places: ``git show ca7b576:weights/perception_tiny_drive.safetensors > step4.safetensors``. docs/tracking.md
+has the table.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from experiments import UP_TO_BEV, Experiment
 
-START = os.environ.get("START", "step4.safetensors")
+START = "step4.safetensors"
 BOXES_ALONE: dict[str, Any] = {
     "model.frozen": [*UP_TO_BEV, "memory."],
     "model.tasks": ["boxes"],

@@ -1,18 +1,17 @@
 """What the map's memory is worth to voxels: the voxel head and the memory alone, everything up to the map frozen.
 
 "no past" has the memory's parameters and reads the current map in the past's place. Both start from the weights of
-objects.py without those of the memory: a copy of the file without ``memory.``, step4_without_memory.safetensors or the
-file that START names. docs/memory.md has the table.
+objects.py without those of the memory: a copy of the file without ``memory.``, step4_without_memory.safetensors.
+docs/memory.md says what is known so far.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from experiments import UP_TO_BEV, Experiment
 
-START = os.environ.get("START", "step4_without_memory.safetensors")
+START = "step4_without_memory.safetensors"
 VOXELS_ALONE: dict[str, Any] = {
     "model.frozen": list(UP_TO_BEV),
     "model.tasks": ["occupancy"],

@@ -36,6 +36,7 @@ from .head import QueryOutputs
 from .proposals import Proposals, augment_boxes
 from .trails import TrailVelocity
 
+_REACH_M = 4.0  # at most, in which a new query takes over the places of an object: long vehicles stand in rows
 _KEYFRAME_S, _SPEED_MPS, _STEP_M = 0.5, 10.0, 10.0  # units in which the motion is given to the layer norm
 
 
@@ -243,7 +244,7 @@ class ObjectMemory(nn.Module):
         codes = outputs.box_codes[-1].float()
         apart = torch.cdist(codes[..., :2], there)  # [B, G * Q, P]
         same = outputs.cls_logits[-1].argmax(-1)[..., None] == recalled.proposals.scores.argmax(-1)[:, None]
-        reach = (codes[..., 3].exp() / 2).clamp(min=self.same_m, max=4.0)
+        reach = (codes[..., 3].exp() / 2).clamp(min=self.same_m, max=_REACH_M)
         apart = apart.masked_fill(~same | ~recalled.proposals.valid[:, None] | (apart > reach[..., None]), float("inf"))
         nearest, row = apart.min(-1)
         row = row.masked_fill(nearest.isinf(), -1).unflatten(1, (outputs.groups, -1))
