@@ -77,21 +77,21 @@ RECIPES = {
             Stage(
                 "small",
                 START,
-                2200,
+                2400,
                 {
                     "model.tasks": ["boxes"],
                     "train_dataloader.dataset.image.train_heights_px": (64,),
                     "train_dataloader.dataset.occupancy": False,
                     "train_dataloader.dataset.lanes": False,
                     "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": schedule(2200)[:1],  # no decay: the next stage goes on
+                    "param_scheduler": schedule(2400)[:1],  # no decay: the next stage goes on
                 },
             ),
-            Stage("large", START, 2500, {"param_scheduler": schedule(2500, shape="linear")}),
+            Stage("large", START, 3000, {"param_scheduler": schedule(3000, shape="linear")}),
             Stage(
                 "heads",
                 DRIVE,
-                1800,
+                2400,
                 {
                     "model.frozen": [*ENCODER],
                     "model.depth_teacher": None,
@@ -100,7 +100,7 @@ RECIPES = {
                     "cache_features": FEATURES,
                     "model.loss_weights": {"occupancy": 5.0, "lanes": 1.0},
                     "optim_wrapper.optimizer.lr": 6e-4,
-                    "param_scheduler": schedule(1800, shape="linear"),
+                    "param_scheduler": schedule(2400, shape="linear"),
                 },
                 start="fine_tune",
             ),

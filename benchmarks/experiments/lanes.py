@@ -1,4 +1,4 @@
-"""What the switches of the lane head are worth: the lane head alone on frozen features, from the shipped weights.
+"""What the switches of the lane head are worth: the lane head alone on stored features, from the shipped weights.
 
 The street map's rows need sets with maps (``synthesize --labels occupancy lanes street_map``); with other maps, or
 none, the same weights are scored again. docs/lane_topology.md.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments import TINY, Experiment
+from experiments import TINY, UP_TO_BEV, Experiment
 
-ITERATIONS = 1500
+ITERATIONS = 1000  # of two clips
 HEAD = "model.lane_head."
 LANES_ALONE: dict[str, Any] = {
     "model.tasks": ["lanes"],
-    "model.frozen": ["img_backbone.", "img_neck.", "pts_bbox_head."],
+    "model.frozen": list(UP_TO_BEV),
     "model.loss_weights": {"lanes": 1.0},
     "train_dataloader.dataset.occupancy": False,
+    "train_dataloader.batch_size": 2,
 }
 END_MAP = {HEAD + "end_map": {"sigma_cells": 2.0}}
 MANY = {HEAD + "one_to_many": {}}
@@ -26,7 +27,7 @@ WIDE = "perception_tiny_wide_synthetic"
 
 def _row(name: str, *overrides: dict[str, Any], **arguments: Any) -> Experiment:
     merged = {key: value for own in (LANES_ALONE, *overrides) for key, value in own.items()}
-    return Experiment(name, overrides=merged, **{"iterations": ITERATIONS} | arguments)
+    return Experiment(name, overrides=merged, **{"iterations": ITERATIONS, "stored_features": True} | arguments)
 
 
 def _snapped(falloff_m: float) -> Experiment:
