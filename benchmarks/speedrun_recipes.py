@@ -87,11 +87,11 @@ RECIPES = {
                     "param_scheduler": schedule(2400)[:1],  # no decay: the next stage goes on
                 },
             ),
-            Stage("large", START, 3000, {"param_scheduler": schedule(3000, shape="linear")}),
+            Stage("large", START, 2800, {"param_scheduler": schedule(2800, shape="linear")}),
             Stage(
                 "heads",
                 DRIVE,
-                2400,
+                2200,
                 {
                     "model.frozen": [*ENCODER],
                     "model.depth_teacher": None,
@@ -100,7 +100,7 @@ RECIPES = {
                     "cache_features": FEATURES,
                     "model.loss_weights": {"occupancy": 5.0, "lanes": 1.0},
                     "optim_wrapper.optimizer.lr": 6e-4,
-                    "param_scheduler": schedule(2400, shape="linear"),
+                    "param_scheduler": schedule(2200, shape="linear"),
                 },
                 start="fine_tune",
             ),
