@@ -22,6 +22,7 @@ from torch import nn
 from ..core.checkpoint import load_checkpoint, load_state
 from ..core.errors import CheckpointError, ConfigError, TrainingError, library_errors
 from ..core.files import atomic_path, write_json
+from ..core.registries import OPTIM_WRAPPER_CONSTRUCTORS
 from ..core.weights.lineage import KEY, Stage, stages_of
 from ..core.weights.names import StateDict, weights_of
 from ..core.weights.shards import has_shared_out, whole_on_first
@@ -99,6 +100,9 @@ class TrainRunner(Runner):
                 optim_wrapper = {**optim_wrapper, "optimizer": with_shared_state(optim_wrapper["optimizer"])}
             elif self.sharding == "fsdp2":
                 check_shared_out(optim_wrapper["optimizer"])
+        if isinstance(optim_wrapper, Mapping) and isinstance(name := optim_wrapper.get("constructor"), str):
+            # MMEngine looks in its own registry alone
+            optim_wrapper = {**optim_wrapper, "constructor": OPTIM_WRAPPER_CONSTRUCTORS.get(name) or name}
         return super().build_optim_wrapper(optim_wrapper)
 
     def build_logger(self, log_level: int | str = "WARNING", **kwargs: Any) -> MMLogger:

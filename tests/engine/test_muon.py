@@ -82,6 +82,13 @@ def test_groups_by_kind_of_layer() -> None:
     assert all(p.ndim < 2 for group in flat if group["weight_decay"] == 0 for p in group["params"])
 
 
+def test_names_as_set_on_the_command_line(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(1, hidden=32)
+    config.optim_wrapper.update(constructor="MuonConstructor", optimizer=dict(OPTIMIZER, type="MuonAdamW"))
+    state = read_checkpoint(train(config, tmp_path))["optimizer"]["state"]
+    assert any("momentum_buffer" in own for own in state.values())
+
+
 def test_resumed_equals_undisturbed_bitwise(toy: Any, tmp_path: Path) -> None:
     def config(iterations: int) -> Any:
         found = toy.toy_config(iterations, hidden=32)
