@@ -131,8 +131,9 @@ class BoxTask(nn.Module):
         queries = self.head.decode(features.bev, self._extra_queries(features.bev, dense, mono, batch, recalled))
         remembered = None
         if past is not None and self.memory is not None:
-            queries = self.memory.measured(queries, recalled)
-            remembered = self.memory.remember(queries, recalled, past, bda)
+            measured = self.memory.measured(queries, recalled)
+            remembered = self.memory.remember(measured, recalled, past, bda, seen=queries)
+            queries = measured
         return BoxOutputs(queries, dense, mono, self._rays(features.bev, batch), remembered)
 
     def _rays(self, bev: Tensor, batch: Batch) -> RayOutputs | None:

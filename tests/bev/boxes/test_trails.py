@@ -41,16 +41,27 @@ def trail(velocity: tuple[float, float], ages: list[float], at: tuple[float, flo
     return torch.cat([torch.where(age[:, None] > 0, xy, 0.0), age[:, None]], 1)[None, None]
 
 
+def smoothing(line: int, share: float) -> TrailVelocity:
+    """Draws places by a share towards one line (from 1 on)."""
+    made = TrailVelocity(CHANNELS, (1, 2, 4), smooth=True)
+    with torch.no_grad():
+        made.place[-1].bias[line - 1] = 100.0
+        made.place[-1].bias[-1] = math.atanh(share)
+    return made
+
+
 @pytest.mark.parametrize("ages", [[0.5, 1.0, 1.5, 2.0], [0.5, 0.0, 1.5, 2.1], [0.0, 0.7, 0.0, 0.0]])
 def test_all_lines_through_places_on_a_line_have_its_velocity(ages) -> None:
     made = TrailVelocity(CHANNELS, (1, 2, 4))
-    velocity, apart, new = made.lines(torch.tensor([[[5.0, 3.0]]]), trail((4.0, -1.0), ages))
+    found = made.lines(torch.tensor([[[5.0, 3.0]]]), trail((4.0, -1.0), ages))
     counts = [sum(age > 0 for age in ages[:n]) for n in (1, 2, 4)]
     for i, count in enumerate(counts):
         expected = [4.0, -1.0] if count else [0.0, 0.0]
-        assert velocity[0, 0, i].tolist() == pytest.approx(expected, abs=1e-5)
-    assert apart.max() < 1e-3
-    assert new[0, 0].tolist() == [count > before for count, before in zip(counts, [0, *counts])]
+        assert found.velocities[0, 0, i].tolist() == pytest.approx(expected, abs=1e-5)
+    assert found.apart.max() < 1e-3
+    now = found.middle - found.velocities * found.middle_s[..., None]
+    torch.testing.assert_close(now, torch.tensor([5.0, 3.0]).expand(1, 1, 3, 2), rtol=0, atol=1e-4)
+    assert found.new[0, 0].tolist() == [count > before for count, before in zip(counts, [0, *counts])]
 
 
 def test_the_longest_line_is_the_least_squares_one() -> None:
@@ -67,7 +78,7 @@ def test_the_longest_line_is_the_least_squares_one() -> None:
         - torch.stack([times, torch.ones(5)], 1)
         @ torch.linalg.lstsq(torch.stack([times, torch.ones(5)], 1), points).solution
     )
-    apart = trusting(3).lines(torch.tensor([[[5.0, 3.0]]]), noisy)[1][0, 0, 2]
+    apart = trusting(3).lines(torch.tensor([[[5.0, 3.0]]]), noisy).apart[0, 0, 2]
     assert float(apart) == pytest.approx(float(rest.square().sum(-1).mean().sqrt()), abs=1e-4)
 
 
@@ -82,6 +93,23 @@ def test_an_object_without_earlier_places_keeps_the_networks_word_to_the_bit() -
     assert torch.equal(found[..., :6], own[..., :6])
 
 
+def test_a_place_is_drawn_to_the_mean_of_places_moved_on() -> None:
+    own = codes((5.0, 4.0, 0.0, 4.0, -1.0))  # a metre to the left of where it should be; the velocity is right
+    seen, made = trail((4.0, -1.0), [0.5, 1.0, 1.5, 2.0], at=(5.0, 3.0)), smoothing(3, 0.5)
+    with torch.no_grad():
+        made.choice[-1].bias[0] = 100.0
+    found = made(torch.zeros(1, 1, CHANNELS), own, seen)
+    assert found[0, 0, :2].tolist() == pytest.approx([5.0, 4.0 - 0.5 * 0.8], abs=1e-4)  # four of five places at 3
+    assert torch.equal(found[..., 2:6], own[..., 2:6])
+    assert torch.equal(made(torch.zeros(1, 1, CHANNELS), own, torch.zeros(1, 1, 4, 3)), own)
+
+
+def test_places_stay_to_the_bit_before_anything_was_learned() -> None:
+    own, content = codes((5.0, 3.0, 0.4, 2.0, 1.0)), torch.randn(1, 1, CHANNELS)
+    seen = trail((4.0, -1.0), [0.5, 1.0, 0.0, 0.0], at=(9.0, 9.0))
+    assert torch.equal(TrailVelocity(CHANNELS, smooth=True)(content, own, seen)[..., :6], own[..., :6])
+
+
 def test_a_walker_seen_from_behind_heads_where_it_walks() -> None:
     own = codes((5.0, 3.0, math.pi, 0.0, 0.0))
     found = trusting(3, heading=1.0)(torch.zeros(1, 1, CHANNELS), own, trail((1.5, 1.5), [0.5, 1.0, 1.5, 2.0]))
@@ -90,7 +118,7 @@ def test_a_walker_seen_from_behind_heads_where_it_walks() -> None:
 
 def test_a_scene_seen_from_another_side_has_the_same_answer() -> None:
     torch.manual_seed(0)
-    made = TrailVelocity(CHANNELS, (1, 2, 4))
+    made = TrailVelocity(CHANNELS, (1, 2, 4), smooth=True)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     boxes = torch.zeros(1, 3, 9)
@@ -105,16 +133,18 @@ def test_a_scene_seen_from_another_side_has_the_same_answer() -> None:
     here = decode_boxes(made(content, encode_boxes(boxes), places))
     there = decode_boxes(made(content, encode_boxes(turned), moved))
     torch.testing.assert_close(there[..., 7:], here[..., 7:] @ turn.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(there[..., :2], here[..., :2] @ turn.T, rtol=1e-4, atol=1e-4)
+    assert (here[..., :2] - boxes[..., :2]).norm(dim=-1).max() > 0.01
     assert ((there[..., 6] - here[..., 6] - 2.0).cos() > 1 - 1e-5).all()
 
 
 def test_gradients_reach_the_choice_and_the_networks_velocity() -> None:
-    made = TrailVelocity(CHANNELS, (1, 2))
+    made = TrailVelocity(CHANNELS, (1, 2), smooth=True)
     own = codes((5.0, 3.0, 0.4, 2.0, 1.0)).requires_grad_()
-    made(torch.randn(1, 1, CHANNELS), own, trail((1.0, 0.0), [0.5, 1.0])).square().sum().backward()
+    made(torch.randn(1, 1, CHANNELS), own, trail((1.0, 0.0), [0.5, 1.0], at=(6.0, 3.0))).square().sum().backward()
     assert own.grad[0, 0, 8:].abs().min() > 0
     assert all(parameter.grad is not None for parameter in made.parameters())
-    assert made.choice[-1].weight.grad.abs().sum() > 0
+    assert made.choice[-1].weight.grad.abs().sum() > 0 and made.place[-1].weight.grad[-1].abs().sum() > 0
 
 
 def test_it_refuses_lines_through_no_places() -> None:
@@ -166,3 +196,20 @@ def test_the_memory_measures_a_car_from_a_car_that_turns(recalls, turned) -> Non
         made.velocity.choice[-1].bias[:-1] = torch.tensor([-100.0, -100.0, -100.0, 100.0])
     found, expected = drive(made, recalls, bda)
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_trail_is_made_of_places_as_they_were_seen() -> None:
+    made = ObjectMemory(CHANNELS, 2, RANGE, velocity=smoothing(1, 0.9), same_m=2.0).eval()
+    left, identity = None, torch.eye(4, dtype=torch.float64)
+    for k, x in enumerate((10.0, 11.0, 10.0)):
+        past = None if left is None else Past(left.objects, identity, 0.5)
+        recalled = made.recall([past], torch.eye(3)[None])
+        count = 0 if recalled is None else recalled.ids.shape[1]
+        rows = torch.cat([codes((x, 0.0, 0.0, 0.0, 0.0)), *[codes((-30.0, 0.0, 0.0, 0.0, 0.0))] * count], 1)
+        logits = torch.tensor([[[[4.0, -5.0]]]] + [[[[-16.0, -16.0]]]] * count).reshape(1, 1, 1 + count, 2)
+        seen = QueryOutputs(logits, rows[None], 1, hidden=torch.zeros(1, 1 + count, CHANNELS))
+        (left,) = made.remember(made.measured(seen, recalled), recalled, [past], torch.eye(3)[None], seen=seen)
+        if k:
+            assert abs(float(left.objects.codes[0, 0]) - x) > 0.05
+    assert left.objects.places[0].tolist() == pytest.approx([10.0, 0.0])
+    assert left.objects.trail[0, :2, 0].tolist() == pytest.approx([11.0, 10.0])
