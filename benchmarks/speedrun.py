@@ -41,7 +41,7 @@ from drivestack.data_tools.synthetic.recipes import RECIPES as SETS
 from drivestack.data_tools.synthetic.recipes import SetRecipe
 from drivestack.engine.checkpoints import export_weights
 
-THRESHOLDS = {"NDS": 0.50, "miou": 0.37, "ols": 0.53}
+THRESHOLDS = {"nds": 0.50, "miou": 0.37, "ols": 0.53}
 """Scores on the demo's scenes, as metrics.json of `drivestack demo` names them."""
 BEAT_S = 5.0
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -103,7 +103,7 @@ def summary(
     name: str, recipe: Recipe, parts: Mapping[str, Mapping[str, float]], scores: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of result.json."""
-    found = {key: scores.get(key) for key in THRESHOLDS}
+    found = {key: scores[key] for key in THRESHOLDS}
     stages = [
         {"name": s.name, "config": s.config, "iterations": s.iterations, "processes": s.processes, **parts[s.name]}
         for s in recipe.stages
@@ -266,7 +266,7 @@ def main() -> None:
     with terminate_as_exception():
         result = run(RECIPES[options.recipe], options.recipe, options.out.resolve(), options.data.resolve())
     for key, least in THRESHOLDS.items():
-        print(f"{key} {result['scores'][key]:.3f} (at least {least})")
+        print(f"{key} {result['scores'][key] or 0.0:.3f} (at least {least})")
     print(f"minutes: {', '.join(f'{key} {value:.1f}' for key, value in result['minutes'].items())}")
     print(f"{options.out / 'result.json'}: {'all thresholds reached' if result['record'] else 'not all are reached'}")
 
