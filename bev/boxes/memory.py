@@ -54,8 +54,6 @@ class Objects:
     """[K] best score, or what is left of an earlier one"""
     ids: Tensor
     """[K] long, NO_TRACK where none was given yet"""
-    places: Tensor
-    """[K, 2] where the decoder saw them; ``codes`` may have been corrected by what was known before"""
     trail: Tensor
     """[K, T, 3] where they were before, (x, y, age_s), the newest first, age 0 where nothing is known; trails.py"""
     next_id: int
@@ -221,7 +219,7 @@ class ObjectMemory(nn.Module):
         objects, pose = past.objects, past.new_from_old
         last = decode_boxes(objects.codes.double())
         heights = last[:, None, 2:3].expand(-1, self.trail_length + 1, -1)
-        xy = torch.cat([objects.places[:, None].to(last), objects.trail[..., :2].to(last)], 1)
+        xy = torch.cat([last[:, None, :2], objects.trail[..., :2].to(last)], 1)
         xyz = torch.cat([xy, heights], -1) @ pose[:3, :3].to(last).T + pose[:3, 3].to(last)
         seen = objects.scores.amax(-1) >= self.track_score  # where it was not seen, its place was a guess
         ages = objects.trail[..., 2].to(last)
@@ -284,7 +282,7 @@ class ObjectMemory(nn.Module):
         """What each sample leaves for its next frame, from the first group of queries; recalled ones are the last.
 
         past, bda: as ``recall`` had them; ids that a scene has used are not given again. seen: the outputs before they
-        were ``measured``, whose places go into trails: corrected ones would be corrected again and again.
+        were ``measured``, whose places are remembered: corrected ones would be corrected again and again.
         """
         seen = outputs if seen is None else seen
         assert outputs.hidden is not None
@@ -296,7 +294,7 @@ class ObjectMemory(nn.Module):
         for b in range(len(outputs.hidden)):
             scores = outputs.cls_logits[-1, b, :per_group].float().sigmoid()  # [Q, N]
             codes, content = outputs.box_codes[-1, b, :per_group].float(), outputs.hidden[b, :per_group].float()
-            places = seen.box_codes[-1, b, :per_group, :2].float()
+            codes = torch.cat([seen.box_codes[-1, b, :per_group, :2].float(), codes[:, 2:]], 1)
             confidence = scores.amax(-1)
             ids = torch.full((per_group,), NO_TRACK, device=scores.device)
             old = torch.zeros_like(ids, dtype=torch.bool)
@@ -315,7 +313,7 @@ class ObjectMemory(nn.Module):
                     trail[followed[b] >= 0] = recalled.trail[b, followed[b][followed[b] >= 0], : self.trail_length]
             if outputs.valid is not None:
                 confidence = confidence.masked_fill(~outputs.valid[b], -1.0)
-            found.append(self._best(content, codes, scores, confidence, ids, old, places, trail, next_id, bda[b]))
+            found.append(self._best(content, codes, scores, confidence, ids, old, trail, next_id, bda[b]))
         return found
 
     def _best(
@@ -326,7 +324,6 @@ class ObjectMemory(nn.Module):
         confidence: Tensor,
         ids: Tensor,
         old: Tensor,
-        places: Tensor,
         trail: Tensor,
         next_id: int,
         bda: Tensor,
@@ -344,13 +341,13 @@ class ObjectMemory(nn.Module):
         query_ids = torch.full_like(ids, NO_TRACK)
         seen = rows[best >= self.track_score]
         query_ids[seen] = ids[seen]
-        own_codes, own_places, own_trail = codes[rows], places[rows], trail[rows]
+        own_codes, own_trail = codes[rows], trail[rows]
         if not _is_identity(bda):
-            own_places = _places(own_places, torch.linalg.inv(bda))
             own_trail = _places(own_trail, torch.linalg.inv(bda))
             own_codes = encode_boxes(augment_boxes(decode_boxes(own_codes), torch.linalg.inv(bda)))
-        known = content[rows], own_codes, scores[rows], confidence[rows], ids[rows], own_places, own_trail
-        kept = Objects(*known, next_id + int(new.sum()))
+        kept = Objects(
+            content[rows], own_codes, scores[rows], confidence[rows], ids[rows], own_trail, next_id + int(new.sum())
+        )
         return Remembered(kept, query_ids, twice)
 
     def _distinct(
@@ -388,8 +385,7 @@ class ObjectMemory(nn.Module):
         scores[torch.arange(len(boxes)), labels] = 0.9
         content = torch.zeros(len(boxes), self.norm.normalized_shape[0], device=boxes.device)
         trail = torch.zeros(len(boxes), self.trail_length, 3, device=boxes.device)
-        codes = encode_boxes(boxes.float())
-        return Objects(content, codes, scores, scores.amax(-1), ids, codes[:, :2], trail, next_id)
+        return Objects(content, encode_boxes(boxes.float()), scores, scores.amax(-1), ids, trail, next_id)
 
 
 def aligned_boxes(boxes: Tensor, new_from_old: Tensor, dt_s: float) -> Tensor:
@@ -404,7 +400,7 @@ def _is_identity(bda: Tensor) -> bool:
 
 
 def _places(trail: Tensor, bda: Tensor) -> Tensor:
-    """Places [..., 2] or trails [..., 3] in the frame of an augmented map."""
+    """Trails [..., 3] in the frame of an augmented map."""
     return torch.cat([trail[..., :2] @ bda[:2, :2].to(trail).T, trail[..., 2:]], -1)
 
 

@@ -180,7 +180,7 @@ class StreamingMemory(nn.Module):
         fused = features.bev
         if self.training or any(state is not None for state in past):
             fused = self.fuse(features.bev, current, past, self._past_maps(past, road_z_m), road_z_m)
-        if self.training:
+        if self.training and any(parameter.requires_grad for parameter in self.parameters()):  # not where it is frozen
             self._follow_mean(fused)
         kept = {
             key: self._kept(now, old, bev, own)

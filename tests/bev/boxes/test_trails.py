@@ -198,18 +198,18 @@ def test_the_memory_measures_a_car_from_a_car_that_turns(recalls, turned) -> Non
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_a_trail_is_made_of_places_as_they_were_seen() -> None:
+def test_what_is_remembered_are_places_as_they_were_seen() -> None:
     made = ObjectMemory(CHANNELS, 2, RANGE, velocity=smoothing(1, 0.9), same_m=2.0).eval()
-    left, identity = None, torch.eye(4, dtype=torch.float64)
+    left, still = None, torch.eye(4, dtype=torch.float64)
     for k, x in enumerate((10.0, 11.0, 10.0)):
-        past = None if left is None else Past(left.objects, identity, 0.5)
+        past = None if left is None else Past(left.objects, still, 0.5)
         recalled = made.recall([past], torch.eye(3)[None])
         count = 0 if recalled is None else recalled.ids.shape[1]
         rows = torch.cat([codes((x, 0.0, 0.0, 0.0, 0.0)), *[codes((-30.0, 0.0, 0.0, 0.0, 0.0))] * count], 1)
-        logits = torch.tensor([[[[4.0, -5.0]]]] + [[[[-16.0, -16.0]]]] * count).reshape(1, 1, 1 + count, 2)
+        logits = torch.tensor([[4.0, -5.0]] + [[-16.0, -16.0]] * count)[None, None]
         seen = QueryOutputs(logits, rows[None], 1, hidden=torch.zeros(1, 1 + count, CHANNELS))
-        (left,) = made.remember(made.measured(seen, recalled), recalled, [past], torch.eye(3)[None], seen=seen)
-        if k:
-            assert abs(float(left.objects.codes[0, 0]) - x) > 0.05
-    assert left.objects.places[0].tolist() == pytest.approx([10.0, 0.0])
+        measured = made.measured(seen, recalled)
+        (left,) = made.remember(measured, recalled, [past], torch.eye(3)[None], seen=seen)
+        assert not k or abs(float(measured.box_codes[-1, 0, 0, 0]) - x) > 0.05
+    assert left.objects.codes[0, 0] == pytest.approx(10.0)
     assert left.objects.trail[0, :2, 0].tolist() == pytest.approx([11.0, 10.0])

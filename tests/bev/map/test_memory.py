@@ -279,6 +279,12 @@ def test_the_mean_is_that_of_the_first_steps_then_moves_slowly_and_only_in_train
     assert memory.running_mean.equal(before) and int(memory.num_updates) == 4
 
 
+def test_the_mean_of_a_frozen_memory_stays():
+    memory = StreamingMemory(CHANNELS, GRID).train().requires_grad_(False)
+    memory(maps(0), batch_of([at(0, 0)], [0], ["a"]))
+    assert not memory.running_mean.any() and int(memory.num_updates) == 0
+
+
 def test_gradients_reach_the_gate_also_where_no_sample_has_a_past():
     memory = working().train()
     found, _ = memory(maps(7), batch_of([at(0, 0)], [0], ["a"]))
