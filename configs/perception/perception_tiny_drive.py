@@ -19,7 +19,7 @@ with read_base():
 model["bev_map"].update(wide_bev_map)
 model.update(depth_teacher=drive_teacher)
 # a keyframe has 44 objects on average: with 40 remembered, ids are lost
-model.boxes.memory.update(num_objects=80, velocity=dict(type=TrailVelocity))
+model.boxes.memory.update(num_objects=80, velocity=dict(type=TrailVelocity, smooth=True))
 model.lane_head.update(drive_lanes)
 model.occupancy_head.update(drive_voxels)
 
