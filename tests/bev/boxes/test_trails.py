@@ -210,6 +210,6 @@ def test_what_is_remembered_are_places_as_they_were_seen() -> None:
         seen = QueryOutputs(logits, rows[None], 1, hidden=torch.zeros(1, 1 + count, CHANNELS))
         measured = made.measured(seen, recalled)
         (left,) = made.remember(measured, recalled, [past], torch.eye(3)[None], seen=seen)
-        assert not k or abs(float(measured.box_codes[-1, 0, 0, 0]) - x) > 0.05
+        assert not k or abs(measured.box_codes[-1, 0, 0, 0].item() - x) > 0.05
     assert left.objects.codes[0, 0] == pytest.approx(10.0)
     assert left.objects.trail[0, :2, 0].tolist() == pytest.approx([11.0, 10.0])
