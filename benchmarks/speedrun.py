@@ -266,7 +266,8 @@ def main() -> None:
     with terminate_as_exception():
         result = run(RECIPES[options.recipe], options.recipe, options.out.resolve(), options.data.resolve())
     for key, least in THRESHOLDS.items():
-        print(f"{key} {result['scores'][key] or 0.0:.3f} (at least {least})")
+        found = result["scores"][key]
+        print(f"{key} {'not scored' if found is None else f'{found:.3f}'} (at least {least})")
     print(f"minutes: {', '.join(f'{key} {value:.1f}' for key, value in result['minutes'].items())}")
     print(f"{options.out / 'result.json'}: {'all thresholds reached' if result['record'] else 'not all are reached'}")
 

@@ -304,7 +304,6 @@ class ObjectMemory(nn.Module):
             if recalled is not None:
                 first = per_group - recalled.ids.shape[1]
                 unseen = confidence[first:] < self.track_score  # it stays where it should be, wherever its query looked
-                codes = codes.clone()
                 codes[first:][unseen] = recalled.proposals.codes[b, unseen]
                 confidence[first:] = torch.maximum(confidence[first:], self.decay * recalled.confidence[b])
                 ids[first:] = recalled.ids[b]
