@@ -1,7 +1,7 @@
 """How a training of perception_tiny_drive from random weights begins: with single frames in random order.
 
 Memory costs time, and neighbouring frames teach less; so it comes when map and heads are there
-(``drivestack train perception_tiny_drive --fine-tune CHECKPOINT``; benchmarks/speedrun_recipes.py).
+(``drivestack train perception_tiny_drive --fine-tune CHECKPOINT``; docs/speedrun.md has what came of it in 75 minutes).
 """
 
 from mmengine.config import read_base
