@@ -1,4 +1,4 @@
-"""What the map's memory is worth to boxes and to voxels: one head and the memory alone, everything up to the map frozen.
+"""What the past of the map is worth to boxes and voxels: one head and the memory alone, all up to the map frozen.
 
 "no past" has the memory's parameters and reads the current map in the past's place. All start from the weights of
 objects.py without those of the memory: a copy of the file without ``memory.``, step4_without_memory.safetensors.
