@@ -3,7 +3,7 @@
 #   make demo      synthetic scenes, boxes, voxels and lanes, official scores, pictures (runs/demo)
 #   make test      the test suite                     make lint     ruff and mypy, as CI runs them
 #   make setup     only the environment               make clean    remove builds, caches and runs
-#   make speedrun  trains the demo's model from random weights and scores it: hours (docs/speedrun.md)
+#   make speedrun  trains a model from random weights and scores it on the demo's scenes: hours (docs/speedrun.md)
 #
 #   make openmmlab   mmcv-lite, mmdet, mmseg and mmdet3d into .venv, without a compiler; make test-openmmlab tests them
 #   make waymo       Waymo's message classes into .venv, without TensorFlow; make test-waymo tests reading and writing

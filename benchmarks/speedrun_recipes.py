@@ -1,4 +1,4 @@
-"""Recipes of the speedrun: the trainings that lead from random weights to the demo's model, as data.
+"""Recipes of the speedrun: the trainings that lead from random weights to a model for the demo's scenes, as data.
 
 A stage is one `drivestack train`: its config, what it sets otherwise, and how it starts. Edit or add recipes here; the
 program is speedrun.py, the rules and the table of records are in docs/speedrun.md.

@@ -1,7 +1,12 @@
 """What the past of the map is worth to boxes and voxels: one head and the memory alone, all up to the map frozen.
 
 "no past" has the memory's parameters and reads the current map in the past's place. All start from the weights of
-objects.py without those of the memory: a copy of the file without ``memory.``, step4_without_memory.safetensors.
+objects.py without those of the memory, in the folder where the program is started:
+
+    from safetensors.torch import load_file, save_file
+    kept = {name: value for name, value in load_file("step4.safetensors").items() if not name.startswith("memory.")}
+    save_file(kept, "step4_without_memory.safetensors")
+
 docs/memory.md has the tables.
 """
 

@@ -1,7 +1,7 @@
 """The model that `make speedrun` ends with: perception_tiny_objects whose objects keep their places, and voxels with a
 bias for free.
 
-It is smaller than perception_tiny_drive: a map to 42 m, no teachers. How it is trained, and its record:
+It is smaller than perception_tiny_drive: a map to 42 m, no teachers. How it is trained, and what came of it:
 docs/speedrun.md.
 """
 
