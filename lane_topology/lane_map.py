@@ -37,13 +37,28 @@ class LaneMapOutputs:
     """[B, num_y, num_x, K, 3] metres: the lane whose middle this cell holds"""
 
 
+class SampleNorm(nn.InstanceNorm2d):
+    """BatchNorm's parameters, and each sample's own mean and variance, in training and in answers.
+
+    A clip is a batch of one on each process, with which BatchNorm learns with that sample's statistics and then
+    answers with running ones, another function (docs/lane_topology.md). The running ones are kept, unused, so that
+    weights keep their names.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
 class ResidualBlock(nn.Module):
     """A dilated 3x3 convolution with norm and ReLU, added to its input."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = SampleNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + F.relu(self.norm(self.conv(x)))
@@ -68,7 +83,7 @@ class LaneMap(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.num_control, self.scale_m, self.sigma_cells = grid, num_control, scale_m, sigma_cells
-        stem = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(True)]
+        stem = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), SampleNorm(channels), nn.ReLU(True)]
         self.trunk = nn.Sequential(*stem, *(ResidualBlock(channels, d) for d in dilations))
         self.cells = nn.Conv2d(channels, 4 + 3 * num_control, 1)  # mask, heat, direction (2), control points
         with torch.no_grad():
