@@ -1,4 +1,5 @@
-"""What the switches of the lane head are worth: the lane head alone on stored features, from the shipped weights.
+"""What the switches of the lane head are worth: the lane head alone on stored features, from the weights
+of one frame.
 
 The street map's rows need sets with maps (``synthesize --labels occupancy lanes street_map``); with other maps, or
 none, the same weights are scored again. docs/lane_topology.md.

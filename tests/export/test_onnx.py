@@ -99,7 +99,7 @@ def check(program: torch.onnx.ONNXProgram | bytes, model: nn.Module, *arguments:
             expected = model(*tensors)
         expected = (expected,) if isinstance(expected, Tensor) else expected
         for ours, theirs in zip(run(program, tensors), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-4)
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
 @needs_onnx
@@ -201,7 +201,7 @@ def test_nodes_of_custom_domains(way, nodes):
     evaluator = ReferenceEvaluator(program.model_proto, new_ops=plugins())
     feeds = {name: x.numpy() for name, x in zip(evaluator.input_names, arguments)}
     for ours, theirs in zip(evaluator.run(None, feeds), model(*arguments), strict=True):
-        torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=2e-5, rtol=1e-4)
 
 
 @needs_onnx
@@ -274,4 +274,4 @@ def test_a_large_model_is_written_in_two_files_and_whole(tmp_path, monkeypatch):
     assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     session = onnxruntime.InferenceSession(file)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), layer(x).detach(), atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found), layer(x).detach(), atol=2e-5, rtol=1e-4)
