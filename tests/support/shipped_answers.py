@@ -1,13 +1,16 @@
 """What the shipped weights answer on one fixed batch, in a few numbers: the contract with later versions.
 
-``python tests/support/shipped_answers.py`` (with the checkout on PYTHONPATH as ``drivestack``) writes them to
-tests/reference/shipped_answers.json. A version that answers otherwise has broken the weights: do not record it anew.
+``python tests/support/shipped_answers.py`` (with the checkout on PYTHONPATH as ``drivestack``) adds those of new
+weights to tests/reference/shipped_answers.json; recorded ones stay. A version that answers otherwise has broken the
+weights: do not record it anew. The one exception so far: the lanes of 2026-12-01, better by their labels, when the lane
+map took each sample's own statistics (docs/tiny_model.md): ``python tests/support/shipped_answers.py lanes``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +116,16 @@ def answers() -> dict[str, dict]:
     return found
 
 
+def record(parts: Collection[str]) -> None:
+    """Write the parts of today's answers that are named, and all of weights that are new, beside what is recorded."""
+    recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+    for name, found in answers().items():
+        old = recorded.setdefault(name, found)
+        old.update({part: found[part] for part in parts if part in found})
+    RECORD.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{RECORD}\n")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    RECORD.write_text(json.dumps(answers(), indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{RECORD}\n")
+    record(sys.argv[1:])
