@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 THREE, BOXES = "perception_tiny_synthetic", "bevformerv2_tiny_synthetic"
+TEACHERS = "perception_tiny_teachers"
 LAST = "perception_tiny_speedrun"
 ENCODER = ("img_backbone.", "img_neck.", "bev_map.")
 """Names of the parts up to the BEV map: what a stage of heads freezes."""
@@ -18,6 +19,18 @@ VOICES = {"model.loss_weights": {"occupancy": 5.0, "lanes": 1.0}}
 HEIGHTS = "train_dataloader.dataset.image.train_heights_px"
 ON_STORED = {"cache_features": "{out}/features", "train_dataloader.dataset.mirror": False}
 """Without the mirror there is half as much to store."""
+CENTRES = {"model.boxes.bev_proposals.cls_weight": 3.0, "model.boxes.bev_proposals.bbox_weight": 0.75}
+"""The centres on the map count three times as much as usual."""
+MAP_FIRST = {
+    **CENTRES,
+    "model.tasks": ["boxes", "occupancy"],
+    "train_dataloader.dataset.lanes": False,
+    "model.boxes.ray_denoising": None,
+    "model.boxes.head.quality_weight": 0.0,
+    "model.boxes.head.num_layers": 1,
+    "model.boxes.head.num_groups": 1,
+}
+"""What a stage learns whose purpose is the BEV map; of the teachers depth alone."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,17 @@ class Recipe:
     sets: tuple[str, ...] = ("train100", "train101")
 
 
-def schedule(iterations: int, warm_up: int = 200, shape: str = "cosine") -> list[dict[str, Any]]:
+def warm_up(until: int) -> list[dict[str, Any]]:
+    """Without decay: the next stage goes on."""
+    return [{"type": "LinearLR", "start_factor": 0.05, "by_epoch": False, "begin": 0, "end": until}]
+
+
+def schedule(iterations: int, warm: int = 200, shape: str = "cosine") -> list[dict[str, Any]]:
     """Warm-up and decay over a whole stage. shape: "cosine" to a hundredth, or "linear" to zero."""
-    first = {"type": "LinearLR", "start_factor": 0.05, "by_epoch": False, "begin": 0, "end": warm_up}
-    span = {"by_epoch": False, "begin": warm_up, "end": iterations}
+    first, span = warm_up(warm), {"by_epoch": False, "begin": warm, "end": iterations}
     if shape == "linear":
-        return [first, {"type": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, **span}]
-    return [first, {"type": "CosineAnnealingLR", "eta_min_ratio": 0.01, **span}]
+        return [*first, {"type": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, **span}]
+    return [*first, {"type": "CosineAnnealingLR", "eta_min_ratio": 0.01, **span}]
 
 
 RECIPES = {
@@ -73,53 +90,62 @@ RECIPES = {
             ),
         ),
     ),
-    # Many plain streets, frame by frame: boxes and voxels with small images, lanes as well with larger ones; then, on
-    # stored maps, memories with boxes and voxels, and at last lanes.
-    "streets": Recipe(
+    # Plain streets, frame by frame: the map first, from all that is dense (voxels, depth, centres) with small images
+    # and the least decoder; then all three tasks; the same with memories, on stored maps; and at last lanes.
+    "dense": Recipe(
         sets=("train100", "train101", "train102"),
         stages=(
             Stage(
                 "small",
-                THREE,
+                TEACHERS,
                 2200,
-                {
-                    "model.tasks": ["boxes", "occupancy"],
-                    "train_dataloader.dataset.lanes": False,
-                    HEIGHTS: (64,),
-                    "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": schedule(2200)[:1],  # no decay: the next stage goes on
-                },
+                {**MAP_FIRST, HEIGHTS: (64,), "optim_wrapper.optimizer.lr": 1.2e-3, "param_scheduler": warm_up(200)},
             ),
-            Stage("middle", THREE, 2300, {**VOICES, HEIGHTS: (96,), "param_scheduler": schedule(2300, 100)[:1]}),
-            Stage("large", THREE, 1300, {**VOICES, "param_scheduler": schedule(1300, 50, "linear")}),
+            Stage(
+                "middle",
+                TEACHERS,
+                2600,
+                {**MAP_FIRST, HEIGHTS: (96,), "optim_wrapper.optimizer.lr": 1e-3, "param_scheduler": warm_up(100)},
+            ),
+            Stage(
+                "large",
+                THREE,
+                1500,
+                {
+                    **VOICES,
+                    **CENTRES,
+                    "optim_wrapper.optimizer.lr": 7e-4,
+                    "param_scheduler": schedule(1500, 50, "linear"),
+                },
+                start="fine_tune",  # more layers of the decoder
+            ),
             Stage(
                 "memory",
                 LAST,
-                1000,
+                2000,
                 {
                     **ON_STORED,
+                    **VOICES,
                     "model.frozen": [*ENCODER],
-                    "model.tasks": ["boxes", "occupancy"],
-                    "train_dataloader.dataset.lanes": False,
                     "optim_wrapper.optimizer.lr": 4e-4,
-                    "param_scheduler": schedule(1000, 50, "linear"),
+                    "param_scheduler": schedule(2000, 50, "linear"),
                 },
             ),
             Stage(
                 "lanes",
                 LAST,
-                3000,
+                1200,
                 {
-                    **ON_STORED,
+                    **ON_STORED,  # the store of the stage before
                     **VOICES,
                     "model.frozen": [*ENCODER, "memory."],
                     "model.tasks": ["lanes"],
                     "train_dataloader.dataset.occupancy": False,
-                    "optim_wrapper.optimizer.lr": 6e-4,
-                    "param_scheduler": schedule(3000, 50, "linear"),
+                    "optim_wrapper.optimizer.lr": 4e-4,
+                    "param_scheduler": schedule(1200, 50, "linear"),
                 },
             ),
         ),
     ),
 }
-DEFAULT = "streets"
+DEFAULT = "dense"
