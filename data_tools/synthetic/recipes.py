@@ -37,8 +37,8 @@ RECIPES = {
     "judge": SetRecipe("val", 91_001, 20, streets="turning", labels=("occupancy", "lanes", "street_map")),
     "towns": SetRecipe("val", 92_001, 20, streets="towns", labels=("occupancy", "lanes", "street_map")),
     # trained on: 600 keyframes of many streets each, and long drives
-    "train100": SetRecipe("train", 100, 100, 6),
-    "train101": SetRecipe("train", 101, 100, 6),
-    "train102": SetRecipe("train", 102, 100, 6),
+    "train100": SetRecipe("train", 100, 100, 6, labels=_ALL_LABELS),
+    "train101": SetRecipe("train", 101, 100, 6, labels=_ALL_LABELS),
+    "train102": SetRecipe("train", 102, 100, 6, labels=_ALL_LABELS),
     "train_drives": SetRecipe("train", 200, 75, streets="mixed", labels=_ALL_LABELS),
 }
