@@ -32,7 +32,7 @@ import torch
 from speedrun_recipes import DEFAULT, RECIPES, Recipe, Stage
 
 from drivestack.cli.demo import run_demo
-from drivestack.core.errors import ConfigError
+from drivestack.core.errors import ConfigError, DrivestackError
 from drivestack.core.files import write_json
 from drivestack.core.folders import folder_lock
 from drivestack.core.signals import terminate_as_exception
@@ -79,11 +79,14 @@ def run(
 ) -> dict[str, Any]:
     """All of a recipe, and what ``out/result.json`` holds. data: folder of the training sets; demo: scenes to score on.
 
-    Raises ConfigError where ``out`` holds the run of another recipe or a stage's process fails.
+    Raises ConfigError where ``out`` holds the run of another recipe, a folder of ``data`` another set (before anything
+    is rendered), or a stage's process fails.
     """
     with folder_lock(out, "speedrun"):
         notes = Notes(out / "state.json", name)
-        roots = [_rendered(own, data / own, notes, say) for own in recipe.sets]
+        for own in sorted(recipe.sets, key=lambda own: not (data / own).is_dir()):  # what is there may be another set
+            _rendered(own, data / own, notes, say)
+        roots = [data / own for own in recipe.sets]
         last: Path | None = None
         for stage in recipe.stages:
             last = _trained(stage, last, roots, out, notes, launch, say)
@@ -186,13 +189,15 @@ def _cpu_s() -> float:
     return sum(own.ru_utime + own.ru_stime for own in usage)
 
 
-def _rendered(name: str, root: Path, notes: Notes, say: Callable[[str], None]) -> Path:
+def _rendered(name: str, root: Path, notes: Notes, say: Callable[[str], None]) -> None:
     part, chosen = f"data {name}", SETS[name]
     if not (notes.parts.get(part, {}).get("done") and root.is_dir()):
         say(f"{root}: {chosen.num_scenes} scenes x {chosen.keyframes_per_scene} keyframes")
         with notes.timed(part):
-            synthesize(root, workers=os.cpu_count() or 1, **chosen.arguments())
-    return root
+            try:
+                synthesize(root, workers=os.cpu_count() or 1, **chosen.arguments())
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
 
 def _trained(
@@ -263,8 +268,11 @@ def main() -> None:
             print(f"{name}: {stages} (sets {', '.join(recipe.sets)})")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with terminate_as_exception():
-        result = run(RECIPES[options.recipe], options.recipe, options.out.resolve(), options.data.resolve())
+    try:
+        with terminate_as_exception():
+            result = run(RECIPES[options.recipe], options.recipe, options.out.resolve(), options.data.resolve())
+    except DrivestackError as error:
+        raise SystemExit(f"error: {error}") from None
     for key, least in THRESHOLDS.items():
         found = result["scores"][key]
         print(f"{key} {'not scored' if found is None else f'{found:.3f}'} (at least {least})")

@@ -15,6 +15,7 @@ import pytest
 from drivestack.cli.main import main
 from drivestack.core.errors import ConfigError
 from drivestack.core.weights.files import read_metadata
+from drivestack.data_tools import synthetic
 from drivestack.data_tools.synthetic.recipes import RECIPES
 from drivestack.engine.config import load_config
 
@@ -77,6 +78,21 @@ def test_a_small_recipe_from_nothing_to_a_result(
     broken = replace(recipe, stages=(*stages, stage("no", "perception_tiny_synthetic", 1, {"seed": -1}, processes=1)))
     with pytest.raises(ConfigError, match="stage no ended with status 2: see above; the same command goes on"):
         go(broken)
+
+
+def test_another_set_in_a_sets_folder_is_refused_before_anything_is_rendered(
+    speedrun: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = replace(RECIPES["train100"], seed=7, num_scenes=1, keyframes_per_scene=1, image_width_px=96)
+    for name in ("missing", "there"):
+        monkeypatch.setitem(speedrun.SETS, name, toy)
+    synthetic.synthesize(tmp_path / "data" / "there", **replace(toy, labels=("lanes",)).arguments())
+    recipe = speedrun.Recipe((speedrun.Stage("a", "perception_tiny_synthetic", 1),), sets=("missing", "there"))
+    with pytest.raises(
+        ConfigError, match=r"there holds another synthetic dataset \(labels: has \['lanes'\], requested"
+    ):
+        speedrun.run(recipe, "r", tmp_path / "out", tmp_path / "data", say=lambda text: None)
+    assert not (tmp_path / "data" / "missing").exists()
 
 
 def test_a_result_is_a_record_when_all_thresholds_are_reached(speedrun: ModuleType) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from drivestack.bev.protocol import TASKS
 from drivestack.core.answers import SceneAnswer
 from drivestack.core.batch import Batch
 from drivestack.core.cameras import CAMERA_ORDER
@@ -117,7 +118,12 @@ def answers() -> dict[str, dict]:
 
 
 def record(parts: Collection[str]) -> None:
-    """Write the parts of today's answers that are named, and all of weights that are new, beside what is recorded."""
+    """Write the parts of today's answers that are named, and all of weights that are new, beside what is recorded.
+
+    Raises ValueError for a part that is no task's.
+    """
+    if unknown := set(parts) - set(TASKS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: no part of an answer; choose from {', '.join(TASKS)}")
     recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     for name, found in answers().items():
         old = recorded.setdefault(name, found)
