@@ -73,37 +73,38 @@ def run(
     name: str,
     out: Path,
     data: Path,
+    seed: int = 0,
     demo: SetRecipe = SETS["demo"],
     launch: Launch = start_processes,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """All of a recipe, and what ``out/result.json`` holds. data: folder of the training sets; demo: scenes to score on.
 
-    Raises ConfigError where ``out`` holds the run of another recipe, a folder of ``data`` another set (before anything
-    is rendered), or a stage's process fails.
+    Raises ConfigError where ``out`` holds the run of another recipe or seed, a folder of ``data`` another set (before
+    anything is rendered), or a stage's process fails.
     """
     with folder_lock(out, "speedrun"):
-        notes = Notes(out / "state.json", name)
+        notes = Notes(out / "state.json", name, seed)
         for own in sorted(recipe.sets, key=lambda own: not (data / own).is_dir()):  # what is there may be another set
             _rendered(own, data / own, notes, say)
         roots = [data / own for own in recipe.sets]
         last: Path | None = None
         for stage in recipe.stages:
-            last = _trained(stage, last, roots, out, notes, launch, say)
+            last = _trained(stage, last, roots, out, seed, notes, launch, say)
         assert last is not None  # a recipe has stages
         weights = out / f"{recipe.stages[-1].config}.safetensors"
-        about = {"recipe": name, "commit": commit(), "sets": " ".join(recipe.sets)}
+        about = {"recipe": name, "seed": str(seed), "commit": commit(), "sets": " ".join(recipe.sets)}
         export_weights(last, weights, about, torch.float16)
         with notes.timed("evaluation"):
             config = recipe.stages[-1].config
             scores = run_demo(out / "demo", demo, config, weights, num_pictures=0, say=say)
-        result = summary(name, recipe, notes.parts, scores)
+        result = summary(name, recipe, seed, notes.parts, scores)
         write_json(out / "result.json", result, indent=1)
     return result
 
 
 def summary(
-    name: str, recipe: Recipe, parts: Mapping[str, Mapping[str, float]], scores: Mapping[str, Any]
+    name: str, recipe: Recipe, seed: int, parts: Mapping[str, Mapping[str, float]], scores: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of result.json."""
     found = {key: scores[key] for key in THRESHOLDS}
@@ -120,6 +121,7 @@ def summary(
     reached = {key: found[key] is not None and found[key] >= least for key, least in THRESHOLDS.items()}
     return {
         "recipe": name,
+        "seed": seed,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": {key: round(value, 2) for key, value in minutes.items()},
         "scores": found,
@@ -135,12 +137,14 @@ def summary(
 class Notes:
     """What has been done, on disk: per part the wall time, CPU time and attempts so far, and whether it is done."""
 
-    def __init__(self, path: Path, recipe: str) -> None:
+    def __init__(self, path: Path, recipe: str, seed: int) -> None:
         self.path = path
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"recipe": recipe, "parts": {}}
-        if content["recipe"] != recipe:
-            raise ConfigError(f"{path}: of recipe {content['recipe']}; choose another --out for {recipe}")
-        self.content = content
+        self.content = {"recipe": recipe, "seed": seed, "parts": {}}
+        if path.is_file():
+            self.content |= json.loads(path.read_text(encoding="utf-8"))
+        for key, wanted in {"recipe": recipe, "seed": seed}.items():
+            if (found := self.content[key]) != wanted:
+                raise ConfigError(f"{path}: of {key} {found}; choose another --out for {wanted}")
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -205,6 +209,7 @@ def _trained(
     before: Path | None,
     roots: Sequence[Path],
     out: Path,
+    seed: int,
     notes: Notes,
     launch: Launch,
     say: Callable[[str], None],
@@ -214,7 +219,7 @@ def _trained(
     if notes.parts.get(stage.name, {}).get("done") and last.is_file():
         return last
     say(f"stage {stage.name}: {stage.config}, {stage.iterations} iterations in {stage.processes} processes")
-    arguments = ["train", stage.config, "--work-dir", str(out / stage.name), "--resume"]
+    arguments = ["train", stage.config, "--work-dir", str(out / stage.name), "--resume", "--seed", str(seed)]
     if before is not None and stage.start is not None:
         arguments += [f"--{stage.start.replace('_', '-')}", str(before)]
     changes = {
@@ -260,8 +265,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/speedrun"), help="work folder (default: %(default)s)")
     parser.add_argument("--recipe", default=DEFAULT, choices=sorted(RECIPES), help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data"), help="training sets (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all trainings (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show the recipes and stop")
     options = parser.parse_args()
+    if options.seed < 0:
+        parser.error(f"--seed {options.seed}: at least 0")
     if options.list:
         for name, recipe in RECIPES.items():
             stages = ", ".join(f"{s.name} {s.iterations}" for s in recipe.stages)
@@ -270,7 +278,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with terminate_as_exception():
-            result = run(RECIPES[options.recipe], options.recipe, options.out.resolve(), options.data.resolve())
+            chosen, out, data = options.recipe, options.out.resolve(), options.data.resolve()
+            result = run(RECIPES[chosen], chosen, out, data, options.seed)
     except DrivestackError as error:
         raise SystemExit(f"error: {error}") from None
     for key, least in THRESHOLDS.items():

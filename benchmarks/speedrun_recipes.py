@@ -61,12 +61,16 @@ def warm_up(until: int) -> list[dict[str, Any]]:
     return [{"type": "LinearLR", "start_factor": 0.05, "by_epoch": False, "begin": 0, "end": until}]
 
 
-def schedule(iterations: int, warm: int = 200, shape: str = "cosine") -> list[dict[str, Any]]:
-    """Warm-up and decay over a whole stage. shape: "cosine" to a hundredth, or "linear" to zero."""
-    first, span = warm_up(warm), {"by_epoch": False, "begin": warm, "end": iterations}
-    if shape == "linear":
-        return [*first, {"type": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, **span}]
-    return [*first, {"type": "CosineAnnealingLR", "eta_min_ratio": 0.01, **span}]
+def cosine(iterations: int) -> list[dict[str, Any]]:
+    """Warm-up and decay to a hundredth over a whole stage."""
+    span = {"by_epoch": False, "begin": 200, "end": iterations}
+    return [*warm_up(200), {"type": "CosineAnnealingLR", "eta_min_ratio": 0.01, **span}]
+
+
+def linear(iterations: int, last: float = 0.0) -> list[dict[str, Any]]:
+    """A short warm-up and decay over a whole stage, to ``last`` of the rate."""
+    span = {"by_epoch": False, "begin": 50, "end": iterations}
+    return [*warm_up(50), {"type": "LinearLR", "start_factor": 1.0, "end_factor": last, **span}]
 
 
 RECIPES = {
@@ -85,13 +89,14 @@ RECIPES = {
                     "model.frozen": ["img_backbone.", "img_neck.", "pts_bbox_head."],
                     "model.loss_weights": {"lanes": 1.0},
                     "train_dataloader.dataset.occupancy": False,
-                    "param_scheduler": schedule(4000),
+                    "param_scheduler": cosine(4000),
                 },
             ),
         ),
     ),
     # Plain streets, frame by frame: the map first, from all that is dense (voxels, depth, centres) with small images
-    # and the least decoder; then all three tasks; the same with memories, on stored maps; and at last lanes.
+    # and the least decoder; then all three tasks; the same with memories, on stored maps; and at last, above a memory
+    # that stays, boxes and lanes.
     "dense": Recipe(
         sets=("train100", "train101", "train102"),
         stages=(
@@ -115,34 +120,36 @@ RECIPES = {
                     **VOICES,
                     **CENTRES,
                     "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": schedule(1500, 50, "linear"),
+                    "param_scheduler": linear(1500),
                 },
                 start="fine_tune",  # more layers of the decoder
             ),
             Stage(
                 "memory",
                 LAST,
-                2000,
+                900,
                 {
                     **ON_STORED,
                     **VOICES,
+                    **CENTRES,
                     "model.frozen": [*ENCODER],
                     "optim_wrapper.optimizer.lr": 4e-4,
-                    "param_scheduler": schedule(2000, 50, "linear"),
+                    "param_scheduler": linear(900, last=0.3),
                 },
             ),
             Stage(
-                "lanes",
+                "heads",
                 LAST,
-                1200,
+                2600,
                 {
                     **ON_STORED,  # the store of the stage before
                     **VOICES,
+                    **CENTRES,
                     "model.frozen": [*ENCODER, "memory."],
-                    "model.tasks": ["lanes"],
+                    "model.tasks": ["boxes", "lanes"],
                     "train_dataloader.dataset.occupancy": False,
                     "optim_wrapper.optimizer.lr": 4e-4,
-                    "param_scheduler": schedule(1200, 50, "linear"),
+                    "param_scheduler": linear(2600),
                 },
             ),
         ),

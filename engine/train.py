@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import gc
 import logging
 import os
@@ -98,6 +99,9 @@ def train(
         config = completed(config)
     seed = config.get("seed", 0) if seed is None else seed
     _check(config, seed, max_minutes, evaluate)
+    if config.get("seed") != seed:
+        config = copy.deepcopy(config)
+        config.seed = seed  # what is written down is what ran
     _check_start(resume, load_from, fine_tune)
     work_dir = Path(work_dir).resolve()
     with _alone_in(work_dir):

@@ -55,8 +55,8 @@ def test_a_small_recipe_from_nothing_to_a_result(
     toy = replace(RECIPES["train100"], seed=7, num_scenes=1, keyframes_per_scene=2, image_width_px=96)
     monkeypatch.setitem(speedrun.SETS, "toy", toy)
     monkeypatch.setattr(speedrun, "commit", lambda: "0123abc")
-    go = lambda chosen=recipe, name="small": speedrun.run(
-        chosen, name, tmp_path / "out", tmp_path / "data", demo, launch, say=lambda text: None
+    go = lambda chosen=recipe, name="small", seed=5: speedrun.run(
+        chosen, name, tmp_path / "out", tmp_path / "data", seed, demo, launch, say=lambda text: None
     )
     with pytest.raises(KeyboardInterrupt):
         go()
@@ -66,6 +66,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
     assert (joint["attempts"], last["attempts"]) == (1, 2) and joint["wall_s"] > 0 and joint["cpu_s"] > 0
     assert not result["record"] and set(result["reached"]) == set(result["scores"]) == {"nds", "miou", "ols"}
     assert result["minutes"]["sum"] >= result["minutes"]["training"] > 0 and result["commit"] == "0123abc"
+    assert result["seed"] == 5 and "seed = 5" in (tmp_path / "out" / "heads" / "config.py").read_text()
     weights = read_metadata(tmp_path / "out" / "perception_tiny_synthetic.safetensors")
     assert (
         weights["recipe"] == "small" and len(json.loads(weights["lineage"])) == 2
@@ -75,7 +76,12 @@ def test_a_small_recipe_from_nothing_to_a_result(
     assert len(calls) == 3  # nothing is trained again
     with pytest.raises(ConfigError, match="of recipe small; choose another --out for other"):
         go(name="other")
-    broken = replace(recipe, stages=(*stages, stage("no", "perception_tiny_synthetic", 1, {"seed": -1}, processes=1)))
+    with pytest.raises(ConfigError, match="of seed 5; choose another --out for 6"):
+        go(seed=6)
+    broken = replace(
+        recipe,
+        stages=(*stages, stage("no", "perception_tiny_synthetic", 1, {"train_dataloader.batch_size": 0}, processes=1)),
+    )
     with pytest.raises(ConfigError, match="stage no ended with status 2: see above; the same command goes on"):
         go(broken)
 
@@ -100,10 +106,10 @@ def test_a_result_is_a_record_when_all_thresholds_are_reached(speedrun: ModuleTy
     recipe = speedrun.Recipe((speedrun.Stage("a", "x", 10),))
     parts = {"a": part, "data 1": part, "evaluation": part}
     good = {"nds": 0.5, "miou": 0.4, "ols": 0.53, "mAP": 0.1}
-    result = speedrun.summary("r", recipe, parts, good)
+    result = speedrun.summary("r", recipe, 0, parts, good)
     assert result["record"] and result["minutes"] == {"training": 10, "data": 10, "evaluation": 10, "sum": 30}
-    assert not speedrun.summary("r", recipe, parts, {**good, "ols": 0.5299})["record"]
-    assert not speedrun.summary("r", recipe, parts, {**good, "ols": None})["record"]  # no label of a lane
+    assert not speedrun.summary("r", recipe, 0, parts, {**good, "ols": 0.5299})["record"]
+    assert not speedrun.summary("r", recipe, 0, parts, {**good, "ols": None})["record"]  # no label of a lane
 
 
 def test_all_recipes_name_configs_and_entries_that_exist(speedrun: ModuleType) -> None:

@@ -96,6 +96,15 @@ def test_two_gloo_ranks_equal_one_process_with_the_whole_batch(toy: Any, toy_pro
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_the_written_config_has_the_seed_that_ran(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(5)
+    checkpoint = train(config, tmp_path / "given", seed=4)
+    written = load_config(tmp_path / "given" / "config.py")
+    assert written.seed == 4 and config.seed == 3  # the caller's config stays as it was
+    again = train(written, tmp_path / "again")
+    assert_same(*(read_checkpoint(path)["state_dict"] for path in (checkpoint, again)))
+
+
 def test_non_finite_loss_names_term_iteration_and_samples(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"iteration 7: loss term loss_edge = nan, on samples sample\d+") as caught:
         train(toy.toy_config(20, nan_at=7), tmp_path)
