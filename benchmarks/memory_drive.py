@@ -86,7 +86,7 @@ def main() -> None:
     keep_freed_memory()
     config = load_config(options.config)
     model = build_model(config)
-    load_checkpoint(model, weights_file(options.weights), may_lack=("memory.",))
+    load_checkpoint(model, weights_file(options.weights), may_lack=(*model.teachers, "memory."))
     frames = drivestack.read(options.data, version=options.version, split=options.split)
     dataset = input_dataset(
         config, model, [frame for frame in frames if frame.scene_token == frames[0].scene_token][:4]

@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     config = load_config(options.config)
     model = build_model(config).eval()
-    load_checkpoint(model, weights_file(options.weights), may_lack=("memory.", "boxes.memory."))
+    load_checkpoint(model, weights_file(options.weights), may_lack=(*model.teachers, "memory.", "boxes.memory."))
     frames = DataSource("nuscenes", options.dataroot, {"version": "v1.0-trainval", "split": "val"}).read()
     drive = Drive(config, model, frames)
     for text in options.set:
