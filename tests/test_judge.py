@@ -22,7 +22,7 @@ TINY = "perception_tiny_synthetic"
 def programs(repository_root: Path) -> dict[str, ModuleType]:
     sys.path.insert(0, str(repository_root / "benchmarks"))
     try:
-        return {name: importlib.import_module(name) for name in ("judge", "summaries", "towns")}
+        return {name: importlib.import_module(name) for name in ("judge", "object_memory", "summaries", "towns")}
     finally:
         sys.path.remove(str(repository_root / "benchmarks"))
 
@@ -77,6 +77,19 @@ def test_measures_of_one_task_and_of_none(
     assert set(found) == {"velocity", "occluded", "rays"} and "NDS" not in capsys.readouterr().out
     with pytest.raises(SubmissionError, match="holds no"):
         programs["judge"].main([str(tmp_path), *options])
+
+
+def test_the_controls_of_remembered_objects_with_weights_that_lack_teachers(
+    programs: dict[str, ModuleType], val: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    drive, rows = "perception_tiny_drive", ["none", "memory", "oracle"]
+    names = ["--config", drive, "--weights", drive, "--rows", *rows, "--out", str(tmp_path / "rows.json")]
+    programs["object_memory"].main([str(val), *names])
+    found = json.loads((tmp_path / "rows.json").read_text())
+    text = capsys.readouterr().out
+    assert list(found) == rows and all(f"{name} " in text for name in rows)
+    none, memory, oracle = (found[name][1] for name in rows)  # mAP
+    assert 0 < memory != none and oracle > max(memory, none)
 
 
 def test_towns_side_by_side(
