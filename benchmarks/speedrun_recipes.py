@@ -115,12 +115,12 @@ RECIPES = {
             Stage(
                 "large",
                 THREE,
-                1500,
+                1400,
                 {
                     **VOICES,
                     **CENTRES,
                     "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": linear(1500),
+                    "param_scheduler": linear(1400),
                 },
                 start="fine_tune",  # more layers of the decoder
             ),
