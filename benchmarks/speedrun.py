@@ -32,6 +32,7 @@ import torch
 from speedrun_recipes import DEFAULT, RECIPES, Recipe, Stage
 
 from drivestack.cli.demo import run_demo
+from drivestack.cli.options import seed_number
 from drivestack.core.errors import ConfigError, DrivestackError
 from drivestack.core.files import write_json
 from drivestack.core.folders import folder_lock
@@ -140,8 +141,8 @@ class Notes:
     def __init__(self, path: Path, recipe: str, seed: int) -> None:
         self.path = path
         self.content = {"recipe": recipe, "seed": seed, "parts": {}}
-        if path.is_file():
-            self.content |= json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file():  # one without a seed is of a version that knew 0 alone
+            self.content = {"seed": 0} | json.loads(path.read_text(encoding="utf-8"))
         for key, wanted in {"recipe": recipe, "seed": seed}.items():
             if (found := self.content[key]) != wanted:
                 raise ConfigError(f"{path}: of {key} {found}; choose another --out for {wanted}")
@@ -265,11 +266,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/speedrun"), help="work folder (default: %(default)s)")
     parser.add_argument("--recipe", default=DEFAULT, choices=sorted(RECIPES), help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data"), help="training sets (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all trainings (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of all trainings (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show the recipes and stop")
     options = parser.parse_args()
-    if options.seed < 0:
-        parser.error(f"--seed {options.seed}: at least 0")
     if options.list:
         for name, recipe in RECIPES.items():
             stages = ", ".join(f"{s.name} {s.iterations}" for s in recipe.stages)

@@ -131,7 +131,7 @@ def other_changes(before: Mapping[str, Any], config: Mapping[str, Any], iteratio
 
     before: what the run was configured with so far, as its work folder's config.py states it.
     """
-    left = KEYS.difference(NOT_OF_TRAINING, STORED)
+    left = KEYS.difference(NOT_OF_TRAINING, STORED, ("seed",))  # the checkpoint's own seed was compared
     old, new = ({key: plain_settings(values[key]) for key in left.intersection(values)} for values in (before, config))
     for values in (old, new):
         loader = values.get("train_dataloader")

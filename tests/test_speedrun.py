@@ -78,6 +78,12 @@ def test_a_small_recipe_from_nothing_to_a_result(
         go(name="other")
     with pytest.raises(ConfigError, match="of seed 5; choose another --out for 6"):
         go(seed=6)
+    state = tmp_path / "out" / "state.json"
+    written = state.read_text()
+    state.write_text(json.dumps({k: v for k, v in json.loads(written).items() if k != "seed"}))
+    with pytest.raises(ConfigError, match="of seed 0; choose another --out for 5"):  # as before seeds were written
+        go()
+    state.write_text(written)
     broken = replace(
         recipe,
         stages=(*stages, stage("no", "perception_tiny_synthetic", 1, {"train_dataloader.batch_size": 0}, processes=1)),
