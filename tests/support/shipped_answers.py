@@ -4,7 +4,7 @@
 weights to tests/reference/shipped_answers.json; recorded ones stay. A version that answers otherwise has broken the
 weights: do not record it anew. Two exceptions so far: the lanes of 2026-12-01, better by their labels, when the lane
 map took each sample's own statistics (docs/tiny_model.md; ``python tests/support/shipped_answers.py lanes``), and
-perception_tiny_drive, whose weights learned further on that day, before a release: its entry was deleted and added again.
+perception_tiny_drive, whose weights learned further on that day, before a release: deleted and added again.
 """
 
 from __future__ import annotations
