@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .backbone.pretrain.hand_over import HandOverReport
     from .bev.protocol import PerceptionModel
 
+_KEYFRAME_US = 500_000
+
 __all__ = [
     "Annotations",
     "Answer",
@@ -128,12 +130,16 @@ class Session:
     timestamp_us: int | None = None
     """Of the last keyframe."""
     memory: Any = None
-    """Opaque, as the model returns it."""
+    """Opaque: what the model returned of this drive."""
 
     @property
     def token(self) -> str:
         """Of the last keyframe, '' before the first."""
         return f"{self.scene}-{self.count - 1}" if self.count else ""
+
+    def holds(self, key: str) -> bool:
+        """Whether an entry of a model's memory, under the token of a scene or of a keyframe, is of this drive."""
+        return key == self.scene or key.startswith(f"{self.scene}-")
 
     def copy(self) -> Session:
         """A session that continues from here without changing this one."""
@@ -186,7 +192,8 @@ class Perception:
 
         images: by camera name, or in the rig's order, None for one that has no image now; see ``Rig.frame``. The rig's
         order does not matter: cameras go to the model by name. global_from_ego: [4, 4], where the car is; a
-        model that remembers needs it. timestamp_us: must rise within a drive. reset: a new drive starts here. session:
+        model that remembers needs it. timestamp_us: must rise within a drive; default
+        0.5 s after the last. reset: a new drive starts here. session:
         the memory to use and update, instead of this object's. tasks: answer only these.
 
         Each call is a keyframe: a model over several frames expects them as far apart as in training (0.5 s
@@ -222,25 +229,26 @@ class Perception:
         times = [None] * count if timestamps_us is None else list(timestamps_us)
         given = sessions is not None
         sessions = [Session() for _ in images] if sessions is None else list(sessions)
-        resets = list(resets or [False] * count)
-        for name, values in (("rigs", rigs), ("poses", poses), ("timestamps_us", times), ("sessions", sessions)):
+        resets = [False] * count if resets is None else list(resets)
+        lists = {"rigs": rigs, "poses": poses, "timestamps_us": times, "resets": resets, "sessions": sessions}
+        for name, values in lists.items():
             if len(values) != count:
                 raise ConfigError(f"{count} sets of images, but {len(values)} {name}: give one for each")
-        frames = []
-        for i, session in enumerate(sessions):
-            if resets[i]:
-                session.reset()
-            frames.append(self._frame(images[i], rigs[i], poses[i], times[i], session, given))
-        if len({session.scene for session in sessions}) < count:
+        # copies, so that a call that fails leaves every drive where it was
+        drives = [Session() if anew else session.copy() for session, anew in zip(sessions, resets)]
+        frames = [self._frame(images[i], rigs[i], poses[i], times[i], own, given) for i, own in enumerate(drives)]
+        if min(len({drive.scene for drive in drives}), len({id(session) for session in sessions})) < count:
             raise ConfigError("two sessions are of one drive (the same one, or copies): answer them in separate calls")
         answers: list[Answer | None] = [None] * count
         groups: dict[tuple, list[int]] = {}  # a batch holds the same cameras, with the same one ahead
         for i, rig in enumerate(rigs):
             groups.setdefault((self._camera_names(rig), rig.front), []).append(i)
         for (names, _), group in groups.items():
-            own = [frames[i] for i in group], [sessions[i] for i in group]
+            own = [frames[i] for i in group], [drives[i] for i in group]
             for i, answer in zip(group, self._answer(*own, names, tasks)):
                 answers[i] = answer
+        for session, drive in zip(sessions, drives):
+            vars(session).update(vars(drive))
         return [answer for answer in answers if answer is not None]
 
     def _frame(
@@ -257,13 +265,14 @@ class Perception:
                 "this model looks at past keyframes: give global_from_ego, the car's pose, with every call"
             )
         last = session.timestamp_us
+        following = 0 if last is None else last + _KEYFRAME_US
         if last is not None and timestamp_us is not None and timestamp_us <= last:
             raise ConfigError(f"timestamp_us {timestamp_us} is not after {last}: reset=True starts a new drive")
         return rig.frame(
             images,
             token=f"{session.scene}-{session.count}",
             scene=session.scene,
-            timestamp_us=session.count * 500_000 if timestamp_us is None else int(timestamp_us),
+            timestamp_us=following if timestamp_us is None else int(timestamp_us),
             global_from_ego=pose,
             prev_token=session.token,
         )
@@ -284,16 +293,12 @@ class Perception:
         dataset = input_dataset(self.config, self.model, frames, camera_names)
         device = next(self.model.parameters()).device
         batch = collate_clips([dataset[i] for i in range(len(frames))]).to(device)
-        remembered: dict[Any, Any] = {}
-        for session in sessions:
-            remembered |= session.memory or {}
-        for session in sessions:  # what another session holds of this drive may be older
-            if session.memory and session.scene in session.memory:
-                remembered[session.scene] = session.memory[session.scene]
+        remembered = {key: value for session in sessions for key, value in (session.memory or {}).items()}
         with torch.inference_mode(), precision_context(self.precision, device):
             raw, memory = self._running.predict(batch, remembered or None, tasks)
         for session, frame in zip(sessions, frames):
-            session.memory, session.count = memory, session.count + 1
+            session.memory = {key: value for key, value in memory.items() if session.holds(key)}
+            session.count += 1
             session.timestamp_us = frame.timestamp_us
         return [Answer.of(own, frame, self.class_names) for own, frame in zip(raw, dataset.frames)]
 
@@ -357,7 +362,10 @@ def evaluate(
 
     truth = GroundTruth(data) if isinstance(data, DataSource) else GroundTruth(DataSource("frames", "memory"), data)
     tasks = ("boxes",) if mapping is not None and tasks is None else tasks
-    chosen: dict[str, Task] = {name: TASKS[name]() for name in chosen_of_model(model.model, tasks)}
+    benchmark = model.config.get("benchmark", "nuscenes")
+    chosen: dict[str, Task] = {
+        name: TASKS[name]() for name in chosen_of_model(model.model, tasks, model.class_names, benchmark)
+    }
     if "boxes" in chosen:
         chosen["boxes"] = box_task(model.config, class_range_m if mapping is None else None)
     if mapping is not None:

@@ -29,11 +29,12 @@ from experiments import Experiment, read_table
 from judge import details
 from mmengine.config import Config
 from summaries import MAIN, flat, flat_details, is_error
-from training_runs import Spread, claim, cost, markdown, named_roots, records, trained, write_text
+from training_runs import Spread, claim, cost, markdown, named_root, named_roots, records, trained, write_text
 
 import drivestack
 from drivestack.core.errors import ConfigError, DrivestackError
 from drivestack.core.folders import folder_lock
+from drivestack.core.weights.shipped import weights_file
 from drivestack.data_tools.readers.registry import DataSource
 from drivestack.engine.config import load_config
 from drivestack.tasks.base import GroundTruth
@@ -83,7 +84,23 @@ class Runs:
 
     def seeds(self, experiment: Experiment, seeds: Sequence[int]) -> Sequence[int]:
         """Without any training there is one result."""
-        return seeds if experiment.iterations or experiment.start in self.table else seeds[:1]
+        return seeds if self.is_trained(experiment) else seeds[:1]
+
+    def is_trained(self, experiment: Experiment) -> bool:
+        return bool(experiment.iterations) or experiment.start in self.table
+
+    def check(self, chosen: Sequence[Experiment], seeds: Sequence[int]) -> None:
+        """Raises what an experiment would, some hours later: ConfigError for data without a root, or a start that has
+        to run first; CheckpointError for start weights that are not there."""
+        coming = {experiment.name for experiment in chosen}
+        for experiment in chosen:
+            if experiment.iterations:
+                self.roots(experiment)
+            if experiment.start in self.table:
+                for seed in seeds if experiment.start not in coming else ():
+                    self.start(experiment, seed)
+            elif experiment.start is not None:
+                weights_file(experiment.start)
 
     def start(self, experiment: Experiment, seed: int) -> str | Path | None:
         """The weights that it starts from. Raises ConfigError where another experiment has to be trained first."""
@@ -125,8 +142,8 @@ class Runs:
         write_text(self.results, "".join(json.dumps(line) + "\n" for line in lines))
 
     def is_done(self, experiment: Experiment, seed: int, name: str) -> bool:
-        key = (experiment.name, seed, name)
-        found = [row for row in self.rows() if (row["experiment"], row["seed"], row["set"]) == key]
+        own = [row for row in self.rows() if (row["experiment"], row["set"]) == (experiment.name, name)]
+        found = [row for row in own if row["seed"] == seed or not self.is_trained(experiment)]
         roots = self.roots(experiment) if experiment.iterations else []
         if found and found[-1]["digest"] != experiment.digest(roots):
             raise ConfigError(f"{self.results}: {experiment.name} had other settings; rename it or remove its lines")
@@ -136,7 +153,12 @@ class Runs:
 def run(runs: Runs, chosen: Sequence[Experiment], args: argparse.Namespace) -> bool:
     """Train and score what is missing; whether all is there."""
     deadline = math.inf if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
-    sets = {name: root for name, (root, *_) in named_roots(args.sets).items()}
+    sets = named_root(args.sets)
+    if absent := [root for root in sets.values() if not Path(root).is_dir()]:
+        raise ConfigError(f"--sets: no folder {absent[0]}")
+    every = [(e, seed, name) for e in chosen for seed in runs.seeds(e, args.seeds) for name in sets]
+    left_over = {e.name for e, seed, name in every if not runs.is_done(e, seed, name)}
+    runs.check([e for e in chosen if e.name in left_over], args.seeds)
     for seed in args.seeds:  # all experiments of one seed before the next: what is there can be compared
         for experiment in chosen:
             if seed not in runs.seeds(experiment, args.seeds):
@@ -242,7 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     chosen = [experiment for experiment in table if not args.only or experiment.name in args.only]
     with nullcontext() if args.report else folder_lock(runs.out, "ablations"):
         complete = args.report or run(runs, chosen, args)
-    text = report(runs.rows(), table, args.metrics)
+    rows = runs.rows()
+    known = {name for row in rows for name in row["scores"]}
+    if rows and (absent := [name for name in args.metrics if name not in {*known, *MAIN}]):
+        parser.error(f"--metrics {absent[0]!r}: the results have {', '.join(sorted(known))}")
+    text = report(rows, table, args.metrics)
     write_text(runs.out / TABLES, text)
     print(text, end="")
     return complete

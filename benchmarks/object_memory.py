@@ -17,7 +17,7 @@ and ids linked by centre distance (bev/evaluation/linking.py).
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,8 @@ from drivestack.bev.evaluation.nuscenes_submission import NuScenesSubmission
 from drivestack.bev.evaluation.tracking_metrics import evaluate_tracks
 from drivestack.bev.evaluation.tracking_submission import TrackedBoxes, TrackingSubmission
 from drivestack.core.answers import Detections
+from drivestack.core.errors import ConfigError, DrivestackError
+from drivestack.core.files import check_writable, write_json
 from drivestack.core.frames import Frame
 from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.labels.ground_truth import ground_truth
@@ -127,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", default="perception_tiny_synthetic", help="may lack the memories")
     parser.add_argument("--rows", nargs="+", choices=CONTROLS, default=CONTROLS)
     parser.add_argument("--set", nargs="*", default=(), metavar="KEY=VALUE", help="of the object memory, after loading")
-    parser.add_argument("--out", help="also write the rows here, as JSON")
+    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
     options = parser.parse_args(arguments)
 
     from drivestack.core.checkpoint import load_checkpoint
@@ -137,11 +139,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = build_model(config).eval()
     load_checkpoint(model, weights_file(options.weights), may_lack=(*model.teachers, "memory.", "boxes.memory."))
     frames = DataSource("nuscenes", options.dataroot, {"version": "v1.0-trainval", "split": "val"}).read()
-    drive = Drive(config, model, frames)
     for text in options.set:
         name, _, value = text.partition("=")
-        assert hasattr(model.boxes.memory, name), name
-        setattr(model.boxes.memory, name, type(getattr(model.boxes.memory, name))(value))
+        kind = type(getattr(model.boxes.memory, name, None))
+        if kind not in (int, float):
+            raise ConfigError(f"--set {text}: {name!r} is no number of the object memory")
+        try:
+            setattr(model.boxes.memory, name, kind(value))
+        except ValueError:
+            raise ConfigError(f"--set {text}: {value!r} is no {kind.__name__}") from None
+    if options.out:
+        check_writable(options.out)
+    drive = Drive(config, model, frames)
     print(f"{len(frames)} frames of {options.dataroot}, {options.config}, weights {options.weights}", *options.set)
     widths = [max(8, len(name) + 2) for name in COLUMNS]
     print(f"{'':<12}" + "".join(f"{name:>{w}}" for name, w in zip(COLUMNS, widths)), flush=True)
@@ -152,8 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = [f"{value:.{d}f}" for value, d in zip(row, digits)]
         print(f"{control:<12}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths)), flush=True)
     if options.out:
-        Path(options.out).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        write_json(
+            options.out, {name: [None if math.isnan(x) else x for x in row] for name, row in rows.items()}, indent=1
+        )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DrivestackError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -15,6 +15,7 @@ evaluation are reported beside it.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -41,6 +42,8 @@ from drivestack.data_tools.synthetic import synthesize
 from drivestack.data_tools.synthetic.recipes import RECIPES as SETS
 from drivestack.data_tools.synthetic.recipes import SetRecipe
 from drivestack.engine.checkpoints import export_weights
+from drivestack.engine.config import KEYS, load_config
+from drivestack.engine.config_text import config_text
 
 THRESHOLDS = {"nds": 0.50, "miou": 0.37, "ols": 0.53}
 """Scores on the demo's scenes, as metrics.json of `drivestack demo` names them."""
@@ -81,11 +84,13 @@ def run(
 ) -> dict[str, Any]:
     """All of a recipe, and what ``out/result.json`` holds. data: folder of the training sets; demo: scenes to score on.
 
-    Raises ConfigError where ``out`` holds the run of another recipe or seed, a folder of ``data`` another set (before
-    anything is rendered), or a stage's process fails.
+    Raises ConfigError where ``out`` holds the run of another recipe or seed, or of another version of a stage, a folder
+    of ``data`` another set (before anything is rendered), or a stage's process fails.
     """
     with folder_lock(out, "speedrun"):
         notes = Notes(out / "state.json", name, seed)
+        notes.refuse_other_stages(recipe.stages)
+        notes.add_commit(commit())
         for own in sorted(recipe.sets, key=lambda own: not (data / own).is_dir()):  # what is there may be another set
             _rendered(own, data / own, notes, say)
         roots = [data / own for own in recipe.sets]
@@ -94,20 +99,21 @@ def run(
             last = _trained(stage, last, roots, out, seed, notes, launch, say)
         assert last is not None  # a recipe has stages
         weights = out / f"{recipe.stages[-1].config}.safetensors"
-        about = {"recipe": name, "seed": str(seed), "commit": commit(), "sets": " ".join(recipe.sets)}
+        commits = " ".join(notes.content["commits"])
+        about = {"recipe": name, "seed": str(seed), "commit": commits, "sets": " ".join(recipe.sets)}
         export_weights(last, weights, about, torch.float16)
+        notes.parts.pop("evaluation", None)  # of an earlier call
         with notes.timed("evaluation"):
             config = recipe.stages[-1].config
             scores = run_demo(out / "demo", demo, config, weights, num_pictures=0, say=say)
-        result = summary(name, recipe, seed, notes.parts, scores)
+        result = summary(name, recipe, seed, notes, scores)
         write_json(out / "result.json", result, indent=1)
     return result
 
 
-def summary(
-    name: str, recipe: Recipe, seed: int, parts: Mapping[str, Mapping[str, float]], scores: Mapping[str, Any]
-) -> dict[str, Any]:
+def summary(name: str, recipe: Recipe, seed: int, notes: Notes, scores: Mapping[str, Any]) -> dict[str, Any]:
     """The content of result.json."""
+    parts = notes.parts
     found = {key: scores[key] for key in THRESHOLDS}
     stages = [
         {"name": s.name, "config": s.config, "iterations": s.iterations, "processes": s.processes, **parts[s.name]}
@@ -130,19 +136,20 @@ def summary(
         "reached": reached,
         "record": all(reached.values()),
         "stages": stages,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
-        "commit": commit(),
+        "machine": {"processor": processor(), "cores": cores(), "torch": torch.__version__},
+        "commits": notes.content["commits"],
     }
 
 
 class Notes:
-    """What has been done, on disk: per part the wall time, CPU time and attempts so far, and whether it is done."""
+    """What has been done, on disk: per part the wall time, CPU time and attempts so far, and whether it is done; of
+    stages a digest of their settings, too. And the commits that it was done with."""
 
     def __init__(self, path: Path, recipe: str, seed: int) -> None:
         self.path = path
-        self.content = {"recipe": recipe, "seed": seed, "parts": {}}
+        self.content = {"recipe": recipe, "seed": seed, "commits": [], "parts": {}}
         if path.is_file():  # one without a seed is of a version that knew 0 alone
-            self.content = {"seed": 0} | json.loads(path.read_text(encoding="utf-8"))
+            self.content = {"seed": 0, "commits": []} | json.loads(path.read_text(encoding="utf-8"))
         for key, wanted in {"recipe": recipe, "seed": seed}.items():
             if (found := self.content[key]) != wanted:
                 raise ConfigError(f"{path}: of {key} {found}; choose another --out for {wanted}")
@@ -150,6 +157,20 @@ class Notes:
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
         return self.content["parts"]
+
+    def refuse_other_stages(self, stages: Sequence[Stage]) -> None:
+        """Raises ConfigError for a stage that has begun with other settings."""
+        for stage in stages:
+            begun = self.parts.get(stage.name, {}).get("settings", settings_of(stage))
+            if begun != settings_of(stage):
+                raise ConfigError(
+                    f"{self.path}: stage {stage.name} has begun with other settings of the recipe or its config; "
+                    "choose another --out"
+                )
+
+    def add_commit(self, name: str) -> None:
+        self.content["commits"] = list(dict.fromkeys([*self.content["commits"], name]))
+        self.save()
 
     def timed(self, part: str) -> Timed:
         """A context whose time is added to a part's, also where it is killed."""
@@ -200,7 +221,7 @@ def _rendered(name: str, root: Path, notes: Notes, say: Callable[[str], None]) -
         say(f"{root}: {chosen.num_scenes} scenes x {chosen.keyframes_per_scene} keyframes")
         with notes.timed(part):
             try:
-                synthesize(root, workers=os.cpu_count() or 1, **chosen.arguments())
+                synthesize(root, workers=cores(), **chosen.arguments())
             except ValueError as error:
                 raise ConfigError(str(error)) from None
 
@@ -231,6 +252,7 @@ def _trained(
     for key, value in changes.items():
         arguments += ["--set", f"{key}={value!r}".replace("{out}", str(out))]
     with notes.timed(stage.name) as timer:
+        timer.entry["settings"] = settings_of(stage)
         started = launch(arguments, stage.processes)
         try:
             while (ended := started.poll()) is None:
@@ -245,11 +267,23 @@ def _trained(
     return last
 
 
+def settings_of(stage: Stage) -> str:
+    """A digest of all that decides what a stage learns but its seed, data, start weights and the code."""
+    config = config_text(load_config(stage.config, dict(stage.changes)), KEYS)
+    text = json.dumps([config, stage.iterations, stage.start, stage.processes])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def commit() -> str:
     """Of the repository, with a mark where files differ from it; empty outside one."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
     found = subprocess.run(command, capture_output=True, text=True)
     return found.stdout.strip()
+
+
+def cores() -> int:
+    """Those that this process may use (taskset)."""
+    return len(os.sched_getaffinity(0))
 
 
 def processor() -> str:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments import UP_TO_BEV
+
 THREE, BOXES = "perception_tiny_synthetic", "bevformerv2_tiny_synthetic"
 TEACHERS = "perception_tiny_teachers"
 LAST = "perception_tiny_speedrun"
-ENCODER = ("img_backbone.", "img_neck.", "bev_map.")
-"""Names of the parts up to the BEV map: what a stage of heads freezes."""
 VOICES = {"model.loss_weights": {"occupancy": 5.0, "lanes": 1.0}}
 HEIGHTS = "train_dataloader.dataset.image.train_heights_px"
 ON_STORED = {"cache_features": "{out}/features", "train_dataloader.dataset.mirror": False}
@@ -132,7 +132,7 @@ RECIPES = {
                     **ON_STORED,
                     **VOICES,
                     **CENTRES,
-                    "model.frozen": [*ENCODER],
+                    "model.frozen": list(UP_TO_BEV),
                     "optim_wrapper.optimizer.lr": 4e-4,
                     "param_scheduler": linear(900, last=0.3),
                 },
@@ -145,7 +145,7 @@ RECIPES = {
                     **ON_STORED,  # the store of the stage before
                     **VOICES,
                     **CENTRES,
-                    "model.frozen": [*ENCODER, "memory."],
+                    "model.frozen": [*UP_TO_BEV, "memory."],
                     "model.tasks": ["boxes", "lanes"],
                     "train_dataloader.dataset.occupancy": False,
                     "optim_wrapper.optimizer.lr": 4e-4,

@@ -21,9 +21,10 @@ import torch
 from ablations import Runs
 from experiments import TINY, Experiment
 from summaries import MAIN, is_error
-from training_runs import markdown, named_roots, write_text
+from training_runs import markdown, named_root, write_text
 
-from drivestack.core.errors import DrivestackError
+from drivestack.core.errors import ConfigError, DrivestackError
+from drivestack.core.weights.shipped import weights_file
 from drivestack.data_tools.synthetic import synthesize
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -31,10 +32,13 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 
 def made(recipe: str, root: Path, sizes: Mapping[str, int]) -> Path:
-    """The scenes of a recipe, written where they are not there yet."""
+    """The scenes of a recipe, written where they are not there yet. Raises ConfigError where they cannot be."""
     split, seed, *streets = recipe.split(":")
     kind: dict[str, Any] = {"streets": streets[0]} if streets else {}
-    synthesize(root, split=split, seed=int(seed), **sizes, **kind)
+    try:
+        synthesize(root, split=split, seed=int(seed), **sizes, **kind)
+    except ValueError as error:  # another set lies there, or the recipe is none
+        raise ConfigError(f"{recipe}: {error}") from None
     return root
 
 
@@ -78,26 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> Scores:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     sizes = {"num_scenes": args.scenes, "keyframes_per_scene": args.keyframes, "workers": args.threads}
-    roots = {name: Path(root) for name, (root, *_) in named_roots(args.sets).items()}
-    for name, (recipe, *_) in named_roots(args.recipes).items():
-        roots[name] = made(recipe, args.out / f"{name}_{recipe.replace(':', '_')}", sizes)
-    if len(roots) < 2:
+    weights = named_root([text if "=" in text else f"{Path(text).stem}={text}" for text in args.weights])
+    written = {name: weights_file(file).stat() for name, file in weights.items()}
+    named, recipes = named_root([*args.sets, *args.recipes]), named_root(args.recipes)
+    if len(named) < 2:
         parser.error("name two sets or more, with --sets or --recipes")
-    weights = dict(text.split("=", 1) if "=" in text else (Path(text).stem, text) for text in args.weights)
+    folders = {name: args.out / f"{name}_{recipe.replace(':', '_')}" for name, recipe in recipes.items()}
+    roots = {name: made(text, folders[name], sizes) if name in recipes else Path(text) for name, text in named.items()}
     results = args.out / "towns.json"
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    keys: dict[tuple[str, str], str] = {}
     for name, file in weights.items():
         runs, experiment = Runs(args.out, [], {}), Experiment(name, 0, config=args.config, start=file)
         for own, root in roots.items():
-            key = f"{name}, {file}, {args.config}, {own}, {root}"
+            version = f"{written[name].st_size} bytes, {written[name].st_mtime_ns}"  # a file that is trained again
+            key = keys[name, own] = f"{name}, {file} ({version}), {args.config}, {own}, {root}"
             if key not in found:
                 scores = runs.score(experiment, file, str(root), args.out / "submissions" / name / own)
                 found[key] = {metric: None if value != value else value for metric, value in scores.items()}
                 write_text(results, json.dumps(found, indent=1) + "\n")
-    chosen = {
-        name: {own: found[f"{name}, {file}, {args.config}, {own}, {root}"] for own, root in roots.items()}
-        for name, file in weights.items()
-    }
+    chosen = {name: {own: found[keys[name, own]] for own in roots} for name in weights}
     text = table(chosen, args.metrics)
     write_text(args.out / "towns.md", text)
     print(text, end="")

@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import Config
 
 import drivestack
+from drivestack.core.errors import ConfigError
 from drivestack.core.files import atomic_path
 from drivestack.engine.checkpoints import latest_checkpoint
 
@@ -83,14 +84,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def named_roots(texts: Sequence[str]) -> dict[str, list[str]]:
-    """``NAME=ROOT``, a name may have several roots."""
+    """``NAME=ROOT``, a name may have several roots. Raises ConfigError for another text."""
     found: dict[str, list[str]] = {}
     for text in texts:
         name, _, root = text.partition("=")
         if not root:
-            raise SystemExit(f"error: {text}: write NAME=ROOT")
+            raise ConfigError(f"{text}: write NAME=ROOT")
         found.setdefault(name, []).append(root)
     return found
+
+
+def named_root(texts: Sequence[str]) -> dict[str, str]:
+    """``NAME=ROOT``, one root for each name. Raises ConfigError for another text, and for a name that repeats."""
+    found = named_roots(texts)
+    if twice := [name for name, roots in found.items() if len(roots) > 1]:
+        raise ConfigError(
+            f"{twice[0]}={found[twice[0]][1]}: {twice[0]} is {found[twice[0]][0]} already; give it another name"
+        )
+    return {name: root for name, (root,) in found.items()}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch, BevFeatures
 from ..core.errors import ConfigError
+from ..core.once import warn_once
 from ..core.registries import MODELS
 from ..core.weights.names import some
 from ..core.weights.published_keys import keep_published_keys, published_name
@@ -49,7 +50,7 @@ PUBLISHED_KEYS = {
     "boxes.bev_proposals.": "bev_proposals.",
     "boxes.hybrid_queries.": "hybrid_queries.",
 }
-TEACHERS = ("depth_teacher.", "pts_bbox_head.quality_branch.")
+TEACHERS = ("depth_teacher.", "lane_head.many.", "pts_bbox_head.quality_branch.")
 """Prefixes in state dicts of parts that only training meets."""
 
 
@@ -107,7 +108,7 @@ class BEVFormerV2(PerceptionModel):
                 f"memory carries the past, and bev_map.frames {self.frame_offsets} encode it again: leave memory out, "
                 "or set bev_map.frames=(0,)"
             )
-        if self.gives_tracks and self.memory is None:
+        if self.remembers_objects and self.memory is None:
             raise ConfigError("boxes.memory remembers objects in the state of a streaming memory: configure memory too")
         self.depth_teacher = build(depth_teacher, in_channels=channels)
         self.grid_mask = GridMask() if grid_mask else None
@@ -139,11 +140,15 @@ class BEVFormerV2(PerceptionModel):
 
     @property
     def gives_tracks(self) -> bool:  # type: ignore[override]  # follows from a part of the model
+        return "boxes" in self.tasks and self.remembers_objects
+
+    @property
+    def remembers_objects(self) -> bool:
         return self.boxes is not None and self.boxes.memory is not None
 
     @property
     def teachers(self) -> tuple[str, ...]:  # type: ignore[override]  # follows from a part of the model
-        return TEACHERS[:1] if self.boxes is not None and self.boxes.head.rescore else TEACHERS
+        return TEACHERS[:-1] if self.boxes is not None and self.boxes.head.rescore else TEACHERS
 
     @staticmethod
     def _head_name(task: str) -> str:
@@ -305,7 +310,8 @@ class BEVFormerV2(PerceptionModel):
         A sample may be labelled for some tasks only; it adds nothing to the others. A task that no sample of the batch
         is labelled for adds zeros that keep its parameters in the graph, so nothing breaks under DDP.
         Raises FloatingPointError if predictions are not finite, naming the layer; ConfigError for a batch of other
-        frame offsets than the model's, without labels for any task, or with labels that BoxTask.check_labels refuses.
+        frame offsets than the model's, without labels for any task (but with ``memory``, whose frames come in their
+        order), or with labels that BoxTask.check_labels refuses.
         """
         return self.stream_loss(batch)[0]
 
@@ -319,9 +325,12 @@ class BEVFormerV2(PerceptionModel):
         self.check_clip(batch)
         labels: dict[str, Sequence[Any]] = {"boxes": batch.gt_boxes, "occupancy": batch.occupancy, "lanes": batch.lanes}
         if not any(own is not None for task in self.tasks for own in labels[task]):
-            raise ConfigError(
-                f"samples {', '.join(batch.tokens)} have no labels to learn {', '.join(self.tasks)} from: train on a "
-                "split with annotations, and let the dataset load them (occupancy=True, lanes=True)"
+            names = ", ".join(self.tasks)
+            fix = "train on a split with annotations, and let the dataset load them (occupancy=True, lanes=True)"
+            if self.memory is None:
+                raise ConfigError(f"samples {', '.join(batch.tokens)} have no labels to learn {names} from: {fix}")
+            warn_once(
+                f"some frames have no labels to learn {names} from: the memory goes through them; if all do, {fix}"
             )
         if "boxes" in self.tasks:
             self.boxes.check_labels(batch)
@@ -366,7 +375,8 @@ class BEVFormerV2(PerceptionModel):
         """The answers for the current frames, and the memory to pass in next.
 
         That is the history of ``encode``, or with ``memory`` (StreamingMemory) the states of the batch's scenes. Frames
-        of one scene in a batch are answered one after the other.
+        of one scene in a batch are answered one after the other. Where objects are remembered, the box head runs even
+        if ``tasks`` leaves boxes out, so that they and their ids are there at the next frame.
         """
         batch, asked = batch.without_labels(), self.asked(tasks)
         if self.memory is None:
@@ -383,9 +393,10 @@ class BEVFormerV2(PerceptionModel):
                 own_features = replace(features, bev=features.bev[samples])
             fused, new = self.memory(own_features, part, states)
             past = self.past_objects(part, states, new)
-            outputs = {task: self.run_head(task, fused, own_levels, part, past) for task in asked}
+            running = set(asked) | ({"boxes"} if any(past or ()) else set())  # what is remembered has to be carried on
+            outputs = {task: self.run_head(task, fused, own_levels, part, past) for task in TASKS if task in running}
             states |= new | self.left_behind(outputs.get("boxes"), part, new)
-            for b, own in zip(samples, self.answer(outputs, part)):
+            for b, own in zip(samples, self.answer({task: outputs[task] for task in asked}, part)):
                 answers[b] = own
         kept = {key: states[key] for key in batch.stream_keys if key in states}
         return [answer for answer in answers if answer is not None], kept

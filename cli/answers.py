@@ -126,7 +126,9 @@ class _Run:
         mapped = None
         if "mapping" in options:
             mapped = mapped_boxes(options, class_names(self.config), class_ranges_m(self.config))
-        self.tasks = chosen_of_model(self.model, options.tasks or (("boxes",) if mapped else None))
+        tasks = options.tasks or (("boxes",) if mapped else None)
+        names, benchmark = class_names(self.config), self.config.get("benchmark", "nuscenes")
+        self.tasks = chosen_of_model(self.model, tasks, names, benchmark)
         self.frames = self.seen = self.source.read()
         if mapped is not None and mapped.across is not None:
             across = mapped.across.with_model(self.config, self.model, self.frames, weights)

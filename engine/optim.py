@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..core.registries import OPTIM_WRAPPERS
 from ..core.weights.shards import whole
+from .predict import PRECISIONS
 from .sharding import shared_out_state, whole_optimizer_state
-
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -37,7 +36,7 @@ class PrecisionOptimWrapper(OptimWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer, clip_grad=clip_grad or {"max_norm": math.inf}, **kwargs)
-        self.autocast_dtype = AUTOCAST_DTYPES[precision]
+        self.autocast_dtype = PRECISIONS[precision]
         self.device_type = optimizer.param_groups[0]["params"][0].device.type
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
         self.gradient_norm = math.nan

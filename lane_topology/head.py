@@ -74,7 +74,8 @@ class LaneTopologyHead(nn.Module):
         element_stem: channels of convolutions on the front image itself (elements.py), 0 without; max_elements: peaks
         returned.
     max_lanes: lanes returned, best first (None: all); num_points: points of each.
-    near_m: a query that is matched to no label, but within this mean distance of one, learns that lane's edges too.
+    near_m: a query that is matched to no label, but within this mean distance per axis of one, learns that lane's edges
+        too.
     end_map: arguments of EndMap, e.g. ``dict()``; None: without. snap_radius_m, snap_falloff_m: at inference ends of
         lanes move to its points (end_map.snap), and edges follow from the moved lanes; radius 0: they do not.
     one_to_many: arguments of OneToMany, a second group of queries in training only; None: without.

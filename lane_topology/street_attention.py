@@ -58,8 +58,10 @@ class StreetAttention(nn.Module):
 
     def _of_sample(self, streets: StreetLines | None) -> Tensor:
         """[s + 1, C]"""
-        if streets is None:
-            return self.none[None].float()
+        if streets is None:  # as a map without streets, so that under DDP every parameter has its gradient
+            device = self.none.device
+            none = torch.zeros(0, self.num_points, 2, device=device), torch.zeros(0, dtype=torch.long, device=device)
+            streets = StreetLines(*none)
         if streets.lines.shape[1] != self.num_points:
             raise ValueError(
                 f"street maps of {streets.lines.shape[1]} points a line, the head takes {self.num_points}: give the "

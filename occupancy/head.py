@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bev.boxes.losses import mean_over_ranks
 from ..bev.map.resample import resample_bev, sample_bev
 from ..core.answers import OccupancyGrid
 from ..core.batch import Batch, BevFeatures
@@ -71,6 +72,8 @@ class OccupancyHead(nn.Module):
         free_bias: float = 0.0,
     ) -> None:
         super().__init__()
+        if column_weights and class_frequency is None:
+            class_frequency = OCC3D_FREQUENCY
         self.voxel_loss = VoxelLoss(
             num_classes, free, mask, loss_weights, class_weights, hidden_weight, class_frequency
         )
@@ -80,8 +83,8 @@ class OccupancyHead(nn.Module):
         if column_weights and class_weights is not None:
             raise ConfigError("column_weights and class_weights would multiply: give one of them")
         rarity = None
-        if column_weights:
-            counted = torch.tensor(class_frequency or OCC3D_FREQUENCY, dtype=torch.float64)
+        if column_weights and class_frequency is not None:
+            counted = torch.tensor(class_frequency, dtype=torch.float64)
             rarity = counted.clamp(min=1).pow(-0.25).float()
         self.register_buffer("rarity", rarity, persistent=False)
         self.free, self.num_classes, self.free_bias = free, num_classes, free_bias
@@ -123,7 +126,7 @@ class OccupancyHead(nn.Module):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Mean over the labelled samples of each term; zeros that keep the graph where none is labelled."""
+        """Mean over all ranks' labelled samples of each term; zeros that keep the graph where none is labelled."""
         nothing = outputs.sum() * 0.0 + sum(p.sum() for p in self.unfold.parameters()) * 0.0
         labelled = [(b, target) for b, target in enumerate(batch.occupancy) if target is not None]
         learned = [self._learned_voxels(outputs[b], target) for b, target in labelled]
@@ -132,11 +135,10 @@ class OccupancyHead(nn.Module):
             hidden = [self._learned_voxels(outputs[b], target, hidden=True) for b, target in labelled]
             found |= self.voxel_loss(hidden, nothing, hidden=True)
         if self.ray_loss is not None:
-            terms = [
-                self._ray_term(outputs[b], target, batch.ego_from_bev[b], batch.tokens[b]) for b, target in labelled
-            ]
-            terms = [term for term in terms if term is not None]
-            found["loss_occ_rays"] = torch.stack(terms).mean() if terms else nothing
+            drawn = [self._ray_term(outputs[b], target, batch.ego_from_bev[b]) for b, target in labelled]
+            terms = [term for term in drawn if term is not None]
+            count = mean_over_ranks(torch.tensor(float(len(terms)), device=nothing.device))
+            found["loss_occ_rays"] = torch.stack(terms).sum() / count if terms else nothing
         return found
 
     def _learned_voxels(
@@ -157,7 +159,7 @@ class OccupancyHead(nn.Module):
             columns = F.grid_sample(features[None].float(), where.float()[None, None], align_corners=False)
         return columns[0, :, 0].T
 
-    def _ray_term(self, features: Tensor, target: OccupancyTargets, ego_from_bev: Tensor, token: str) -> Tensor | None:
+    def _ray_term(self, features: Tensor, target: OccupancyTargets, ego_from_bev: Tensor) -> Tensor | None:
         """The weighted ray loss of one sample, None without a ray that hits something."""
         assert self.ray_loss is not None
         rays = self.ray_loss.draw(target.semantics, target.mask_lidar, self.free, ego_from_bev)

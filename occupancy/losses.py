@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bev.boxes.losses import mean_over_ranks
 from ..core.errors import ConfigError, DataError
 from ..core.labels import OccupancyTargets
 from .evaluation.miou import MASKS
@@ -133,9 +134,11 @@ class VoxelLoss(nn.Module):
         if class_frequency is None and isinstance(class_weights, str):
             class_frequency = OCC3D_FREQUENCY
         given = log_frequency_weights(class_frequency) if isinstance(class_weights, str) else class_weights
-        for name, numbers in (("class_weights", given), ("class_frequency", class_frequency)):
-            if numbers is not None and len(numbers) != num_classes:
-                raise ConfigError(f"{len(numbers)} {name} for {num_classes} classes")
+        if class_frequency is not None and len(class_frequency) != num_classes:
+            fix = "give class_frequency, or have it counted (counts_by_class)"
+            raise ConfigError(f"{len(class_frequency)} class_frequency for {num_classes} classes: {fix}")
+        if given is not None and len(given) != num_classes:
+            raise ConfigError(f"{len(given)} class_weights for {num_classes} classes")
         self.mask, self.free, self.hidden_weight = mask, free, hidden_weight
         weights = None if given is None else torch.as_tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -166,14 +169,15 @@ class VoxelLoss(nn.Module):
     def forward(
         self, samples: Sequence[tuple[Tensor, Tensor]], nothing: Tensor, hidden: bool = False
     ) -> dict[str, Tensor]:
-        """Weighted terms ``loss_occ_*``, each the mean over samples: logits [V, K] and classes [V] of the voxels that
-        count. Without samples ``nothing``, a zero that keeps the graph.
+        """Weighted terms ``loss_occ_*``, each the mean over all ranks' samples: logits [V, K] and classes [V] of the
+        voxels that count. Without samples ``nothing``, a zero that keeps the graph.
 
         hidden: the voxels are those of ``hidden``; the terms are ``loss_occ_hidden_*`` and have its weight, too.
         """
         found = [self._terms(logits.float(), truth.long()) for logits, truth in samples]
         prefix, factor = ("loss_occ_hidden_", self.hidden_weight) if hidden else ("loss_occ_", 1.0)
-        mean = lambda name: torch.stack([terms[name] for terms in found]).mean() if found else nothing
+        count = mean_over_ranks(torch.tensor(float(len(found)), device=nothing.device))
+        mean = lambda name: torch.stack([terms[name] for terms in found]).sum() / count if found else nothing
         return {f"{prefix}{name}": weight * factor * mean(name) for name, weight in self.loss_weights.items()}
 
     def _terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ These are the names in a folder of submissions; the task of a file of another na
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from .base import Task
 from .boxes import Boxes
 from .lanes import Lanes
 from .occupancy import Occupancy
-from .tracks import Tracks, with_tracks
+from .tracks import Tracks, untracked, with_tracks
 from .waymo_boxes import WaymoBoxes
 
 if TYPE_CHECKING:
@@ -48,13 +49,21 @@ def asked_of_model(tasks: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(MADE_OF.get(task, task) for task in tasks))
 
 
-def chosen_of_model(model: PerceptionModel, tasks: Sequence[str] | None) -> tuple[str, ...]:
-    """``tasks`` in our order; None: all that the model answers, tracks where it gives ids by itself.
+def chosen_of_model(
+    model: PerceptionModel, tasks: Sequence[str] | None, class_names: Sequence[str], benchmark: str = "nuscenes"
+) -> tuple[str, ...]:
+    """``tasks`` in our order; None: all that the model answers, tracks where it gives ids by itself and its boxes, of
+    ``class_names`` for ``benchmark``, make tracks.
 
     Raises ConfigError for one that the model does not answer.
     """
+    refused = untracked(class_names, benchmark)
     if tasks is None:
-        return (*model.tasks, *(["tracks"] if model.gives_tracks else []))
+        if model.gives_tracks and refused:
+            logging.getLogger("drivestack").info(refused.replace("leave tracks out", "tracks are left out"))
+        return (*model.tasks, *(["tracks"] if model.gives_tracks and not refused else []))
+    if "tracks" in tasks and refused:
+        raise ConfigError(refused)
     model.asked(asked_of_model(tasks))
     return tuple(task for task in TASKS if task in tasks)
 

@@ -23,6 +23,16 @@ from ..core.frames import Frame
 from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
 
+def untracked(class_names: Sequence[str], benchmark: str = "nuscenes") -> str:
+    """Why there are no tracks of boxes of these classes; empty where there are."""
+    if benchmark != "nuscenes":
+        return f"tracks are of nuScenes' score, and the config's benchmark is {benchmark}: leave tracks out"
+    if not set(class_names) & set(TRACKING_CLASSES):
+        known, own = ", ".join(TRACKING_CLASSES), ", ".join(class_names)
+        return f"nuScenes tracks {known}, and the model's classes are {own}: leave tracks out"
+    return ""
+
+
 @dataclass(frozen=True)
 class Tracks:
     """settings: how boxes are linked where the model gives no ids."""
@@ -34,11 +44,8 @@ class Tracks:
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:
         found, names = predictions.detections, predictions.class_names
-        if not set(names) & set(TRACKING_CLASSES):
-            raise SubmissionError(
-                f"nuScenes tracks {', '.join(TRACKING_CLASSES)}, and the model's classes are {', '.join(names)}: leave "
-                "tracks out"
-            )
+        if refused := untracked(names):
+            raise SubmissionError(refused)
         made = TrackingSubmission.from_detections(found.values(), predictions.frames, names, self.settings)
         made.write(path)
         how = "" if all(own.track_ids is not None for own in found.values()) else ", linked: the model gives no ids"

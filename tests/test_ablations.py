@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from drivestack.core.errors import ConfigError
+from drivestack.core.errors import CheckpointError, ConfigError
 from support import toy_training as toy
 
 TABLE = """
@@ -43,7 +43,10 @@ def command(ablations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         ablations.Runs, "score", lambda self, e, weights, root, keep: {"NDS": score(e.name, keep, root)}
     )
-    sets = ["--sets", "a=near", "b=far"]
+    sets = ["--sets"]
+    for name, root in {"a": tmp_path / "near", "b": tmp_path / "far"}.items():
+        root.mkdir()
+        sets.append(f"{name}={root}")
     return [
         str(table),
         "--out",
@@ -61,7 +64,7 @@ def command(ablations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def score(name: str, keep: Path, root: str) -> float:
     seed = int(keep.parent.name[-1])
-    return {"today": 0.5, "idea": 0.6, "as shipped": 0.505}[name] + 0.01 * seed - 0.1 * (root == "far")
+    return {"today": 0.5, "idea": 0.6, "as shipped": 0.505}[name] + 0.01 * seed - 0.1 * (Path(root).name == "far")
 
 
 def test_every_experiment_is_trained_and_scored_once(
@@ -166,3 +169,32 @@ def test_a_line_that_a_kill_cut_short_is_left_out(ablations: ModuleType, tmp_pat
     cut.write_text('{"iterations": 50, "cpu_s": 10.0, "wall_s": 20.0}\n')
     assert runs.cost(tmp_path, 100) == {"cpu_s": 20.0, "wall_s": 40.0}  # the other half was killed
     assert math.isnan(runs.cost(tmp_path / "none", 100)["cpu_s"])
+
+
+def test_what_would_fail_later_fails_before_the_first_training(
+    ablations: ModuleType, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Path(command[0])
+    monkeypatch.setattr(ablations.Runs, "weights", None)  # nothing is trained
+    table.write_text(TABLE.replace("0),", '0, start="nowhere.pth"),'))
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such checkpoint"):
+        ablations.main(command)
+    table.write_text(TABLE.replace('start="today"', 'data=["more"]'))
+    with pytest.raises(ConfigError, match="idea: no root of the data 'more'"):
+        ablations.main(command)
+    table.write_text(TABLE)
+    with pytest.raises(ConfigError, match=r"--sets: no folder .*nowhere"):
+        ablations.main([*command, "--sets", f"c={tmp_path / 'nowhere'}"])
+    with pytest.raises(ConfigError, match="c=y: c is x already; give it another name"):
+        ablations.main([*command, "--sets", "c=x", "c=y"])
+
+
+def test_weights_as_they_are_have_one_result_whatever_the_seeds(
+    ablations: ModuleType, command: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    only = ["--only", "as shipped"]
+    assert ablations.main([*command, *only]) and ablations.main([*command, *only, "--seeds", "3", "4"])
+    assert capsys.readouterr().out.count("as shipped, seed 0, a") == 1
+    with pytest.raises(SystemExit):
+        ablations.main([*command, *only, "--metrics", "NDX"])
+    assert "--metrics 'NDX': the results have NDS" in capsys.readouterr().err

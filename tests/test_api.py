@@ -277,3 +277,44 @@ def test_readers_by_name_file_and_function(tmp_path, frame) -> None:
         "camera_images",
     ):
         assert name in reader_names() and find_reader(name).conventions.frames.startswith("EGO")
+
+
+def test_a_call_without_a_time_is_a_keyframe_after_the_last(remembering, rig, images) -> None:
+    poses = [pose(np.eye(3), [2.0 * step, 0, 0]) for step in range(2)]
+    start_us = 1_700_000_000_000_000
+    for second_us in (None, start_us + 500_000):
+        remembering(images, rig, poses[0], start_us, reset=True)
+        found = remembering(images, rig, poses[1], second_us)
+        assert found.frame.timestamp_us == remembering.session.timestamp_us == start_us + 500_000
+
+
+def test_a_batch_that_fails_leaves_every_drive_where_it_was(remembering, rig, images) -> None:
+    a, b = drivestack.Session(), drivestack.Session()
+    three = drivestack.Rig({name: rig[name] for name in list(rig)[:3]})
+    few = {name: images[name] for name in three}
+    here = [np.eye(4)] * 2
+    remembering.batch([images, few], [rig, three], here, [0, 0], sessions=[a, b])
+    before = [dict(vars(own)) for own in (a, b)]
+    broken = {**few, next(iter(few)): "nowhere.png"}
+    for resets in (None, [True, False]):
+        with pytest.raises(DataError, match="nowhere"):
+            remembering.batch([images, broken], [rig, three], here, [500_000] * 2, sessions=[a, b], resets=resets)
+        assert [dict(vars(own)) for own in (a, b)] == before
+    remembering.batch([images, few], [rig, three], here, [500_000] * 2, sessions=[a, b])
+    with pytest.raises(ConfigError, match="2 sets of images, but 1 resets: give one for each"):
+        remembering.batch([images] * 2, rig, here, sessions=[a, b], resets=[True])
+
+
+def test_a_fork_never_gets_the_past_of_its_sibling(remembering, rig, images) -> None:
+    other = {name: image[::-1].copy() for name, image in images.items()}
+    poses = [pose(np.eye(3), [2.0 * step, 0, 0]) for step in range(3)]
+    a, c = drivestack.Session(), drivestack.Session()
+    remembering(images, rig, poses[0], 0, session=a)
+    b = a.copy()
+    remembering.batch([images] * 2, rig, [poses[1]] * 2, [500_000] * 2, sessions=[a, c])
+    remembering(other, rig, poses[1], 500_000, session=b)
+    own, siblings = (remembering(images, rig, poses[2], 1_000_000, session=s.copy()).boxes.scores for s in (b, a))
+    found, _ = remembering.batch([images] * 2, rig, [poses[2]] * 2, [1_000_000] * 2, sessions=[b, c])
+    np.testing.assert_allclose(found.boxes.scores, own, rtol=0, atol=5e-5)
+    assert np.abs(own - siblings).max() > 2e-4
+    assert set(b.memory) & set(c.memory) == set()

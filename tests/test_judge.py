@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import drivestack
-from drivestack.core.errors import SubmissionError
+from drivestack.core.errors import ConfigError, SubmissionError
 from drivestack.data_tools.synthetic import synthesize
 
 TINY = "perception_tiny_synthetic"
@@ -89,7 +89,10 @@ def test_the_controls_of_remembered_objects_with_weights_that_lack_teachers(
     text = capsys.readouterr().out
     assert list(found) == rows and all(f"{name} " in text for name in rows)
     none, memory, oracle = (found[name][1] for name in rows)  # mAP
-    assert 0 < memory != none and oracle > max(memory, none)
+    assert 0 < memory != none and oracle > max(memory, none) and None in found["none"]
+    for text, problem in (("same=1", "'same' is no number"), ("decay=much", "'much' is no float")):
+        with pytest.raises(ConfigError, match=problem):
+            programs["object_memory"].main([str(val), *names, "--set", text])
 
 
 def test_towns_side_by_side(
@@ -98,7 +101,7 @@ def test_towns_side_by_side(
     towns, made = programs["towns"], []
     monkeypatch.setattr(towns, "synthesize", lambda root, **recipe: made.append((root.name, recipe)))
     monkeypatch.setattr(towns.Runs, "score", lambda self, e, weights, root, keep: score(root))
-    options = ["--out", str(tmp_path), "--recipes", "unseen=val:8:towns", "--sets", f"seen={val}"]
+    options = options_of_sets = ["--out", str(tmp_path), "--recipes", "unseen=val:8:towns", "--sets", f"seen={val}"]
     sizes = ["--scenes", "3", "--keyframes", "4", "--threads", "1"]
     found = towns.main([*options, *sizes, "--metrics", "NDS", "mAVE", "OLS"])
     recipe = {"num_scenes": 3, "keyframes_per_scene": 4, "workers": 1, "split": "val", "seed": 8, "streets": "towns"}
@@ -111,6 +114,17 @@ def test_towns_side_by_side(
     assert towns.main([*options, *sizes]) == found
     with pytest.raises(SystemExit):
         towns.main(["--out", str(tmp_path), "--sets", f"seen={val}"])
+    for name, options in (("seen", ["--sets", "seen=a", "seen=b"]), ("x", ["--weights", "1/x.pth", "2/x.pth"])):
+        with pytest.raises(ConfigError, match=f"{name} is .* already; give it another name"):
+            towns.main(["--out", str(tmp_path), *options])
+    weights = tmp_path / "w.pth"
+    monkeypatch.setattr(towns.Runs, "score", lambda *_: calls.append(1) or score("x"))
+    calls: list[int] = []
+    for content in ("a", "a", "other"):  # a file that has changed is scored anew
+        if not weights.is_file() or weights.read_text() != content:
+            weights.write_text(content)
+        towns.main([*options_of_sets, *sizes, "--weights", str(weights)])
+    assert len(calls) == 4
 
 
 def score(root: str) -> dict[str, float | None]:

@@ -48,7 +48,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
         calls.append(arguments[arguments.index("--work-dir") + 1].rpartition("/")[2])
         if calls == ["joint", "heads"]:
             raise KeyboardInterrupt  # the user, when the second stage has begun
-        status = main([str(argument) for argument in arguments])
+        status = 2 if calls[-1] == "no" else main([str(argument) for argument in arguments])
         return SimpleNamespace(poll=lambda: status)
 
     demo = replace(RECIPES["demo"], seed=8, num_scenes=1, keyframes_per_scene=2, image_width_px=96)
@@ -65,7 +65,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
     joint, last = result["stages"]
     assert (joint["attempts"], last["attempts"]) == (1, 2) and joint["wall_s"] > 0 and joint["cpu_s"] > 0
     assert not result["record"] and set(result["reached"]) == set(result["scores"]) == {"nds", "miou", "ols"}
-    assert result["minutes"]["sum"] >= result["minutes"]["training"] > 0 and result["commit"] == "0123abc"
+    assert result["minutes"]["sum"] >= result["minutes"]["training"] > 0 and result["commits"] == ["0123abc"]
     assert result["seed"] == 5 and "seed = 5" in (tmp_path / "out" / "heads" / "config.py").read_text()
     weights = read_metadata(tmp_path / "out" / "perception_tiny_synthetic.safetensors")
     assert (
@@ -73,7 +73,11 @@ def test_a_small_recipe_from_nothing_to_a_result(
     )  # the second started from the first
     assert len(list((tmp_path / "out" / "features").iterdir())) == 1
     go()
+    assert json.loads((tmp_path / "out" / "state.json").read_text())["parts"]["evaluation"]["attempts"] == 1
     assert len(calls) == 3  # nothing is trained again
+    changed = replace(recipe, stages=(stages[0], replace(stages[1], changes={**heads, "model.grid_mask": True})))
+    with pytest.raises(ConfigError, match="stage heads has begun with other settings of the recipe or its config"):
+        go(changed)
     with pytest.raises(ConfigError, match="of recipe small; choose another --out for other"):
         go(name="other")
     with pytest.raises(ConfigError, match="of seed 5; choose another --out for 6"):
@@ -84,10 +88,14 @@ def test_a_small_recipe_from_nothing_to_a_result(
     with pytest.raises(ConfigError, match="of seed 0; choose another --out for 5"):  # as before seeds were written
         go()
     state.write_text(written)
-    broken = replace(
-        recipe,
-        stages=(*stages, stage("no", "perception_tiny_synthetic", 1, {"train_dataloader.batch_size": 0}, processes=1)),
+    before = len(calls)
+    longer = lambda changes: replace(
+        recipe, stages=(*stages, stage("no", "perception_tiny_synthetic", 1, changes, processes=1))
     )
+    with pytest.raises(ConfigError, match=r"train_dataloader\.batch_size: must be a whole number from 1"):
+        go(longer({"train_dataloader.batch_size": 0}))
+    assert len(calls) == before  # before any training
+    broken = longer({})
     with pytest.raises(ConfigError, match="stage no ended with status 2: see above; the same command goes on"):
         go(broken)
 
@@ -107,15 +115,16 @@ def test_another_set_in_a_sets_folder_is_refused_before_anything_is_rendered(
     assert not (tmp_path / "data" / "missing").exists()
 
 
-def test_a_result_is_a_record_when_all_thresholds_are_reached(speedrun: ModuleType) -> None:
+def test_a_result_is_a_record_when_all_thresholds_are_reached(speedrun: ModuleType, tmp_path: Path) -> None:
     part = {"wall_s": 600.0, "cpu_s": 1000.0, "attempts": 1, "done": True}
     recipe = speedrun.Recipe((speedrun.Stage("a", "x", 10),))
-    parts = {"a": part, "data 1": part, "evaluation": part}
+    notes = speedrun.Notes(tmp_path / "state.json", "r", 0)
+    notes.parts.update({"a": part, "data 1": part, "evaluation": part})
     good = {"nds": 0.5, "miou": 0.4, "ols": 0.53, "mAP": 0.1}
-    result = speedrun.summary("r", recipe, 0, parts, good)
+    result = speedrun.summary("r", recipe, 0, notes, good)
     assert result["record"] and result["minutes"] == {"training": 10, "data": 10, "evaluation": 10, "sum": 30}
-    assert not speedrun.summary("r", recipe, 0, parts, {**good, "ols": 0.5299})["record"]
-    assert not speedrun.summary("r", recipe, 0, parts, {**good, "ols": None})["record"]  # no label of a lane
+    assert not speedrun.summary("r", recipe, 0, notes, {**good, "ols": 0.5299})["record"]
+    assert not speedrun.summary("r", recipe, 0, notes, {**good, "ols": None})["record"]  # no label of a lane
 
 
 def test_all_recipes_name_configs_and_entries_that_exist(speedrun: ModuleType) -> None:

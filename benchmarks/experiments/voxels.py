@@ -1,6 +1,6 @@
 """What the voxel head can learn from, with everything up to the BEV map frozen: masks, rays, counted classes.
 
-The BEV maps are computed once, into runs/features.
+The BEV maps are computed once (--features).
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ def voxels_alone(name: str, **settings: object) -> Experiment:
         "model.tasks": ["occupancy"],
         "model.frozen": list(UP_TO_BEV),
         "train_dataloader.dataset.lanes": False,
-        "cache_features": "runs/features",
     }
-    return Experiment(name, ITERATIONS, {**frozen, **settings})
+    return Experiment(name, ITERATIONS, {**frozen, **settings}, stored_features=True)
 
 
 EXPERIMENTS = [

@@ -129,7 +129,10 @@ class RayDenoising(nn.Module):
         good = torch.zeros_like(valid)
         good[:, 0] = True
         repeated = lambda x: x.repeat_interleave(shift_m.shape[1], 0)
-        reference = normalise_points(place, self.pc_range).clamp(_INSIDE, 1 - _INSIDE)
+        reference = normalise_points(place, self.pc_range)
+        # moved back to the border, a query for background would lie at its object again
+        valid[:, 1:] &= ((reference > 0) & (reference < 1))[:, 1:, :2].all(-1)
+        reference = reference.clamp(_INSIDE, 1 - _INSIDE)
         has_box = good | (valid & (shift_m.abs() < self.box_within_m))
         flags = valid.flatten(), good.flatten(), has_box.flatten()
         return reference.flatten(0, 1), repeated(encode_boxes(boxes)), repeated(labels), *flags

@@ -30,6 +30,7 @@ from ...core.answers import NO_TRACK
 from ...core.errors import ConfigError
 from ...core.registries import MODELS
 from ...geometry import transform_boxes
+from ..map.memory import KEYFRAME_S
 from ..protocol import build
 from .box_coder import decode_boxes, encode_boxes, normalise_points
 from .head import QueryOutputs
@@ -37,7 +38,7 @@ from .proposals import Proposals, augment_boxes
 from .trails import TrailVelocity
 
 _REACH_M = 4.0  # at most, in which a new query takes over the places of an object: long vehicles stand in rows
-_KEYFRAME_S, _SPEED_MPS, _STEP_M = 0.5, 10.0, 10.0  # units in which the motion is given to the layer norm
+_SPEED_MPS, _STEP_M = 10.0, 10.0  # with KEYFRAME_S the units in which the motion is given to the layer norm
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class ObjectMemory(nn.Module):
             boxes[b, :k] = _augmented(moved, bda[b].to(moved)).to(boxes)
             trail[b, :k] = _places(self._trail(own), bda[b]).to(trail)
             planar = own.new_from_old[:2][:, [0, 1, 3]] / own.new_from_old.new_tensor([1.0, 1.0, _STEP_M])
-            shared = torch.cat([planar.new_tensor([own.dt_s / _KEYFRAME_S]), planar.flatten()])
+            shared = torch.cat([planar.new_tensor([own.dt_s / KEYFRAME_S]), planar.flatten()])
             motion[b, :k] = torch.cat([boxes[b, :k, 7:] / _SPEED_MPS, shared.to(boxes).expand(k, -1)], 1)
         reference = normalise_points(boxes[..., :3], self.pc_range)
         inside = ((reference[..., :2] > 0) & (reference[..., :2] < 1)).all(-1)

@@ -18,7 +18,7 @@ from ...core.files import write_json
 from ...core.frames import Frame
 from .linking import LinkSettings, link_boxes
 from .nuscenes_boxes import ScoredBoxes, boxes_of_entries
-from .nuscenes_submission import CAMERA_META, bev_detections, submitted_boxes
+from .nuscenes_submission import CAMERA_META, CLASS_RANGE_M, OTHER_RANGE_M, bev_detections, submitted_boxes
 from .tracking_rules import TRACKING_CLASSES, check_tracks
 
 
@@ -81,10 +81,12 @@ class TrackingSubmission:
     ) -> TrackingSubmission:
         """Boxes of the BEV frame with their ``track_ids``; where a model gives none, they are linked (linking.py).
 
-        Raises what NuScenesSubmission.from_detections does, and SubmissionError where only some frames have ids.
+        Classes that are not tracked are left out, whatever they are. Raises what NuScenesSubmission.from_detections
+        does otherwise, and SubmissionError where only some frames have ids.
         """
         every = {found.token: found for found in detections}
-        made = submitted_boxes(every.values(), frames, class_names)
+        range_m = {**dict.fromkeys(class_names, OTHER_RANGE_M), **CLASS_RANGE_M}
+        made = submitted_boxes(every.values(), frames, class_names, range_m)
         given = {token: every[token].track_ids for token in made}
         if without := [token for token, own in given.items() if own is None]:
             if len(without) < len(given):

@@ -134,8 +134,8 @@ class DepthTeacher(nn.Module):
         of the batch has labels of depth."""
         if all(own is None for own in batch.depth):
             warn_once(
-                f"samples {', '.join(batch.tokens)} come without depth, so the depth teacher learns nothing from them: "
-                "give the dataset depth=True"
+                "batches come without depth, so the depth teacher learns nothing from them: give the dataset "
+                "depth=True, and the data labels of depth or LiDAR"
             )
         terms = []
         for logits in self(levels):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,10 +25,11 @@ from ...core.once import warn_once
 from ...core.registries import DATASETS
 from ...geometry import invert_pose
 from ...geometry.lenses import ROW
-from ..labels.files import NUM_OCCUPANCY_CLASSES, check_lanes, read_occupancy
+from ..labels.files import check_lanes, occupancy_classes, read_occupancy
 from ..labels.ground_truth import ground_truth
 from ..labels.mono_targets import mono_targets
 from ..readers.checks import check_frames
+from ..readers.links import in_scene_order
 from ..readers.registry import DataSource
 from .can_bus import can_bus_of_pose
 from .collate import ClipSample
@@ -85,7 +87,7 @@ class ClipDataset(Dataset):
     """Clips around every keyframe of one or several data sets.
 
     Sources (one of):
-        frames: Frames at hand.
+        frames: Frames at hand. However they are ordered, clips are in the order of time scene by scene.
         source: what a registered reader reads: ``dict(reader="nuscenes", root="data/nuscenes", split="train", ...)``,
             or a DataSource; ``root`` may be a list of folders (readers/registry.py).
 
@@ -153,7 +155,7 @@ class ClipDataset(Dataset):
     ) -> None:
         if frames is not None:
             check_frames(frames)
-            self.frames = list(frames)
+            self.frames = in_scene_order(frames)
         else:
             self.frames = DataSource.of(source or {}).read()
         if not self.frames:
@@ -284,6 +286,8 @@ class ClipDataset(Dataset):
 
     def _streamed(self, index: int, draw: int) -> ClipSample:
         """A step of a sequence: all its frames have the same draws, and none is replaced for want of labels."""
+        if not self._teaches:
+            raise self._without_labels()
         frame, rng = self.frames[index], np.random.default_rng([self.seed, draw])
         is_mirrored = self.mirror and bool(rng.integers(2))  # first: cameras that are missing draw nothing
         image_draw = self.image.draw(rng)
@@ -353,12 +357,21 @@ class ClipDataset(Dataset):
                 has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono or ()))
                 if has_boxes or self._has_task_labels(self.frames[i]):
                     return self.frames[i], targets
+        raise self._without_labels()
+
+    def _without_labels(self) -> DataError:
         boxes = f"a ground-truth box of the classes {', '.join(self.classes)} within pc_range {self.pc_range}"
         wanted = [boxes] * bool(self.classes) + [f"{task} labels" for task in self.tasks]
-        raise DataError(
+        return DataError(
             f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has {' or '.join(wanted)}; use a "
             "split with annotations" + ", or widen the classes or the range" * bool(self.classes)
         )
+
+    @cached_property
+    def _teaches(self) -> bool:
+        """Whether any frame has labels."""
+        boxes = bool(self.classes)
+        return any(self._has_task_labels(own) or (boxes and own.annotations is not None) for own in self.frames)
 
     def _has_task_labels(self, frame: Frame) -> bool:
         return ("occupancy" in self.tasks and frame.occupancy_path != "") or (
@@ -378,13 +391,21 @@ class ClipDataset(Dataset):
     def class_counts(self, most: int = 1000) -> list[int]:
         """[K] observed voxels of each class in the labels of at most ``most`` frames, evenly chosen.
 
-        Raises ConfigError without voxel labels.
+        Raises ConfigError without voxel labels, and for those of two numberings.
         """
         labelled = [frame for frame in self.frames if frame.occupancy_path] if "occupancy" in self.tasks else []
         if not labelled:
             raise ConfigError("no voxels to count: the training data need occupancy=True, and voxel labels")
         chosen = np.linspace(0, len(labelled) - 1, min(most, len(labelled))).round().astype(int)
-        counts = np.zeros(NUM_OCCUPANCY_CLASSES, np.int64)
+        sizes: dict[int, str] = {}
+        for frame in labelled:
+            sizes.setdefault(occupancy_classes(frame.occupancy_path), frame.token)
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"voxel labels of {' and of '.join(map(str, sizes))} classes (samples {', '.join(sizes.values())}): "
+                "train on one kind"
+            )
+        counts = np.zeros(next(iter(sizes)), np.int64)
         for i in chosen:
             target = self._occupancy(labelled[i])
             assert target is not None  # it has a file

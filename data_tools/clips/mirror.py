@@ -20,6 +20,7 @@ from ...geometry.lenses import mirrored_row
 from .can_bus import mirror_can_bus
 from .collate import ClipSample
 from .depth import mirror_depth
+from .street_maps import in_order
 
 # OpenLane-V2's attributes that say left or right (arXiv 2304.10440)
 _MIRRORED_ATTRIBUTE = {5: 6, 6: 5, 7: 8, 8: 7, 11: 12, 12: 11}
@@ -118,7 +119,10 @@ def _mirror_lanes(targets: LaneTargets, sample: ClipSample) -> LaneTargets:
 
 
 def _mirror_streets(streets: StreetLines) -> StreetLines:
-    return replace(streets, lines=streets.lines * torch.tensor([1.0, -1.0]))
+    """Streets left for right, those across in their order again."""
+    flipped = (streets.lines.double() * torch.tensor([1.0, -1.0])).numpy()
+    lines = np.array([in_order(line) for line in flipped], np.float32).reshape(flipped.shape)
+    return replace(streets, lines=torch.from_numpy(lines))
 
 
 def _mirror_pixels(width_px: int) -> np.ndarray:

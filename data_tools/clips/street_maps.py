@@ -70,7 +70,7 @@ def lines_around(
         for first, stop in edges.reshape(-1, 2):
             piece = dense[first:stop]
             if len(piece) > 1 and _length_m(piece) >= _MIN_LENGTH_M:
-                lines.append(_evenly(_in_order(piece), settings.num_points))
+                lines.append(_evenly(in_order(piece), settings.num_points))
                 kinds.append(int(kind))
     stacked = np.array(lines, np.float32).reshape(-1, settings.num_points, 2)
     return StreetLines(torch.from_numpy(stacked), torch.tensor(kinds, dtype=torch.long))
@@ -111,7 +111,8 @@ def _of_other_scene(frames: Sequence[Frame], index: int) -> Frame:
     raise ConfigError("street_map.shown 'other_scene': all frames are of one scene; give a data set of more")
 
 
-def _in_order(line: NDArray[np.float64]) -> NDArray[np.float64]:
+def in_order(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points [n, 2] of a line, EGO frame, in the order that ``lines_around`` promises."""
     ahead, left = line[-1] - line[0]
     return line if (ahead if abs(ahead) > 1.0 else left) >= 0 else line[::-1]
 

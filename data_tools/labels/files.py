@@ -100,6 +100,11 @@ def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -
     return OccupancyLabels(semantics, seen.get("mask_lidar"), seen.get("mask_camera"), openocc)
 
 
+def occupancy_classes(path: str | Path) -> int:
+    """How many classes a file of voxel labels is numbered by, free among them; its name tells."""
+    return WAYMO_FREE + 1 if Path(path).name.endswith(WAYMO_SUFFIX) else NUM_OCCUPANCY_CLASSES
+
+
 def read_occupancy_waymo(path: str | Path, in_view: bool = True) -> OccupancyLabels:
     """Voxel labels of one frame of Occ3D-Waymo: 16 classes, free 15 (23 in the file). Frame, range and order of axes
     are those of Occ3D-nuScenes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -48,6 +49,14 @@ def link_frames(frames: list[Frame]) -> list[Frame]:
             out.append(replace(frame, scene_token=scene, prev_token=before, next_token=following))
             before = "" if pause else frame.token
     return out
+
+
+def in_scene_order(frames: Iterable[Frame]) -> list[Frame]:
+    """The frames scene by scene, in the order in which scenes first occur, each in the order of time."""
+    scenes: dict[str, list[Frame]] = {}
+    for frame in frames:
+        scenes.setdefault(frame.scene_token, []).append(frame)
+    return [frame for own in scenes.values() for frame in sorted(own, key=lambda frame: frame.timestamp_us)]
 
 
 def _drive(frame: Frame) -> str:

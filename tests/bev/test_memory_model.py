@@ -13,10 +13,11 @@ from drivestack.backbone import prepare_inference
 from drivestack.bev.bevformer_v2 import BEVFormerV2
 from drivestack.bev.map.memory import StreamingMemory
 from drivestack.core.batch import BevFeatures
-from drivestack.core.errors import ConfigError
+from drivestack.core.errors import ConfigError, DataError
+from drivestack.core.once import forget_warnings
 from drivestack.data_tools.clips.clip_dataset import ClipDataset
 from drivestack.data_tools.clips.collate import collate_clips
-from drivestack.data_tools.clips.sampler import SceneOrderSampler, StreamStep
+from drivestack.data_tools.clips.sampler import SceneOrderSampler, StreamStep, scene_runs
 from drivestack.data_tools.clips.transforms import PhotometricSettings
 from drivestack.engine.predict import predict
 from drivestack.geometry import BevGrid
@@ -236,3 +237,31 @@ def test_two_hundred_frames_hold_one_state():
         (state,) = memory.values()
         assert state.token == f"t{i}" and state.previous is None and state.frame_bev is None
         assert np.isfinite(found[0].boxes.scores).all() and state.bev.abs().max() < 1000
+
+
+def test_training_goes_through_frames_that_nobody_labelled(caplog):
+    model, (first, second, third) = model_with_memory(), scenes(1)["s0"]
+    forget_warnings()
+    model.train()
+    model.grid_mask = None
+    _, memory = model.stream_loss(first)
+    bare = replace(second, gt_boxes=[None], gt_labels=[None])
+    losses, memory = model.stream_loss(bare, memory)
+    sum(losses.values()).backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    assert memory["s0"].token == "f1" and "the memory goes through them" in caplog.text
+    assert model.stream_loss(third, memory)[0]["loss_cls"] > 0
+    frames = [replace(frame, annotations=None) for frame in toy_drive(3)]
+    with pytest.raises(DataError, match=r"none of the 3 frames .* use a split with annotations"):
+        ClipDataset(frames=frames, classes=CLASSES, training=True)[StreamStep(0, 0)]
+
+
+def test_frames_in_any_order_are_seen_in_the_order_of_time():
+    frames = long_drives()
+    mixed = sorted(frames, key=lambda frame: frame.timestamp_us)  # of several cars, merged by time
+    assert [frame.token for frame in mixed] != [frame.token for frame in frames]
+    dataset = ClipDataset(frames=mixed[::-1], classes=CLASSES)
+    for own in scene_runs(dataset.scene_tokens):
+        times = [dataset.frames[i].timestamp_us for i in own]
+        assert times == sorted(times)
+    assert len(scene_runs(dataset.scene_tokens)) == len({frame.scene_token for frame in frames})

@@ -14,7 +14,9 @@ from drivestack.bev.boxes.memory import ObjectMemory, Objects
 from drivestack.bev.map.memory import StreamingMemory
 from drivestack.core.batch import Batch
 from drivestack.core.errors import ConfigError
+from drivestack.tasks.registry import chosen_of_model
 from support import toy_rig
+from support.three_tasks import VoxelHead
 
 OBJECTS = dict(type=ObjectMemory, num_objects=8, min_score=0.001, id_score=0.005, track_score=0.001)
 """Scores of random weights are about 0.01."""
@@ -155,3 +157,25 @@ def test_configurations_that_cannot_work() -> None:
         toy_rig.build(objects=OBJECTS)
     with pytest.raises(ConfigError, match="hybrid_queries"):
         toy_rig.build(objects=OBJECTS, proposals=False, memory=dict(type=StreamingMemory))
+
+
+def test_objects_and_ids_outlast_a_frame_that_is_asked_for_other_tasks_alone() -> None:
+    model = build(occupancy_head=VoxelHead())
+    first, second, third, fourth = scene("a", 4)
+    whole, _ = drive(model, [first, second, third, fourth])
+    _, memory = drive(model, [first, second])
+    (answer,), memory = model.predict(third, memory, ["occupancy"])
+    assert answer.boxes is None and answer.occupancy is not None
+    assert equal(drive(model, [fourth], memory)[0][0], whole[3])
+    # where no box was asked for yet, none is computed
+    called = []
+    model.boxes.register_forward_hook(lambda *_: called.append(1))
+    memory = None
+    for batch in (first, second):
+        _, memory = model.predict(batch, memory, ["occupancy"])
+    assert not called and memory["a"].objects is None
+
+
+def test_a_model_that_answers_no_boxes_gives_no_tracks() -> None:
+    model = build(occupancy_head=VoxelHead(), tasks=("occupancy",))
+    assert not model.gives_tracks and chosen_of_model(model, None, ["car"]) == ("occupancy",)

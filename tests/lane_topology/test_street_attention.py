@@ -80,3 +80,10 @@ def test_the_head_answers_with_and_without_maps_and_starts_as_without():
     assert torch.equal(mapped.controls[:, 1], other.controls[:, 1])
     graphs = heads[1].predict(mapped, batch)
     assert all(np.isfinite(graph.centrelines).all() for graph in graphs)
+
+
+def test_without_any_map_every_parameter_has_a_gradient(attention):
+    """Under DDP a process whose sample has no map must not leave the others waiting."""
+    opened(attention)(torch.randn(1, 16, 10, 20), [None]).sum().backward()
+    assert all(p.grad is not None for p in attention.parameters())
+    assert not attention.line.weight.grad.any() and attention.none.grad.any()

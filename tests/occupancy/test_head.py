@@ -233,3 +233,27 @@ def test_features_that_are_not_finite_are_no_answer():
     labels = Labels([None, None])
     with pytest.raises(PredictionError, match="sample b: the model's occupancy are NaN or infinite"), torch.no_grad():
         net.predict(net(broken, [], labels), labels)
+
+
+def test_a_sample_weighs_the_same_however_samples_fall_on_processes(monkeypatch):
+    """Two processes, of which the other has no labels: DDP halves the gradient, so that the loss is twice as large."""
+    net = head(mask="mixed", ray_loss={"weight": 0.2}, columns_per_sample=None).eval()
+    losses = []
+    for processes in (1, 2):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda count=processes: count)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: None)
+        torch.manual_seed(0)
+        labels = Labels([target(), None], ego_from_bev=RAISED)
+        losses.append(net.loss(net(features(), [], labels), labels))
+    alone, beside = losses
+    assert alone["loss_occ_rays"] > 0 and alone["loss_occ_hidden_cross_entropy"] > 0
+    for name, value in alone.items():
+        torch.testing.assert_close(beside[name], 2 * value)
+
+
+def test_frequencies_of_other_classes_are_not_taken():
+    for rule in (dict(column_weights="frequency"), dict(class_weights="log_frequency")):
+        with pytest.raises(ConfigError, match="18 class_frequency for 16 classes: give class_frequency"):
+            head(num_classes=16, free=15, **rule)
+    head(num_classes=16, free=15, column_weights="frequency", class_frequency=[5] * 16)

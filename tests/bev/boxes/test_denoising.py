@@ -193,3 +193,18 @@ def test_what_cannot_be_is_refused():
 
     with pytest.raises(ConfigError, match="hybrid_queries"):
         BoxTask(dict(type=BoxHead, num_query=4, num_layers=1), ray_denoising=dict(type=RayDenoising))
+
+
+def test_a_query_for_background_that_leaves_the_range_is_none():
+    """Moved back to the border it would lie on the car at the border, and learn that nothing is there."""
+    torch.manual_seed(0)
+    clip = batch()
+    edge = toy_rig.RANGE[4] - 0.1
+    clip.gt_boxes[0] = clip.gt_boxes[0][:1].clone()
+    clip.gt_boxes[0][:, :2] = torch.tensor([0.5, edge])
+    clip.gt_labels[0] = clip.gt_labels[0][:1]
+    found = rays(negatives=200).queries(clip)
+    ahead, valid = places(found)[0, :, 1], found.proposals.valid[0]
+    assert valid[0] and found.good[0, 0]
+    assert 0 < valid[1:].sum() < 200 and not found.has_box[0][~valid].any()
+    assert (edge - ahead[1:][valid[1:]] > 0.1).all()  # what is left lies on the near side

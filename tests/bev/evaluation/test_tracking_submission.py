@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from drivestack.bev.evaluation.tracking_metrics import evaluate_tracks
 from drivestack.bev.evaluation.tracking_rules import TRACKING_CLASSES, check_tracks
 from drivestack.bev.evaluation.tracking_submission import TrackingSubmission, read_tracks, tracked_detections
-from drivestack.core.errors import SubmissionError
+from drivestack.core.errors import ConfigError, SubmissionError
 from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
+from drivestack.tasks.registry import chosen_of_model
 from support import tiny_nuscenes as tiny
 
 
@@ -146,3 +148,23 @@ def test_a_file_of_detections_is_named_as_such(written: Path) -> None:
     text = written.read_text().replace("tracking_name", "detection_name")
     written.write_text(text)
     assert "holds nuScenes detections (detection_name), not tracks" in str(check_tracks(written)[0])
+
+
+def test_classes_that_nuscenes_does_not_know_are_left_out_of_tracks(root: Path, tmp_path: Path) -> None:
+    frames, found = tiny.perfect_detections(root)
+    names = ["forklift" if name == "barrier" else name for name in tiny.CLASSES]
+    made = TrackingSubmission.from_detections(found, frames, names)
+    made.write(tmp_path / "tracks.json")
+    assert check_tracks(tmp_path / "tracks.json", [frame.token for frame in frames]) == [] and made.num_boxes
+
+
+def test_boxes_that_make_no_tracks_are_said_before_the_work() -> None:
+    model = SimpleNamespace(tasks=("boxes",), gives_tracks=True, asked=lambda tasks: tuple(tasks))
+    assert chosen_of_model(model, None, ["car", "forklift"]) == ("boxes", "tracks")
+    for names, benchmark, why in (
+        (["forklift"], "nuscenes", "the model's classes are forklift: leave tracks out"),
+        (["car"], "waymo", "the config's benchmark is waymo: leave tracks out"),
+    ):
+        assert chosen_of_model(model, None, names, benchmark) == ("boxes",)
+        with pytest.raises(ConfigError, match=why):
+            chosen_of_model(model, ["boxes", "tracks"], names, benchmark)

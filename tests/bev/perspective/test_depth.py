@@ -11,7 +11,8 @@ from drivestack.core.checkpoint import load_checkpoint, save_safetensors
 from drivestack.core.errors import CheckpointError, ConfigError
 from drivestack.core.labels import DepthTargets
 from drivestack.core.once import forget_warnings
-from support import toy_rig
+from drivestack.lane_topology.head import LaneTopologyHead
+from support import toy_rig, toy_streets
 
 NUM_CAMERAS, H, W = 3, toy_rig.HEIGHT // 8, toy_rig.WIDTH // 8
 
@@ -206,6 +207,14 @@ def test_weights_with_a_teacher_load_into_a_model_without_and_say_so(tmp_path):
     with pytest.raises(CheckpointError, match="depth_teacher"):
         load_checkpoint(net, tmp_path / "old.safetensors")
     assert load_checkpoint(net, tmp_path / "old.safetensors", may_lack=net.teachers).clean
+
+
+def test_the_second_group_of_lane_queries_comes_and_goes_as_teachers_do(tmp_path):
+    toy = dict(type=LaneTopologyHead, **{k: v for k, v in toy_streets.SMALL.items() if k != "in_channels"})
+    net, alone = (toy_rig.build(lane_head=dict(toy, one_to_many=many)) for many in (dict(), None))
+    for own, other in ((net, alone), (alone, net)):
+        save_safetensors(own, tmp_path / "w.safetensors")
+        assert load_checkpoint(other, tmp_path / "w.safetensors", may_lack=other.teachers).clean
 
 
 def test_stored_features_leave_nothing_to_teach():

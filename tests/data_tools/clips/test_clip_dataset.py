@@ -301,5 +301,14 @@ def test_classes_are_counted_where_they_were_observed(build, frames, tmp_path):
         labelled.append(replace(frame, token=f"t{i}", occupancy_path=str(path)))
     counts = build(frames=labelled, occupancy=True).class_counts(most=2)
     assert counts == [4, 0, 4] + [0] * 14 + [2 * (200 * 200 - 5)]
+    waymo = tmp_path / "000_04.npz"
+    classes = np.full((200, 200, 16), 23, np.uint8)
+    classes[0, 0, :3] = 14
+    seen = np.ones((200, 200, 16), bool)
+    np.savez(waymo, voxel_label=classes, origin_voxel_state=seen, final_voxel_state=seen, infov=seen)
+    other = replace(frames[0], token="waymo", occupancy_path=str(waymo))
+    assert build(frames=[other], occupancy=True).class_counts() == [0] * 14 + [3, 200 * 200 * 16 - 3]
+    with pytest.raises(ConfigError, match=r"of 18 and of 16 classes \(samples t0, waymo\): train on one kind"):
+        build(frames=[*labelled, other], occupancy=True).class_counts()
     with pytest.raises(ConfigError, match="no voxels to count"):
         build(frames=labelled).class_counts()

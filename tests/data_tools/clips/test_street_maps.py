@@ -107,7 +107,13 @@ def test_a_mirrored_clip_mirrors_its_map():
     clip = dataset(street_map=True)[0]
     clip = replace(clip, street_map=replace(clip.street_map, lines=clip.street_map.lines + 3.0))
     mirrored = mirror_clip(clip)
-    torch.testing.assert_close(mirrored.street_map.lines, clip.street_map.lines * torch.tensor([1.0, -1.0]))
+    reflected = clip.street_map.lines * torch.tensor([1.0, -1.0])
+    across = (reflected[:, -1] - reflected[:, 0])[:, 0].abs() <= 1.0
+    assert across.any() and not across.all()
+    torch.testing.assert_close(mirrored.street_map.lines[~across], reflected[~across])
+    torch.testing.assert_close(mirrored.street_map.lines[across], reflected[across].flip(1))
+    shift = mirrored.street_map.lines[across][:, -1] - mirrored.street_map.lines[across][:, 0]
+    assert (shift[:, 1] > 0).all()  # lines across run with growing y in both worlds
     assert mirror_clip(dataset()[0]).street_map is None
 
 
