@@ -1,6 +1,6 @@
 """Experiments with seeds: each trained at equal iterations, scored on several sets, compared with its control.
 
-    python benchmarks/ablations.py noise --out runs/noise --data train=data/train100 --sets demo=data/val
+    python benchmarks/ablations.py noise --out runs/noise --data train=data/train100 --sets demo=data/demo
     python benchmarks/ablations.py noise --out runs/noise --report        # the tables of what is there
 
 TABLE is a module of benchmarks/experiments, or a .py file (docs/judge.md says how to write one). Every training can be

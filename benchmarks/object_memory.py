@@ -1,6 +1,6 @@
 """What remembered objects are worth: boxes and tracks with the memory and with its controls, and by greedy linking.
 
-    python -m benchmarks.object_memory data/val --weights perception_tiny_synthetic
+    python -m benchmarks.object_memory data/demo --weights perception_tiny_synthetic
 
 Each frame is encoded once; the box head then runs over every scene in time order, once for each row:
 

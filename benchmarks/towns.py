@@ -1,6 +1,6 @@
 """Streets of families that training had, and of families that it never had: each head's scores on both.
 
-    python benchmarks/towns.py --out runs/towns --sets seen=data/val unseen=data/towns
+    python benchmarks/towns.py --out runs/towns --sets seen=data/demo unseen=data/towns
     python benchmarks/towns.py --out runs/towns --recipes seen=val:7 unseen=val:7:towns --scenes 10 --keyframes 8
 
 --weights names shipped weights or a file, --config their config; several NAME=FILE may follow --weights, a row each. A

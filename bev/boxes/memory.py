@@ -64,6 +64,10 @@ class Objects:
         """As tensors and plain values, for a state that is saved."""
         return dict(vars(self))
 
+    def to(self, device: torch.device) -> Objects:
+        rows = {name: values.to(device) for name, values in vars(self).items() if name != "next_id"}
+        return Objects(**rows, next_id=self.next_id)
+
     def forgotten(self) -> Objects:
         """None of them, but the ids that are used."""
         rows = {name: values[:0] for name, values in vars(self).items() if name != "next_id"}
@@ -180,11 +184,14 @@ class ObjectMemory(nn.Module):
         padding. In training a share of the samples is left without.
         """
         keep = torch.rand(len(past)) >= self.forget_share if self.training else torch.ones(len(past), dtype=torch.bool)
-        known = [own if own is not None and kept else None for own, kept in zip(past, keep.tolist())]
+        device = self.pc_range.device
+        known = [
+            replace(own, objects=own.objects.to(device)) if own is not None and kept else None
+            for own, kept in zip(past, keep.tolist())
+        ]
         count = max((len(own.objects.ids) for own in known if own is not None), default=0)
         if not count:
             return None
-        device = self.pc_range.device
         content = torch.zeros(len(past), count, self.norm.normalized_shape[0], device=device)
         boxes = torch.zeros(len(past), count, 9, device=device)
         boxes[..., 3:6] = 1.0
@@ -198,8 +205,8 @@ class ObjectMemory(nn.Module):
                 continue
             k = len(own.objects.ids)
             moved = aligned_boxes(decode_boxes(own.objects.codes.double()), own.new_from_old, own.dt_s)
-            content[b, :k], scores[b, :k] = own.objects.content.to(device), own.objects.scores.to(device)
-            confidence[b, :k], ids[b, :k] = own.objects.confidence.to(device), own.objects.ids.to(device)
+            content[b, :k], scores[b, :k] = own.objects.content, own.objects.scores
+            confidence[b, :k], ids[b, :k] = own.objects.confidence, own.objects.ids
             boxes[b, :k] = _augmented(moved, bda[b].to(moved)).to(boxes)
             trail[b, :k] = _places(self._trail(own), bda[b]).to(trail)
             planar = own.new_from_old[:2][:, [0, 1, 3]] / own.new_from_old.new_tensor([1.0, 1.0, _STEP_M])
@@ -306,6 +313,10 @@ class ObjectMemory(nn.Module):
                 first = per_group - recalled.ids.shape[1]
                 unseen = confidence[first:] < self.track_score  # it stays where it should be, wherever its query looked
                 codes[first:][unseen] = recalled.proposals.codes[b, unseen]
+                # nor does it change its class: its query's best one changes places with it
+                rows, known = first + unseen.nonzero()[:, 0], recalled.proposals.scores[b, unseen].argmax(-1)
+                best = scores[rows].argmax(-1)
+                scores[rows, known], scores[rows, best] = scores[rows, best], scores[rows, known]
                 confidence[first:] = torch.maximum(confidence[first:], self.decay * recalled.confidence[b])
                 ids[first:] = recalled.ids[b]
                 old[first:] = True

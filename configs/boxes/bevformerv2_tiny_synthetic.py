@@ -1,4 +1,4 @@
-"""A BEVFormer v2 that two CPU cores train in about an hour on the synthetic world: the model of `make demo`.
+"""A BEVFormer v2 that two CPU cores train in about an hour on the synthetic world: boxes alone.
 
 One frame, 384 x 128 pixel images, an InternImage of 32 channels, a BEV of 56 x 56 cells of 1.5 m. Proposals come from
 centre heat maps on the BEV map (bev/boxes/proposals.py): their dense supervision is what lets the decoder converge in

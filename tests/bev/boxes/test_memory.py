@@ -165,18 +165,21 @@ def test_an_object_found_twice_is_kept_once_with_the_older_id() -> None:
     assert other.query_ids.tolist() == [1, 2, 0]  # of another class
 
 
-def test_an_object_out_of_sight_stays_where_it_should_be_and_gives_its_id_back() -> None:
-    """Its query looks elsewhere; a new one that is plainly seen at the expected place is the object."""
+@pytest.mark.parametrize("noise", [0, 1])
+def test_an_object_out_of_sight_stays_where_and_what_it_was_and_gives_its_id_back(noise: int) -> None:
+    """Its query looks elsewhere, and may say another class there; a new one that is plainly seen at the expected place
+    is the object."""
     kept = memory()
     (left,) = kept.remember(outputs(boxes((10.0, 0.0, 0.0, 4.0, 0.0)), [0.9]), None, [None], NO_BDA)
     again = kept.recall([past(left.objects)], NO_BDA)
     astray = boxes((25.0, 9.0, 0.0, 0.0, 0.0))
-    (hidden,) = kept.remember(outputs(astray, [0.03]), again, [past(left.objects)], NO_BDA)
+    (hidden,) = kept.remember(outputs(astray, [0.03], [noise]), again, [past(left.objects)], NO_BDA)
     assert decode_boxes(hidden.objects.codes)[0, :2].tolist() == pytest.approx([12.0, 0.0], abs=1e-4)
+    assert hidden.objects.scores.argmax(-1).tolist() == [0]
     again = kept.recall([past(hidden.objects)], NO_BDA)
     found = torch.cat([boxes((14.2, 0.0, 0.0, 4.0, 0.0)), astray])
     # its faded confidence, 0.324, is above the new one's score
-    (seen,) = kept.remember(outputs(found, [0.3, 0.03]), again, [past(hidden.objects)], NO_BDA)
+    (seen,) = kept.remember(outputs(found, [0.3, 0.03], [0, noise]), again, [past(hidden.objects)], NO_BDA)
     assert seen.query_ids.tolist() == [0, -1] and seen.twice.tolist() == [False, True]
     assert decode_boxes(seen.objects.codes)[:, :2].tolist() == [pytest.approx([14.2, 0.0], abs=1e-4)]
 
