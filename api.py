@@ -78,7 +78,7 @@ def load(
     Raises ConfigError for an unknown name, device or precision, CheckpointError for weights that do not fit.
     """
     from .engine.config import load_config
-    from .engine.predict import PRECISIONS
+    from .engine.precision import PRECISIONS
     from .engine.runner import local_device
     from .tasks.images import class_names_of, is_image_config
     from .tasks.run import load_model, parse_device
@@ -287,7 +287,7 @@ class Perception:
         import torch
 
         from .data_tools.clips.collate import collate_clips
-        from .engine.predict import precision_context
+        from .engine.precision import precision_context
         from .tasks.run import input_dataset
 
         dataset = input_dataset(self.config, self.model, frames, camera_names)
@@ -297,7 +297,7 @@ class Perception:
         with torch.inference_mode(), precision_context(self.precision, device):
             raw, memory = self._running.predict(batch, remembered or None, tasks)
         for session, frame in zip(sessions, frames):
-            session.memory = {key: value for key, value in memory.items() if session.holds(key)}
+            session.memory = {key: value for key, value in (memory or {}).items() if session.holds(key)}
             session.count += 1
             session.timestamp_us = frame.timestamp_us
         return [Answer.of(own, frame, self.class_names) for own, frame in zip(raw, dataset.frames)]
@@ -401,9 +401,8 @@ def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) ->
 
     overrides: Mapping[str, Any] | Iterable[str] = settings.pop("overrides", ())
     loaded = load_config(config, overrides) if isinstance(config, (str, Path)) else config
-    if loaded.get("validation"):
-        make = image_validator if is_image_config(loaded) else validator
-        settings.setdefault("evaluate", make(loaded))
+    if loaded.get("validation") and settings.get("evaluate") is None:
+        settings["evaluate"] = (image_validator if is_image_config(loaded) else validator)(loaded)
     return run(loaded, work_dir, **settings)
 
 

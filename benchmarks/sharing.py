@@ -37,6 +37,7 @@ from drivestack.data_tools.clips.collate import collate_clips
 from drivestack.data_tools.readers.nuscenes.reader import read_nuscenes
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.engine.config import build_dataset, build_model, load_config
+from drivestack.engine.precision import precision_context
 
 SHARED = "+".join(TASKS)
 PASSES = ("predict", "step")
@@ -69,11 +70,11 @@ def runs_of(
     model = model_of(config, tasks, **more)
     model.measures_gradients = measures
     prepared = prepare_inference(model)
-    half = config.optim_wrapper.get("precision") == "bf16"
+    precision = config.optim_wrapper.get("precision", "fp32")
 
     def step() -> None:
         model.train().zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with precision_context(precision, torch.device("cpu")):
             total = sum(model.loss(batch).values())
         total.backward()
 

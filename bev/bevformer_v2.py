@@ -326,12 +326,12 @@ class BEVFormerV2(PerceptionModel):
         labels: dict[str, Sequence[Any]] = {"boxes": batch.gt_boxes, "occupancy": batch.occupancy, "lanes": batch.lanes}
         if not any(own is not None for task in self.tasks for own in labels[task]):
             names = ", ".join(self.tasks)
-            fix = "train on a split with annotations, and let the dataset load them (occupancy=True, lanes=True)"
             if self.memory is None:
-                raise ConfigError(f"samples {', '.join(batch.tokens)} have no labels to learn {names} from: {fix}")
-            warn_once(
-                f"some frames have no labels to learn {names} from: the memory goes through them; if all do, {fix}"
-            )
+                raise ConfigError(
+                    f"samples {', '.join(batch.tokens)} have no labels to learn {names} from: train on a split with "
+                    "annotations, and let the dataset load them (occupancy=True, lanes=True)"
+                )
+            warn_once(f"there are frames without labels to learn {names} from: the memory goes through them")
         if "boxes" in self.tasks:
             self.boxes.check_labels(batch)
         states: dict[str, SceneState] = {}
@@ -395,7 +395,10 @@ class BEVFormerV2(PerceptionModel):
             past = self.past_objects(part, states, new)
             running = set(asked) | ({"boxes"} if any(past or ()) else set())  # what is remembered has to be carried on
             outputs = {task: self.run_head(task, fused, own_levels, part, past) for task in TASKS if task in running}
-            states |= new | self.left_behind(outputs.get("boxes"), part, new)
+            left = self.left_behind(outputs.get("boxes"), part, new)
+            if "boxes" not in asked:  # a scene that was never asked for boxes stays as it is alone
+                left = {key: left[key] for key, own in zip(part.stream_keys, past or ()) if own is not None}
+            states |= new | left
             for b, own in zip(samples, self.answer({task: outputs[task] for task in asked}, part)):
                 answers[b] = own
         kept = {key: states[key] for key in batch.stream_keys if key in states}

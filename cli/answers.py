@@ -24,7 +24,7 @@ from .options import (
     source,
     verb,
 )
-from .outputs import check_outputs, writing
+from .outputs import check_outputs, run_folder, writing
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -236,7 +236,11 @@ def add_evaluate(verbs: Any) -> None:
     add_source(parser, "the config's test dataset")
     _add_class_range(parser)
     _add_mapping(parser)
-    parser.add_argument("--out", metavar="DIR", help="submissions and scores (default: runs/CONFIG/evaluation)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="submissions and scores (default: runs/CONFIG/evaluation)",
+    )
     _add_metrics(parser)
 
 
@@ -244,7 +248,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     from ..tasks.base import GroundTruth
     from ..tasks.registry import in_folder
 
-    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
+    out = Path(options.out or run_folder(options.config) / "evaluation")
     check_outputs(folders=[out])
     if (config := _image_config(options)) is not None:
         return evaluate_images(options, config)

@@ -30,7 +30,7 @@ def _run_features(options: argparse.Namespace) -> int:
     import torch
 
     from ..backbone.pretrain.classification.features import FORMATS, layer_features, save_features
-    from ..engine.predict import precision_context
+    from ..engine.precision import precision_context
     from ..tasks.images import image_dataset, image_files
 
     if Path(options.out).suffix not in FORMATS:

@@ -64,6 +64,7 @@ def run_demo(
     from ..data_tools.clips.perturb import perturb_calibration
     from ..engine.config import load_config
     from ..tasks.registry import Boxes, Lanes, Occupancy, Tracks, answer_reader, in_folder
+    from ..tasks.tracks import untracked
     from ..view.drawing import View
     from ..view.picture import render_answer_clip
 
@@ -78,7 +79,8 @@ def run_demo(
         perturb_calibration([], perturbation)
     names, voxels = class_names(config), Occupancy()
     every: dict[str, Task] = {"boxes": Boxes(names), "occupancy": voxels, "lanes": Lanes(), "tracks": Tracks()}
-    chosen = {task: every[task] for task in (*model.tasks, *["tracks"] * ("boxes" in model.tasks))}
+    tracked = "boxes" in model.tasks and not untracked(names, config.get("benchmark", "nuscenes"))
+    chosen = {task: every[task] for task in (*model.tasks, *["tracks"] * tracked)}
     paths = in_folder(out, list(chosen))
     drive = drive if num_pictures else None
     drive_paths = in_folder(out / DRIVE, list(chosen)) if drive is not None else {}

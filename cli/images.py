@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
 from .options import above_zero, at_least_zero, share
-from .outputs import check_outputs, writing
+from .outputs import check_outputs, run_folder, writing
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 OTHERS = (
     "tasks", "dataroot", "data_version", "split", "reader", "reader_options", "openlane", "info_pickle",
-    "perturb_calibration", "class_range", "team", "half", "official", "everywhere",
+    "perturb_calibration", "class_range", "team", "half", "official", "everywhere", "mapping", "waymo_entry",
 )  # fmt: skip
 """Options that belong to surround-camera models."""
 
@@ -63,7 +63,7 @@ def evaluate_images(options: argparse.Namespace, config: Config) -> int:
     from ..tasks.images import class_names_of, score_images
 
     refuse_others(options)
-    out = Path(options.out or Path("runs") / Path(options.config).stem / "evaluation")
+    out = Path(options.out or run_folder(options.config) / "evaluation")
     check_outputs(folders=[out])
     model, checkpoint = _model(options, config)
     with writing(f"evaluate {options.config}", [out / "scores.json"], [out]):
@@ -85,6 +85,8 @@ def predict_images(options: argparse.Namespace, config: Config) -> int:
     refuse_others(options)
     if options.watch is not None:
         return _watch(options, config)
+    if options.seconds is not None:
+        raise ConfigError("--seconds is how long to watch: name the folder with --watch, or leave it out")
     out = Path(options.out or "answers")
     check_outputs(folders=[out])
     files = None if options.images is None else image_files(options.images)

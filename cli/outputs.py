@@ -10,6 +10,12 @@ from ..core.files import check_writable, check_writable_folder
 from ..core.folders import file_lock, folder_lock
 
 
+def run_folder(config: str) -> Path:
+    """The folder of runs of a config by default; a work folder's config.py has the folder's name."""
+    path = Path(config)
+    return Path("runs") / (path.resolve().parent.name if path.name == "config.py" else path.stem)
+
+
 def check_outputs(files: Iterable[str | Path] = (), folders: Iterable[str | Path] = ()) -> None:
     """Raises OutputError for the first that cannot be written. Leaves nothing behind."""
     for folder in folders:

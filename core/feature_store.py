@@ -82,7 +82,8 @@ class FeatureStore:
         entries = len(tokens) * (2 if mirrored else 1)
         for name, value in example.items():
             with (path / f"{name}.bin").open("wb") as file:
-                file.truncate(entries * value.numel() * value.element_size())
+                if size := entries * value.numel() * value.element_size():  # a full disk shows now, as an error
+                    os.posix_fallocate(file.fileno(), 0, size)
         write_json(path / INDEX, {"tokens": tokens, "mirrored": mirrored, "layout": layout})
         return cls(path)
 

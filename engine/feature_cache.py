@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.feature_store import FeatureStore
-from ..core.files import write_errors
+from ..core.files import sync_files, write_errors
 from ..core.folders import file_lock
 from ..core.progress import ProgressDisplay
 from .loop import local_device
@@ -89,6 +89,7 @@ class CacheFeatures(Hook):
                     display.advance()
             barrier()
             if runner.rank == 0:
+                sync_files(temporary.iterdir())
                 temporary.rename(store)
             barrier()
         if runner.rank == 0:

@@ -172,7 +172,8 @@ class LogGradients(Hook):
 
     def before_train_iter(self, runner: TrainRunner, batch_idx: int, data_batch: Any = None) -> None:
         model: Any = runner.bare_model
-        model.measures_gradients = is_main_process() and (runner.iter + 1) % self.interval == 0
+        # on every process: SyncBatchNorm's backward pass, on the way to the map, takes part in a collective
+        model.measures_gradients = (runner.iter + 1) % self.interval == 0
 
     def after_train_iter(
         self, runner: TrainRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None

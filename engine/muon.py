@@ -110,7 +110,8 @@ class MuonConstructor(DefaultOptimWrapperConstructor):
         if unknown := sorted(set(given) - set(self.DEFAULTS)):
             raise ConfigError(f"paramwise_cfg: unknown {', '.join(unknown)}; known are {', '.join(self.DEFAULTS)}")
         super().__init__(optim_wrapper_cfg, {**self.DEFAULTS, **given})
-        kind = optim_wrapper_cfg["optimizer"].get("type")
+        optimizer = optim_wrapper_cfg["optimizer"]
+        kind = optimizer.get("optimizer_class", optimizer.get("type"))  # within SharedStateOptimizer
         if kind not in (MuonAdamW, "MuonAdamW"):
             raise ConfigError(f"optim_wrapper.optimizer.type: MuonConstructor needs MuonAdamW, got {kind!r}")
 

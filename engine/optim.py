@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.registries import OPTIM_WRAPPERS
 from ..core.weights.shards import whole
-from .predict import PRECISIONS
+from .precision import PRECISIONS, chosen_precision
 from .sharding import shared_out_state, whole_optimizer_state
 
 
@@ -21,8 +21,9 @@ from .sharding import shared_out_state, whole_optimizer_state
 class PrecisionOptimWrapper(OptimWrapper):
     """Mixed precision by name. (MMEngine's AmpOptimWrapper refuses to run without a GPU.)
 
-    ``precision`` is "fp32", "bf16" or "fp16"; only fp16 scales its loss, and a step that overflows is then skipped
-    and the scale halved. In fp32 and bf16 such a step raises FloatingPointError before the optimiser moves.
+    ``precision`` is "fp32", "bf16", "fp16" or "auto" (precision.py); only fp16 scales its loss, and a step that
+    overflows is then skipped and the scale halved. In fp32 and bf16 such a step raises FloatingPointError before the
+    optimiser moves.
     ``clip_grad`` as in OptimWrapper; without it the norm is still measured and checked. Where processes share gradients
     and states out (sharding.py), the norm is that of all of them, and state dicts are whole: all processes call
     ``state_dict``, the first one gets it.
@@ -36,8 +37,9 @@ class PrecisionOptimWrapper(OptimWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer, clip_grad=clip_grad or {"max_norm": math.inf}, **kwargs)
-        self.autocast_dtype = PRECISIONS[precision]
         self.device_type = optimizer.param_groups[0]["params"][0].device.type
+        precision = chosen_precision(precision, self.device_type)
+        self.autocast_dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
         self.gradient_norm = math.nan
 
@@ -57,7 +59,10 @@ class PrecisionOptimWrapper(OptimWrapper):
     def step(self, **kwargs: Any) -> None:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.gradient_norm = float(whole(self.clip_func(parameters, **self.clip_grad_kwargs)))
+        norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+        if norm is None:  # clipped by value: no number that is not finite has become finite
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.gradient_norm = float(whole(norm))
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
             raise FloatingPointError(f"gradient norm is {self.gradient_norm} although the loss is finite")
         self.scaler.step(self.optimizer, **kwargs)

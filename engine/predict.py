@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -16,15 +15,14 @@ from torch.utils.data import DataLoader
 from ..backbone.pretrain.protocol import ImageDataset, ImageModel
 from ..core.answers import SceneAnswer
 from ..core.batch import Batch
-from ..core.errors import ConfigError, ModelError
+from ..core.errors import ModelError
 from ..core.image_answers import ImageAnswer
 from ..core.progress import ProgressDisplay
 from ..data_tools.clips.clip_dataset import ClipDataset
 from ..data_tools.clips.collate import collate_clips
 from ..data_tools.clips.sampler import SceneOrderSampler
 from .failures import computing, end_workers, reading, workers_die_quietly
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .precision import precision_context
 
 
 @dataclass
@@ -56,14 +54,6 @@ def check_inputs(model: Any, dataset: Any) -> None:
     if check is not None and names:
         tasks: tuple[str, ...] = getattr(model, "tasks", ())
         check(names, dataset.pc_range if "boxes" in tasks and dataset.classes else None)
-
-
-def precision_context(precision: str, device: torch.device) -> Any:
-    """Autocast by name, to be entered. Raises ConfigError for an unknown one."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def predict(

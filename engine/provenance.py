@@ -60,7 +60,10 @@ def warn_if_seen(config: Mapping[str, Any], stages: tuple[Stage, ...]) -> None:
     test = config.get("test_dataset") or {}
     if not stages or not test.get("source"):
         return
-    source = DataSource.of(test["source"])
+    try:
+        source = DataSource.of(test["source"])
+    except ConfigError:  # of single images, for example, which have no scenes
+        return
     try:
         scenes = {frame.scene_token for frame in source.read()} if any(stage.scenes for stage in stages) else set()
     except (DataError, ConfigError) as error:

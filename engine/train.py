@@ -36,6 +36,7 @@ from .hooks import KeepCheckpoints, LogGradients, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .muon import MuonConstructor  # noqa: F401 (registered: configs may name it as text)
 from .optim import PrecisionOptimWrapper
+from .precision import chosen_precision
 from .predict import check_inputs
 from .run_log import RunLog, require_tensorboard
 from .runner import TrainRunner
@@ -95,6 +96,8 @@ def train(
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
+    work_dir = Path(work_dir).resolve()
+    _check_start(work_dir, resume, load_from, fine_tune)  # before data are read, which may take minutes
     with _naming_the_data(config):
         config = completed(config)
     seed = config.get("seed", 0) if seed is None else seed
@@ -102,8 +105,11 @@ def train(
     if config.get("seed") != seed:
         config = copy.deepcopy(config)
         config.seed = seed  # what is written down is what ran
-    _check_start(resume, load_from, fine_tune)
-    work_dir = Path(work_dir).resolve()
+    asked = config.optim_wrapper.get("precision", "fp32")
+    if (precision := chosen_precision(asked, local_device())) != asked:
+        config = copy.deepcopy(config)
+        config.optim_wrapper.precision = precision
+        logger.info("precision: %s", precision)
     with _alone_in(work_dir):
         start = choose_start(work_dir, resume, load_from, fine_tune)
         device = local_device()
@@ -112,6 +118,8 @@ def train(
         distributed = "WORLD_SIZE" in os.environ
         if distributed and not torch.distributed.is_initialized():  # MMEngine's own start requires a GPU
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if distributed:
+            _demand_one_start(start)
         with checkpoints.safe_loaders():
             iterations = _run(config, work_dir, seed, start, max_minutes, evaluate, command)
         if distributed:
@@ -207,6 +215,7 @@ def _run(
     with building("train_dataloader or train_cfg"), _naming_the_data(config):
         runner.train_loop  # noqa: B018 (a property that builds)
     check_inputs(runner.bare_model, runner.train_loop.dataloader.dataset)
+    check_labels(runner.bare_model, runner.train_loop.dataloader.dataset)
     with building("optim_wrapper"):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     if not isinstance(runner.optim_wrapper, PrecisionOptimWrapper):
@@ -282,6 +291,22 @@ def _report_unmatched(runner: TrainRunner, config: Config) -> None:
         logger.warning(words, max_iters, window, _whole_windows(config))
 
 
+def check_labels(model: Any, dataset: Any) -> None:
+    """Compare the tasks that a model learns with the labels of a dataset, where both state them.
+
+    Raises ConfigError where none of them has labels in any frame; logs those that have none.
+    """
+    labelled, tasks = getattr(dataset, "labelled_tasks", None), getattr(model, "tasks", ())
+    without = [task for task in tasks if labelled is not None and task not in labelled]
+    if not without:
+        return
+    what = f"none of the {len(dataset)} training frames has labels to learn {', '.join(without)} from"
+    fix = "let the dataset load them (occupancy=True, lanes=True), on a split that has them"
+    if len(without) == len(tasks):
+        raise ConfigError(f"{what}: {fix}")
+    logger.warning("%s, so nothing is learned there: %s, or choose model.tasks", what, fix)
+
+
 def _share_frames(runner: TrainRunner) -> None:
     """The training data give the clips that the model learns from, unless their config says otherwise."""
     offsets, loader = getattr(runner.bare_model, "frame_offsets", None), runner._train_dataloader
@@ -333,14 +358,30 @@ class Start:
     """Of the checkpoint to resume from, where it has been read."""
 
 
-def _check_start(resume: bool | str | Path, load_from: str | Path | None, fine_tune: str | Path | None) -> None:
-    """Refuse options that exclude one another and files that are not there, before anything is written."""
+def _check_start(
+    work_dir: Path, resume: bool | str | Path, load_from: str | Path | None, fine_tune: str | Path | None
+) -> None:
+    """Refuse options that exclude one another, files that are not there, and a folder that holds a run already."""
     if load_from and fine_tune:
         raise ConfigError(f"load_from {load_from} and fine_tune {fine_tune}: give one of them.")
     if weights := load_from or fine_tune:
         weights_file(weights)
     if not isinstance(resume, bool) and resume != "auto" and not Path(resume).is_file():
         raise CheckpointError(f"{resume}: no such checkpoint to resume from.")
+    if not resume:
+        find_start(work_dir, resume)
+
+
+def _demand_one_start(start: Start) -> None:
+    """Refuse processes that would begin with different weights, as on machines that do not share the work folder."""
+    mine = f"{start.how} {start.path.name if start.path else ''}".strip()
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    if other := [rank for rank, own in enumerate(every) if own != every[0]]:
+        raise ConfigError(
+            f"process 0 starts with {every[0]!r}, process {other[0]} with {every[other[0]]!r}: give all machines the "
+            "same --work-dir and the same weights"
+        )
 
 
 def choose_start(

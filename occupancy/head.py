@@ -26,7 +26,7 @@ from ..core.labels import OccupancyTargets
 from ..core.once import warn_once
 from ..core.registries import MODELS
 from ..geometry import OCC3D_GRID, BevGrid
-from .losses import OCC3D_FREQUENCY, VoxelLoss
+from .losses import VoxelLoss
 from .rays import RayLoss
 
 GRID = OCC3D_GRID
@@ -72,8 +72,6 @@ class OccupancyHead(nn.Module):
         free_bias: float = 0.0,
     ) -> None:
         super().__init__()
-        if column_weights and class_frequency is None:
-            class_frequency = OCC3D_FREQUENCY
         self.voxel_loss = VoxelLoss(
             num_classes, free, mask, loss_weights, class_weights, hidden_weight, class_frequency
         )
@@ -82,10 +80,10 @@ class OccupancyHead(nn.Module):
             raise ConfigError(f"column_weights: {column_weights!r} is no rule; write 'frequency', or None")
         if column_weights and class_weights is not None:
             raise ConfigError("column_weights and class_weights would multiply: give one of them")
-        rarity = None
-        if column_weights and class_frequency is not None:
-            counted = torch.tensor(class_frequency, dtype=torch.float64)
-            rarity = counted.clamp(min=1).pow(-0.25).float()
+        rarity, frequency = None, self.voxel_loss.class_frequency
+        if column_weights and frequency is not None:
+            rarity = torch.tensor(frequency, dtype=torch.float64).clamp(min=1).pow(-0.25).float()
+        self.column_weights = column_weights
         self.register_buffer("rarity", rarity, persistent=False)
         self.free, self.num_classes, self.free_bias = free, num_classes, free_bias
         self.columns_per_sample = columns_per_sample
@@ -194,7 +192,8 @@ class OccupancyHead(nn.Module):
         standing = (occupied.sum(-1) > 1).flatten()  # more than the ground
         usable = usable.flatten()
         weights = None
-        if self.rarity is not None:
+        if self.column_weights:
+            self.voxel_loss.demand_frequency()
             weights = torch.where(counts, self.rarity[semantics.long()], 0.0).amax(-1).flatten()
         things = self._draw(standing & usable, budget // 2, weights)
         rest = self._draw(usable, budget - len(things), weights)

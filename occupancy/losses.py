@@ -105,8 +105,8 @@ class VoxelLoss(nn.Module):
     loss_weights: factor of each term that is used, of TERMS; default: cross entropy alone.
     class_weights: K factors of the cross entropy, "log_frequency" for those that follow from ``class_frequency``
         (``log_frequency_weights``), or None.
-    class_frequency: voxels of each class in the training data; default Occ3D-nuScenes. The config's
-        ``counts_by_class`` has them counted (engine/from_data.py).
+    class_frequency: voxels of each class in the training data; default Occ3D-nuScenes', for as many classes. The
+        config's ``counts_by_class`` has them counted (engine/from_data.py).
 
     Raises ConfigError for a mask or term that does not exist, a negative weight, or numbers of another length than K.
     """
@@ -131,17 +131,29 @@ class VoxelLoss(nn.Module):
             raise ConfigError(f"hidden_weight must not be negative, got {hidden_weight!r}")
         if isinstance(class_weights, str) and class_weights != "log_frequency":
             raise ConfigError(f"class_weights: {class_weights!r} is no rule; write 'log_frequency', or the numbers")
-        if class_frequency is None and isinstance(class_weights, str):
+        if class_frequency is None and num_classes == len(OCC3D_FREQUENCY):
             class_frequency = OCC3D_FREQUENCY
-        given = log_frequency_weights(class_frequency) if isinstance(class_weights, str) else class_weights
         if class_frequency is not None and len(class_frequency) != num_classes:
-            fix = "give class_frequency, or have it counted (counts_by_class)"
-            raise ConfigError(f"{len(class_frequency)} class_frequency for {num_classes} classes: {fix}")
+            raise ConfigError(f"{len(class_frequency)} class_frequency for {num_classes} classes")
+        self.class_frequency, self.by_frequency = class_frequency, isinstance(class_weights, str)
+        given: Sequence[float] | Tensor | None = None
+        if not isinstance(class_weights, str):
+            given = class_weights
+        elif class_frequency is not None:
+            given = log_frequency_weights(class_frequency)
         if given is not None and len(given) != num_classes:
             raise ConfigError(f"{len(given)} class_weights for {num_classes} classes")
         self.mask, self.free, self.hidden_weight = mask, free, hidden_weight
         weights = None if given is None else torch.as_tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+
+    def demand_frequency(self) -> None:
+        """Raises ConfigError where nobody said how often these classes occur; a model that answers needs no numbers."""
+        if self.class_frequency is None:
+            raise ConfigError(
+                "the occupancy head's class_frequency is needed for classes that are not Occ3D-nuScenes': give it, or "
+                "have it counted (counts_by_class)"
+            )
 
     def counts(self, target: OccupancyTargets) -> Tensor:
         """[X, Y, Z] bool: the voxels that count. Raises DataError where the labels have no masks, but one is used."""
@@ -174,6 +186,8 @@ class VoxelLoss(nn.Module):
 
         hidden: the voxels are those of ``hidden``; the terms are ``loss_occ_hidden_*`` and have its weight, too.
         """
+        if self.by_frequency:
+            self.demand_frequency()
         found = [self._terms(logits.float(), truth.long()) for logits, truth in samples]
         prefix, factor = ("loss_occ_hidden_", self.hidden_weight) if hidden else ("loss_occ_", 1.0)
         count = mean_over_ranks(torch.tensor(float(len(found)), device=nothing.device))

@@ -88,7 +88,7 @@ class ImagePerception:
 
         from ..core.decode import read_rgb
         from ..core.rig import as_image
-        from ..engine.predict import precision_context
+        from ..engine.precision import precision_context
         from .images import image_dataset, named
 
         pixels = []

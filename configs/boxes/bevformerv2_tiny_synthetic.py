@@ -82,7 +82,7 @@ test_dataset.source.root = "data/val"
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,
-    precision="bf16",
+    precision="auto",
     optimizer=dict(type=AdamW, lr=7e-4, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=10.0),
 )

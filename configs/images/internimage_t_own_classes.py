@@ -14,5 +14,5 @@ with read_base():
 model.mixup = None
 train_dataloader.update(batch_size=32, num_workers=4)
 epochs.update(total=30, warmup=2, lr=2e-4, warmup_lr=0.0, min_lr=0.0, images_per_lr=32)
-optim_wrapper.update(precision="bf16", paramwise_cfg=dict(layer_decay_rate=0.9))
+optim_wrapper.update(precision="auto", paramwise_cfg=dict(layer_decay_rate=0.9))
 ema = dict(momentum=0.002)

@@ -30,7 +30,7 @@ train_dataloader.dataset.image.update(
 test_dataset.image.update(image)
 train_dataloader.update(batch_size=64, num_workers=0)
 epochs.update(total=20, warmup=1, lr=2e-3, warmup_lr=0.0, min_lr=1e-5, images_per_lr=64)
-optim_wrapper.precision = "bf16"
+optim_wrapper.precision = "auto"
 ema = dict(momentum=0.005, update_buffers=True)
 checkpoint = dict(interval=200, keep=2)
 log_interval = 20

@@ -23,7 +23,7 @@ epochs = dict(total=60, warmup=2, lr=6e-5, images_per_lr=16)
 train_cfg = dict()
 param_scheduler = None
 optim_wrapper.update(
-    precision="bf16",
+    precision="auto",
     optimizer=dict(type=AdamW, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(prefix="net.backbone.", layer_decay_rate=0.9),
     clip_grad=dict(max_norm=1.0),

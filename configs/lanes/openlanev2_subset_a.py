@@ -87,7 +87,7 @@ test_dataset = dict(**dataset, source=dict(**source, split="val"))
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,
-    precision="bf16",
+    precision="auto",
     optimizer=dict(type=AdamW, lr=2e-4, weight_decay=0.01),
     constructor=LayerDecayOptimizerConstructor,
     paramwise_cfg=dict(lr_mults={"img_backbone.": 0.1}),

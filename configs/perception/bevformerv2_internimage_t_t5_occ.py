@@ -77,7 +77,7 @@ train_dataloader.dataset.source.root = test_dataset.source.root = "data/occ3d-nu
 
 optim_wrapper = dict(
     type=PrecisionOptimWrapper,
-    precision="bf16",
+    precision="auto",
     optimizer=dict(type=AdamW, lr=4e-4, weight_decay=0.01),
     constructor=LayerDecayOptimizerConstructor,
     paramwise_cfg=dict(layer_decay_rate=0.96),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -87,9 +86,10 @@ class ClipDataset(Dataset):
     """Clips around every keyframe of one or several data sets.
 
     Sources (one of):
-        frames: Frames at hand. However they are ordered, clips are in the order of time scene by scene.
+        frames: Frames at hand.
         source: what a registered reader reads: ``dict(reader="nuscenes", root="data/nuscenes", split="train", ...)``,
             or a DataSource; ``root`` may be a list of folders (readers/registry.py).
+        However these order their frames, clips are in the order of time, scene by scene.
 
     What a clip is:
         classes: names of the labels 0, 1, ...
@@ -157,7 +157,7 @@ class ClipDataset(Dataset):
             check_frames(frames)
             self.frames = in_scene_order(frames)
         else:
-            self.frames = DataSource.of(source or {}).read()
+            self.frames = in_scene_order(DataSource.of(source or {}).read())
         if not self.frames:
             raise ConfigError("ClipDataset has no frames: give frames, or a source")
         if ego_from_bev is not None:
@@ -220,6 +220,16 @@ class ClipDataset(Dataset):
     def scene_tokens(self) -> list[str]:
         """Scene of each clip, for the samplers."""
         return [frame.scene_token for frame in self.frames]
+
+    @property
+    def labelled_tasks(self) -> tuple[str, ...]:
+        """Of boxes, occupancy and lanes those whose labels the clips bring, as far as any frame has them."""
+        found = {
+            "boxes": bool(self.classes) and any(frame.annotations is not None for frame in self.frames),
+            "occupancy": "occupancy" in self.tasks and any(frame.occupancy_path for frame in self.frames),
+            "lanes": "lanes" in self.tasks and any(frame.lanes is not None for frame in self.frames),
+        }
+        return tuple(task for task, is_there in found.items() if is_there)
 
     @property
     def tokens(self) -> list[str]:
@@ -286,8 +296,6 @@ class ClipDataset(Dataset):
 
     def _streamed(self, index: int, draw: int) -> ClipSample:
         """A step of a sequence: all its frames have the same draws, and none is replaced for want of labels."""
-        if not self._teaches:
-            raise self._without_labels()
         frame, rng = self.frames[index], np.random.default_rng([self.seed, draw])
         is_mirrored = self.mirror and bool(rng.integers(2))  # first: cameras that are missing draw nothing
         image_draw = self.image.draw(rng)
@@ -357,21 +365,12 @@ class ClipDataset(Dataset):
                 has_boxes = len(labels) and (not self.mono or any(image is not None for image in mono or ()))
                 if has_boxes or self._has_task_labels(self.frames[i]):
                     return self.frames[i], targets
-        raise self._without_labels()
-
-    def _without_labels(self) -> DataError:
         boxes = f"a ground-truth box of the classes {', '.join(self.classes)} within pc_range {self.pc_range}"
         wanted = [boxes] * bool(self.classes) + [f"{task} labels" for task in self.tasks]
-        return DataError(
+        raise DataError(
             f"none of the {len(self)} frames (first: sample {self.frames[0].token}) has {' or '.join(wanted)}; use a "
             "split with annotations" + ", or widen the classes or the range" * bool(self.classes)
         )
-
-    @cached_property
-    def _teaches(self) -> bool:
-        """Whether any frame has labels."""
-        boxes = bool(self.classes)
-        return any(self._has_task_labels(own) or (boxes and own.annotations is not None) for own in self.frames)
 
     def _has_task_labels(self, frame: Frame) -> bool:
         return ("occupancy" in self.tasks and frame.occupancy_path != "") or (
