@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from ..backbone.internimage.model import InternImageLayer
 from ..core.errors import ConfigError
 from ..core.weights.shards import is_shared_out, shared_out, whole_on_first
+from .muon import MuonAdamW
 
 BUFFER_BYTES = 2**28  # how much is broadcast at once, as in DistributedDataParallel
 
@@ -122,7 +123,7 @@ def with_shared_state(optimizer: Mapping[str, Any]) -> dict[str, Any]:
 def check_shared_out(optimizer: Mapping[str, Any]) -> None:
     """Raises ConfigError for an optimiser that cannot work on parts of weights."""
     kind = _optimizer_class(optimizer["type"])
-    if isinstance(kind, type) and issubclass(kind, torch.optim.Adafactor):
+    if isinstance(kind, type) and issubclass(kind, (torch.optim.Adafactor, MuonAdamW)):
         raise ConfigError(
             f"sharding='fsdp2': {kind.__name__} looks at rows and columns of whole weights; use AdamW, or "
             "sharding='zero1'"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..bev.evaluation import nuscenes_metrics, nuscenes_official, nuscenes_rules
+from ..bev.evaluation.class_mapping import errors_not_stated
 from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
 from ..bev.evaluation.nuscenes_metrics import DETECTION_CVPR_2019, DetectionSettings
 from ..bev.evaluation.nuscenes_rules import CLASS_ATTRIBUTES
@@ -15,6 +16,7 @@ from ..bev.evaluation.nuscenes_submission import CLASS_RANGE_M, OTHER_RANGE_M, N
 from ..bev.evaluation.oddities import all_far_away, oddities
 from ..core.errors import ConfigError, NoLabelsError
 from ..core.frames import Frame
+from ..core.once import warn_once
 from .across import AcrossSets
 from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
@@ -163,6 +165,11 @@ class Boxes:
         boxes = read_submission(path, truth.tokens, settings.class_names)
         self._demand_known_ranges(boxes, truth)
         refuse(path, [far] if (far := all_far_away(boxes, truth.frames)) else [])
+        for error in errors_not_stated(truth.frames):
+            if all(error in settings.undefined_errors.get(name, ()) for name in settings.class_names):
+                continue
+            what = {"mAVE": "velocities", "mAAE": "attributes"}[error]
+            warn_once(f"{truth.source}: no label states {what}, so {error} is 1, which takes 0.1 from NDS")
         return nuscenes_metrics.evaluate(truth.frames, boxes, settings)
 
     def _demand_known_ranges(self, boxes: Mapping[str, ScoredBoxes], truth: GroundTruth) -> None:

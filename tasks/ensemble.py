@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
@@ -187,7 +188,9 @@ def _nuscenes(
         )
         results[token] = every[cut.first(len(every))]
         count += len(results[token])
-    NuScenesSubmission(results, dict(CAMERA_META)).write(out)
+    given_meta = [json.loads(path.read_bytes())["meta"] for path in paths]
+    meta = {name: any(own.get(name, False) for own in given_meta) for name in CAMERA_META}  # what any of them used
+    NuScenesSubmission(results, meta).write(out)
     given = sum(len(own) for file in files for own in file.values())
     return f"{count} boxes of {given} in {len(results)} samples{cut}"
 

@@ -262,6 +262,11 @@ def test_readers_by_name_file_and_function(tmp_path, frame) -> None:
     (tmp_path / "none.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match=r"none\.py: registers none"):
         drivestack.read("anywhere", reader=str(tmp_path / "none.py"))
+    lines = ["from __future__ import annotations", "from dataclasses import dataclass", "import drivestack"]
+    lines += ["@dataclass", "class Place:", "    x_m: float", "@drivestack.register_reader('of_places')"]
+    (tmp_path / "typed.py").write_text("\n".join([*lines, "def read(root): return []"]))
+    with pytest.raises(DataError, match="reader of_places found no frames"):  # and the file was read
+        drivestack.read("anywhere", reader=str(tmp_path / "typed.py"))
     (tmp_path / "bad.py").write_text("import nowhere_at_all\n")
     with pytest.raises(ConfigError, match=r"bad\.py: cannot be imported: ModuleNotFoundError"):
         drivestack.read("anywhere", reader=str(tmp_path / "bad.py"))
@@ -318,3 +323,11 @@ def test_a_fork_never_gets_the_past_of_its_sibling(remembering, rig, images) -> 
     np.testing.assert_allclose(found.boxes.scores, own, rtol=0, atol=5e-5)
     assert np.abs(own - siblings).max() > 2e-4
     assert set(b.memory) & set(c.memory) == set()
+
+
+def test_a_model_without_a_memory_answers(images, rig) -> None:
+    """MonoDetector looks at each image alone and gives no memory back."""
+    mono = drivestack.load("mono3d_tiny_synthetic", weights="random", device="cpu")
+    for _ in range(2):
+        assert len(mono(images, rig).boxes.scores) >= 0
+    assert mono.session.count == 2 and mono.session.memory == {}

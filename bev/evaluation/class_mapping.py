@@ -268,7 +268,7 @@ def evaluate_mapped(
         for token, boxes in predictions.items()
         if token in by_token
     }
-    unstated = _unstated(truths)
+    unstated = errors_not_stated(truths)
     scores = evaluate(truths, found, mapping.settings(own_range_m or {}, unstated))
     counted = {"predictions": scores["num_predictions"], "labels": scores["num_ground_truths"]}
     scores["across_sets"] = {
@@ -284,7 +284,7 @@ def evaluate_mapped(
     return scores
 
 
-def _unstated(frames: Sequence[Frame]) -> list[str]:
+def errors_not_stated(frames: Sequence[Frame]) -> list[str]:
     """Errors of what no label of a common class states in the whole set: velocities, attributes."""
     velocity = attribute = False
     for notes in (frame.annotations for frame in frames if frame.annotations is not None):

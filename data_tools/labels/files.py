@@ -63,8 +63,9 @@ def waymo_occupancy_file(root: str | Path, split: str, segment: int, frame: int)
     return Path(root) / split / f"{segment:03d}" / f"{frame:03d}{WAYMO_SUFFIX}"
 
 
-def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -> OccupancyLabels:
+def read_occupancy(path: str | Path, num_classes: int | None = None) -> OccupancyLabels:
     """Voxel labels of one keyframe; a file of Occ3D-Waymo (``NNN_04.npz``) as ``read_occupancy_waymo`` reads it.
+    num_classes: what the file must be numbered by; default ``occupancy_classes``.
 
     Integers of any width are read where their values fit. OpenOcc's labels have no masks, which are None then; their
     class numbers become Occ3D's where they are OpenOcc's (see ``occ3d_numbers``).
@@ -73,7 +74,11 @@ def read_occupancy(path: str | Path, num_classes: int = NUM_OCCUPANCY_CLASSES) -
     [200, 200, 16] (another grid is named where it is a known one), a dtype that is none of integers or bool; and for a
     class that is none (255 for example).
     """
+    named = occupancy_classes(path)
+    num_classes = named if num_classes is None else num_classes
     if Path(path).name.endswith(WAYMO_SUFFIX):
+        if num_classes != named:
+            raise DataError(f"{path}: has Occ3D-Waymo's {named} classes, where {num_classes} are expected")
         return read_occupancy_waymo(path)
     with open_arrays(path) as stored:
         if "voxel_label" in stored.names and "semantics" not in stored.names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,11 +120,14 @@ def _reader_of_file(path: Path) -> Reader:
     spec = importlib.util.spec_from_file_location(f"drivestack_reader_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # a .py file has a loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names of their annotations, and pickle for classes
     try:
         spec.loader.exec_module(module)
     except (ConfigError, DataError):
+        del sys.modules[spec.name]
         raise
     except Exception as error:  # the user's own code: whatever it raises, they need the file's name
+        del sys.modules[spec.name]
         raise ConfigError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
     new = [reader for reader in _READERS.values() if reader not in before]
     if len(new) != 1:

@@ -1,6 +1,6 @@
 """The OpenLane-V2 score of predictions on Frames, with all its parts and the F-score, and the metric version stated.
 
-Sources: evaluation.py, fscore.py.
+Sources: ols.py, fscore.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All voxel metrics of a set of predictions side by side, each with its mask stated.
 
-Sources: metrics.py, rayiou.py.
+Sources: miou.py, rayiou.py.
 """
 
 from __future__ import annotations
@@ -14,30 +14,56 @@ from numpy.typing import NDArray
 from ...core.errors import DataError, NoLabelsError
 from ...core.frames import Frame
 from ...core.labels import OccupancyLabels
-from ...data_tools.labels.files import read_occupancy
+from ...core.once import warn_once
+from ...data_tools.labels.files import occupancy_classes, read_occupancy
 from ...data_tools.labels.voxel_layouts import has_openocc_numbers, occ3d_numbers
 from ...geometry import invert_pose, transform_points
-from ..classes import OCC3D_NUSCENES
+from ..classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from .miou import MASKS, ConfusionMatrix, fscore
 from .rayiou import RayIoU, choose_origins
 
 MASK_NAMES = {"camera": "camera mask", "lidar": "lidar mask", "none": "no mask"}
 
 
+LIDAR_HEIGHT_M = 1.84  # of nuScenes' over the road
+
+
 def ray_origins(frame: Frame, scene: Sequence[Frame]) -> NDArray[np.float32]:
-    """[O, 3] LiDAR positions of a scene's keyframes in the EGO frame of one of them, as RayIoU chooses them."""
-    places = np.stack([other.global_from_bev[:3, 3] for other in scene])
+    """[O, 3] LiDAR positions of a scene's keyframes in the EGO frame of one of them, as RayIoU chooses them.
+
+    Keyframes without a LiDAR, whose BEV frame is the EGO frame on the road, are looked at from nuScenes' height: rays
+    that begin in the road meet nothing else.
+    """
+    places = np.stack([_lidar_place(other) for other in scene])
     return choose_origins(transform_points(invert_pose(frame.global_from_ego), places))
+
+
+def _lidar_place(frame: Frame) -> NDArray[np.float64]:
+    """[3] of the global frame."""
+    if frame.ego_from_bev[:3, 3].any():
+        return frame.global_from_bev[:3, 3]
+    warn_once(f"frames without a LiDAR: RayIoU's rays begin {LIDAR_HEIGHT_M} m above the origin of the EGO frame")
+    return transform_points(frame.global_from_ego, np.array([[0.0, 0.0, LIDAR_HEIGHT_M]]))[0]
+
+
+def classes_of(frames: Sequence[Frame]) -> tuple[str, ...]:
+    """The classes, free last, that the frames' voxel labels are numbered by. Raises DataError for two numberings."""
+    known = {len(names): names for names in (OCC3D_NUSCENES, OCC3D_WAYMO)}
+    found = {occupancy_classes(frame.occupancy_path): frame.occupancy_path for frame in frames}
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(found.values())} have classes of two data sets: score them one by one")
+    return known[next(iter(found))]
 
 
 def evaluate(
     frames: Sequence[Frame],
     predicted: Callable[[str], NDArray[np.integer]],
-    class_names: Sequence[str] = OCC3D_NUSCENES,
+    class_names: Sequence[str] | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Scores of ``predicted(sample token)`` [X, Y, Z] on all frames.
 
+    class_names: free last; default those of the labels (``classes_of``).
     Returns ``miou`` and ``per_class`` by mask (camera, lidar, none), in 0..1 and over the classes that occur, free
     left out; ``fscore`` by mask (camera, none), the mean over samples; ``rayiou`` with its thresholds; ``samples``.
     Labels without masks (OpenOcc) give the scores without mask alone; where they have OpenOcc's class numbers,
@@ -45,6 +71,7 @@ def evaluate(
     Raises DataError, naming the sample, if a frame has no labels or a prediction cannot be compared.
     """
     check_labels(frames)
+    class_names = classes_of(frames) if class_names is None else class_names
     free = len(class_names) - 1
     usable = masks_of(frames[0], len(class_names))
     matrices = {mask: ConfusionMatrix(len(class_names)) for mask in usable}
@@ -79,14 +106,14 @@ def evaluate(
     }
 
 
-def masks_of(frame: Frame, num_classes: int = len(OCC3D_NUSCENES)) -> tuple[str, ...]:
+def masks_of(frame: Frame, num_classes: int | None = None) -> tuple[str, ...]:
     """The masks under which a set with this frame's labels is scored: all, or none alone."""
     return MASKS if read_occupancy(frame.occupancy_path, num_classes).mask_camera is not None else ("none",)
 
 
-def check_labels(frames: Sequence[Frame], num_classes: int = len(OCC3D_NUSCENES), read: bool = False) -> None:
+def check_labels(frames: Sequence[Frame], read: bool = False) -> None:
     """Raises NoLabelsError, naming the sample, if a frame has no voxel labels; with ``read`` DataError, naming the
-    file, if it has unusable ones."""
+    file, if it has unusable ones, and for labels of two numberings."""
     bare = [frame.token for frame in frames if not frame.occupancy_path]
     place = "gts/<scene>/<sample>/labels.npz"
     if len(bare) == len(frames):
@@ -98,6 +125,7 @@ def check_labels(frames: Sequence[Frame], num_classes: int = len(OCC3D_NUSCENES)
             f"sample {bare[0]}: no voxel labels ({len(bare)} of {len(frames)} frames have none); fetch or generate "
             f"{place} again"
         )
+    num_classes = len(classes_of(frames))
     if read:
         usable = masks_of(frames[0], num_classes)
         for frame in frames:

@@ -114,6 +114,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for option in ("load_from", "fine_tune"):
         weights = {option: folder / "half" / "iter_6.pth"}
         todo.append(dict(work_dir=folder / option, max_iters=1, changes=frozen, **weights))
+    muon = dict(
+        optim_wrapper__constructor="MuonConstructor", optim_wrapper__optimizer__type="MuonAdamW", model__hidden=32
+    )
+    for kind in (None, "zero1"):
+        todo.append(dict(work_dir=folder / f"muon {kind}", max_iters=4, changes=sharding(kind, **muon)))
+    error = "sharding='fsdp2': MuonAdamW looks at rows and columns"
+    todo.append(dict(work_dir=folder / "refused muon", changes=sharding("fsdp2", **muon), error=error))
     refused = dict(optimizer="Adafactor", error="sharding='fsdp2': Adafactor")
     todo.append(dict(work_dir=folder / "refused", changes=sharding("fsdp2"), **refused))
     finish(launch(folder, todo))
@@ -160,6 +167,10 @@ NEAR = dict(rtol=1e-4, atol=1e-5)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_learn_what_one_does(runs: Path, kind: str | None) -> None:
     assert_same(runs / "one", runs / str(kind), **NEAR)
+
+
+def test_muon_is_the_same_with_its_state_shared_out(runs: Path) -> None:
+    assert_same(runs / "muon None", runs / "muon zero1")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

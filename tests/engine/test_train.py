@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from drivestack.core.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
+from drivestack.core.once import forget_warnings
 from drivestack.engine.checkpoints import latest_checkpoint, read_checkpoint
 from drivestack.engine.config import load_config, override
 from drivestack.engine.optim import PrecisionOptimWrapper
@@ -320,3 +322,73 @@ def test_gradients_are_logged_when_due_and_change_nothing(toy: Any, tmp_path: Pa
         config = toy.toy_config(10)
         config.gradient_log_interval = 2
         train(config, tmp_path / "none")
+
+
+def test_precision_auto_is_bf16_only_where_the_device_has_it(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from drivestack.engine import precision
+
+    for has, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(precision, "_has_bfloat16", lambda kind, has=has: has)
+        path = train(toy.toy_config(2, precision="auto"), tmp_path / expected)
+        assert f"'precision': '{expected}'" in (path.parent / "config.py").read_text()
+        same = train(toy.toy_config(2, precision=expected), tmp_path / f"named {expected}")
+        assert_same(read_checkpoint(path), read_checkpoint(same))
+    forget_warnings()
+    assert precision.chosen_precision("bf16", "cpu") == "bf16" and "slower than fp32" in caplog.text
+    with pytest.raises(ConfigError, match="unknown precision 'half': choose from fp32, bf16, fp16, auto"):
+        train(toy.toy_config(2, precision="half"), tmp_path / "none")
+
+
+def test_gradients_clipped_by_value_are_measured_and_checked(toy: Any, tmp_path: Path) -> None:
+    config = toy.toy_config(6)
+    config.optim_wrapper.clip_grad = dict(type="value", clip_value=1e-3)
+    path = train(config, tmp_path)
+    records = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
+    norms = [record["gradient_norm"] for record in records if "gradient_norm" in record]
+    assert norms and all(0 < norm < 0.1 for norm in norms)
+
+
+def test_processes_that_would_start_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines without a shared work folder: one resumes, the other would begin with fresh weights."""
+    from drivestack.engine import train as module
+
+    def gather(every: list[str], mine: str) -> None:
+        every[:] = [mine, others]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    start = module.Start("resume", Path("runs/a/iter_10.pth"))
+    others = "resume iter_10.pth"
+    module._demand_one_start(start)
+    others = "new"
+    with pytest.raises(ConfigError, match=r"process 0 starts with 'resume iter_10.pth', process 1 with 'new'"):
+        module._demand_one_start(start)
+
+
+def test_what_a_start_needs_is_looked_for_before_data_are_read(
+    toy: Any, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drivestack.engine import train as module
+
+    monkeypatch.setattr(module, "completed", None)  # reads the training data
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(toy.toy_config(2), tmp_path, load_from=tmp_path / "nowhere.pth")
+    with pytest.raises(ConfigError, match=r"reached iter_20.*--resume"):
+        train(toy.toy_config(20), undisturbed.parent)
+
+
+def test_tasks_without_a_label_are_said_before_training(caplog: pytest.LogCaptureFixture) -> None:
+    from drivestack.engine.train import check_labels
+
+    class Data(list):
+        labelled_tasks = ("boxes",)
+
+    model = SimpleNamespace(tasks=("boxes", "lanes"))
+    check_labels(model, Data([1, 2]))
+    assert "none of the 2 training frames has labels to learn lanes from" in caplog.text
+    model.tasks = ("occupancy", "lanes")
+    with pytest.raises(ConfigError, match="labels to learn occupancy, lanes from: let the dataset load them"):
+        check_labels(model, Data([1, 2]))
+    check_labels(model, [1, 2])  # data of other people state nothing

@@ -1,7 +1,7 @@
 """Argoverse 2's sensor data set to Frames: one for each LiDAR sweep, with seven ring cameras and 3D boxes.
 
     <root>/{train,val,test}/<log>/annotations.feather       boxes in the EGO frame of their sweep; not in test
-    <root>/<split>/<log>/...                                the rest of a log: argoverse2_files.py, argoverse2.py (map)
+    <root>/<split>/<log>/...                                the rest of a log: files.py, lanes.py (map)
 
 Boxes go to the city frame with the car's pose at their sweep. The files have no velocities: they are differences of a
 track's places in the city frame between the sweeps before and after, or one of these at its ends. Format:

@@ -82,8 +82,9 @@ def read_py123d(
     for a class of labels that is not known here. ego_height_m: of the rear axle over the ground, by default as the car
     of the log is built.
 
-    A velocity is NaN where py123d wrote 0 for want of one, and LiDAR points are 1 where none were counted. Films (mp4)
-    are not read. Raises DataError naming the file, ConfigError for a name that chooses nothing, and without pyarrow.
+    A velocity is NaN where py123d wrote 0 for want of one, and LiDAR points are SEEN_POINTS where none were counted.
+    Films (mp4) are not read. Raises DataError naming the file, ConfigError for a name that chooses nothing, and without
+    pyarrow.
     """
     if not isinstance(stride, int) or stride < 1:
         raise DataError(f"stride {stride}: give a whole number of rows, 1 or more")

@@ -22,6 +22,7 @@ from ..checks import INT64
 from ..file_paths import is_windows_path, path_below, portable_path
 from ..lenses import LENS_FIELDS, LensNotes
 from .box_layouts import BoxLayout, from_layout
+from .reader import WITHOUT_CLASS
 
 _NEW_IMAGE_FIELDS = (
     "img_path", "cam2img", "cam2ego", "lidar2cam", "timestamp", "sample_data_token", "width", "height",
@@ -248,7 +249,7 @@ def frame_of_infos(info: dict, reader: EntryReader) -> Frame:
         annotations = _annotations(
             global_from_ego if ego_from_lidar is None else global_from_ego @ ego_from_lidar,
             np.concatenate([from_layout(boxes, reader.box_layout), velocity], 1),
-            names,
+            ["" if name in WITHOUT_CLASS else name for name in names],
             info.get("num_lidar_pts"),
             info.get("num_radar_pts"),
             names,  # what is no detection class kept its category's name

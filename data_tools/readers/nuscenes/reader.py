@@ -58,8 +58,13 @@ DETECTION_CLASS: Mapping[str, str] = {
     "vehicle.trailer": "trailer",
     "vehicle.truck": "truck",
 }
-"""Category -> class of the detection task; other categories (animals, strollers, police cars, ...) have none.
-https://www.nuscenes.org/object-detection."""
+"""Category -> class of the detection task. https://www.nuscenes.org/object-detection."""
+WITHOUT_CLASS = frozenset((
+    "animal", "human.pedestrian.personal_mobility", "human.pedestrian.stroller", "human.pedestrian.wheelchair",
+    "movable_object.debris", "movable_object.pushable_pullable", "static_object.bicycle_rack",
+    "vehicle.emergency.ambulance", "vehicle.emergency.police",
+))  # fmt: skip
+"""nuScenes' other categories."""
 
 MAX_VELOCITY_GAP_S = 1.5
 """nuScenes states no velocity across a longer gap (twice that for a centred difference)."""

@@ -26,6 +26,7 @@ from ....core.errors import LIBRARY_ERRORS, DataError
 from ....core.files import file_name, write_json
 from ....core.frames import Frame
 from ....core.labels import LaneLabels, LaneSegments
+from ....core.once import warn_once
 from ....core.pickles import load_pickle, write_pickle
 from ....geometry import invert_pose
 from ...labels.files import check_lanes
@@ -226,6 +227,9 @@ def write_frame(root: str | Path, split: str, frame: Frame, front_camera: str | 
     sensor = {}
     for view in sorted(frame.cameras, key=lambda view: view.name != front):
         ego_from_camera = frame.ego_from_bev @ frame.bev_from_camera(view)
+        if view.camera.lens is not None:
+            kind = view.camera.lens.kind
+            warn_once(f"camera {view.name}: OpenLane-V2's files have no place for its {kind} lens, which is left out")
         sensor[view.name] = {
             "image_path": view.image_path,
             "image_size_px": [view.camera.width_px, view.camera.height_px],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,14 @@ def test_nuscenes_files(tmp_path: Path) -> None:
     np.testing.assert_allclose(first[token].centre_global_m[rows], again.centre_global_m, atol=1e-6)
     np.testing.assert_allclose(first[token].scores[rows], again.scores, atol=1e-6)
     assert [first[token].attributes[i] for i in rows] == again.attributes
+    content = json.loads(paths[1].read_text())
+    assert not any(
+        json.loads((tmp_path / "f.json").read_text())["meta"][name] for name in ("use_lidar", "use_external")
+    )
+    content["meta"]["use_external"] = True
+    paths[1].write_text(json.dumps(content))
+    ensemble(paths, tmp_path / "e.json", how=Fusion(let=False), progress=False)
+    assert json.loads((tmp_path / "e.json").read_text())["meta"] == content["meta"]
     with pytest.raises(ConfigError, match="LET-IoU needs the cars' poses"):
         ensemble(paths, tmp_path / "f.json")
     few = read_submission(paths[0])

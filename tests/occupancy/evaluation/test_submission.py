@@ -12,6 +12,7 @@ from drivestack.core.answers import OccupancyGrid
 from drivestack.core.errors import DataError, SubmissionError
 from drivestack.core.frames import Frame
 from drivestack.core.labels import OccupancyLabels
+from drivestack.core.once import forget_warnings
 from drivestack.data_tools.labels.files import read_occupancy, write_occupancy
 from drivestack.geometry import pose
 from drivestack.occupancy.classes import OPENOCC
@@ -216,6 +217,32 @@ def test_wrong_voxels_outside_the_mask_cost_only_without_mask(frames):
 
 def test_rays_start_where_the_lidar_stood(frames):
     np.testing.assert_allclose(ray_origins(frames[1], frames), [[-4, 0, 1.8], [1, 0, 1.8]])
+
+
+def test_without_a_lidar_rays_start_above_the_road(frames, caplog):
+    forget_warnings()
+    bare = [replace(frame, ego_from_bev=np.eye(4)) for frame in frames]
+    np.testing.assert_allclose(ray_origins(bare[1], bare), [[-5, 0, 1.84], [0, 0, 1.84]])
+    assert "frames without a LiDAR" in caplog.text
+
+
+def test_labels_of_occ3d_waymo_are_scored_by_their_own_classes(frames, tmp_path):
+    path = tmp_path / "000_04.npz"
+    classes = np.full(SHAPE, 23, np.uint8)  # free
+    classes[:, :, 2], classes[120:130, 90:110, 3:6] = 13, 1  # a road and a vehicle
+    seen = np.ones(SHAPE, bool)
+    np.savez(path, voxel_label=classes, origin_voxel_state=seen, final_voxel_state=seen, infov=seen)
+    frame = replace(frames[0], occupancy_path=str(path))
+    truth = read_occupancy(path).semantics
+    scores = evaluate([frame], lambda token: truth)
+    assert scores["miou"]["none"] == scores["rayiou"]["RayIoU"] == 1.0
+    assert scores["per_class"]["none"]["vehicle"] == 1.0 and scores["per_class"]["none"]["building"] is None
+    lower = np.where(truth == 1, 15, truth)  # without the vehicle
+    assert evaluate([frame], lambda token: lower)["rayiou"]["RayIoU"] < 0.9
+    with pytest.raises(DataError, match="classes of two data sets: score them one by one"):
+        check_labels([frames[1], frame])
+    with pytest.raises(DataError, match=r"000_04\.npz: has Occ3D-Waymo's 16 classes, where 18 are expected"):
+        read_occupancy(path, 18)
 
 
 def test_sets_that_cannot_be_scored_are_named(frames):
