@@ -105,11 +105,6 @@ def train(
     if config.get("seed") != seed:
         config = copy.deepcopy(config)
         config.seed = seed  # what is written down is what ran
-    asked = config.optim_wrapper.get("precision", "fp32")
-    if (precision := chosen_precision(asked, local_device())) != asked:
-        config = copy.deepcopy(config)
-        config.optim_wrapper.precision = precision
-        logger.info("precision: %s", precision)
     with _alone_in(work_dir):
         start = choose_start(work_dir, resume, load_from, fine_tune)
         device = local_device()
@@ -161,6 +156,10 @@ def _run(
     command: str,
 ) -> int:
     """Build all parts, train, and return the number of iterations reached."""
+    asked = config.optim_wrapper.get("precision", "fp32")
+    if (precision := chosen_precision(asked, local_device())) != asked:
+        config = copy.deepcopy(config)
+        config.optim_wrapper.precision = precision  # what is written down is what ran
     progress = LogProgress(config.get("log_interval", 50))
     with building("checkpoint"):
         hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
@@ -220,6 +219,8 @@ def _run(
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     if not isinstance(runner.optim_wrapper, PrecisionOptimWrapper):
         raise ConfigError(f"optim_wrapper.type: must be PrecisionOptimWrapper, got {shown(config.optim_wrapper.type)}.")
+    if precision != asked and is_main_process():
+        logger.info("precision: %s", precision)
     _report_unmatched(runner, config)
     if runner.param_schedulers is not None:
         with building("param_scheduler"):

@@ -225,7 +225,10 @@ def test_streaming_prediction_to_a_results_file(frames, tmp_path):
     for token, found in streamed.items():
         assert len(found.scores) > 0 and np.isfinite(found.boxes).all() and set(found.labels) <= {0, 1, 2}
         np.testing.assert_allclose(found.scores, whole[token].scores, atol=2e-5)
-        np.testing.assert_allclose(found.boxes, whole[token].boxes, atol=2e-3)
+        # boxes of nearly equal scores may change places
+        like = np.isclose(found.scores[:, None], whole[token].scores, rtol=0, atol=2e-5)
+        like &= np.isclose(found.boxes[:, None], whole[token].boxes, rtol=0, atol=2e-3).all(-1)
+        assert like.any(0).all() and like.any(1).all()
         np.testing.assert_allclose(found.boxes, blind[token].boxes, atol=2e-3)
 
     path = tmp_path / "results.json"

@@ -37,7 +37,7 @@ def test_only_the_image_shows_where_the_sides_are(stem_channels, enough):
     head = DenseElements(3, 16, upsample=4, num_attributes=2, stem_channels=stem_channels)
     optimiser = torch.optim.AdamW(head.parameters(), lr=5e-3)
     labels = [torch.zeros(2, dtype=torch.long)] * 24
-    for _ in range(60):
+    for _ in range(80):
         loss = sum(head.loss(head(level, images), boxes, labels).values())
         optimiser.zero_grad()
         loss.backward()
