@@ -73,19 +73,19 @@ def load(
     name: a shipped model (``list_models``); a folder with a config ``.py`` and weights, as training leaves it
     (best.pth, else the last checkpoint) or as published (one .safetensors or .pth); a config's name or ``.py`` file,
     with ``weights``. weights: a .safetensors or .pth file, a shipped model's name, or "random". device: "cpu", "cuda",
-    ...; default a GPU if there is one. precision: "fp32", "bf16" or "fp16".
+    ...; default a GPU if there is one. precision: "fp32", "bf16", "fp16", or
+    "auto": bf16 where the device computes it, else fp32.
 
     Raises ConfigError for an unknown name, device or precision, CheckpointError for weights that do not fit.
     """
     from .engine.config import load_config
-    from .engine.precision import PRECISIONS
+    from .engine.precision import chosen_precision
     from .engine.runner import local_device
     from .tasks.images import class_names_of, is_image_config
     from .tasks.run import load_model, parse_device
 
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     chosen = parse_device(device) if device else local_device()
+    chosen_precision(precision, chosen)
     config_file, found = _find_model(name)
     config = load_config(config_file)
     weights = weights or found

@@ -63,8 +63,10 @@ def add_throughput(verbs: Any) -> None:
 
 def _run_throughput(options: argparse.Namespace) -> int:
     from ..backbone.pretrain.classification.throughput import throughput
+    from ..engine.precision import chosen_precision
 
-    _, model, _ = image_model(options, task="classes")
-    found = throughput(model, options.size, options.batch_size, options.warm_up, options.timed, options.precision)
+    _, model, device = image_model(options, task="classes")
+    precision = chosen_precision(options.precision, device)
+    found = throughput(model, options.size, options.batch_size, options.warm_up, options.timed, precision)
     print(f"{found.images_per_s:.2f} images/s, {found.batches} batches of {found.batch_size} in {found.seconds:.1f} s")
     return 0

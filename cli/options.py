@@ -81,7 +81,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: %(default)s)"
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        default="fp32",
+        help="of the model; auto: bf16 where the device computes it, else fp32 (default: %(default)s)",
     )
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="keyframes at once (default: 1)")
     parser.add_argument(

@@ -11,5 +11,6 @@ with read_base():
     from .bevformerv2_tiny_synthetic import *
 
 model["bev_map"].update(wide_bev_map)
+model["boxes"]["head"].update(post_center_range=wide_box_range)
 train_dataloader.dataset.update(pc_range=wide_bev_map["pc_range"])
 test_dataset.update(pc_range=wide_bev_map["pc_range"])

@@ -17,6 +17,7 @@ with read_base():
     from .perception_tiny_objects import *
 
 model["bev_map"].update(wide_bev_map)
+model["boxes"]["head"].update(post_center_range=wide_box_range)
 model.update(depth_teacher=drive_teacher)
 # a keyframe has 44 objects on average: with 40 remembered, ids are lost
 model.boxes.memory.update(num_objects=80, velocity=dict(type=TrailVelocity, smooth=True))

@@ -17,6 +17,7 @@ from drivestack.core.feature_store import FeatureStore
 from drivestack.data_tools.synthetic import synthesize
 from drivestack.engine.checkpoints import read_checkpoint
 from drivestack.engine.config import build_model, load_config
+from drivestack.engine.precision import chosen_precision
 from drivestack.engine.train import train
 
 FROZEN = ("img_backbone.", "img_neck.", "bev_map.", "boxes.")
@@ -132,7 +133,8 @@ def test_resumed_equals_undisturbed(streets: Path, plain: dict[str, torch.Tensor
 def test_other_weights_and_other_images_get_a_store_of_their_own(streets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "features"
     stores = []
-    for i, changes in enumerate(({}, {"optim_wrapper.precision": "fp32"}, {"train_dataloader.dataset.mirror": False})):
+    other = {"fp32": "bf16", "bf16": "fp32"}[chosen_precision("auto", "cpu")]
+    for i, changes in enumerate(({}, {"optim_wrapper.precision": other}, {"train_dataloader.dataset.mirror": False})):
         train(settings(streets, 1, cache_features=str(folder), **changes), tmp_path / str(i))
         stores.append({path.name for path in folder.iterdir()})
     train(settings(streets, 1, cache_features=str(folder)), tmp_path / "seed", seed=1)  # other frozen weights
