@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..bev.boxes.losses import gaussian_focal_loss, mean_over_ranks
 from ..bev.heat_maps import bumps, local_peaks
 from ..geometry import BevGrid
+from .lane_map import SampleNorm
 
 MERGE_M = 0.1
 """Ends nearer than this are one point: lanes that part from or join one another."""
@@ -73,7 +74,7 @@ class EndMap(nn.Module):
             nn.PixelShuffle(upsample),
             nn.ReLU(True),
             nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
-            nn.BatchNorm2d(hidden),
+            SampleNorm(hidden),
             nn.ReLU(True),
         )
         self.cells = nn.Conv2d(hidden, 2 * 4, 1)  # heat and offsets (x, y, z) of each kind
