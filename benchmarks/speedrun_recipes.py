@@ -73,10 +73,43 @@ def linear(iterations: int, last: float = 0.0) -> list[dict[str, Any]]:
     return [*warm_up(50), {"type": "LinearLR", "start_factor": 1.0, "end_factor": last, **span}]
 
 
+SMALL_IMAGES = (
+    Stage(
+        "small",
+        TEACHERS,
+        2200,
+        {**MAP_FIRST, HEIGHTS: (64,), "optim_wrapper.optimizer.lr": 1.2e-3, "param_scheduler": warm_up(200)},
+    ),
+    Stage(
+        "middle",
+        TEACHERS,
+        2600,
+        {**MAP_FIRST, HEIGHTS: (96,), "optim_wrapper.optimizer.lr": 1e-3, "param_scheduler": warm_up(100)},
+    ),
+)
+"""The map first, from all that is dense (voxels, depth, centres) with small images and the least decoder."""
+
+
+def large(iterations: int) -> Stage:
+    """All three tasks, frame by frame."""
+    rates = {"optim_wrapper.optimizer.lr": 7e-4, "param_scheduler": linear(iterations)}
+    return Stage("large", THREE, iterations, {**VOICES, **CENTRES, **rates}, start="fine_tune")  # a deeper decoder
+
+
+def on_stored(name: str, iterations: int, frozen: tuple[str, ...] = (), last: float = 0.0, **more: Any) -> Stage:
+    """The model with its memories above stored maps; stages that follow one another share the store."""
+    rates = {"optim_wrapper.optimizer.lr": 4e-4, "param_scheduler": linear(iterations, last)}
+    fixed = {"model.frozen": [*UP_TO_BEV, *frozen]}
+    return Stage(name, LAST, iterations, {**ON_STORED, **VOICES, **fixed, **rates, **more})
+
+
+THREE_SETS = ("train100", "train101", "train102")
+NO_VOXELS = {"train_dataloader.dataset.occupancy": False}
+
 RECIPES = {
     # How the weights of 2026-11-20 came about (docs/tiny_model.md): 80 + 53 + 12 minutes.
     "2026-11-20": Recipe(
-        sets=("train100", "train101", "train102"),
+        sets=THREE_SETS,
         stages=(
             Stage("boxes", BOXES, 10800),
             Stage("three", THREE, 6000),
@@ -94,64 +127,24 @@ RECIPES = {
             ),
         ),
     ),
-    # Plain streets, frame by frame: the map first, from all that is dense (voxels, depth, centres) with small images
-    # and the least decoder; then all three tasks; the same with memories, on stored maps; and at last, above a memory
-    # that stays, boxes and lanes.
+    # Plain streets: the map, all three tasks, the same with memories, and lanes above a memory that stays.
     "dense": Recipe(
-        sets=("train100", "train101", "train102"),
+        sets=THREE_SETS,
         stages=(
-            Stage(
-                "small",
-                TEACHERS,
-                2200,
-                {**MAP_FIRST, HEIGHTS: (64,), "optim_wrapper.optimizer.lr": 1.2e-3, "param_scheduler": warm_up(200)},
-            ),
-            Stage(
-                "middle",
-                TEACHERS,
-                2600,
-                {**MAP_FIRST, HEIGHTS: (96,), "optim_wrapper.optimizer.lr": 1e-3, "param_scheduler": warm_up(100)},
-            ),
-            Stage(
-                "large",
-                THREE,
-                1400,
-                {
-                    **VOICES,
-                    **CENTRES,
-                    "optim_wrapper.optimizer.lr": 7e-4,
-                    "param_scheduler": linear(1400),
-                },
-                start="fine_tune",  # more layers of the decoder
-            ),
-            Stage(
-                "memory",
-                LAST,
-                900,
-                {
-                    **ON_STORED,
-                    **VOICES,
-                    **CENTRES,
-                    "model.frozen": list(UP_TO_BEV),
-                    "optim_wrapper.optimizer.lr": 4e-4,
-                    "param_scheduler": linear(900, last=0.3),
-                },
-            ),
-            Stage(
-                "heads",
-                LAST,
-                2600,
-                {
-                    **ON_STORED,  # the store of the stage before
-                    **VOICES,
-                    **CENTRES,
-                    "model.frozen": [*UP_TO_BEV, "memory."],
-                    "model.tasks": ["boxes", "lanes"],
-                    "train_dataloader.dataset.occupancy": False,
-                    "optim_wrapper.optimizer.lr": 4e-4,
-                    "param_scheduler": linear(2600),
-                },
-            ),
+            *SMALL_IMAGES,
+            large(1500),
+            on_stored("memory", 2000),
+            on_stored("lanes", 1200, ("memory.",), **{"model.tasks": ["lanes"]}, **NO_VOXELS),
+        ),
+    ),
+    # The same with less for voxels, which are learned early, and more for boxes and lanes.
+    "late": Recipe(
+        sets=THREE_SETS,
+        stages=(
+            *SMALL_IMAGES,
+            large(1400),
+            on_stored("memory", 900, last=0.3, **CENTRES),
+            on_stored("heads", 2600, ("memory.",), **{"model.tasks": ["boxes", "lanes"]}, **NO_VOXELS, **CENTRES),
         ),
     ),
 }
