@@ -140,6 +140,7 @@ META: dict[str, Any] = {
     "config": str,
     "classes": list | tuple,
     "cameras": list | tuple,
+    "pc_range": list | tuple,
     "best": dict,
     "settings": dict,
     KEY: list,
@@ -161,15 +162,15 @@ def export_weights(
     """Publish the (EMA) weights of a training checkpoint as safetensors, floating-point tensors as ``dtype``.
 
     ``metadata`` (command, commit, data recipe, ...) is written into the file's header beside the config's name, the
-    iteration, the seed, the precision, the ``lineage`` of the weights (core/weights/lineage.py) and, as JSON lists, the
-    names of ``classes`` and ``cameras`` where the config of the training had them. Raises CheckpointError as
-    read_checkpoint, and for weights that are not finite, or are no longer in ``dtype``; OutputError where ``out``
+    iteration, the seed, the ``lineage`` of the weights (core/weights/lineage.py) and, as JSON lists, the names of
+    ``classes`` and ``cameras`` and the ``pc_range`` of the BEV map where the training had them. Raises CheckpointError
+    as read_checkpoint, and for weights that are not finite, or are no longer in ``dtype``; OutputError where ``out``
     cannot be written.
     """
     content = read_checkpoint(checkpoint)
     meta = content["meta"]
     notes = {key: meta[key] for key in ("config", "iter", "seed") if key in meta}
-    notes |= {key: json.dumps(list(meta[key])) for key in ("classes", "cameras") if meta.get(key)}
+    notes |= {key: json.dumps(list(meta[key])) for key in ("classes", "cameras", "pc_range") if meta.get(key)}
     if KEY in meta:
         notes[KEY] = to_json(stages_of(meta[KEY], str(checkpoint)))
     raw = content["state_dict"]

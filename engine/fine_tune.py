@@ -296,7 +296,10 @@ def _names_in(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _range_in(meta: Mapping[str, Any]) -> Any:
-    """``pc_range`` of the BEV map by the shipped config that a checkpoint names; None where it names none."""
+    """``pc_range`` of the BEV map that a checkpoint states, else of the shipped config that it names; None without."""
+    stated = meta.get("pc_range")
+    if isinstance(stated, list | tuple) and len(stated) == 6 and all(isinstance(own, int | float) for own in stated):
+        return stated
     config = _shipped_config(meta)
     return None if config is None else config.get("model", {}).get("bev_map", {}).get("pc_range")
 
@@ -308,7 +311,7 @@ def _notes_of(path: str | Path) -> Mapping[str, Any]:
         return {}
     if is_safetensors(path):
         meta: dict[str, Any] = {**read_metadata(path)}
-        return meta | {key: _json_list(meta.get(key, "")) for key in NAMES}
+        return meta | {key: _json_list(meta.get(key, "")) for key in (*NAMES, "pc_range")}
     content = read_pth(path)
     meta_of = content.get("meta") if isinstance(content, Mapping) else None
     return meta_of if isinstance(meta_of, Mapping) else {}

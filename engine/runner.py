@@ -167,6 +167,7 @@ class TrainRunner(Runner):
         if self.rank != 0:
             return
         *earlier, own = self.lineage
+        range_m = getattr(getattr(self.bare_model, "bev_map", None), "pc_range", None)
         checkpoint = {
             "meta": {
                 "iter": iteration,
@@ -177,6 +178,7 @@ class TrainRunner(Runner):
                 "torch": torch.__version__.split("+")[0],
                 KEY: [stage.as_dict() for stage in (*earlier, replace(own, iterations=iteration))],
                 **self._names(),
+                **({} if range_m is None else {"pc_range": [float(own) for own in range_m]}),
                 **notes,
             },
             "state_dict": weights,

@@ -68,6 +68,7 @@ def test_a_small_recipe_from_nothing_to_a_result(
     assert result["minutes"]["sum"] >= result["minutes"]["training"] > 0 and result["commits"] == ["0123abc"]
     assert result["seed"] == 5 and "seed = 5" in (tmp_path / "out" / "heads" / "config.py").read_text()
     weights = read_metadata(tmp_path / "out" / "perception_tiny_synthetic.safetensors")
+    assert json.loads(weights["pc_range"]) == [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0]
     assert (
         weights["recipe"] == "small" and len(json.loads(weights["lineage"])) == 2
     )  # the second started from the first

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from safetensors.torch import save_file
 from torch import nn
 
 from drivestack.core.checkpoint import load_checkpoint, read_state_dict, save_safetensors
@@ -245,3 +246,16 @@ def test_the_wide_map_starts_with_every_old_cell_in_its_place(repository_root: P
     wide = model.bev_map.bev_embedding.weight.unflatten(0, (68, 68))
     assert torch.equal(wide[6:-6, 6:-6], old)
     assert (model.bev_map.grid.cell_x_m, model.lane_head.grid.x_max) == (1.5, 51.2)
+
+
+def test_the_range_that_ran_counts_before_that_of_the_config(tmp_path: Path) -> None:
+    """A training with --set model.bev_map.pc_range=... still names the shipped config."""
+    from drivestack.engine.fine_tune import _notes_of, _range_in
+
+    named = {"config": "perception_tiny_synthetic"}
+    own = [-30.0, -30.0, -5.0, 30.0, 30.0, 3.0]
+    assert list(_range_in(named)) == [-42.0, -42.0, -5.0, 42.0, 42.0, 3.0] and _range_in({}) is None
+    assert _range_in({**named, "pc_range": own}) == own
+    assert list(_range_in({**named, "pc_range": "damaged"})) == list(_range_in(named))
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", {**named, "pc_range": json.dumps(own)})
+    assert _range_in(_notes_of(tmp_path / "w.safetensors")) == own
