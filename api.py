@@ -397,12 +397,12 @@ def train(config: str | Path | Config, work_dir: str | Path, **settings: Any) ->
     from .engine.config import load_config
     from .engine.train import train as run
     from .tasks.images import image_validator, is_image_config
-    from .tasks.validate import validator
+    from .tasks.validate import Validator
 
     overrides: Mapping[str, Any] | Iterable[str] = settings.pop("overrides", ())
     loaded = load_config(config, overrides) if isinstance(config, (str, Path)) else config
     if loaded.get("validation") and settings.get("evaluate") is None:
-        settings["evaluate"] = (image_validator if is_image_config(loaded) else validator)(loaded)
+        settings["evaluate"] = (image_validator if is_image_config(loaded) else Validator)(loaded)
     return run(loaded, work_dir, **settings)
 
 

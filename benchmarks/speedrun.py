@@ -90,7 +90,6 @@ def run(
     with folder_lock(out, "speedrun"):
         notes = Notes(out / "state.json", name, seed)
         notes.refuse_other_stages(recipe.stages)
-        notes.add_commit(commit())
         for own in sorted(recipe.sets, key=lambda own: not (data / own).is_dir()):  # what is there may be another set
             _rendered(own, data / own, notes, say)
         roots = [data / own for own in recipe.sets]
@@ -99,8 +98,7 @@ def run(
             last = _trained(stage, last, roots, out, seed, notes, launch, say)
         assert last is not None  # a recipe has stages
         weights = out / f"{recipe.stages[-1].config}.safetensors"
-        commits = " ".join(notes.content["commits"])
-        about = {"recipe": name, "seed": str(seed), "commit": commits, "sets": " ".join(recipe.sets)}
+        about = {"recipe": name, "seed": str(seed), "commit": " ".join(notes.commits), "sets": " ".join(recipe.sets)}
         export_weights(last, weights, about, torch.float16)
         notes.parts.pop("evaluation", None)  # of an earlier call
         with notes.timed("evaluation"):
@@ -137,19 +135,19 @@ def summary(name: str, recipe: Recipe, seed: int, notes: Notes, scores: Mapping[
         "record": all(reached.values()),
         "stages": stages,
         "machine": {"processor": processor(), "cores": cores(), "torch": torch.__version__},
-        "commits": notes.content["commits"],
+        "commits": notes.commits,
     }
 
 
 class Notes:
     """What has been done, on disk: per part the wall time, CPU time and attempts so far, and whether it is done; of
-    stages a digest of their settings, too. And the commits that it was done with."""
+    stages a digest of their settings and the commits that trained them, too."""
 
     def __init__(self, path: Path, recipe: str, seed: int) -> None:
         self.path = path
-        self.content = {"recipe": recipe, "seed": seed, "commits": [], "parts": {}}
+        self.content = {"recipe": recipe, "seed": seed, "parts": {}}
         if path.is_file():  # one without a seed is of a version that knew 0 alone
-            self.content = {"seed": 0, "commits": []} | json.loads(path.read_text(encoding="utf-8"))
+            self.content = {"seed": 0} | json.loads(path.read_text(encoding="utf-8"))
         for key, wanted in {"recipe": recipe, "seed": seed}.items():
             if (found := self.content[key]) != wanted:
                 raise ConfigError(f"{path}: of {key} {found}; choose another --out for {wanted}")
@@ -168,9 +166,10 @@ class Notes:
                     "choose another --out"
                 )
 
-    def add_commit(self, name: str) -> None:
-        self.content["commits"] = list(dict.fromkeys([*self.content["commits"], name]))
-        self.save()
+    @property
+    def commits(self) -> list[str]:
+        """That trained the stages."""
+        return list(dict.fromkeys(name for part in self.parts.values() for name in part.get("commits", ())))
 
     def timed(self, part: str) -> Timed:
         """A context whose time is added to a part's, also where it is killed."""
@@ -253,6 +252,7 @@ def _trained(
         arguments += ["--set", f"{key}={value!r}".replace("{out}", str(out))]
     with notes.timed(stage.name) as timer:
         timer.entry["settings"] = settings_of(stage)
+        timer.entry["commits"] = list(dict.fromkeys([*timer.entry.get("commits", ()), commit()]))
         started = launch(arguments, stage.processes)
         try:
             while (ended := started.poll()) is None:

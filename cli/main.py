@@ -26,7 +26,7 @@ from .classifiers import add_features, add_throughput
 from .ensemble import add_ensemble
 from .hand_over import add_hand_over
 from .options import above_zero, add_config, at_least_zero, notes_of, positive, seed_number, share, verb
-from .outputs import writing
+from .outputs import run_folder, writing
 from .splits import add_check_splits, add_make_splits
 from .track import add_track
 from .visualize import add_visualize
@@ -330,7 +330,7 @@ def _run_train(options: argparse.Namespace) -> int:
 
     checkpoint = train(
         options.config,
-        options.work_dir or Path("runs") / Path(options.config).stem,
+        options.work_dir or run_folder(options.config),
         resume=options.resume,
         seed=options.seed,
         overrides=options.overrides,

@@ -59,9 +59,11 @@ class PrecisionOptimWrapper(OptimWrapper):
     def step(self, **kwargs: Any) -> None:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = self.clip_func(parameters, **self.clip_grad_kwargs)
-        if norm is None:  # clipped by value: no number that is not finite has become finite
+        if self.clip_func is torch.nn.utils.clip_grad_value_:  # which makes infinity finite, and tells no norm
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self.clip_func(parameters, **self.clip_grad_kwargs)
+        else:
+            norm = self.clip_func(parameters, **self.clip_grad_kwargs)
         self.gradient_norm = float(whole(norm))
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
             raise FloatingPointError(f"gradient norm is {self.gradient_norm} although the loss is finite")

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from .hooks import KeepCheckpoints, LogGradients, LogProgress
 from .loop import ResumableTrainLoop, local_device
 from .muon import MuonConstructor  # noqa: F401 (registered: configs may name it as text)
 from .optim import PrecisionOptimWrapper
-from .precision import chosen_precision
+from .precision import AUTO, PRECISIONS, chosen_precision
 from .predict import check_inputs
 from .run_log import RunLog, require_tensorboard
 from .runner import TrainRunner
@@ -108,15 +108,21 @@ def train(
     with _alone_in(work_dir):
         start = choose_start(work_dir, resume, load_from, fine_tune)
         device = local_device()
+        asked = config.optim_wrapper.get("precision", "fp32")
+        if asked == AUTO and start.how == "resume":
+            start = start.read()
+        if (precision := chosen_precision(start.precision if asked == AUTO else asked, device)) != asked:
+            config = copy.deepcopy(config)
+            config.optim_wrapper.precision = precision  # what is written down is what ran
         if device.type == "cuda":
             torch.cuda.set_device(device)
         distributed = "WORLD_SIZE" in os.environ
         if distributed and not torch.distributed.is_initialized():  # MMEngine's own start requires a GPU
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if distributed:
-            _demand_one_start(start)
+            _demand_one_start(start, precision)
         with checkpoints.safe_loaders():
-            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate, command)
+            iterations = _run(config, work_dir, seed, start, max_minutes, evaluate, command, asked)
         if distributed:
             torch.distributed.barrier()  # rank 0 may still be writing
             _leave_at_exit()
@@ -154,12 +160,9 @@ def _run(
     max_minutes: float | None,
     evaluate: Evaluate | None,
     command: str,
+    asked: str,
 ) -> int:
-    """Build all parts, train, and return the number of iterations reached."""
-    asked = config.optim_wrapper.get("precision", "fp32")
-    if (precision := chosen_precision(asked, local_device())) != asked:
-        config = copy.deepcopy(config)
-        config.optim_wrapper.precision = precision  # what is written down is what ran
+    """Build all parts, train, and return the number of iterations reached. asked: the precision, as it was named."""
     progress = LogProgress(config.get("log_interval", 50))
     with building("checkpoint"):
         hooks: list[Any] = [KeepCheckpoints(**config.get("checkpoint", {})), progress]
@@ -219,8 +222,8 @@ def _run(
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     if not isinstance(runner.optim_wrapper, PrecisionOptimWrapper):
         raise ConfigError(f"optim_wrapper.type: must be PrecisionOptimWrapper, got {shown(config.optim_wrapper.type)}.")
-    if precision != asked and is_main_process():
-        logger.info("precision: %s", precision)
+    if asked == AUTO and is_main_process():
+        logger.info("precision: %s", config.optim_wrapper.precision)
     _report_unmatched(runner, config)
     if runner.param_schedulers is not None:
         with building("param_scheduler"):
@@ -358,6 +361,18 @@ class Start:
     content: dict[str, Any] | None = None
     """Of the checkpoint to resume from, where it has been read."""
 
+    def read(self) -> Start:
+        """With the content of the checkpoint to resume from."""
+        content = checkpoints.read_checkpoint(self.path) if self.content is None and self.path else self.content
+        return replace(self, content=content)
+
+    @property
+    def precision(self) -> str:
+        """In which the run to resume began, as far as that is known: another device does not change its numbers."""
+        settings = (self.content or {}).get("meta", {}).get("settings") or {}
+        found = ((settings.get("config") or {}).get("optim_wrapper") or {}).get("precision")
+        return found if found in PRECISIONS else AUTO
+
 
 def _check_start(
     work_dir: Path, resume: bool | str | Path, load_from: str | Path | None, fine_tune: str | Path | None
@@ -373,15 +388,16 @@ def _check_start(
         find_start(work_dir, resume)
 
 
-def _demand_one_start(start: Start) -> None:
-    """Refuse processes that would begin with different weights, as on machines that do not share the work folder."""
-    mine = f"{start.how} {start.path.name if start.path else ''}".strip()
+def _demand_one_start(start: Start, precision: str) -> None:
+    """Refuse processes that would begin with different weights, as on machines that do not share the work folder, or
+    in different precisions, as on machines of different kinds."""
+    mine = " ".join([start.how, *([start.path.name] if start.path else []), "in", precision])
     every: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, mine)
     if other := [rank for rank, own in enumerate(every) if own != every[0]]:
         raise ConfigError(
             f"process 0 starts with {every[0]!r}, process {other[0]} with {every[other[0]]!r}: give all machines the "
-            "same --work-dir and the same weights"
+            "same --work-dir, weights and optim_wrapper.precision"
         )
 
 

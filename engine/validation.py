@@ -70,6 +70,9 @@ class Validation(Hook):
     def before_train(self, runner: TrainRunner) -> None:
         if runner.distributed:  # a group of its own, whose barrier outlasts a long validation
             self._waiting_room = torch.distributed.new_group(backend="gloo", timeout=LONGEST_VALIDATION)
+        names = getattr(self.evaluate, "names", ())  # an evaluation of the user's own need not say
+        if names and self.metric not in names:
+            raise ConfigError(f"validation.metric {self.metric!r}: the scores are {', '.join(sorted(names))}.")
         path = Path(runner.work_dir) / BEST
         if runner.iter > 0 and is_main_process() and path.is_file():
             noted = read_checkpoint(path)["meta"].get("best", {})

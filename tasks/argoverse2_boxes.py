@@ -33,6 +33,7 @@ class Argoverse2Boxes:
     title: ClassVar[str] = "3D boxes (Argoverse 2)"
     file: ClassVar[str] = "detections.feather"
     scores_file: ClassVar[str] = "argoverse2_scores.json"
+    summary_names: ClassVar[tuple[str, ...]] = argoverse2_metrics.SUMMARY
     class_names: Sequence[str] = ()
     region: bool | None = None
     _answered: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -64,6 +64,7 @@ class Task(Protocol):
     file: ClassVar[str]
     """Name in a folder of submissions."""
     scores_file: ClassVar[str]
+    summary_names: ClassVar[tuple[str, ...]]
 
     def demand_names(self, truth: GroundTruth) -> None:
         """Raises DataError, naming them, where two samples of the split would be one in the submission."""
@@ -93,7 +94,10 @@ class Task(Protocol):
         """The scores as lines of text."""
 
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
-        """The few numbers that stand for the task, such as NDS: for logs and for choosing the best checkpoint."""
+        """The few numbers that stand for the task, such as NDS: for logs and for choosing the best checkpoint.
+
+        Their names are ``summary_names``.
+        """
 
     def drawing_problems(self, path: Path, truth: GroundTruth, frames: Sequence[Frame]) -> list[str]:
         """What keeps a submission from being drawn: broken rules, or no sample of ``truth``, the split.

@@ -53,6 +53,7 @@ class Boxes:
     title: ClassVar[str] = "3D boxes (nuScenes)"
     file: ClassVar[str] = "submission.json"
     scores_file: ClassVar[str] = "metrics_summary.json"
+    summary_names: ClassVar[tuple[str, ...]] = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
     class_names: Sequence[str] = ()
     class_range_m: Mapping[str, float] = field(default_factory=dict)
     official: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..bev.evaluation.ensemble import Fusion, fuse
-from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_submission
+from ..bev.evaluation.nuscenes_boxes import ScoredBoxes, read_inputs, read_submission
 from ..bev.evaluation.nuscenes_rules import MAX_BOXES_PER_SAMPLE
 from ..bev.evaluation.nuscenes_submission import CAMERA_META, CLASS_RANGE_M, NuScenesSubmission
 from ..bev.evaluation.waymo_metrics import OBJECT_TYPES
@@ -172,6 +171,8 @@ def _nuscenes(
     own_classes = sorted({name for own in notes for name in own.names} - {""})
     tokens = None if frames is None else [frame.token for frame in frames]
     files = [read_submission(path, tokens, own_classes) for path in paths]
+    inputs = [read_inputs(path) for path in paths]
+    meta = {name: any(own[name] for own in inputs) for name in CAMERA_META}  # what any of them used
     for path, own in zip(paths[1:], files[1:]):
         if apart := sorted(own.keys() ^ files[0].keys()):
             raise SubmissionError(
@@ -188,8 +189,6 @@ def _nuscenes(
         )
         results[token] = every[cut.first(len(every))]
         count += len(results[token])
-    given_meta = [json.loads(path.read_bytes())["meta"] for path in paths]
-    meta = {name: any(own.get(name, False) for own in given_meta) for name in CAMERA_META}  # what any of them used
     NuScenesSubmission(results, meta).write(out)
     given = sum(len(own) for file in files for own in file.values())
     return f"{count} boxes of {given} in {len(results)} samples{cut}"

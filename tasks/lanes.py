@@ -24,6 +24,9 @@ class Lanes:
     title: ClassVar[str] = "lanes and traffic elements (OpenLane-V2)"
     file: ClassVar[str] = "lanes.pkl"
     scores_file: ClassVar[str] = "lane_scores.json"
+    summary_names: ClassVar[tuple[str, ...]] = (
+        "OLS", "DET_L", "DET_T", "TOP_LL", "TOP_LT", "OLS_OCCURRING", "LANE_FSCORE",
+    )  # fmt: skip
     team: submission.Team = submission.NOBODY
     half: bool = False
     max_bytes: int | None = None
@@ -87,8 +90,8 @@ class Lanes:
         return evaluate.table(scores)
 
     def summary(self, scores: dict[str, Any]) -> dict[str, float]:
-        names = ("ols", "det_l", "det_t", "top_ll", "top_lt", "ols_occurring", "lane_fscore")
-        return {name.upper(): math.nan if scores[name] is None else scores[name] for name in names}
+        found = {name: scores[name.lower()] for name in self.summary_names}
+        return {name: math.nan if score is None else score for name, score in found.items()}
 
     def reader(self, path: Path, frames: Sequence[Frame], class_names: Sequence[str], split: str) -> Reader:
         found = submission.read_predictions(path)

@@ -13,6 +13,7 @@ from ..core.frames import Frame
 from ..core.once import warn_once
 from ..core.progress import ProgressDisplay
 from ..data_tools.labels.voxel_layouts import has_openocc_numbers, occ3d_numbers
+from ..occupancy.classes import OCC3D_NUSCENES
 from ..occupancy.evaluation import evaluate, rules, submission
 from .base import GroundTruth, Predictions, Reader, all_there, foreign, refuse
 
@@ -24,6 +25,7 @@ class Occupancy:
     title: ClassVar[str] = "occupancy (Occ3D)"
     file: ClassVar[str] = "occupancy.zip"
     scores_file: ClassVar[str] = "occupancy_scores.json"
+    summary_names: ClassVar[tuple[str, ...]] = ("mIoU", "mIoU unmasked", "RayIoU", "RayIoU@1", "RayIoU@2", "RayIoU@4")
     num_samples: int | None = None
 
     @staticmethod
@@ -54,7 +56,14 @@ class Occupancy:
         return text
 
     def check(self, path: Path, truth: GroundTruth | None) -> list[str]:
-        return rules.check_submission(path, None if truth is None else truth.tokens, num_samples=self.num_samples)
+        if truth is None:
+            return rules.check_submission(path, num_samples=self.num_samples)
+        return rules.check_submission(path, truth.tokens, self._num_classes(truth), self.num_samples)
+
+    @staticmethod
+    def _num_classes(truth: GroundTruth) -> int:
+        labelled = [frame for frame in truth.frames if frame.occupancy_path]
+        return len(evaluate.classes_of(labelled) if labelled else OCC3D_NUSCENES)
 
     def demand_names(self, truth: GroundTruth) -> None:
         tokens: dict[str, str] = {}
@@ -70,7 +79,7 @@ class Occupancy:
         evaluate.check_labels(truth.frames, read=True)
 
     def score(self, path: Path, truth: GroundTruth, progress: bool = True) -> dict[str, Any]:
-        refuse(path, rules.check_submission(path, truth.tokens, strict=False))
+        refuse(path, rules.check_submission(path, truth.tokens, self._num_classes(truth), strict=False))
         with ProgressDisplay("score occupancy", len(truth.frames), unit="samples", shown=progress) as display:
             return evaluate.evaluate(truth.frames, submission.VoxelFiles(path).read, on_sample=display.advance)
 

@@ -40,6 +40,7 @@ class Tracks:
     title: ClassVar[str] = "tracks (nuScenes)"
     file: ClassVar[str] = "tracks.json"
     scores_file: ClassVar[str] = "tracks_summary.json"
+    summary_names: ClassVar[tuple[str, ...]] = ("AMOTA", "AMOTP", "IDS")
     settings: LinkSettings | None = None
 
     def write(self, path: Path, predictions: Predictions, split: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from .base import GroundTruth, Task, labelled
@@ -17,24 +16,27 @@ if TYPE_CHECKING:
     from ..bev.protocol import PerceptionModel
 
 
-def validator(config: Config) -> Callable[[nn.Module, int], Mapping[str, float]]:
-    """A function (model, iteration) -> the summary scores of all tasks that the test data are labelled for.
+class Validator:
+    """(model, iteration) -> the summary scores of all tasks of the model that the test data are labelled for.
 
     The data are read when it is made, so that what is missing is said before training starts.
     Raises ConfigError where the config names no test data, DataError where they have no labels.
     """
-    truth = GroundTruth(source_of(config))
-    tasks: dict[str, Task] = {"boxes": box_task(config), "occupancy": Occupancy(), "lanes": Lanes()}
-    usable = labelled(tasks, truth)
 
-    def evaluate(model: nn.Module, iteration: int) -> dict[str, float]:
+    def __init__(self, config: Config) -> None:
+        self.config, self.truth = config, GroundTruth(source_of(config))
+        tasks: dict[str, Task] = {"boxes": box_task(config), "occupancy": Occupancy(), "lanes": Lanes()}
+        wanted = config.get("model", {}).get("tasks") or tuple(tasks)
+        self.tasks = labelled({name: task for name, task in tasks.items() if name in wanted}, self.truth)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores, as far as the model has the tasks."""
+        return tuple(name for task in self.tasks.values() for name in task.summary_names)
+
+    def __call__(self, model: nn.Module, iteration: int) -> dict[str, float]:
         perception = cast("PerceptionModel", model)
-        chosen = {name: task for name, task in usable.items() if name in perception.tasks}
+        chosen = {name: task for name, task in self.tasks.items() if name in perception.tasks}
         device = str(next(model.parameters()).device)
-        scores = score_frames(config, perception, truth, chosen, device=device, progress=False)
-        summary: dict[str, float] = {}
-        for name, task in chosen.items():
-            summary |= task.summary(scores[name])
-        return summary
-
-    return evaluate
+        scores = score_frames(self.config, perception, self.truth, chosen, device=device, progress=False)
+        return {name: score for key, task in chosen.items() for name, score in task.summary(scores[key]).items()}

@@ -34,6 +34,7 @@ class WaymoBoxes:
     title: ClassVar[str] = "3D boxes (Waymo, camera only)"
     file: ClassVar[str] = "waymo_submission.tar.gz"
     scores_file: ClassVar[str] = "waymo_scores.json"
+    summary_names: ClassVar[tuple[str, ...]] = ("LET-3D-mAPL", "LET-3D-mAP", "LET-3D-mAPH", "mAP", "mAPH")
     class_names: Sequence[str] = ()
     entry: Mapping[str, Any] = field(default_factory=dict)
     _answered: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -195,9 +195,12 @@ def table(scores: Scores) -> list[str]:
     return [*lines, row(f"all {len(scores['classes'])} classes", scores)]
 
 
+SUMMARY = ("CDS", "AP", "ATE", "ASE", "AOE")
+
+
 def summary(scores: Scores) -> dict[str, float]:
     """The numbers that a leaderboard shows."""
-    return {key: scores[key] for key in ("CDS", "AP", "ATE", "ASE", "AOE")}
+    return {key: scores[key] for key in SUMMARY}
 
 
 @dataclass(frozen=True)

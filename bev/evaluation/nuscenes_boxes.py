@@ -68,6 +68,15 @@ class _File(msgspec.Struct):
     results: dict[str, msgspec.Raw]
 
 
+class _Inputs(msgspec.Struct):
+    meta: _Meta
+
+
+def read_inputs(path: str | os.PathLike[str]) -> dict[str, bool]:
+    """``meta`` of a submission that ``read_submission`` reads: which inputs made it."""
+    return msgspec.structs.asdict(msgspec.json.decode(Path(path).read_bytes(), type=_Inputs).meta)
+
+
 def read_submission(
     path: str | os.PathLike[str], expected_tokens: Iterable[str] | None = None, own_classes: Iterable[str] = ()
 ) -> dict[str, ScoredBoxes]:

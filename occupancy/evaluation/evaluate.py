@@ -34,16 +34,16 @@ def ray_origins(frame: Frame, scene: Sequence[Frame]) -> NDArray[np.float32]:
     Keyframes without a LiDAR, whose BEV frame is the EGO frame on the road, are looked at from nuScenes' height: rays
     that begin in the road meet nothing else.
     """
-    places = np.stack([_lidar_place(other) for other in scene])
+    places = np.stack([transform_points(other.global_from_ego, lidar_place(other)[None])[0] for other in scene])
     return choose_origins(transform_points(invert_pose(frame.global_from_ego), places))
 
 
-def _lidar_place(frame: Frame) -> NDArray[np.float64]:
-    """[3] of the global frame."""
+def lidar_place(frame: Frame) -> NDArray[np.float64]:
+    """[3] in the EGO frame, from where rays look at voxels."""
     if frame.ego_from_bev[:3, 3].any():
-        return frame.global_from_bev[:3, 3]
+        return frame.ego_from_bev[:3, 3]
     warn_once(f"frames without a LiDAR: RayIoU's rays begin {LIDAR_HEIGHT_M} m above the origin of the EGO frame")
-    return transform_points(frame.global_from_ego, np.array([[0.0, 0.0, LIDAR_HEIGHT_M]]))[0]
+    return np.array([0.0, 0.0, LIDAR_HEIGHT_M])
 
 
 def classes_of(frames: Sequence[Frame]) -> tuple[str, ...]:

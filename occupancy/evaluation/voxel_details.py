@@ -16,15 +16,19 @@ from ...core.labels import OccupancyLabels
 from ...data_tools.labels.files import read_occupancy
 from ...geometry import OCC3D_GRID, VoxelGrid, invert_pose, transform_points
 from ..classes import OCC3D_NUSCENES
+from .evaluate import classes_of, lidar_place
 from .miou import ConfusionMatrix
 from .rayiou import cast_rays, ray_fan
 
 PAST_S = 2.0
-GROUND = tuple(
-    OCC3D_NUSCENES.index(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")
-)  # rays meet it at grazing angles, where a run of voxels says nothing about thickness
 _STEP_M = 0.1
 _LONGEST_M = 10.0
+_GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "walkable")
+
+
+def ground_classes(class_names: Sequence[str] = OCC3D_NUSCENES) -> list[int]:
+    """Those that rays meet at grazing angles, where a run of voxels says nothing about thickness."""
+    return [i for i, name in enumerate(class_names) if name in _GROUND]
 
 
 def hidden_voxels(
@@ -40,7 +44,8 @@ def hidden_voxels(
     ego's motion undone; what moves may have come or gone since). Each has ``miou``, ``occupied_iou`` (occupied or free,
     whatever the class; None where there is nothing) and ``voxels``. None where the labels have no masks.
     """
-    count, free = len(OCC3D_NUSCENES), len(OCC3D_NUSCENES) - 1
+    count = len(classes_of(frames))
+    free = count - 1
     matrices = {name: ConfusionMatrix(count) for name in ("lidar", "cameras")}
     centres = grid.centres_of(np.indices(grid.shape).reshape(3, -1).T)  # [X * Y * Z, 3] ego
     past: list[tuple[Frame, NDArray[np.bool_]]] = []
@@ -104,25 +109,29 @@ def surface_thickness(
     Rays are those of RayIoU from the LiDAR's place of the keyframe, whose first hit is no ground; ground ends a run, as
     free space does. Runs are followed in steps of 0.1 m up to 10 m. None where no ray hits.
     """
+    names = classes_of(frames)
     sums = {"predicted": [0.0, 0], "labels": [0.0, 0]}
     for frame in frames:
-        truth = read_occupancy(frame.occupancy_path, len(OCC3D_NUSCENES)).semantics
-        origin_m = frame.ego_from_bev[:3, 3]
+        truth, origin_m = read_occupancy(frame.occupancy_path, len(names)).semantics, lidar_place(frame)
         for name, voxels in (("predicted", predicted(frame.token)), ("labels", truth)):
-            runs = run_lengths(voxels, origin_m, grid)
+            runs = run_lengths(voxels, origin_m, grid, names)
             sums[name][0] += float(runs.sum())
             sums[name][1] += len(runs)
     return {name: total / count if count else None for name, (total, count) in sums.items()}
 
 
 def run_lengths(
-    voxels: NDArray[np.integer], origin_m: NDArray[np.floating], grid: VoxelGrid = OCC3D_GRID
+    voxels: NDArray[np.integer],
+    origin_m: NDArray[np.floating],
+    grid: VoxelGrid = OCC3D_GRID,
+    class_names: Sequence[str] = OCC3D_NUSCENES,
 ) -> NDArray[np.float64]:
     """[rays that first hit something standing] metres, see surface_thickness; origin [3] of the EGO frame."""
-    free = len(OCC3D_NUSCENES) - 1
+    free = len(class_names) - 1
+    ground = ground_classes(class_names)
     ((kinds, distance_m, _),) = cast_rays([voxels], np.asarray(origin_m)[None], free, grid)
-    standing = ~np.isin(voxels, (*GROUND, free, 255))  # [X, Y, Z]
-    rays = np.flatnonzero((kinds != free) & ~np.isin(kinds, GROUND))
+    standing = ~np.isin(voxels, (*ground, free, 255))  # [X, Y, Z]
+    rays = np.flatnonzero((kinds != free) & ~np.isin(kinds, ground))
     steps = np.arange(_STEP_M / 2, _LONGEST_M, _STEP_M)
     # the distance is where a ray leaves its first voxel: the run so far is sought backwards
     return _run(standing, ray_fan()[rays], origin_m, distance_m[rays], steps, grid) + _run(

@@ -120,6 +120,9 @@ def test_score_of_one_file_of_a_folder_and_of_chosen_tasks(answers: Path, root: 
     assert text.index("NDS") < text.index("RayIoU") < text.index("OLS 1.0000")
     written = ["lane_scores.json", "metrics_summary.json", "occupancy_scores.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
+    for task in ("boxes", "occupancy", "lanes"):
+        scores = json.loads((tmp_path / REGISTERED[task].scores_file).read_text())
+        assert set(REGISTERED[task]().summary(scores)) == set(REGISTERED[task].summary_names)
     assert main(["score", str(answers / "lanes.pkl"), *source(root), "--metric-version", "v1.0"]) == 0
     assert "metric v1.0" in capsys.readouterr().out
     assert main(["score", str(answers), *source(root), "--tasks", "boxes"]) == 0

@@ -335,6 +335,12 @@ def test_precision_auto_is_bf16_only_where_the_device_has_it(
         assert f"'precision': '{expected}'" in (path.parent / "config.py").read_text()
         same = train(toy.toy_config(2, precision=expected), tmp_path / f"named {expected}")
         assert_same(read_checkpoint(path), read_checkpoint(same))
+    # a run goes on in the numbers in which it began
+    whole = train(toy.toy_config(4, precision="bf16"), tmp_path / "whole")
+    for resume in (True, tmp_path / "bf16" / "iter_2.pth"):
+        shutil.copytree(tmp_path / "bf16", tmp_path / f"on {resume is True}")
+        parts = train(toy.toy_config(4, precision="auto"), tmp_path / f"on {resume is True}", resume=resume)
+        assert_same(read_checkpoint(whole), read_checkpoint(parts))
     forget_warnings()
     assert precision.chosen_precision("bf16", "cpu") == "bf16" and "slower than fp32" in caplog.text
     with pytest.raises(ConfigError, match="unknown precision 'half': choose from fp32, bf16, fp16, auto"):
@@ -347,7 +353,13 @@ def test_gradients_clipped_by_value_are_measured_and_checked(toy: Any, tmp_path:
     path = train(config, tmp_path)
     records = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
     norms = [record["gradient_norm"] for record in records if "gradient_norm" in record]
-    assert norms and all(0 < norm < 0.1 for norm in norms)
+    assert norms and max(norms) > 0.1  # before they were clipped
+    weight = torch.nn.Parameter(torch.zeros(1))
+    clip = {"type": "value", "clip_value": 1e-3}
+    wrapper = PrecisionOptimWrapper(torch.optim.AdamW([weight], lr=1.0), "fp32", clip_grad=clip)
+    with pytest.raises(FloatingPointError, match="gradient norm is inf"):
+        wrapper.update_params(weight.sqrt().sum())
+    assert weight.item() == 0
 
 
 def test_processes_that_would_start_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,11 +372,13 @@ def test_processes_that_would_start_differently_are_refused(monkeypatch: pytest.
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     start = module.Start("resume", Path("runs/a/iter_10.pth"))
-    others = "resume iter_10.pth"
-    module._demand_one_start(start)
-    others = "new"
-    with pytest.raises(ConfigError, match=r"process 0 starts with 'resume iter_10.pth', process 1 with 'new'"):
-        module._demand_one_start(start)
+    others = "resume iter_10.pth in bf16"
+    module._demand_one_start(start, "bf16")
+    with pytest.raises(ConfigError, match=r"process 0 starts with '.* in fp32', process 1 with '.* in bf16'"):
+        module._demand_one_start(start, "fp32")
+    others = "new in bf16"
+    with pytest.raises(ConfigError, match=r"process 0 starts with 'resume iter_10.pth in bf16', process 1 with 'new"):
+        module._demand_one_start(start, "bf16")
 
 
 def test_what_a_start_needs_is_looked_for_before_data_are_read(

@@ -126,6 +126,18 @@ def test_what_cannot_be_validated_is_named(
         train(scored(toy, 4, **validation), tmp_path, evaluate=evaluate)
 
 
+def test_a_metric_that_does_not_exist_is_said_before_the_first_step(toy: Any, tmp_path: Path) -> None:
+    class Named:
+        names = ("OLS", "DET_L")
+
+        def __call__(self, model: Any, iteration: int) -> dict[str, float]:
+            raise AssertionError("nothing is scored")
+
+    with pytest.raises(ConfigError, match=r"validation.metric 'ols': the scores are DET_L, OLS"):
+        train(scored(toy, 8, metric="ols"), tmp_path, evaluate=Named())
+    assert not list(tmp_path.glob("iter_*"))
+
+
 def test_curves_for_tensorboard_where_asked_for(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curves: dict[str, list[int]] = {}
 

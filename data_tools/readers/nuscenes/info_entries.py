@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....core.frames import SEEN_POINTS, Annotations, CameraView, Frame
+from ....core.once import warn_once
 from ....geometry import CameraModel, invert_pose, nearest_rigid, pose, rotation_z
 from ...clips.can_bus import SIGNALS
 from ..cameras import ImageSizes, camera_order
@@ -244,6 +245,10 @@ def frame_of_infos(info: dict, reader: EntryReader) -> Frame:
     annotations = None
     if (labels := old_boxes(info)) is not None:
         boxes, velocity, names = labels
+        if "animal" in names:
+            warn_once(
+                "info file: objects named animal are nuScenes' category, which is no class; rename a class of your own"
+            )
         if ego_from_lidar is None and len(boxes):
             raise ValueError("gt_boxes lie in the frame of the LiDAR, but lidar2ego_rotation is missing")
         annotations = _annotations(

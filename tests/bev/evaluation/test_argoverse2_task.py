@@ -63,6 +63,7 @@ def test_written_checked_scored_and_read(truth: GroundTruth, tmp_path: Path, cap
     assert "log-a has no map" in caplog.text and scores["within_region_of_interest"] is False
     assert scores["classes_with_truth"]["CDS"] == pytest.approx(1, abs=1e-6)
     assert task.summary(scores)["CDS"] == pytest.approx(2 / 26, abs=1e-6)
+    assert tuple(task.summary(scores)) == task.summary_names
     assert task.table(scores)[-1] == "(within 150 m, everywhere)"
     write_json(tmp_path / task.scores_file, scores)  # holds no NaN
     assert json.loads((tmp_path / task.scores_file).read_text())["CDS"] == scores["CDS"]

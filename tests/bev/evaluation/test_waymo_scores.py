@@ -126,7 +126,8 @@ def test_the_task_writes_checks_scores_and_reads(frames, tmp_path: Path, caplog)
     assert task.write(path, predictions, "val") == "72 boxes in 4 shards"
     assert task.check(path, truth) == [] and task.oddities(path, truth) == []
     assert task.compared(truth).startswith("no frame is foreign, and each of the 2 segments has boxes; which of the 6")
-    assert task.summary(task.score(path, truth))["LET-3D-mAPL"] == pytest.approx(1)
+    summary = task.summary(task.score(path, truth))
+    assert summary["LET-3D-mAPL"] == pytest.approx(1) and tuple(summary) == task.summary_names
     assert task.drawing_problems(path, truth, frames) == []
     assert len(task.reader(path, frames, CLASSES, "val")(frames[0]).boxes) == 12
     # a model that finds nothing in a segment scores less; a file that lacks the segment is refused

@@ -11,10 +11,10 @@ from drivestack.core.frames import Frame
 from drivestack.core.labels import OccupancyLabels
 from drivestack.data_tools.labels.files import write_occupancy
 from drivestack.geometry import OCC3D_GRID, pose, rotation_z
-from drivestack.occupancy.classes import OCC3D_NUSCENES
+from drivestack.occupancy.classes import OCC3D_NUSCENES, OCC3D_WAYMO
 from drivestack.occupancy.evaluation.rayiou import cast_rays, ray_fan
 from drivestack.occupancy.evaluation.voxel_details import (
-    GROUND,
+    ground_classes,
     hidden_voxels,
     run_lengths,
     surface_thickness,
@@ -22,6 +22,7 @@ from drivestack.occupancy.evaluation.voxel_details import (
 )
 
 FREE, CAR, MANMADE = 17, 4, 15
+GROUND = ground_classes()
 SHAPE = OCC3D_GRID.shape
 
 
@@ -127,4 +128,6 @@ def test_thickness_of_predictions_beside_that_of_labels(tmp_path: Path) -> None:
 
 
 def test_ground_classes_are_those_of_the_data_set() -> None:
-    assert [OCC3D_NUSCENES[i] for i in GROUND] == ["driveable_surface", "other_flat", "sidewalk", "terrain"]
+    names = ["driveable_surface", "other_flat", "sidewalk", "terrain"]
+    assert [OCC3D_NUSCENES[i] for i in ground_classes()] == names
+    assert [OCC3D_WAYMO[i] for i in ground_classes(OCC3D_WAYMO)] == ["road", "walkable"]
