@@ -73,8 +73,8 @@ def load(
     name: a shipped model (``list_models``); a folder with a config ``.py`` and weights, as training leaves it
     (best.pth, else the last checkpoint) or as published (one .safetensors or .pth); a config's name or ``.py`` file,
     with ``weights``. weights: a .safetensors or .pth file, a shipped model's name, or "random". device: "cpu", "cuda",
-    ...; default a GPU if there is one. precision: "fp32", "bf16", "fp16", or
-    "auto": bf16 where the device computes it, else fp32.
+    ...; default a GPU if there is one. precision: "fp32", "bf16", "fp16", or "auto": bf16 where the device computes it,
+    else fp32.
 
     Raises ConfigError for an unknown name, device or precision, CheckpointError for weights that do not fit.
     """
@@ -85,7 +85,7 @@ def load(
     from .tasks.run import load_model, parse_device
 
     chosen = parse_device(device) if device else local_device()
-    chosen_precision(precision, chosen)
+    chosen_precision(precision, chosen)  # a wrong name is said before weights are read
     config_file, found = _find_model(name)
     config = load_config(config_file)
     weights = weights or found
@@ -192,9 +192,9 @@ class Perception:
 
         images: by camera name, or in the rig's order, None for one that has no image now; see ``Rig.frame``. The rig's
         order does not matter: cameras go to the model by name. global_from_ego: [4, 4], where the car is; a
-        model that remembers needs it. timestamp_us: must rise within a drive; default
-        0.5 s after the last. reset: a new drive starts here. session:
-        the memory to use and update, instead of this object's. tasks: answer only these.
+        model that remembers needs it. timestamp_us: must rise within a drive; default 0.5 s after the last. reset: a
+        new drive starts here. session: the memory to use and update, instead of this object's. tasks: answer only
+        these.
 
         Each call is a keyframe: a model over several frames expects them as far apart as in training (0.5 s
         for the shipped and released ones).

@@ -159,8 +159,8 @@ class Notes:
     def refuse_other_stages(self, stages: Sequence[Stage]) -> None:
         """Raises ConfigError for a stage that has begun with other settings."""
         for stage in stages:
-            begun = self.parts.get(stage.name, {}).get("settings", settings_of(stage))
-            if begun != settings_of(stage):
+            settings = settings_of(stage)
+            if self.parts.get(stage.name, {}).get("settings", settings) != settings:
                 raise ConfigError(
                     f"{self.path}: stage {stage.name} has begun with other settings of the recipe or its config; "
                     "choose another --out"

@@ -144,6 +144,7 @@ class BEVFormerV2(PerceptionModel):
 
     @property
     def remembers_objects(self) -> bool:
+        """Whether a box head, also one that is not among the tasks, has an object memory."""
         return self.boxes is not None and self.boxes.memory is not None
 
     @property

@@ -236,11 +236,8 @@ def add_evaluate(verbs: Any) -> None:
     add_source(parser, "the config's test dataset")
     _add_class_range(parser)
     _add_mapping(parser)
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="submissions and scores (default: runs/CONFIG/evaluation)",
-    )
+    default = "runs/CONFIG/evaluation; of a work folder's config.py that folder's name"
+    parser.add_argument("--out", metavar="DIR", help=f"submissions and scores (default: {default})")
     _add_metrics(parser)
 
 

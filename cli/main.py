@@ -304,7 +304,8 @@ def _train(verbs: Any) -> None:
     ]
     parser = verb(verbs, "train", _run_train, "train a model", examples)
     add_config(parser)
-    parser.add_argument("--work-dir", metavar="DIR", help="checkpoints and log (default: runs/CONFIG)")
+    default = "runs/CONFIG; of a work folder's config.py that folder's name"
+    parser.add_argument("--work-dir", metavar="DIR", help=f"checkpoints and log (default: {default})")
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -23,8 +23,6 @@ from .miou import MASKS, ConfusionMatrix, fscore
 from .rayiou import RayIoU, choose_origins
 
 MASK_NAMES = {"camera": "camera mask", "lidar": "lidar mask", "none": "no mask"}
-
-
 LIDAR_HEIGHT_M = 1.84  # of nuScenes' over the road
 
 
