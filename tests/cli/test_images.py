@@ -95,6 +95,8 @@ def test_predict_answers_named_images_and_draws_them(trained: tuple[Path, Path],
         (["--dataroot", "x", "--version", "v", "--split", "val"], "--dataroot is for models of surround cameras"),
         (["--images", "nowhere"], "nowhere: no such image or folder"),
         (["--perturb-calibration", "shuffle"], "--perturb-calibration is for models of surround cameras"),
+        (["--seconds", "3"], "name the folder with --watch"),
+        (["--waymo-entry", "x.json"], "--waymo-entry is for models of surround cameras"),
     ],
 )
 def test_what_does_not_belong_is_one_line(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from drivestack.cli.main import main
+from drivestack.cli.outputs import run_folder
 from drivestack.engine.config import load_config
 
 
@@ -60,3 +61,9 @@ def test_settings_that_do_nothing_or_nonsense_are_one_line(
 ) -> None:
     assert main(["train", "bevformerv2_tiny_synthetic", "--work-dir", str(tmp_path), "--set", change]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_runs_of_two_work_folders_do_not_share_a_folder() -> None:
+    assert run_folder("perception_tiny_drive") == run_folder("mine/perception_tiny_drive.py")
+    assert run_folder("perception_tiny_drive") == Path("runs/perception_tiny_drive")
+    assert run_folder("runs/mine/config.py") == Path("runs/mine") != run_folder("runs/yours/config.py")
